@@ -1,0 +1,7 @@
+"""samething: find the same thing in any collection of pictures.
+
+Importing the package does nothing but name its version; every stage is a module with a function of the
+same name (``from samething.features import features``), which is also the command ``samething features``.
+"""
+
+__version__ = "0.1.0"

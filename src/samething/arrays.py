@@ -1,0 +1,36 @@
+"""Shape and dtype names used in signatures, and the legend of their letters.
+
+The letters stand for the same thing everywhere:
+
+====  ==========================================================================
+n     pictures, in catalog order
+q     queries
+g     gallery (index) entries
+b     a batch
+c     classes (instances seen in training)
+k     neighbours returned for a query; in losses, sub-centres a class
+w     width of a backbone's feature
+d     dimension of an embedding
+====  ==========================================================================
+
+They are checked at run time when the tests are on (jaxtyping with beartype) and cost nothing otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+FeatureRows: TypeAlias = Float[np.ndarray, "n w"]
+Embeddings: TypeAlias = Float[np.ndarray, "n d"]
+Queries: TypeAlias = Float[np.ndarray, "q d"]
+Gallery: TypeAlias = Float[np.ndarray, "g d"]
+Relevance: TypeAlias = Bool[np.ndarray, "q k"]
+NumRelevant: TypeAlias = Int[np.ndarray, " q"]
+PerQuery: TypeAlias = Float[np.ndarray, " q"]
+TopIndices: TypeAlias = Int[np.ndarray, "q k"]
+TopScores: TypeAlias = Float[np.ndarray, "q k"]
+Pixels: TypeAlias = UInt8[np.ndarray, "3 height width"]
+PixelBatch: TypeAlias = UInt8[np.ndarray, "b 3 height width"]

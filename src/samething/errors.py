@@ -1,0 +1,66 @@
+"""The errors a user can meet: each says what was given, what was expected and what to do next.
+
+The library raises; only the command line turns an error into an exit status.
+"""
+
+from __future__ import annotations
+
+
+class SamethingError(Exception):
+    """Something the user can mend.
+
+    Args:
+        given: what was found, with the value or the path in the user's own spelling.
+        expected: what would have been right.
+        next_step: what to type or change to go on.
+    """
+
+    def __init__(self, given: str, *, expected: str, next_step: str) -> None:
+        self.given = given
+        self.expected = expected
+        self.next_step = next_step
+        super().__init__(f"{given}\n  expected: {expected}\n  next: {next_step}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # keyword-only arguments do not survive pickling by default, and worker processes send errors home
+        return (_rebuild, (type(self), self.given, self.expected, self.next_step))
+
+
+def _rebuild(kind: type[SamethingError], given: str, expected: str, next_step: str) -> SamethingError:
+    return kind(given, expected=expected, next_step=next_step)
+
+
+class InputError(SamethingError):
+    """An argument, a table or a picture that cannot be used as it is."""
+
+
+class ImageError(InputError):
+    """One picture that cannot be read; jobs list it with its reason and go on."""
+
+
+class ArtefactError(SamethingError):
+    """A catalog, feature, run, model or index folder that is missing, unfinished or damaged."""
+
+
+class FingerprintError(ArtefactError):
+    """Two artefacts that do not belong together, such as an index and another model's vectors."""
+
+
+class MissingExtraError(SamethingError):
+    """A command that needs an optional part of the installation."""
+
+    def __init__(self, module: str, *, extra: str) -> None:
+        super().__init__(
+            f"the Python package {module!r} is not installed",
+            expected=f"an installation with the {extra!r} extra",
+            next_step=f"pip install 'samething[{extra}]'",
+        )
+        self.module = module
+        self.extra = extra
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_missing_extra, (self.module, self.extra))
+
+
+def _rebuild_missing_extra(module: str, extra: str) -> MissingExtraError:
+    return MissingExtraError(module, extra=extra)
