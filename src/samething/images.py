@@ -10,9 +10,9 @@ import dataclasses
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -82,6 +82,19 @@ class Preprocessing:
                 expected="a share in (0, 1]",
                 next_step="give another crop_fraction",
             )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, for fingerprints and configuration files."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Preprocessing:
+        """The inverse of :meth:`to_json`."""
+        fields = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+        return cls(**fields)
 
 
 def decode(picture: Picture, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
