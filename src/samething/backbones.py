@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -100,6 +101,30 @@ def weights_fingerprint(network: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def write_onnx(network: nn.Module, target: Path, *, size: int) -> Path:
+    """Write a network that maps uint8 pixels (b, 3, size, size) to vectors as ONNX, with a dynamic batch.
+
+    The graph's input is ``pixels``, its output ``vectors``. Graphs above 2 GB, which one file cannot hold,
+    keep their weights in ``<target>.data`` beside it.
+    """
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        torch.onnx.export(
+            network.cpu().eval(),
+            (example,),
+            target,
+            input_names=["pixels"],
+            output_names=["vectors"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamo=True,
+            external_data=num_bytes > 1_900_000_000,
+            verbose=False,
+        )
+    return target
 
 
 # ---- loaders

@@ -93,7 +93,9 @@ class Preprocessing:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Preprocessing:
         """The inverse of :meth:`to_json`."""
-        fields = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+        fields: dict[str, Any] = {
+            key: tuple(item) if isinstance(item, list) else item for key, item in value.items()
+        }
         return cls(**fields)
 
 

@@ -1,0 +1,129 @@
+"""A feature folder on disk.
+
+Layout::
+
+    features/NAME/
+      job.json                    what the folder is for (backbone, preprocessing, dtype); written first
+      data-<catalog>/             one generation, named after the catalog's fingerprint
+        features.npy              float16 (n, w), one row a readable picture, in catalog order
+        catalog.parquet           the catalog of those rows
+        unreadable.csv            image,reason of the pictures left out
+        blocks/                   finished batches while a run is under way; removed at the end
+      manifest.json               names the finished generation; written last
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from samething.arrays import FeatureRows
+from samething.catalog import Catalog
+from samething.errors import ArtefactError
+from samething.files import Json, Manifest, read_manifest
+
+KIND: Final = "features"
+FORMAT_VERSION: Final = 1
+JOB_NAME: Final = "job.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Unreadable:
+    """A picture that could not be read, and why."""
+
+    image: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSet:
+    """A finished feature folder."""
+
+    folder: Path
+    manifest: Manifest
+    rows: FeatureRows
+    """float16 (n, w), memory-mapped, in catalog order."""
+    catalog: Catalog
+    """The pictures of the rows; those that could not be read are not in it."""
+    unreadable: tuple[Unreadable, ...]
+    """The pictures left out, with reasons."""
+    num_computed: int = 0
+    """Pictures that went through the backbone in this run; 0 when the folder was only read."""
+
+    @classmethod
+    def open(cls, folder: Path) -> FeatureSet:
+        """Open a finished feature folder.
+
+        Raises:
+            ArtefactError: missing, unfinished, damaged, or of a newer format.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder, kind=KIND, format_version=FORMAT_VERSION)
+        data = folder / str(manifest.content["data"])
+        try:
+            rows = np.load(data / "features.npy", mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise ArtefactError(
+                f"{data / 'features.npy'} cannot be read ({error})",
+                expected=f"a whole array of {manifest.content['num_rows']} rows",
+                next_step=f"remove {folder} and compute the features again",
+            ) from error
+        catalog = Catalog.read(data / "catalog.parquet")
+        shape = (manifest.content["num_rows"], manifest.made_from["backbone"]["width"])
+        if rows.shape != shape or len(catalog) != len(rows):
+            raise ArtefactError(
+                f"{folder} holds {rows.shape} features for {len(catalog)} pictures",
+                expected=f"the {shape} of its manifest",
+                next_step=f"remove {folder} and compute the features again",
+            )
+        return cls(folder, manifest, rows, catalog, tuple(read_unreadable(data / "unreadable.csv")))
+
+    @property
+    def backbone(self) -> Mapping[str, Json]:
+        """Name, weights, width and preprocessing of the backbone."""
+        description: Mapping[str, Json] = self.manifest.made_from["backbone"]
+        return description
+
+    @property
+    def exit_status(self) -> int:
+        """0, or 3 when pictures were left out."""
+        return 3 if self.unreadable else 0
+
+    def __rich__(self) -> str:
+        """What a person wants to know of the folder, in a few lines."""
+        done = f"computed {self.num_computed:,}" if self.num_computed else "nothing to compute, all was there"
+        lines = [
+            f"[bold]{len(self.rows):,}[/bold] features × {self.rows.shape[1]} of {self.backbone['name']} "
+            f"in {self.folder} ({done})"
+        ]
+        if self.unreadable:
+            lines.append(f"[yellow]{len(self.unreadable):,} pictures could not be read:[/yellow]")
+            lines += [f"  {bad.image}: {bad.reason}" for bad in self.unreadable[:5]]
+            where = self.folder / str(self.manifest.content["data"]) / "unreadable.csv"
+            lines.append(f"  all of them: {where}")
+        return "\n".join(lines)
+
+
+def write_unreadable(target: Path, pictures: list[Unreadable]) -> None:
+    """Write the list of pictures left out."""
+    with target.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["image", "reason"])
+        writer.writerows((picture.image, picture.reason) for picture in pictures)
+
+
+def read_unreadable(source: Path) -> Iterator[Unreadable]:
+    """Read the list of pictures left out."""
+    with source.open(newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            yield Unreadable(row["image"], row["reason"])
+
+
+def made_from(backbone: Mapping[str, Any]) -> dict[str, Json]:
+    """What decides the numbers in a feature folder, whichever pictures it holds."""
+    return {"backbone": dict(backbone), "dtype": "float16"}
