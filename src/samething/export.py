@@ -84,7 +84,7 @@ class Exported:
 
 
 def export(
-    run: Path | Run,
+    run: Path,
     *,
     output: Path = Path("model"),
     name: str | None = None,
@@ -105,7 +105,7 @@ def export(
         FingerprintError: the backbone is not the one that the features were made with.
         ArtefactError: the feature folder has moved, or the exported model does not agree with torch.
     """
-    trained = run if isinstance(run, Run) else Run.open(run)
+    trained = Run.open(run)
     output = Path(output)
     features = trained.features()
     made_from = {

@@ -17,7 +17,7 @@ __all__ = ["RECIPES", "TrainConfig", "train"]
 
 
 def train(
-    features: Path | FeatureSet,
+    features: Path,
     *,
     output: Path = Path("run"),
     recipe: str = "demo",
@@ -62,5 +62,5 @@ def train(
             next_step="see samething train --help",
         )
     config = dataclasses.replace(config, **overrides)
-    feature_set = features if isinstance(features, FeatureSet) else FeatureSet.open(features)
+    feature_set = FeatureSet.open(features)
     return run_training(feature_set, config, Path(output), resume=resume)
