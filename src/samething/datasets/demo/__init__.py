@@ -42,7 +42,7 @@ GENERATOR_VERSION: Final = 1
 CATALOG_NAME: Final = "catalog.parquet"
 
 _PICTURES_A_JOB: Final = 40
-"""Small enough that all processes end at nearly the same time, large enough that sending jobs costs nothing."""
+"""Small enough that all processes end at nearly the same time, large enough to send quickly."""
 
 
 def build_demo_pictures(

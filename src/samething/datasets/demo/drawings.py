@@ -1,4 +1,4 @@
-"""Drawings of one thing by several hands: glyphs of icon fonts and SVG files, and their way onto a picture."""
+"""Drawings of one thing by several hands: glyphs of fonts and SVG files, and their way onto a picture."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ SKETCH_SIDE: Final = 24
 _TURN_DEGREES: Final = 8.0
 _FILL: Final = (0.6, 0.85)
 _MIN_CONTRAST: Final = 110.0
-_NUM_COLOURS: Final = 128
 
 # Names of the groups that hold colour in OpenMoji's files; the rest is its own black-line drawing.
 _COLOUR_LAYERS: Final = ("color", "skin", "hair")
@@ -71,7 +70,7 @@ class Svg:
         text = Path(self.path).read_text(encoding="utf-8")
         if self.line_only:
             text = _without_colour(text)
-        # no drawing of the demo holds text, and searching for fonts would make the result depend on the machine
+        # no drawing of the demo holds text, and system fonts would make the result depend on the machine
         png = resvg_py.svg_to_bytes(svg_string=text, width=side, height=side, skip_system_fonts=True)
         return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
 
@@ -97,8 +96,9 @@ def _without_colour(svg: str) -> str:
 
 
 def trimmed(drawing: Image.Image) -> Image.Image | None:
-    """The drawing cut to its opaque part; None when there is nothing to see (4 pixels or less)."""
-    box = drawing.getchannel("A").point(lambda alpha: 255 * (alpha >= 16)).getbbox()
+    """A drawing (RGBA) or silhouette (L) cut to its opaque part; None when that is 4 pixels wide or less."""
+    cover = drawing if drawing.mode == "L" else drawing.getchannel("A")
+    box = cover.point(lambda alpha: 255 * (alpha >= 16)).getbbox()
     if box is None or max(box[2] - box[0], box[3] - box[1]) <= 4:
         return None
     return drawing.crop(box)
@@ -140,30 +140,20 @@ class DrawnInstance(Instance):
 
     @property
     def suffix(self) -> str:
-        """Flat colours pack best as PNG."""
-        return "png"
+        """Two tones pack best as PNG, more colours as JPEG."""
+        return "png" if self.colours == "two_tone" else "jpg"
 
     def pictures(self, wanted: Collection[str]) -> Iterator[tuple[str, Image.Image]]:
         """Each drawing turned, scaled and shifted a little, on a ground of its own."""
         for source, drawing in self.drawings:
             if source in wanted:
                 random = generator_for(self.domain, self.name, source)
-                rendered = trimmed(drawing.render(DRAWN_SIDE))
-                assert rendered is not None  # the plan has left the blank ones out
-                yield source, self._paint(_turned_and_scaled(rendered, random), random)
-
-    def _paint(self, drawing: Image.Image, random: np.random.Generator) -> Image.Image:
-        room = (SIDE - drawing.width, SIDE - drawing.height)
-        corner = tuple(int(random.uniform(0.1, 0.9) * space) for space in room)
-        if self.colours == "two_tone":
-            ink, ground = _two_tones(random)
-            amount = Image.new("L", (SIDE, SIDE))
-            amount.paste(drawing.getchannel("A"), corner)
-            return _blend(amount, ink, ground)
-        pale = tuple((255 - random.integers(0, 90, 3)).tolist())
-        picture = Image.new("RGB", (SIDE, SIDE), pale)
-        picture.paste(drawing.convert("RGB"), corner, drawing.getchannel("A"))
-        return picture.quantize(_NUM_COLOURS, method=Image.Quantize.MEDIANCUT)
+                rendered = drawing.render(DRAWN_SIDE)
+                if self.colours == "two_tone":
+                    silhouette = _turned_and_scaled(rendered.getchannel("A"), random)
+                    yield source, _in_two_tones(silhouette, random)
+                else:
+                    yield source, _on_pale_ground(_turned_and_scaled(rendered, random), random)
 
 
 def _turned_and_scaled(drawing: Image.Image, random: np.random.Generator) -> Image.Image:
@@ -175,6 +165,19 @@ def _turned_and_scaled(drawing: Image.Image, random: np.random.Generator) -> Ima
     return turned.resize(size, Image.Resampling.LANCZOS)
 
 
+def _corner(drawing: Image.Image, random: np.random.Generator) -> tuple[int, int]:
+    """Somewhere to put the drawing, away from the picture's edges."""
+    x, y = random.uniform(0.1, 0.9, 2)
+    return int(x * (SIDE - drawing.width)), int(y * (SIDE - drawing.height))
+
+
+def _on_pale_ground(drawing: Image.Image, random: np.random.Generator) -> Image.Image:
+    pale = tuple((255 - random.integers(0, 90, 3)).tolist())
+    picture = Image.new("RGB", (SIDE, SIDE), pale)
+    picture.paste(drawing.convert("RGB"), _corner(drawing, random), drawing.getchannel("A"))
+    return picture
+
+
 def _two_tones(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A legible pair of colours: their luminances (Rec. 601) differ by more than 110 of 255."""
     while True:
@@ -183,11 +186,11 @@ def _two_tones(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
             return ink, ground
 
 
-def _blend(amount: Image.Image, ink: np.ndarray, ground: np.ndarray) -> Image.Image:
-    """A palette picture that goes from ``ground`` where ``amount`` is 0 to ``ink`` where it is 255.
-
-    In 64 steps: the eye does not see more on an edge, and the file is a third smaller.
-    """
+def _in_two_tones(silhouette: Image.Image, random: np.random.Generator) -> Image.Image:
+    """A palette picture in 64 steps from one colour to another: edges show no more, and it packs better."""
+    ink, ground = _two_tones(random)
+    amount = Image.new("L", (SIDE, SIDE))
+    amount.paste(silhouette, _corner(silhouette, random))
     steps = np.arange(64)[:, None] / 63
     palette = np.rint(ground * (1 - steps) + ink * steps).astype(np.uint8)
     picture = Image.frombytes("P", amount.size, amount.point(lambda value: value // 4).tobytes())

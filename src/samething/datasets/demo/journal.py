@@ -1,4 +1,4 @@
-"""What a build has finished so far: a list of pictures with their checksums, one a line, added to as they come.
+"""What a build has finished so far: pictures with their checksums, one a line, added to as they come.
 
 A killed build leaves its journal behind. The next build of the same kind reads it and takes over the pictures
 whose files still have these checksums; a line or a file that was cut off is made again.

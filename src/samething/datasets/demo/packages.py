@@ -1,4 +1,4 @@
-"""Where the demo's material lies: data files inside installed Python packages, found without importing them."""
+"""Where the demo's material lies: data files in installed Python packages, found without importing them."""
 
 from __future__ import annotations
 

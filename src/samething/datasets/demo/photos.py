@@ -1,4 +1,4 @@
-"""Photos: places in sample photographs of scientific packages, seen by simulated cameras in simulated light."""
+"""Photos: places in sample photographs of scientific packages, seen by simulated cameras and light."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PHOTOGRAPHS: Final = {
 NUM_VIEWS: Final = 5
 
 CELL: Final = 240
-"""Side of a place, in pixels of the enlarged photograph; places do not overlap, so that none shows another."""
+"""Side of a place, in pixels of the enlarged photograph; they do not overlap, so that none shows another."""
 
 _LONGER_SIDE: Final = 1000
 _MAX_ENLARGEMENT: Final = 2.0
@@ -54,7 +54,7 @@ _MIN_DETAIL: Final = 4.0
 _VIEW_MARGIN: Final = 0.28
 _TURN_DEGREES: Final = 30.0
 
-# A square turned by 30° holds an upright one of 1 / (cos 30° + sin 30°) = 0.73 of its side: 140 of 192 pixels.
+# A square turned by 30° holds an upright one of 1 / (cos 30° + sin 30°) = 0.73 of its side, here 140 of 192.
 _CUT: Final = 28
 
 

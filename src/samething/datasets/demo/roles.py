@@ -1,4 +1,4 @@
-"""Which instances are learned from and which are searched for: a split by instance, fixed once and for all."""
+"""Which instances are learned from and which are searched for: a split by instance, fixed for good."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which drawings may stand for one instance: not blank, not twice the same, not another instance's as well."""
+"""Which drawings may stand for one instance: not blank, not twice the same, not another's as well."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ def distinct_drawings(
     """Keep the drawings that tell the instances apart.
 
     Blank drawings go, and of near-identical ones within a name all but the first. A name with fewer than
-    ``min_drawings`` left goes, of more than ``max_drawings`` the first stay. Of two names that share at least ``num_shared`` near-identical pairs (synonyms
-    such as plus and add) the one with fewer drawings goes, the later one when they have as many.
+    ``min_drawings`` left goes; of more than ``max_drawings`` the first stay. Of two names that share at least
+    ``num_shared`` near-identical pairs (synonyms such as plus and add) the one with fewer drawings goes, the
+    later one when they have as many.
     """
     kept: dict[str, tuple[tuple[str, Drawing], ...]] = {}
     sketches: dict[str, Float[np.ndarray, "drawings cells"]] = {}

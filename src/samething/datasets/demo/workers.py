@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeVar
 
 from PIL import Image
 
@@ -28,7 +28,6 @@ from samething.errors import SamethingError
 from samething.files import PARTIAL_SUFFIX, disk_errors, file_sha256
 
 Result = TypeVar("Result")
-Run: TypeAlias = Callable[[Iterable[Callable[[], Result]]], Iterator[Result]]
 
 _JPEG_QUALITY: Final = 88
 
@@ -109,8 +108,8 @@ def processes(num_workers: int) -> Iterator[Callable[[Iterable[Callable[[], Resu
         raise SamethingError(
             "a worker process ended without a result",
             expected="worker processes that live until the build ends",
-            next_step="run it again (it resumes), with fewer workers if memory was short; a script that calls "
-            'it must do so under if __name__ == "__main__"',
+            next_step="run it again: it resumes (with fewer workers if memory was short; a script "
+            'must call it under if __name__ == "__main__")',
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
