@@ -32,7 +32,7 @@ from samething.errors import InputError
 Precision: TypeAlias = Literal["float64", "float32"]
 
 # Rows as the scoring functions take them: (parts, rows, d), two parts in float64 and one in float32.
-Prepared: TypeAlias = Float[np.ndarray, "parts b d"]
+Prepared: TypeAlias = Float[np.ndarray, "parts _ d"]
 
 # A unit vector x becomes high + low / 2^18, both whole, with x ≈ that / 2^26. A sum of high · high is at most
 # 2^52 and the two of high · low at most sqrt(d) · 2^44 (Cauchy-Schwarz): within float64's 2^53 up to 2^17
@@ -233,22 +233,18 @@ def positive_ranks(
     return ranks
 
 
-def require_directions(
-    rows: Embeddings, *, name: str = "embeddings", row_numbers: Int[np.ndarray, " n"] | None = None
-) -> None:
-    """Refuse rows that have no direction and so no cosine.
+def require_directions(embeddings: Embeddings, rows: Int[np.ndarray, " p"]) -> None:
+    """Refuse embeddings that have no direction and so no cosine; looks at 4096 rows at a time.
 
     Args:
-        rows: embeddings, looked at in blocks of 4096 rows.
-        name: what the error calls them.
-        row_numbers: the numbers by which the user knows the rows; by default 0, 1, …
+        embeddings: all rows, by the numbers the user knows them by.
+        rows: numbers of the rows that will be used.
 
     Raises:
         InputError: a row is all zeros or holds a number that is not finite; the first such row is named.
     """
     for own in _blocks(len(rows), 4096):
-        numbers = np.arange(own.start, own.stop) if row_numbers is None else row_numbers[own]
-        _largest(rows[own], numbers, name)
+        _largest(embeddings[rows[own]], rows[own], "embeddings")
 
 
 def _blocks(length: int, size: int) -> Iterator[slice]:
