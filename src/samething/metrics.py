@@ -25,6 +25,8 @@ _DRAWS_AT_A_TIME: Final = 2**21
 def modified_mean_precision_at_k(relevance: Relevance, num_relevant: NumRelevant, *, k: int) -> PerQuery:
     """mMP@k: of the first ``min(n_q, k)`` ranks, the share that is relevant; ``n_q`` is ``num_relevant``.
 
+    ``mMP@k = sum(relevance[:m]) / m`` with ``m = min(n_q, k)``.
+
     With k = 5 the metric of the Google Universal Image Embedding Challenge (2022) and of UnED (Ypsilantis et
     al., ICCV 2023). A query with fewer than k relevant entries can still reach 1; a hit behind rank n_q does
     not count.
@@ -80,8 +82,8 @@ def precision_at_k(relevance: Relevance, num_relevant: NumRelevant, *, k: int) -
 def average_precision_at_k(relevance: Relevance, num_relevant: NumRelevant, *, k: int) -> PerQuery:
     """AP@k, whose mean over queries is mAP@k: precisions at the relevant ranks up to k, over ``min(k, n_q)``.
 
-    The sum of ``P@j`` over the relevant ranks j ≤ k, divided by the most hits that k ranks can hold, so a
-    perfect ranking reaches 1 (ILIAS, CVPR 2025, with k = 1000). Arguments and errors as in
+    ``AP@k = sum over j ≤ k of relevance[j] · P@j / min(k, n_q)``. It is divided by the most hits
+    that k ranks can hold, so a perfect ranking reaches 1 (ILIAS, CVPR 2025, with k = 1000). Arguments and errors as in
     :func:`modified_mean_precision_at_k`.
 
     >>> average_precision_at_k(np.array([[True, False, True]]), np.array([2]), k=3)
@@ -95,7 +97,8 @@ def average_precision_at_k(relevance: Relevance, num_relevant: NumRelevant, *, k
 def average_precision(ranks: Int[np.ndarray, " p"], num_relevant: NumRelevant) -> PerQuery:
     """AP over the whole ranking: the mean, over a query's relevant entries, of the precision at their ranks.
 
-    Manning, Raghavan and Schütze (2008), equation 8.8, for one query.
+    ``AP = sum over i of i / rank_i / n_q``, where ``rank_i`` is the rank of the i-th relevant entry (Manning,
+    Raghavan and Schütze, 2008, section 8.4).
 
     Args:
         ranks: rank of every relevant entry, counted from 1, one query after another, ascending in each.
@@ -149,8 +152,7 @@ def bootstrap_interval(
     """Percentile bootstrap interval of the mean over queries; NaN values are left out.
 
     Queries are drawn with replacement as often as there are queries, and the interval holds the central
-    ``level`` of the resampled means (Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, section
-    13.3). It answers how much the number would move with other queries of the same kind, not with another
+    ``level`` of the resampled means (Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993). It answers how much the number would move with other queries of the same kind, not with another
     training seed.
 
     Args:
@@ -199,8 +201,6 @@ class PairedDifference:
     """Lower end of the bootstrap interval of the difference."""
     high: float
     """Upper end."""
-    p_value: float
-    """Two-sided: how often resampling turns the sign, doubled; at least ``1 / (num_resamples + 1)``."""
     num_queries: int
     """Queries compared: those with a relevant entry."""
 
@@ -214,10 +214,10 @@ def paired_difference(
     seed: int = 0,
     level: float = 0.95,
 ) -> PairedDifference:
-    """Paired bootstrap test of the plain mean over domains of ``first - second``.
+    """Paired bootstrap of the plain mean over domains of ``first - second``.
 
     Each resample draws the same queries for both, so what makes a query hard for both cancels (Koehn,
-    *Statistical Significance Tests for Machine Translation Evaluation*, EMNLP 2004, section 4). For the mean
+    *Statistical Significance Tests for Machine Translation Evaluation*, EMNLP 2004). For the mean
     over all queries give one domain throughout.
 
     Args:
@@ -232,8 +232,8 @@ def paired_difference(
         InputError: one of the two has a value where the other has NaN: they are not of the same queries.
 
     >>> same = np.array([1.0, 0.0, np.nan])
-    >>> paired_difference(same, same, np.array([0, 0, 0])).p_value
-    1.0
+    >>> paired_difference(same, same, np.array([0, 0, 0]))
+    PairedDifference(difference=0.0, low=0.0, high=0.0, num_queries=2)
     """
     if not np.array_equal(np.isnan(first), np.isnan(second)):
         raise InputError(
@@ -244,15 +244,11 @@ def paired_difference(
     values = first - second
     means = _resampled_domain_means(values, domains, num_resamples=num_resamples, seed=seed)
     low, high = _central(means, level)
-    # one is added to both counts because the observed difference is itself a possible resample
-    turned = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
-    known = int(np.count_nonzero(~np.isnan(values)))
     return PairedDifference(
         difference=domain_mean(values, domains),
         low=low,
         high=high,
-        p_value=min(1.0, 2 * (turned + 1) / (num_resamples + 1)) if known else float("nan"),
-        num_queries=known,
+        num_queries=int(np.count_nonzero(~np.isnan(values))),
     )
 
 
@@ -286,7 +282,7 @@ def _resampled_means(
     return means
 
 
-def _known_groups(values: PerQuery, domains: Int[np.ndarray, " q"]) -> list[PerQuery]:
+def _known_groups(values: PerQuery, domains: Int[np.ndarray, " q"]) -> list[np.ndarray]:
     """The known values of each domain, by ascending domain number; domains without any are left out."""
     known = ~np.isnan(values)
     return [values[known & (domains == domain)] for domain in np.unique(domains[known])]
@@ -330,20 +326,16 @@ def _owners(
     ranks: Int[np.ndarray, " p"], num_relevant: NumRelevant
 ) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
     """For every rank the query it belongs to and its position among that query's ranks, counted from 1."""
-    if num_relevant.sum() != len(ranks):
-        raise InputError(
-            f"{len(ranks)} ranks for num_relevant that sums to {num_relevant.sum()}",
-            expected="one rank for every relevant entry",
-            next_step="pass the counts that positive_ranks was given",
-        )
     query = np.repeat(np.arange(len(num_relevant)), num_relevant)
-    ends = np.cumsum(num_relevant)
-    position = np.arange(len(ranks)) - np.repeat(ends - num_relevant, num_relevant) + 1
-    # ascending ranks that start at 1 are at least as large as their position
-    if np.any(ranks < position) or np.any((np.diff(ranks) <= 0) & (np.diff(query) == 0)):
+    starts = np.cumsum(num_relevant) - num_relevant
+    position = np.arange(len(query)) - np.repeat(starts, num_relevant) + 1
+    ascending = (
+        (np.diff(ranks) > 0) | (np.diff(query) != 0) if len(query) == len(ranks) else np.array([False])
+    )
+    if not ascending.all() or np.any(ranks < 1):
         raise InputError(
-            "ranks that do not ascend from 1 inside each query",
-            expected="the ranks of each query's relevant entries, sorted, counted from 1",
+            f"{len(ranks)} ranks that are not {num_relevant.sum()} numbers from 1, ascending in each query",
+            expected="the ranks of each query's relevant entries",
             next_step="pass the result of positive_ranks unchanged",
         )
     return query, position

@@ -1,20 +1,18 @@
-"""Exact search by cosine similarity, in blocks under a memory ceiling; never a matrix of all pairs.
+"""Exact search by cosine similarity, a block of queries at a time under a memory ceiling.
 
 Two precisions, for two uses:
 
 ``float64``
-    What evaluation uses. A score is the cosine rounded to 10 decimals, so entries that are nearer than that
-    are tied, and ties go to the lower gallery row. The scores do not depend on the block sizes, the number of
-    threads or the BLAS: unit vectors are cut into whole numbers small enough that every sum of products is
-    exact in float64 (Ozaki et al., *Error-free transformations of matrix multiplication by using fast
-    routines of matrix multiplication and its applications*, Numerical Algorithms 59, 2012). Without that, two
-    equal gallery rows get scores that differ in their last bit, depending on where in a block they lie.
+    What evaluation uses. A score is the cosine rounded to 10 decimals, and ties go to the lower gallery row.
+    The scores do not depend on block sizes, threads or the BLAS, so equal gallery rows always tie: unit
+    vectors are cut into whole numbers so small that every sum of products is exact in float64 (Ozaki et al.,
+    *Error-free transformations of matrix multiplication by using fast routines of matrix multiplication and
+    its applications*, Numerical Algorithms 59, 2012).
 ``float32``
-    One third of the arithmetic at half the width, for big jobs. Scores are right to about 1e-6, and the order
-    of entries that are nearer than that is not defined.
+    A third of the arithmetic at half the width, for big jobs. Scores are right to about 1e-6, and the order of
+    entries that are nearer than that is not defined.
 
-The memory ceiling covers everything beyond the arguments and the result. Embeddings may be memory-mapped:
-they are converted a block at a time.
+Embeddings may be memory-mapped: they are converted a block at a time.
 """
 
 from __future__ import annotations
@@ -26,13 +24,10 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 from jaxtyping import Float, Int
 
-from samething.arrays import Embeddings, Gallery, NumRelevant, Queries, Relevance, TopIndices, TopScores
+from samething.arrays import Embeddings, Gallery, NumRelevant, Queries, TopIndices, TopScores
 from samething.errors import InputError
 
 Precision: TypeAlias = Literal["float64", "float32"]
-
-# Rows as the scoring functions take them: (parts, rows, d), two parts in float64 and one in float32.
-Prepared: TypeAlias = Float[np.ndarray, "parts b d"]
 
 # A unit vector x becomes high + low / 2^18, both whole, with x ≈ that / 2^26. A sum of high · high is at most
 # 2^52 and the two of high · low at most sqrt(d) · 2^44 (Cauchy-Schwarz): within float64's 2^53 up to 2^17
@@ -42,17 +37,11 @@ _LOW: Final = 2.0**18
 _SCORE_STEPS: Final = 1e10
 """Steps of 1: scores are rounded to 10 decimals."""
 
-_GROUP: Final = 32
-"""Columns of which one maximum is taken when candidates are sought."""
-
 _UNIT_TOLERANCE: Final = 1e-3
 """How far from 1 the norm of a row called normalised may be; float16 rounding alone makes 5e-4."""
 
-# Bytes at the peak, of temporaries included: for every pair of a block, and for every coordinate of its rows.
-_BYTES_PER_PAIR: Final = {"float64": 32, "float32": 12}
-_BYTES_PER_COORDINATE: Final = {"float64": 56, "float32": 28}
-# Likewise for every neighbour or relevant entry of a query: its row, score and order, old, new and sorted.
-_BYTES_PER_NEIGHBOUR: Final = 96
+_BYTES_PER_COORDINATE: Final = 64
+"""At the peak of preparing a row: the row itself, its magnitudes, its unit vector and the two parts."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,53 +53,6 @@ class TopK:
     scores: TopScores
     """Cosine similarities, descending; -inf where the index is -1."""
 
-    def relevance(
-        self, query_labels: Int[np.ndarray, " q"], gallery_labels: Int[np.ndarray, " g"]
-    ) -> Relevance:
-        """Ranked relevance: which of the entries bear their query's label. Padding is not relevant."""
-        if len(gallery_labels) == 0:
-            return np.zeros(self.indices.shape, dtype=bool)
-        same: Relevance = gallery_labels[self.indices] == query_labels[:, None]
-        return same & (self.indices >= 0)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Positives:
-    """The gallery entries that are relevant to each query, one query after another."""
-
-    rows: Int[np.ndarray, " p"]
-    """Gallery rows."""
-    counts: NumRelevant
-    """How many of the rows belong to each query."""
-
-    @classmethod
-    def from_labels(
-        cls,
-        query_labels: Int[np.ndarray, " q"],
-        gallery_labels: Int[np.ndarray, " g"],
-        *,
-        leave_out: Int[np.ndarray, " q"] | None = None,
-    ) -> Positives:
-        """The entries that bear the query's label, in gallery order, without the one to leave out.
-
-        Args:
-            query_labels: one label a query.
-            gallery_labels: one label a gallery row.
-            leave_out: gallery row that is the query's own picture, -1 for none.
-        """
-        order = np.argsort(gallery_labels, kind="stable")
-        ordered = gallery_labels[order]
-        first = np.searchsorted(ordered, query_labels, side="left")
-        counts = np.searchsorted(ordered, query_labels, side="right") - first
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        rows = order[np.repeat(first, counts) + within]
-        if leave_out is not None:
-            query = np.repeat(np.arange(len(counts)), counts)
-            kept = rows != leave_out[query]
-            rows = rows[kept]
-            counts = np.bincount(query[kept], minlength=len(counts))
-        return cls(rows, counts)
-
 
 def exact_topk(
     queries: Queries,
@@ -118,9 +60,9 @@ def exact_topk(
     k: int,
     *,
     leave_out: Int[np.ndarray, " q"] | None = None,
-    precision: Precision = "float64",
     normalised: bool = False,
     memory_mib: int = 256,
+    precision: Precision = "float64",
 ) -> TopK:
     """The k gallery entries with the highest cosine similarity to each query.
 
@@ -131,154 +73,215 @@ def exact_topk(
         gallery: rows to search, of any of these types.
         k: entries a query, at least 1.
         leave_out: gallery row that each query may not retrieve, such as its own picture; -1 for none.
-        precision: see the module.
         normalised: rows have norm 1 already and are not normalised again; norms off by over 1e-3 are refused.
-        memory_mib: ceiling of the working memory in MiB, beyond the arguments and the result. At least one
-            query and one gallery row are held, whatever the ceiling.
+        memory_mib: ceiling in MiB of the working memory beyond arguments and result. The scores of one query
+            are always held, 8 bytes a gallery row. Less memory means that the gallery is converted more often.
+        precision: see the module.
 
     Raises:
         InputError: a row is zero or not finite, or an argument is out of its range.
+
+    >>> found = exact_topk(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0], [3.0, 4.0], [2.0, 0.0]]), 2)
+    >>> found.indices, found.scores
+    (array([[2, 1]]), array([[1. , 0.6]]))
     """
     if k < 1:
         raise InputError(f"k={k}", expected="at least 1", next_step="ask for one neighbour or more")
-    _check_left_out(leave_out, len(gallery))
-    num_rows, num_columns = _block_sizes(
-        queries, gallery, precision, memory_mib, bytes_per_query=_BYTES_PER_NEIGHBOUR * k
-    )
     indices = np.full((len(queries), k), -1, dtype=np.int64)
     scores = np.full((len(queries), k), -np.inf, dtype=precision)
-    for own in _blocks(len(queries), num_rows):
-        prepared = _prepare(queries[own], own.start, "queries", precision, normalised)
-        for columns in _blocks(len(gallery), num_columns):
-            block = _prepare(gallery[columns], columns.start, "gallery", precision, normalised)
-            found = _scores(prepared, block)
-            if leave_out is not None:
-                _forbid(found, np.arange(len(found)), leave_out[own], columns)
-            best, values = _best_columns(found, k, floors=scores[own][:, -1])
-            # earlier blocks hold lower gallery rows, so a stable sort keeps the rule for ties
-            rows = np.concatenate([indices[own], best + columns.start], axis=1)
-            values = np.concatenate([scores[own], values], axis=1)
-            order = np.argsort(-values, axis=1, kind="stable")[:, :k]
-            indices[own] = np.take_along_axis(rows, order, axis=1)
-            scores[own] = np.take_along_axis(values, order, axis=1)
-    indices[scores == -np.inf] = -1
-    if precision == "float64":
-        scores /= _SCORE_STEPS
+    for own, block in _score_blocks(queries, gallery, leave_out, normalised, memory_mib, precision):
+        for query, row in enumerate(block, start=own.start):
+            best = _best_columns(row, k)
+            best = best[row[best] > -np.inf]
+            indices[query, : len(best)] = best
+            scores[query, : len(best)] = row[best]
     return TopK(indices, scores)
 
 
 def positive_ranks(
     queries: Queries,
     gallery: Gallery,
-    positives: Positives,
+    query_labels: Int[np.ndarray, " q"],
+    gallery_labels: Int[np.ndarray, " g"],
     *,
     leave_out: Int[np.ndarray, " q"] | None = None,
-    precision: Precision = "float64",
     normalised: bool = False,
     memory_mib: int = 256,
-) -> Int[np.ndarray, " p"]:
+    precision: Precision = "float64",
+) -> tuple[Int[np.ndarray, " p"], NumRelevant]:
     """The rank of every relevant entry in its query's ranking of the whole gallery, counted from 1.
 
-    The ranking is that of :func:`exact_topk`; the entry left out has no rank and does not count. Nothing of
-    the size of queries × gallery is kept.
-
-    Args:
-        queries: float16, float32 or float64 rows.
-        gallery: rows to search, of any of these types.
-        positives: the relevant entries of each query.
-        leave_out: gallery row that each query may not retrieve, -1 for none.
-        precision: see the module.
-        normalised: as in :func:`exact_topk`.
-        memory_mib: as in :func:`exact_topk`.
+    Relevant are the gallery entries that bear the query's label. The ranking is that of :func:`exact_topk`; the
+    entry left out has no rank and does not count. Further arguments and errors as in :func:`exact_topk`.
 
     Returns:
-        One query after another as in ``positives.counts``, ascending in each: what
+        The ranks, one query after another, ascending in each, and how many of them each query has: what
         :func:`samething.metrics.average_precision` takes.
 
-    Raises:
-        InputError: a row is zero or not finite, a relevant entry is the one left out, or an argument is out
-            of its range.
+    >>> angles = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    >>> positive_ranks(angles[:1], angles, np.array([7]), np.array([7, 8, 7]), leave_out=np.array([0]))
+    (array([2]), array([1]))
     """
-    _check_left_out(leave_out, len(gallery))
-    _check_positives(positives, leave_out, len(gallery))
-    most_positives = int(positives.counts.max(initial=0))
-    num_rows, num_columns = _block_sizes(
-        queries, gallery, precision, memory_mib, bytes_per_query=_BYTES_PER_NEIGHBOUR * most_positives
-    )
-    ranks = np.empty(len(positives.rows), dtype=np.int64)
-    ends = np.cumsum(positives.counts)
-    for own in _blocks(len(queries), num_rows):
-        prepared = _prepare(queries[own], own.start, "queries", precision, normalised)
-        counts = positives.counts[own]
-        span = slice(int(ends[own.start] - counts[0]), int(ends[own.stop - 1]))
-        rows = positives.rows[span]
-        query = np.repeat(np.arange(len(counts)), counts)
-        keys = np.empty(len(rows), dtype=precision)
-        for pairs in _blocks(len(rows), max(1, num_columns // 2)):
-            entries = _prepare_rows(gallery, rows[pairs], "gallery", precision, normalised)
-            keys[pairs] = _pair_scores(prepared, query[pairs], entries)
-        order = np.lexsort((rows, -keys, query))
-        rows, keys = rows[order], keys[order]
-        before = np.zeros(len(rows), dtype=np.int64)
-        for columns in _blocks(len(gallery), num_columns):
-            block = _prepare(gallery[columns], columns.start, "gallery", precision, normalised)
-            found = _scores(prepared, block)
-            # relevant entries are ordered among themselves above; here only the others are counted
-            _forbid(found, query, rows, columns)
-            if leave_out is not None:
-                _forbid(found, np.arange(len(found)), leave_out[own], columns)
-            before += _num_before(found, counts, rows - columns.start, keys)
-        starts = np.cumsum(counts) - counts
-        ranks[span] = before + np.arange(len(rows)) - np.repeat(starts, counts) + 1
-    return ranks
+    by_label = np.argsort(gallery_labels, kind="stable")
+    starts = np.searchsorted(gallery_labels[by_label], query_labels, side="left")
+    ends = np.searchsorted(gallery_labels[by_label], query_labels, side="right")
+    ranks = [np.empty(0, dtype=np.int64)]
+    counts = np.zeros(len(queries), dtype=np.int64)
+    for own, block in _score_blocks(queries, gallery, leave_out, normalised, memory_mib, precision):
+        for query, row in enumerate(block, start=own.start):
+            positives = by_label[starts[query] : ends[query]]
+            positives = positives[row[positives] > -np.inf]
+            ranks.append(_ranks_of_columns(row, positives))
+            counts[query] = len(positives)
+    return np.concatenate(ranks), counts
 
 
-def require_directions(
-    rows: Embeddings, *, name: str = "embeddings", row_numbers: Int[np.ndarray, " n"] | None = None
-) -> None:
+def require_directions(rows: Embeddings, *, row_numbers: Int[np.ndarray, " n"], name: str) -> None:
     """Refuse rows that have no direction and so no cosine.
 
     Args:
-        rows: embeddings, looked at in blocks of 4096 rows.
+        rows: embeddings.
+        row_numbers: the numbers by which the user knows the rows.
         name: what the error calls them.
-        row_numbers: the numbers by which the user knows the rows; by default 0, 1, …
 
     Raises:
         InputError: a row is all zeros or holds a number that is not finite; the first such row is named.
     """
     for own in _blocks(len(rows), 4096):
-        numbers = np.arange(own.start, own.stop) if row_numbers is None else row_numbers[own]
-        _largest(rows[own], numbers, name)
+        _largest(rows[own], row_numbers[own], name)
 
 
-def _blocks(length: int, size: int) -> Iterator[slice]:
-    for start in range(0, length, size):
-        yield slice(start, min(start + size, length))
+# ---- rankings from one query's scores
 
 
-def _block_sizes(
-    queries: Queries, gallery: Gallery, precision: Precision, memory_mib: int, bytes_per_query: int
-) -> tuple[int, int]:
-    """Queries and gallery rows a block: half of the memory for their scores, a quarter for each one's rows.
+def _best_columns(row: Float[np.ndarray, " g"], k: int) -> Int[np.ndarray, " k"]:
+    """Columns of the k highest scores, or of all if there are fewer, best first, of equal ones the lower."""
+    candidates = np.arange(len(row))
+    if k < len(row):
+        threshold = np.partition(row, len(row) - k)[len(row) - k]
+        above = np.flatnonzero(row > threshold)
+        equal = np.flatnonzero(row == threshold)[: k - len(above)]
+        candidates = np.concatenate([above, equal])
+    # columns that share a score ascend here, and a stable sort keeps them so
+    best: np.ndarray = candidates[np.argsort(-row[candidates], kind="stable")]
+    return best
 
-    Args:
-        queries: for their number and dimension.
-        gallery: for its number of rows.
-        precision: decides the bytes a coordinate and a pair.
-        memory_mib: the ceiling.
-        bytes_per_query: what is held for a query besides its row and its scores.
-    """
+
+def _ranks_of_columns(row: Float[np.ndarray, " g"], chosen: Int[np.ndarray, " p"]) -> Int[np.ndarray, " p"]:
+    """Ranks of some columns, ascending: 1 + the higher scores + the equal scores in lower columns."""
+    columns = np.arange(len(row))
+    ranks = np.empty(len(chosen), dtype=np.int64)
+    for part in _blocks(len(chosen), max(1, 2**20 // max(1, len(row)))):  # a few MiB of comparisons at a time
+        scores, own = row[chosen[part], None], chosen[part, None]
+        earlier = row > scores
+        earlier |= (row == scores) & (columns < own)
+        ranks[part] = 1 + np.count_nonzero(earlier, axis=1)
+    return np.sort(ranks)
+
+
+# ---- scores
+
+
+def _score_blocks(
+    queries: Queries,
+    gallery: Gallery,
+    leave_out: Int[np.ndarray, " q"] | None,
+    normalised: bool,
+    memory_mib: int,
+    precision: Precision,
+) -> Iterator[tuple[slice, Float[np.ndarray, "b g"]]]:
+    """Consecutive queries and their cosines with the whole gallery, -inf where the entry is left out."""
     if memory_mib < 1:
         raise InputError(f"memory_mib={memory_mib}", expected="at least 1 MiB", next_step="leave it at 256")
+    _check_left_out(leave_out, len(gallery))
+    num_rows, num_columns = _block_sizes(len(queries), len(gallery), queries.shape[1], memory_mib)
+    for own in _blocks(len(queries), num_rows):
+        prepared = _prepare(queries[own], own.start, "queries", normalised, precision)
+        scores = np.empty((own.stop - own.start, len(gallery)), dtype=precision)
+        for columns in _blocks(len(gallery), num_columns):
+            entries = _prepare(gallery[columns], columns.start, "gallery", normalised, precision)
+            scores[:, columns] = _cosines(prepared, entries)
+        if leave_out is not None:
+            query = np.flatnonzero(leave_out[own] >= 0)
+            scores[query, leave_out[own][query]] = -np.inf
+        yield own, scores
+
+
+def _block_sizes(num_queries: int, num_entries: int, width: int, memory_mib: int) -> tuple[int, int]:
+    """Queries and gallery rows a block: half of the memory for scores, an eighth for each of the temporaries."""
     memory = memory_mib * 2**20
-    bytes_per_row = _BYTES_PER_COORDINATE[precision] * max(1, queries.shape[1])
-    most_pairs = memory // 2 // _BYTES_PER_PAIR[precision]
-    most_queries = max(1, min(len(queries), memory // 4 // (bytes_per_row + bytes_per_query)))
-    most_entries = max(1, min(len(gallery), memory // 4 // bytes_per_row))
-    num_rows = min(most_queries, int(most_pairs**0.5))
-    num_columns = min(most_entries, most_pairs // num_rows)
-    # a small gallery leaves room for more queries
-    return min(most_queries, most_pairs // num_columns), num_columns
+    most_rows = memory // 8 // (_BYTES_PER_COORDINATE * max(1, width))
+    num_rows = max(1, min(num_queries, most_rows, memory // 2 // (8 * max(1, num_entries))))
+    # the products of a block: two matrices of 8 bytes a pair
+    num_columns = max(1, min(num_entries, most_rows, memory // 8 // (16 * num_rows)))
+    return num_rows, num_columns
+
+
+def _cosines(
+    queries: Float[np.ndarray, "parts b d"], entries: Float[np.ndarray, "parts c d"]
+) -> Float[np.ndarray, "b c"]:
+    scores: np.ndarray = queries[0] @ entries[0].T
+    if len(queries) == 1:
+        return scores
+    cross = queries[0] @ entries[1].T
+    cross += queries[1] @ entries[0].T
+    cross /= _LOW
+    scores += cross
+    scores *= _SCORE_STEPS / _HIGH**2
+    np.rint(scores, out=scores)
+    scores /= _SCORE_STEPS
+    return scores
+
+
+def _prepare(
+    rows: Float[np.ndarray, "b d"], start: int, name: str, normalised: bool, precision: Precision
+) -> Float[np.ndarray, "parts b d"]:
+    """Unit vectors: as they are in float32, in float64 as two parts of whole numbers (see the top)."""
+    # narrow types are widened before any arithmetic, float64 is narrowed only after it: no overflow either way
+    rows = rows.astype(np.promote_types(rows.dtype, precision), copy=False)
+    largest = _largest(rows, np.arange(start, start + len(rows)), name)
+    if normalised:
+        norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+        wrong = np.flatnonzero(~(np.abs(norms - 1) <= _UNIT_TOLERANCE))
+        if len(wrong):
+            raise InputError(
+                f"row {start + int(wrong[0])} of the {name} has norm {norms[wrong[0]]:.6g}",
+                expected=f"norm 1 within {_UNIT_TOLERANCE}, as normalised=True says",
+                next_step="leave normalised at False",
+            )
+        unit = rows
+    else:
+        # dividing by the largest coordinate first keeps the squares of very large and very small rows in range
+        unit = rows / largest[:, None]
+        unit /= np.sqrt(np.einsum("nd,nd->n", unit, unit))[:, None]
+    if precision == "float32":
+        return unit.astype(np.float32, copy=False)[None]
+    scaled = unit * _HIGH
+    parts = np.empty((2, *unit.shape))
+    np.rint(scaled, out=parts[0])
+    scaled -= parts[0]
+    scaled *= _LOW
+    np.rint(scaled, out=parts[1])
+    return parts
+
+
+# ---- checks
+
+
+def _largest(
+    rows: Float[np.ndarray, "b d"], row_numbers: Int[np.ndarray, " b"], name: str
+) -> Float[np.ndarray, " b"]:
+    """Largest magnitude in each row, checked to be finite and not 0."""
+    largest: np.ndarray = np.abs(rows).max(axis=1, initial=0)
+    wrong = np.flatnonzero(~(np.isfinite(largest) & (largest > 0)))
+    if len(wrong):
+        problem = "is all zeros" if largest[wrong[0]] == 0 else "holds a number that is not finite"
+        raise InputError(
+            f"row {int(row_numbers[wrong[0]])} of the {name} {problem}",
+            expected="finite rows that are not zero, because a cosine needs a direction",
+            next_step="leave the row out, or find out why the model gives such an embedding",
+        )
+    return largest
 
 
 def _check_left_out(leave_out: Int[np.ndarray, " q"] | None, num_entries: int) -> None:
@@ -294,197 +297,6 @@ def _check_left_out(leave_out: Int[np.ndarray, " q"] | None, num_entries: int) -
         )
 
 
-def _check_positives(positives: Positives, leave_out: Int[np.ndarray, " q"] | None, num_entries: int) -> None:
-    rows = positives.rows
-    if positives.counts.sum() != len(rows) or np.any((rows < 0) | (rows >= num_entries)):
-        raise InputError(
-            f"{len(rows)} positives for counts that sum to {positives.counts.sum()}, or rows out of range",
-            expected=f"as many rows as the counts say, each from 0 to {num_entries - 1}",
-            next_step="make them with Positives.from_labels",
-        )
-    if leave_out is not None and np.any(rows == np.repeat(leave_out, positives.counts)):
-        raise InputError(
-            "a query's own picture among its positives",
-            expected="positives without the gallery row that the query may not retrieve",
-            next_step="give leave_out to Positives.from_labels too",
-        )
-
-
-# ---- rows
-
-
-def _largest(rows: Embeddings, row_numbers: Int[np.ndarray, " n"], name: str) -> Float[np.ndarray, " n"]:
-    """Largest magnitude in each row, checked to be finite and not 0."""
-    largest: Float[np.ndarray, " n"] = np.abs(rows).max(axis=1, initial=0)
-    wrong = np.flatnonzero(~(np.isfinite(largest) & (largest > 0)))
-    if len(wrong):
-        problem = "is all zeros" if largest[wrong[0]] == 0 else "holds a number that is not finite"
-        raise InputError(
-            f"row {int(row_numbers[wrong[0]])} of the {name} {problem}",
-            expected="finite rows that are not zero, because a cosine needs a direction",
-            next_step="leave the row out, or find out why the model gives such an embedding",
-        )
-    return largest
-
-
-def _prepare(rows: Embeddings, start: int, name: str, precision: Precision, normalised: bool) -> Prepared:
-    """Consecutive rows, of which the first is number ``start``, as the scoring functions take them."""
-    return _prepared(rows, np.arange(start, start + len(rows)), name, precision, normalised)
-
-
-def _prepare_rows(
-    rows: Embeddings, chosen: Int[np.ndarray, " p"], name: str, precision: Precision, normalised: bool
-) -> Prepared:
-    """Any rows, repeats allowed."""
-    return _prepared(rows[chosen], chosen, name, precision, normalised)
-
-
-def _prepared(
-    rows: Embeddings, row_numbers: Int[np.ndarray, " n"], name: str, precision: Precision, normalised: bool
-) -> Prepared:
-    # narrow types are widened before any arithmetic, float64 is narrowed after it: no overflow either way
-    rows = rows.astype(np.promote_types(rows.dtype, precision), copy=False)
-    largest = _largest(rows, row_numbers, name)
-    if normalised:
-        norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-        wrong = np.flatnonzero(~(np.abs(norms - 1) <= _UNIT_TOLERANCE))
-        if len(wrong):
-            raise InputError(
-                f"row {int(row_numbers[wrong[0]])} of the {name} has norm {norms[wrong[0]]:.6g}",
-                expected=f"norm 1 within {_UNIT_TOLERANCE}, as normalised=True says",
-                next_step="leave normalised at False",
-            )
-        unit = rows
-    else:
-        unit = rows / largest[:, None]
-        unit /= np.sqrt(np.einsum("nd,nd->n", unit, unit))[:, None]
-    if precision == "float32":
-        return unit.astype(np.float32, copy=False)[None]
-    scaled = unit * _HIGH
-    parts = np.empty((2, *unit.shape))
-    np.rint(scaled, out=parts[0])
-    scaled -= parts[0]
-    scaled *= _LOW
-    np.rint(scaled, out=parts[1])
-    return parts
-
-
-# ---- scores
-
-
-def _scores(queries: Prepared, entries: Prepared) -> Float[np.ndarray, "q g"]:
-    """Cosines of all pairs; in float64 as whole numbers of 1e-10."""
-    scores: Float[np.ndarray, "q g"] = queries[0] @ entries[0].T
-    if len(queries) == 1:
-        return scores
-    cross = queries[0] @ entries[1].T
-    cross += queries[1] @ entries[0].T
-    return _rounded(scores, cross)
-
-
-def _pair_scores(
-    queries: Prepared, query: Int[np.ndarray, " p"], entries: Prepared
-) -> Float[np.ndarray, " p"]:
-    """The same for pairs: entry j with query ``query[j]``. In float64 equal to :func:`_scores` to the bit."""
-    scores: Float[np.ndarray, " p"] = np.einsum("pd,pd->p", queries[0][query], entries[0])
-    if len(queries) == 1:
-        return scores
-    cross = np.einsum("pd,pd->p", queries[0][query], entries[1])
-    cross += np.einsum("pd,pd->p", queries[1][query], entries[0])
-    return _rounded(scores, cross)
-
-
-def _rounded(scores: np.ndarray, cross: np.ndarray) -> np.ndarray:
-    """``scores + cross / 2^18`` in units of 2^-52, to whole numbers of 1e-10; both arguments are used up."""
-    cross /= _LOW
-    scores += cross
-    scores *= _SCORE_STEPS / _HIGH**2
-    # adding 0 turns a negative zero into zero
-    np.rint(scores, out=scores)
-    scores += 0.0
-    return scores
-
-
-def _forbid(
-    scores: Float[np.ndarray, "q g"],
-    query: Int[np.ndarray, " p"],
-    rows: Int[np.ndarray, " p"],
-    columns: slice,
-) -> None:
-    """Set the scores of pairs to -inf where their gallery row lies in the block of ``columns``."""
-    inside = (rows >= columns.start) & (rows < columns.stop)
-    scores[query[inside], rows[inside] - columns.start] = -np.inf
-
-
-def _best_columns(
-    scores: Float[np.ndarray, "q g"], k: int, floors: Float[np.ndarray, " q"]
-) -> tuple[TopIndices, TopScores]:
-    """Columns and scores of the k best of each row, best first, of equal ones the lower column first.
-
-    Args:
-        scores: one row a query.
-        k: how many.
-        floors: a score below which each row's entries are of no use; they may be left out.
-
-    Returns:
-        k columns, padded with -1 and -inf where a row has fewer that are of use.
-    """
-    num_rows = len(scores)
-    columns = np.full((num_rows, k), -1, dtype=np.int64)
-    values = np.full((num_rows, k), -np.inf, dtype=scores.dtype)
-    # if nearly all scores tie nearly all are candidates: an eighth of the rows at a time bounds their memory
-    for own in _blocks(num_rows, max(1, num_rows // 8)):
-        least = np.maximum(floors[own], _reached_by(scores[own], k))
-        # numpy finds the places in a flat array three times as fast as in two dimensions
-        row, column = np.divmod(np.flatnonzero(scores[own] >= least[:, None]), scores.shape[1])
-        score = scores[own][row, column]
-        order = np.lexsort((-score, row))  # stable, and the columns of a row ascend
-        place = np.arange(len(row)) - np.searchsorted(row, row)
-        kept, place, row = order[place < k], place[place < k], row[place < k]
-        columns[own.start + row, place] = column[kept]
-        values[own.start + row, place] = score[kept]
-    return columns, values
-
-
-def _reached_by(scores: Float[np.ndarray, "q g"], k: int) -> Float[np.ndarray, " q"]:
-    """A score that at least k entries of each row reach, and seldom many more; -inf if the row has fewer.
-
-    The k-th highest maximum of disjoint groups of columns: every group above it holds one such entry. It
-    takes one pass of maxima, which costs a twentieth of selecting among all columns.
-    """
-    num_rows, num_columns = scores.shape
-    if k > num_columns:
-        return np.full(num_rows, -np.inf, dtype=scores.dtype)
-    num_groups = num_columns // _GROUP
-    if num_groups >= 4 * k:
-        scores = scores[:, : num_groups * _GROUP].reshape(num_rows, _GROUP, num_groups).max(axis=1)
-    return np.partition(scores, scores.shape[1] - k, axis=1)[:, -k]
-
-
-def _num_before(
-    scores: Float[np.ndarray, "q g"],
-    counts: NumRelevant,
-    columns: Int[np.ndarray, " p"],
-    keys: Float[np.ndarray, " p"],
-) -> Int[np.ndarray, " p"]:
-    """How many scores of its query's row come before each relevant entry: higher, or equal and further left.
-
-    Args:
-        scores: one row a query; what does not count is -inf.
-        counts: relevant entries of each query.
-        columns: column of each relevant entry, which may lie outside the block on either side.
-        keys: its score.
-    """
-    num_columns = scores.shape[1]
-    ordered = np.sort(scores, axis=1)
-    before = np.empty(len(keys), dtype=np.int64)
-    ends = np.cumsum(counts)
-    for row in np.flatnonzero(counts):
-        own = slice(int(ends[row] - counts[row]), int(ends[row]))
-        not_higher = np.searchsorted(ordered[row], keys[own], side="right")
-        lower = np.searchsorted(ordered[row], keys[own], side="left")
-        before[own] = num_columns - not_higher
-        for entry in own.start + np.flatnonzero(not_higher > lower):
-            to_the_left = scores[row, : max(0, int(columns[entry]))]
-            before[entry] += np.count_nonzero(to_the_left == keys[entry])
-    return before
+def _blocks(length: int, size: int) -> Iterator[slice]:
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))
