@@ -25,7 +25,7 @@ from samething.errors import ArtefactError, FingerprintError, InputError
 Json: TypeAlias = Any
 
 MANIFEST_NAME = "manifest.json"
-PARTIAL_SUFFIX = ".tmp"
+PARTIAL_SUFFIX = ".samething.tmp"
 
 
 @contextlib.contextmanager
@@ -33,21 +33,21 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``target``; on success flush it to disk and rename it into place.
 
     On an exception the temporary file is removed and ``target`` is untouched. A killed process leaves a
-    hidden ``.NAME.….tmp`` behind, which :func:`only_one_writer` clears away in artefact folders.
+    hidden ``.NAME.….samething.tmp`` behind, which :func:`only_one_writer` clears away in artefact folders.
 
     Raises:
         InputError: the folder is read-only, the disk is full, or ``target`` is a folder or a device;
             nothing was changed.
     """
     target = Path(target)
-    # renaming over a device such as /dev/null would replace it
-    if target.exists() and not target.is_file():
-        raise InputError(
-            f"{target} is not a file",
-            expected="the path of a file, new or to be replaced",
-            next_step="choose another output with -o",
-        )
     with disk_errors(target):
+        # renaming over a device such as /dev/null would replace it
+        if target.exists() and not target.is_file():
+            raise InputError(
+                f"{target} is not a file",
+                expected="the path of a file, new or to be replaced",
+                next_step="choose another output with -o",
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = _new_partial(target)
         try:
@@ -106,8 +106,8 @@ def _concerns(target: Path, error: OSError) -> bool:
     """Whether an error is about writing ``target``: a failed write names no file, a failed open names one."""
     if not isinstance(error.filename, str | bytes | os.PathLike):
         return True
-    named, target = Path(os.path.abspath(os.fsdecode(error.filename))), Path(os.path.abspath(target))
-    return named.is_relative_to(target.parent) or target.is_relative_to(named)
+    named, folder = Path(os.fsdecode(error.filename)).resolve(), Path(target).parent.resolve()
+    return named.is_relative_to(folder) or folder.is_relative_to(named)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -306,7 +306,7 @@ def require_same(ours: Mapping[str, Json], theirs: Mapping[str, Json], *, what: 
 def only_one_writer(folder: Path) -> Iterator[None]:
     """Hold a folder for writing; the lock goes away with the process, however it ends.
 
-    Temporary files that a killed writer left directly in the folder are removed. Writers that share a folder
+    Temporary files that a killed writer left in the folder are removed. Writers that share a folder
     (workers of one job) are started by the one process that holds it.
 
     Raises:
@@ -325,7 +325,7 @@ def only_one_writer(folder: Path) -> Iterator[None]:
                 next_step="wait for it to end, or choose another output with -o",
             ) from error
     try:
-        for leftover in folder.glob(f".*{PARTIAL_SUFFIX}"):
+        for leftover in folder.rglob(f".*{PARTIAL_SUFFIX}"):
             with disk_errors(leftover):
                 leftover.unlink(missing_ok=True)
         yield
