@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import cyclopts
 
 from samething.errors import InputError
 from samething.evaluation.result import (
@@ -37,7 +40,7 @@ def evaluate(
     embeddings: Path | None = None,
     catalog: Path | None = None,
     json: Path | None = None,
-    merged: bool = True,
+    merged: Annotated[bool, cyclopts.Parameter(negative="--per-domain")] = True,
     baselines: bool = True,
 ) -> Comparison | EvaluationResult:
     """Measure retrieval on the test pictures: runs side by side, or any model's embeddings.
@@ -51,7 +54,7 @@ def evaluate(
         embeddings: a .npy of floats (n, d) in catalog order, instead of runs; any model's.
         catalog: with embeddings: the table img_path,label,domain,role; the pictures need not exist.
         json: write all numbers of both protocols here.
-        merged: print the index over all domains; --no-merged or --per-domain the index a domain.
+        merged: print the protocol with one index over all domains, or the one with an index a domain.
         baselines: with runs: also the backbone at full width, average-pooled and PCA.
 
     Raises:

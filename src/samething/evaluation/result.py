@@ -129,6 +129,19 @@ class EvaluationResult:
             **{metric: _or_null(value) for metric, value in values.items()},
         }
 
+    def intervals(self) -> Json:
+        """Protocol -> domain or ``mean`` -> metric -> the two ends of its 95 % interval, or nulls."""
+        return {
+            protocol: {
+                domain: {
+                    metric: [_or_null(end) for end in self.interval(metric, domain=domain, protocol=protocol)]
+                    for metric in METRICS
+                }
+                for domain in (*self.domains, MEAN)
+            }
+            for protocol in PROTOCOLS
+        }
+
     def write_json(self, path: Path) -> Path:
         """Write :meth:`to_json`, atomically."""
         write_json(Path(path), self.to_json())
@@ -321,7 +334,7 @@ class Comparison:
     def to_json(self) -> Json:
         """Name -> ``dimension``, what :meth:`EvaluationResult.to_json` says, and ``intervals`` alike."""
         return {
-            name: {"dimension": self.dimensions[name], **result.to_json(), "intervals": _intervals(result)}
+            name: {"dimension": self.dimensions[name], **result.to_json(), "intervals": result.intervals()}
             for name, result in self.results.items()
         }
 
@@ -357,19 +370,6 @@ def _cell(result: EvaluationResult, metric: Metric, domain: str, protocol: Proto
         return "–"
     low, high = result.interval(metric, domain=domain, protocol=protocol)
     return f"{100 * value:.1f} ({100 * low:.1f}–{100 * high:.1f})"
-
-
-def _intervals(result: EvaluationResult) -> Json:
-    return {
-        protocol: {
-            domain: {
-                metric: [_or_null(end) for end in result.interval(metric, domain=domain, protocol=protocol)]
-                for metric in METRICS
-            }
-            for domain in (*result.domains, MEAN)
-        }
-        for protocol in PROTOCOLS
-    }
 
 
 def _or_null(value: float) -> float | None:

@@ -165,7 +165,11 @@ class Trainer:
         self.margin_head = self._build_margin_head().to(self.device).train()
         self.optimiser = build_optimiser(config, [*self.head.parameters(), *self.margin_head.parameters()])
         self.average = (
-            AveragedModel(self.head, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+            AveragedModel(
+                self.head,
+                multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay),  # type: ignore[no-untyped-call]
+                use_buffers=True,
+            )
             if config.ema_decay
             else None
         )
@@ -291,8 +295,10 @@ class Trainer:
 
     def current_head(self) -> Head:
         """The head as it stands: the moving average where there is one."""
-        head: Head = self.average.module if self.average is not None else self.head
-        return head
+        if self.average is None:
+            return self.head
+        assert isinstance(self.average.module, Head)
+        return self.average.module
 
     def _validate(self) -> None:
         if len(self.data.val_rows) == 0:
