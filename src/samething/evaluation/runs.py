@@ -46,10 +46,12 @@ def compare_runs(
             next_step="make the catalog with a share for the test: samething catalog FOLDER --test 0.2",
         )
     embeddings: dict[str, np.ndarray] = {}
+    backbones = {str(features.backbone["name"]) for features in feature_sets}
     for run, features in zip(runs, feature_sets, strict=True):
         if baselines:
+            prefix = f"{features.backbone['name']} " if len(backbones) > 1 else ""
             for name, rows in _baselines(features, run.head.embedding_dim, tested).items():
-                embeddings.setdefault(name, rows)
+                embeddings.setdefault(prefix + name, rows)
         embeddings[_name(run, runs)] = run.head.embed(np.asarray(features.rows[tested]))
     return dataclasses.replace(Comparison.of(embeddings, catalog.take(tested)), shown=shown)
 
@@ -60,13 +62,12 @@ def _name(run: Run, runs: Sequence[Run]) -> str:
 
 
 def _baselines(features: FeatureSet, dim: int, tested: np.ndarray) -> dict[str, np.ndarray]:
-    backbone = str(features.backbone["name"])
     train: FeatureRows = np.asarray(features.rows[features.catalog.has_role("train")])
     rows = np.asarray(features.rows[tested])
     average = fitted_head(HeadConfig(kind="average", embedding_dim=dim, standardise=False), train)
     pca = fitted_head(HeadConfig(kind="pca", embedding_dim=dim), train)
     return {
-        backbone: rows,
-        f"{backbone}, average-pool-{dim}": average.embed(rows),
-        f"{backbone}, PCA-{dim}": pca.embed(rows),
+        "backbone": rows,
+        f"average-pool-{dim}": average.embed(rows),
+        f"PCA-{dim}": pca.embed(rows),
     }
