@@ -183,9 +183,9 @@ def _part(rows: Tensor, prefix: int, dims: Tensor | None) -> Tensor:
 def _check_lengths(what: str, norms: Tensor) -> None:
     usable = (norms > 0) & norms.isfinite()
     if not bool(usable.all()):
-        first = int((~usable).nonzero()[0])
+        first, num_unusable = int((~usable).nonzero()[0]), int((~usable).sum())
         raise InputError(
-            f"{what} {first} has length {float(norms[first]):g}; {int((~usable).sum())} of {len(norms)} like it",
+            f"{what} {first} has length {float(norms[first].detach()):g}, one of {num_unusable} such rows",
             expected="finite rows with a direction",
             next_step="look for a feature row of zeros, or a learning rate that killed the head",
         )
