@@ -181,11 +181,12 @@ def _part(rows: Tensor, prefix: int, dims: Tensor | None) -> Tensor:
 
 
 def _check_lengths(what: str, norms: Tensor) -> None:
-    zero = norms == 0
-    if bool(zero.any()):
+    usable = (norms > 0) & norms.isfinite()
+    if not bool(usable.all()):
+        first, num_unusable = int((~usable).nonzero()[0]), int((~usable).sum())
         raise InputError(
-            f"{what} {int(zero.nonzero()[0])} has length 0, as {int(zero.sum())} of {len(norms)} have",
-            expected="rows with a direction",
+            f"{what} {first} has length {float(norms[first].detach()):g}, one of {num_unusable} such rows",
+            expected="finite rows with a direction",
             next_step="look for a feature row of zeros, or a learning rate that killed the head",
         )
 

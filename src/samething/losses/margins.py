@@ -137,7 +137,7 @@ class Margin(nn.Module, abc.ABC):
         """
         targets = cosines.gather(1, columns[:, None])[:, 0]
         statistic = None
-        if self.needs_other_logsumexp:
+        if self.needs_other_logsumexp and self.training:
             infinite = torch.full_like(targets, -math.inf)
             others = put_targets(cosines.detach() * self.other_logsumexp_scale(), columns, infinite)
             statistic = torch.logsumexp(others, dim=1)
@@ -228,7 +228,7 @@ class DynamicArcFace(Margin):
     """ArcFace with wider margins for rarer classes (arXiv 2409.13513), with any number of sub-centres.
 
     Args:
-        class_counts: training pictures of each class, in the order of the batch.labels.
+        class_counts: training pictures of each class, in the order of the labels.
         scale: s > 0.
         margin_min_radians: margin of the largest class, in [0, π/2].
         margin_max_radians: margin of the rarest class, at least the other.
