@@ -161,8 +161,9 @@ def demo() -> TrainConfig:
 def paper() -> TrainConfig:
     """The winning recipe of Florek et al., GCPR 2024.
 
-    Dropout 0.2, Linear(w, 64), Sub-Center ArcFace with k = 3, s = 30, m = 0.5; Adam with L2 decay 1e-4, batch
-    128, 10 epochs, linear warm-up over one epoch to 2e-2, cosine a step to 1e-3, seed 42; the last epoch counts.
+    Dropout 0.2, Linear(w, 64), Sub-Center ArcFace with k = 3, s = 30, m = 0.5; Adam with L2 decay 1e-4,
+    batch 128, 10 epochs, linear warm-up over one epoch to 2e-2, cosine a step to 1e-3, seed 42; the last
+    epoch counts.
     """
     return TrainConfig(
         loss="arcface",
