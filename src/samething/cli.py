@@ -96,10 +96,9 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(getattr(result, "exit_status", 0))
 
 
-_EXTRAS: Final = {
-    name: "train"
-    for name in ("torch", "torchvision", "timm", "open_clip", "onnx", "safetensors", "matplotlib")
-}
+_EXTRAS: Final = dict.fromkeys(
+    ("torch", "torchvision", "timm", "open_clip", "onnx", "safetensors", "matplotlib"), "train"
+)
 
 
 def _print_error(console: rich.console.Console, error: SamethingError) -> None:

@@ -153,7 +153,7 @@ def bootstrap_interval(
 
     Queries are drawn with replacement as often as there are queries, and the interval holds the central
     ``level`` of the resampled means (Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993). It
-    answers how much the number would move with other queries of the same kind, not with another training seed.
+    answers how much the number would move with other queries of the kind, not with another training seed.
 
     Args:
         values: one value a query.
