@@ -1,0 +1,215 @@
+"""A small multi-domain data set for demonstrations, built from files inside ordinary Python packages.
+
+No picture is shipped or downloaded: icons, logos, emoji, 3-D shapes and sample photographs come out of the
+packages of the ``demo`` extra and are drawn on the user's machine. ``docs/demo-data.md`` says what is in it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from samething.catalog import Catalog
+from samething.datasets.demo.instances import DOMAINS, SIDE, Instance
+from samething.datasets.demo.journal import add_to_journal, read_journal, remove_journal, start_journal
+from samething.datasets.demo.packages import package_versions
+from samething.datasets.demo.roles import assign_roles
+from samething.datasets.demo.workers import find_jobs, make_pictures, processes
+from samething.errors import InputError
+from samething.files import (
+    MANIFEST_NAME,
+    PARTIAL_SUFFIX,
+    Json,
+    Manifest,
+    differences,
+    fingerprint,
+    is_finished,
+    only_one_writer,
+    read_manifest,
+    write_manifest,
+)
+
+KIND: Final = "demo-pictures"
+FORMAT_VERSION: Final = 1
+
+GENERATOR_VERSION: Final = 1
+"""Raise it with every change that alters a picture, a name or a role."""
+
+CATALOG_NAME: Final = "catalog.parquet"
+
+_PICTURES_A_JOB: Final = 40
+"""Small enough that all processes end at nearly the same time, large enough to send quickly."""
+
+
+def build_demo_pictures(
+    root: Path,
+    *,
+    num_workers: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    limit_per_domain: int | None = None,
+) -> Catalog:
+    """Build the demo data set: pictures ``root/<domain>/<instance>/<source>`` and ``root/catalog.parquet``.
+
+    The domains are ``icon``, ``logo``, ``emoji``, ``object`` and ``photo``. The split is by instance: 40 % of
+    a domain's instances are for training, 10 % for validation, 50 % for the test, with one query each, two
+    from six pictures on. The result depends on the versions of the packages only. A finished data set made
+    from the same versions is returned at once; an interrupted build resumes.
+
+    Args:
+        root: folder to build in.
+        num_workers: number of processes; by default one for each processor this process may use.
+        on_progress: called with the number of pictures done and of all pictures.
+        limit_per_domain: consider this many instances a domain only; a few may turn out unfit.
+
+    Returns:
+        The catalog, with the dataset ``demo`` and a further column ``source``: the vendor or the view.
+
+    Raises:
+        MissingExtraError: a package of the ``demo`` extra is not installed.
+        InputError: an argument is out of range, a package has another layout, or the disk is full.
+        ArtefactError: ``root`` holds another kind of artefact, or another process is building there.
+    """
+    root = Path(root)
+    num_workers = _checked("num_workers", num_workers) or _num_processors()
+    made_from: dict[str, Json] = {
+        "generator_version": GENERATOR_VERSION,
+        "limit_per_domain": _checked("limit_per_domain", limit_per_domain),
+        "packages": package_versions(),
+        "unicode": unicodedata.unidata_version,
+    }
+    finished = _finished(root, made_from)
+    if finished is not None:
+        return finished
+    with only_one_writer(root):
+        known, stale = _left_by_an_earlier_build(root, made_from)
+        (root / MANIFEST_NAME).unlink(missing_ok=True)
+        start_journal(root, fingerprint(made_from), known)
+        for partial in root.glob(f"*/*/.*{PARTIAL_SUFFIX}"):
+            partial.unlink(missing_ok=True)
+        instances, checksums = _build(root, num_workers, limit_per_domain, known, on_progress)
+        for image in stale - checksums.keys():
+            (root / image).unlink(missing_ok=True)
+        return _finish(root, made_from, instances, checksums)
+
+
+def _checked(name: str, value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise InputError(
+            f"{name}={value}", expected="at least 1", next_step="give a larger number, or leave it out"
+        )
+    return value
+
+
+def _num_processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _finished(root: Path, made_from: dict[str, Json]) -> Catalog | None:
+    """The catalog of a finished data set made from the same things, if all its pictures are there."""
+    if not is_finished(root):
+        return None
+    manifest = read_manifest(root, kind=KIND, format_version=FORMAT_VERSION)
+    if differences(made_from, manifest.made_from) or not (root / CATALOG_NAME).is_file():
+        return None
+    catalog = Catalog.read(root / CATALOG_NAME)
+    return catalog if all(path.is_file() for path in catalog.paths) else None
+
+
+def _left_by_an_earlier_build(root: Path, made_from: dict[str, Json]) -> tuple[dict[str, str], set[str]]:
+    """Checksums of the pictures that can be taken over, and the pictures that may have to go."""
+    known: dict[str, str] = {}
+    stale: set[str] = set()
+    if is_finished(root) and (root / CATALOG_NAME).is_file():
+        manifest = read_manifest(root, kind=KIND, format_version=FORMAT_VERSION)
+        catalog = Catalog.read(root / CATALOG_NAME)
+        pictures = dict(zip(catalog.strings("image"), catalog.strings("sha256"), strict=True))
+        stale.update(pictures)
+        if not differences(made_from, manifest.made_from):
+            known.update(pictures)
+    journal_made_from, pictures = read_journal(root)
+    stale.update(pictures)
+    if journal_made_from == fingerprint(made_from):
+        known.update(pictures)
+    return known, {image for image in stale if image.split("/")[0] in DOMAINS}
+
+
+def _build(
+    root: Path,
+    num_workers: int,
+    limit_per_domain: int | None,
+    known: dict[str, str],
+    on_progress: Callable[[int, int], None] | None,
+) -> tuple[list[Instance], dict[str, str]]:
+    """Find the instances and make their pictures; instances in catalog order, and checksums by picture."""
+    checksums: dict[str, str] = {}
+    with processes(num_workers) as run:
+        instances = [instance for found in run(find_jobs(limit_per_domain)) for instance in found]
+        instances.sort(key=lambda instance: (DOMAINS.index(instance.domain), instance.name))
+        num_pictures = sum(len(instance.sources) for instance in instances)
+        jobs = []
+        for members in _in_jobs(instances):
+            images = [instance.image(source) for instance in members for source in instance.sources]
+            known_here = {image: known[image] for image in images if image in known}
+            jobs.append(functools.partial(make_pictures, members, root, known_here))
+        for done in run(jobs):
+            checksums.update(done)
+            add_to_journal(root, done)
+            if on_progress is not None:
+                on_progress(len(checksums), num_pictures)
+    return instances, checksums
+
+
+def _in_jobs(instances: Sequence[Instance]) -> list[list[Instance]]:
+    """Consecutive instances (of one photograph, for example) with about 40 pictures together."""
+    jobs: list[list[Instance]] = []
+    num_pictures = 0
+    for instance in instances:
+        if not jobs or num_pictures >= _PICTURES_A_JOB:
+            jobs.append([])
+            num_pictures = 0
+        jobs[-1].append(instance)
+        num_pictures += len(instance.sources)
+    return jobs
+
+
+def _finish(
+    root: Path, made_from: dict[str, Json], instances: Sequence[Instance], checksums: dict[str, str]
+) -> Catalog:
+    """Write the catalog, then the manifest."""
+    roles = assign_roles(instances)
+    rows = [
+        {
+            "image": instance.image(source),
+            "label": instance.label,
+            "domain": instance.domain,
+            "dataset": "demo",
+            "role": roles[instance.image(source)],
+            "width": SIDE,
+            "height": SIDE,
+            "sha256": checksums[instance.image(source)],
+            "source": source,
+        }
+        for instance in instances
+        for source in instance.sources
+    ]
+    catalog = Catalog.from_rows(rows, root=root)
+    if hasattr(os, "sync"):
+        os.sync()  # the pictures were written without waiting; they must be there before the manifest is
+    catalog.write(root / CATALOG_NAME)
+    write_manifest(
+        root,
+        Manifest(
+            kind=KIND,
+            format_version=FORMAT_VERSION,
+            made_from=made_from,
+            content={"pictures": len(catalog), "instances": len(instances), "catalog": catalog.fingerprint},
+        ),
+    )
+    remove_journal(root)
+    return Catalog.read(root / CATALOG_NAME)

@@ -1,0 +1,76 @@
+"""What every domain of the demo hands over: instances, each of which can make its own pictures."""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+from collections.abc import Collection, Iterator
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+SIDE: Final = 192
+"""Width and height of every demo picture, in pixels."""
+
+DOMAINS: Final = ("icon", "logo", "emoji", "object", "photo")
+
+
+class Instance(abc.ABC):
+    """One thing that is seen several times.
+
+    Instances are made when the build is planned, sent to worker processes, and make their pictures there; so
+    they hold names, paths and numbers only.
+    """
+
+    domain: str
+    name: str
+    """File-system safe, unique within the domain."""
+
+    @property
+    @abc.abstractmethod
+    def sources(self) -> tuple[str, ...]:
+        """Names of the instance's pictures, sorted: the vendor of a drawing or the number of a view."""
+
+    @property
+    @abc.abstractmethod
+    def suffix(self) -> str:
+        """``png`` or ``jpg``."""
+
+    @abc.abstractmethod
+    def pictures(self, wanted: Collection[str]) -> Iterator[tuple[str, Image.Image]]:
+        """Make the wanted pictures, each ``SIDE`` × ``SIDE``: pairs of source and picture.
+
+        A picture depends on the instance and its source only, not on what else is wanted.
+        """
+
+    @property
+    def label(self) -> str:
+        """The instance's label in the catalog, unique across domains."""
+        return f"{self.domain}/{self.name}"
+
+    def image(self, source: str) -> str:
+        """Path of a picture relative to the data set's root, with forward slashes."""
+        return f"{self.label}/{source}.{self.suffix}"
+
+
+def digest(*key: object) -> int:
+    """A number in [0, 2⁶⁴) that depends on the key's text alone, alike in every process.
+
+    >>> digest("icon", "bell") == digest("icon", "bell") != digest("icon", "bells")
+    True
+    """
+    text = "\x1f".join(map(str, key))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def generator_for(*key: object) -> np.random.Generator:
+    """The random numbers of one picture: a function of domain, instance and source."""
+    return np.random.default_rng(digest(*key))
+
+
+def limited(domain: str, names: Collection[str], limit: int | None) -> list[str]:
+    """The names sorted; with a limit, that many of them, chosen by their digests."""
+    if limit is None:
+        return sorted(names)
+    return sorted(sorted(names, key=lambda name: digest("limit", domain, name))[:limit])

@@ -1,0 +1,133 @@
+"""The two kinds of job of a build, and the processes that do them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Final, TypeVar
+
+from PIL import Image
+
+from samething.datasets.demo.emoji import find_emoji
+from samething.datasets.demo.instances import SIDE, Instance
+from samething.datasets.demo.objects import find_objects
+from samething.datasets.demo.photos import find_photos
+from samething.datasets.demo.symbols import find_symbols
+from samething.errors import SamethingError
+from samething.files import PARTIAL_SUFFIX, disk_errors, file_sha256
+
+Result = TypeVar("Result")
+
+_JPEG_QUALITY: Final = 88
+
+# the slowest first, so that no process is left alone with it at the end
+_FINDERS: Final = (find_emoji, find_symbols, find_photos, find_objects)
+
+
+def find_jobs(limit_per_domain: int | None) -> list[Callable[[], Sequence[Instance]]]:
+    """The jobs that find out which instances there are."""
+    return [functools.partial(finder, limit_per_domain) for finder in _FINDERS]
+
+
+def make_pictures(instances: Sequence[Instance], root: Path, known: Mapping[str, str]) -> dict[str, str]:
+    """Write the pictures of some instances below ``root``, except those that are there already.
+
+    A picture is there when its file has the checksum that ``known`` gives for it.
+
+    Returns:
+        SHA-256 by path relative to ``root``, of all pictures of the instances.
+
+    Raises:
+        InputError: the disk is full or may not be written to.
+    """
+    checksums: dict[str, str] = {}
+    for instance in instances:
+        missing = []
+        for source in instance.sources:
+            image = instance.image(source)
+            if image in known and _has_checksum(root / image, known[image]):
+                checksums[image] = known[image]
+            else:
+                missing.append(source)
+        for source, picture in instance.pictures(missing) if missing else ():
+            image = instance.image(source)
+            checksums[image] = _write_picture(root / image, picture)
+    return checksums
+
+
+def _has_checksum(path: Path, sha256: str) -> bool:
+    return path.is_file() and file_sha256(path) == sha256
+
+
+def _write_picture(target: Path, picture: Image.Image) -> str:
+    """Write and rename, without waiting for the disk: the checksum tells a picture that was cut off."""
+    assert picture.size == (SIDE, SIDE)
+    buffer = io.BytesIO()
+    if target.suffix == ".png":
+        picture.save(buffer, "PNG")
+    else:
+        picture.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+        partial.write_bytes(buffer.getvalue())
+        partial.replace(target)
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+@contextlib.contextmanager
+def processes(num_workers: int) -> Iterator[Callable[[Iterable[Callable[[], Result]]], Iterator[Result]]]:
+    """Yield a function that runs jobs and yields their results as they come, in no particular order.
+
+    With one worker the jobs run in this process. When it is left with an exception, jobs not begun are
+    dropped.
+
+    Raises:
+        SamethingError: a worker process was killed.
+    """
+    if num_workers == 1:
+        yield lambda jobs: (job() for job in jobs)
+        return
+    # fresh processes: a fork would inherit whatever threads and locks the caller has
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
+    try:
+        yield lambda jobs: _results_of(pool, jobs)
+    except BrokenProcessPool as error:
+        raise SamethingError(
+            "a worker process ended without a result",
+            expected="worker processes that live until the build ends",
+            next_step="run it again: it resumes (with fewer workers if memory was short; a script "
+            'must call it under if __name__ == "__main__")',
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _results_of(pool: ProcessPoolExecutor, jobs: Iterable[Callable[[], Result]]) -> Iterator[Result]:
+    for future in as_completed([pool.submit(job) for job in jobs]):
+        yield future.result()
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent process, and do not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
+
+
+def _follow(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
