@@ -1,4 +1,4 @@
-"""The demo data set is built for real, in small: five instances a domain."""
+"""The demo data set is built for real, in small: four instances a domain."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from samething.datasets.demo.symbols import brand_key, find_symbols
 from samething.errors import ArtefactError, InputError, MissingExtraError, SamethingError
 from samething.files import MANIFEST_NAME, Manifest, only_one_writer, write_manifest
 
-LIMIT = 5
+LIMIT = 4
 
 
 def content(root: Path) -> dict[str, bytes]:
