@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from samething import retrieval
@@ -14,9 +14,11 @@ from samething.retrieval import exact_topk, positive_ranks, require_directions
 
 
 def cosine(left, right):
-    """By correctly rounded sums, to 10 decimals."""
+    """By a correctly rounded sum, to 10 decimals; cosines on the edge between two of them are not tried."""
     dot = math.fsum(float(x) * float(y) for x, y in zip(left, right, strict=True))
-    return round(dot / (math.hypot(*map(float, left)) * math.hypot(*map(float, right))), 10)
+    value = dot / (math.hypot(*map(float, left)) * math.hypot(*map(float, right)))
+    assume(abs(value * 1e10 % 1 - 0.5) > 0.01)
+    return round(value, 10)
 
 
 def brute_ranking(query, gallery, left_out):

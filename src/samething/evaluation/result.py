@@ -8,7 +8,7 @@ per_domain
     One index a domain.
 
 A query that is also in the index never retrieves itself, by row and not by rank. The metrics are mMP@5, R@1
-and mAP over the whole ranking by cosine similarity. ``mean`` is the plain mean over domains (UnED, 2023).
+and mAP over the whole ranking by cosine similarity. ``mean`` is the plain mean over domains, as in UnED.
 """
 
 from __future__ import annotations
@@ -450,8 +450,10 @@ def _check(embeddings: Embeddings, catalog: Catalog, num_resamples: int) -> None
 def _take(embeddings: Embeddings, rows: Int[np.ndarray, " r"]) -> Float[np.ndarray, "r d"]:
     """The rows, as a view where they lie side by side, so that a memory-mapped file is not read at once."""
     if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
-        return embeddings[rows[0] : rows[-1] + 1]
-    return embeddings[rows]
+        side_by_side: np.ndarray = embeddings[rows[0] : rows[-1] + 1]
+        return side_by_side
+    copied: np.ndarray = embeddings[rows]
+    return copied
 
 
 def _load_embeddings(source: Path) -> np.ndarray:

@@ -23,7 +23,7 @@ def validation_scores(embeddings: Embeddings, catalog: Catalog) -> tuple[float, 
     instances = catalog.class_ids()
     own = np.arange(len(embeddings))
     top = exact_topk(embeddings, embeddings, 5, leave_out=own, normalised=True, precision="float32")
-    relevance = top.relevance(instances, instances)
+    relevance = (instances[top.indices] == instances[:, None]) & (top.indices >= 0)
     num_relevant = np.bincount(instances)[instances] - 1
     counts = num_relevant > 0
     precision = modified_mean_precision_at_k(relevance, num_relevant, k=5)
