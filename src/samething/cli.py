@@ -46,7 +46,10 @@ COMMANDS: Final[Mapping[str, Command]] = {
 }
 """Name of each command, in the order of the work."""
 
-_EPILOGUE: Final = "Start with: samething demo. On your own pictures: catalog, features, train, evaluate, export, index, find."
+_EPILOGUE: Final = (
+    "Start with: samething demo. "
+    "On your own pictures: catalog, features, train, evaluate, export, index, find."
+)
 
 
 def build_app() -> cyclopts.App:

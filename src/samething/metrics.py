@@ -83,8 +83,8 @@ def average_precision_at_k(relevance: Relevance, num_relevant: NumRelevant, *, k
     """AP@k, whose mean over queries is mAP@k: precisions at the relevant ranks up to k, over ``min(k, n_q)``.
 
     ``AP@k = sum over j ≤ k of relevance[j] · P@j / min(k, n_q)``. It is divided by the most hits
-    that k ranks can hold, so a perfect ranking reaches 1 (ILIAS, CVPR 2025, with k = 1000). Arguments and errors as in
-    :func:`modified_mean_precision_at_k`.
+    that k ranks can hold, so a perfect ranking reaches 1 (ILIAS, CVPR 2025, with k = 1000). Arguments and
+    errors as in :func:`modified_mean_precision_at_k`.
 
     >>> average_precision_at_k(np.array([[True, False, True]]), np.array([2]), k=3)
     array([0.83333333])
@@ -152,8 +152,8 @@ def bootstrap_interval(
     """Percentile bootstrap interval of the mean over queries; NaN values are left out.
 
     Queries are drawn with replacement as often as there are queries, and the interval holds the central
-    ``level`` of the resampled means (Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993). It answers how much the number would move with other queries of the same kind, not with another
-    training seed.
+    ``level`` of the resampled means (Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993). It
+    answers how much the number would move with other queries of the same kind, not with another training seed.
 
     Args:
         values: one value a query.

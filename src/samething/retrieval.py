@@ -9,8 +9,8 @@ Two precisions, for two uses:
     *Error-free transformations of matrix multiplication by using fast routines of matrix multiplication and
     its applications*, Numerical Algorithms 59, 2012).
 ``float32``
-    A third of the arithmetic at half the width, for big jobs. Scores are right to about 1e-6, and the order of
-    entries that are nearer than that is not defined.
+    A third of the arithmetic at half the width, for big jobs. Scores are right to about 1e-6, and the order
+    of entries that are nearer than that is not defined.
 
 Embeddings may be memory-mapped: they are converted a block at a time.
 """
@@ -75,7 +75,7 @@ def exact_topk(
         leave_out: gallery row that each query may not retrieve, such as its own picture; -1 for none.
         normalised: rows have norm 1 already and are not normalised again; norms off by over 1e-3 are refused.
         memory_mib: ceiling in MiB of the working memory beyond arguments and result. The scores of one query
-            are always held, 8 bytes a gallery row. Less memory means that the gallery is converted more often.
+            are always held, 8 bytes a gallery row. Less memory converts the gallery more often.
         precision: see the module.
 
     Raises:
@@ -111,8 +111,8 @@ def positive_ranks(
 ) -> tuple[Int[np.ndarray, " p"], NumRelevant]:
     """The rank of every relevant entry in its query's ranking of the whole gallery, counted from 1.
 
-    Relevant are the gallery entries that bear the query's label. The ranking is that of :func:`exact_topk`; the
-    entry left out has no rank and does not count. Further arguments and errors as in :func:`exact_topk`.
+    Relevant are the gallery entries that bear the query's label. The ranking is that of :func:`exact_topk`;
+    the entry left out has no rank and does not count. Further arguments and errors as in :func:`exact_topk`.
 
     Returns:
         The ranks, one query after another, ascending in each, and how many of them each query has: what
@@ -136,19 +136,18 @@ def positive_ranks(
     return np.concatenate(ranks), counts
 
 
-def require_directions(rows: Embeddings, *, row_numbers: Int[np.ndarray, " n"], name: str) -> None:
-    """Refuse rows that have no direction and so no cosine.
+def require_directions(embeddings: Embeddings, rows: Int[np.ndarray, " r"]) -> None:
+    """Refuse embeddings that have no direction and so no cosine.
 
     Args:
-        rows: embeddings.
-        row_numbers: the numbers by which the user knows the rows.
-        name: what the error calls them.
+        embeddings: all rows, numbered as the user knows them.
+        rows: numbers of the rows that will be used.
 
     Raises:
-        InputError: a row is all zeros or holds a number that is not finite; the first such row is named.
+        InputError: one of them is all zeros or holds a number that is not finite; the first one is named.
     """
     for own in _blocks(len(rows), 4096):
-        _largest(rows[own], row_numbers[own], name)
+        _largest(embeddings[rows[own]], rows[own], "embeddings")
 
 
 # ---- rankings from one query's scores
@@ -208,7 +207,7 @@ def _score_blocks(
 
 
 def _block_sizes(num_queries: int, num_entries: int, width: int, memory_mib: int) -> tuple[int, int]:
-    """Queries and gallery rows a block: half of the memory for scores, an eighth for each of the temporaries."""
+    """Queries and gallery rows a block: half of the memory for scores, the rest for what is temporary."""
     memory = memory_mib * 2**20
     most_rows = memory // 8 // (_BYTES_PER_COORDINATE * max(1, width))
     num_rows = max(1, min(num_queries, most_rows, memory // 2 // (8 * max(1, num_entries))))
@@ -237,7 +236,7 @@ def _prepare(
     rows: Float[np.ndarray, "b d"], start: int, name: str, normalised: bool, precision: Precision
 ) -> Float[np.ndarray, "parts b d"]:
     """Unit vectors: as they are in float32, in float64 as two parts of whole numbers (see the top)."""
-    # narrow types are widened before any arithmetic, float64 is narrowed only after it: no overflow either way
+    # narrow types are widened before any arithmetic, float64 is narrowed only after it: nothing overflows
     rows = rows.astype(np.promote_types(rows.dtype, precision), copy=False)
     largest = _largest(rows, np.arange(start, start + len(rows)), name)
     if normalised:
@@ -251,7 +250,7 @@ def _prepare(
             )
         unit = rows
     else:
-        # dividing by the largest coordinate first keeps the squares of very large and very small rows in range
+        # the largest coordinate becomes 1 first, so that no square leaves the range
         unit = rows / largest[:, None]
         unit /= np.sqrt(np.einsum("nd,nd->n", unit, unit))[:, None]
     if precision == "float32":

@@ -1,116 +1,82 @@
-"""How well embeddings find the same thing: queries × index → an :class:`EvaluationResult`.
-
-Two protocols over the same queries, with the same definition of a hit (same label and same domain):
-
-``merged``
-    One index over all domains, as a universal embedding is used.
-``per_domain``
-    One index a domain, so that no other domain can distract.
-
-Three metrics: ``mmp@5``, ``r@1`` and ``map`` over the whole ranking. All numbers are shares in [0, 1]; tables
-show percent.
-"""
+"""Queries × index to numbers: a domain and merged, with confidence intervals."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
+from typing import Annotated
 
-import numpy as np
+import cyclopts
 
-from samething.arrays import Embeddings
-from samething.catalog import Catalog
-from samething.errors import ArtefactError, InputError
-from samething.evaluation.comparison import Comparison, ComparisonRow, compare_embeddings
-from samething.evaluation.protocols import evaluate_embeddings
-from samething.evaluation.results import (
+from samething.errors import InputError
+from samething.evaluation.result import (
     MEAN,
     METRICS,
     PROTOCOLS,
-    Estimate,
+    Comparison,
     EvaluationResult,
+    Metric,
     Protocol,
-    ResultRow,
+    evaluate_embeddings,
+    evaluate_files,
 )
-from samething.retrieval import Precision
+from samething.files import write_json
 
 __all__ = [
     "MEAN",
     "METRICS",
     "PROTOCOLS",
     "Comparison",
-    "ComparisonRow",
-    "Estimate",
     "EvaluationResult",
+    "Metric",
     "Protocol",
-    "ResultRow",
-    "compare_embeddings",
+    "evaluate",
     "evaluate_embeddings",
     "evaluate_files",
-    "read_embeddings",
 ]
 
 
-def evaluate_files(
-    *,
-    embeddings: Path,
-    catalog: Path,
+def evaluate(
+    *runs: Path,
+    embeddings: Path | None = None,
+    catalog: Path | None = None,
     json: Path | None = None,
-    merged: bool = True,
-    precision: Precision = "float64",
-) -> EvaluationResult:
-    """Evaluate embeddings of any model: mMP@5, R@1 and mAP, a domain and their mean, with intervals.
+    merged: Annotated[bool, cyclopts.Parameter(negative="--per-domain")] = True,
+    baselines: bool = True,
+) -> Comparison | EvaluationResult:
+    """Measure retrieval on the test pictures: runs side by side, or any model's embeddings.
 
-    The pictures themselves need not exist. Queries without a relevant picture in the index are counted and
-    left out of the means.
+    Every query is searched for in one index over all domains (--merged) or in the index of its own domain
+    (--per-domain); a hit has the query's label and domain. Printed are mMP@5, R@1 and mAP with 95 % bootstrap
+    intervals over queries; queries without a positive are left out and counted.
 
     Args:
-        embeddings: .npy file of float16, float32 or float64, one row a picture in catalog order.
-        catalog: .csv (img_path,label,domain,role) or .parquet; roles query, index and query+index are used.
-        json: write the numbers of both protocols to this file.
-        merged: show one index over all domains; otherwise one index a domain.
-        precision: float64 does not depend on the machine; float32 is for big jobs.
+        runs: finished run folders whose features are of the same catalog.
+        embeddings: a .npy of floats (n, d) in catalog order, instead of runs; any model's.
+        catalog: with embeddings: the table img_path,label,domain,role; the pictures need not exist.
+        json: write all numbers of both protocols here.
+        merged: print the protocol with one index over all domains, or the one with an index a domain.
+        baselines: with runs: also the backbone at full width, average-pooled and PCA.
 
     Raises:
-        ArtefactError: a file is missing or unreadable.
-        InputError: the two files do not belong together, or cannot be evaluated; see
-            :func:`evaluate_embeddings`.
+        InputError: neither runs nor embeddings, or they do not belong together.
     """
-    pictures = Catalog.read(catalog)
-    rows = read_embeddings(embeddings)
-    if len(rows) != len(pictures):
+    if embeddings is not None and not runs:
+        if catalog is None:
+            raise InputError(
+                "--embeddings without --catalog",
+                expected="the table that says what each row shows",
+                next_step="add --catalog FILE with the columns img_path,label,domain,role",
+            )
+        return evaluate_files(embeddings=embeddings, catalog=catalog, json=json, merged=merged)
+    if not runs or embeddings is not None or catalog is not None:
         raise InputError(
-            f"{embeddings} has {len(rows)} rows and {catalog} has {len(pictures)} pictures",
-            expected="one row a picture, in the order of the catalog",
-            next_step="give the catalog that the embeddings were made from",
+            "runs together with --embeddings or --catalog" if runs else "nothing to evaluate",
+            expected="run folders, or --embeddings E.npy with --catalog C.csv",
+            next_step="for instance: samething evaluate runs/first",
         )
-    result = evaluate_embeddings(rows, pictures, precision=precision)
-    result = dataclasses.replace(result, shown="merged" if merged else "per_domain")
+    from samething.evaluation.runs import compare_runs
+
+    comparison = compare_runs(runs, baselines=baselines, shown="merged" if merged else "per_domain")
     if json is not None:
-        result.write_json(json)
-    return result
-
-
-def read_embeddings(source: Path) -> Embeddings:
-    """Open a .npy file of embeddings, shape (n, d), mapped into memory rather than read.
-
-    Raises:
-        ArtefactError: missing, or not a whole .npy file.
-        InputError: not two-dimensional, or not float16, float32 or float64.
-    """
-    try:
-        rows = np.lib.format.open_memmap(source, mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        problem = "does not exist" if not Path(source).exists() else f"cannot be read ({error})"
-        raise ArtefactError(
-            f"{source} {problem}",
-            expected="a .npy file of embeddings",
-            next_step="write one with numpy.save(path, embeddings)",
-        ) from error
-    if rows.ndim != 2 or rows.shape[1] == 0 or rows.dtype not in (np.float16, np.float32, np.float64):
-        raise InputError(
-            f"{source} holds {rows.dtype} of shape {rows.shape}",
-            expected="float16, float32 or float64 of shape (pictures, dimensions)",
-            next_step="save the embeddings as one row a picture",
-        )
-    return rows
+        write_json(json, comparison.to_json())
+    return comparison

@@ -7,8 +7,8 @@ merged
 per_domain
     One index a domain.
 
-A query that is also in the index never retrieves itself, by row and not by rank. The metrics are mMP@5, R@1 and
-mAP over the whole ranking by cosine similarity. ``mean`` is the plain mean over domains (UnED, ICCV 2023).
+A query that is also in the index never retrieves itself, by row and not by rank. The metrics are mMP@5, R@1
+and mAP over the whole ranking by cosine similarity. ``mean`` is the plain mean over domains (UnED, ICCV 2023).
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ class EvaluationResult:
     @property
     def _answerable(self) -> Bool[np.ndarray, " q"]:
         # a positive is of the query's own domain, so both protocols agree
-        return ~np.isnan(self.merged["map"])
+        known: np.ndarray = ~np.isnan(self.merged["map"])
+        return known
 
     def _queries_of(self, domain: str) -> Bool[np.ndarray, " q"]:
         if domain == MEAN:
@@ -112,10 +113,11 @@ class EvaluationResult:
                 expected=f"one of {', '.join((*self.domains, MEAN))}",
                 next_step="look at the domains of the result",
             )
-        return self.query_domains == self.domains.index(domain)
+        chosen: np.ndarray = self.query_domains == self.domains.index(domain)
+        return chosen
 
     def to_json(self) -> Json:
-        """The numbers alone: protocol -> domain or ``mean`` -> counts and metrics; an unknown number is null."""
+        """Protocol -> domain or ``mean`` -> counts and metrics; a number that cannot be had is null."""
         return {
             protocol: {domain: self._numbers(domain, protocol) for domain in (*self.domains, MEAN)}
             for protocol in PROTOCOLS
@@ -127,6 +129,19 @@ class EvaluationResult:
             "num_queries": self.num_queries(domain),
             "num_queries_without_positive": self.num_queries_without_positive(domain),
             **{metric: _or_null(value) for metric, value in values.items()},
+        }
+
+    def intervals(self) -> Json:
+        """Protocol -> domain or ``mean`` -> metric -> lower and upper end of :meth:`interval`, or nulls."""
+        return {
+            protocol: {
+                domain: {
+                    metric: [_or_null(end) for end in self.interval(metric, domain=domain, protocol=protocol)]
+                    for metric in METRICS
+                }
+                for domain in (*self.domains, MEAN)
+            }
+            for protocol in PROTOCOLS
         }
 
     def write_json(self, path: Path) -> Path:
@@ -172,18 +187,18 @@ def evaluate_embeddings(
         catalog: its roles say which rows are queries and which are the index; the files need not exist.
         precision: ``float64`` is exact and repeatable, ``float32`` faster (see :mod:`samething.retrieval`).
         num_resamples: bootstrap resamples behind each interval, at least 1.
-        role: ``test`` uses the roles ``query``, ``index`` and ``query+index``; ``val`` searches the validation
-            pictures among themselves.
+        role: ``test`` uses the roles ``query``, ``index`` and ``query+index``; ``val`` searches the
+            validation pictures among themselves.
         memory_mib: ceiling of the search's working memory in MiB, beyond the embeddings of queries and index.
 
     Raises:
-        InputError: the numbers of rows differ, there are no queries or no index, a row is zero or not finite, a
-            query has no label, or a domain is called ``mean``.
+        InputError: the numbers of rows differ, there are no queries or no index, a row is zero or not finite,
+            a query has no label, or a domain is called ``mean``.
     """
     _check(embeddings, catalog, num_resamples)
     query_rows, index_rows = _rows_by_role(catalog, role)
     used = np.union1d(query_rows, index_rows)
-    require_directions(_take(embeddings, used), row_numbers=used, name="embeddings")
+    require_directions(embeddings, used)
     classes = catalog.class_ids()
     names, domain_of_row = np.unique(catalog.strings("domain").astype(str), return_inverse=True)
 
@@ -302,7 +317,7 @@ class Comparison:
     def difference(
         self, first: str, second: str, *, metric: Metric = "mmp@5", protocol: Protocol = "merged"
     ) -> PairedDifference:
-        """How far the first is ahead of the second in the mean over domains, with its paired 95 % interval."""
+        """How far the first is ahead in the mean over domains, with a paired bootstrap interval (95 %)."""
         for name in (first, second):
             if name not in self.results:
                 raise InputError(
@@ -319,9 +334,9 @@ class Comparison:
         )
 
     def to_json(self) -> Json:
-        """Name -> ``dimension``, what :meth:`EvaluationResult.to_json` says, and ``intervals`` alike."""
+        """Name -> ``dimension``, what :meth:`EvaluationResult.to_json` says, and ``intervals``."""
         return {
-            name: {"dimension": self.dimensions[name], **result.to_json(), "intervals": _intervals(result)}
+            name: {"dimension": self.dimensions[name], **result.to_json(), "intervals": result.intervals()}
             for name, result in self.results.items()
         }
 
@@ -359,19 +374,6 @@ def _cell(result: EvaluationResult, metric: Metric, domain: str, protocol: Proto
     return f"{100 * value:.1f} ({100 * low:.1f}–{100 * high:.1f})"
 
 
-def _intervals(result: EvaluationResult) -> Json:
-    return {
-        protocol: {
-            domain: {
-                metric: [_or_null(end) for end in result.interval(metric, domain=domain, protocol=protocol)]
-                for metric in METRICS
-            }
-            for domain in (*result.domains, MEAN)
-        }
-        for protocol in PROTOCOLS
-    }
-
-
 def _or_null(value: float) -> float | None:
     return None if math.isnan(value) else value
 
@@ -392,7 +394,7 @@ def _rows_by_role(
         wanted = "pictures with the roles query and index, or query+index"
     if len(queries) == 0 or len(index) == 0:
         raise InputError(
-            f"a catalog of {len(catalog)} pictures with {len(queries)} queries and {len(index)} index entries",
+            f"a catalog with {len(queries)} query pictures and {len(index)} index pictures",
             expected=wanted,
             next_step="set the role column of the catalog",
         )
@@ -445,14 +447,13 @@ def _load_embeddings(source: Path) -> np.ndarray:
             expected=expected,
             next_step="write it with numpy.save, and check that the file is whole",
         ) from error
-    if (
-        not isinstance(rows, np.ndarray)
-        or rows.ndim != 2
-        or rows.dtype not in (np.float16, np.float32, np.float64)
-    ):
-        found = f"{rows.dtype}{list(rows.shape)}" if isinstance(rows, np.ndarray) else "several arrays"
+    if not isinstance(rows, np.ndarray):  # an .npz archive, whatever it is called
         raise InputError(
-            f"{source} holds {found}",
+            f"{source} holds several arrays", expected=expected, next_step="save one: numpy.save"
+        )
+    if rows.ndim != 2 or rows.dtype not in (np.float16, np.float32, np.float64):
+        raise InputError(
+            f"{source} holds {rows.dtype} of shape {rows.shape}",
             expected=expected,
             next_step="convert it with numpy: numpy.save(path, rows.astype(numpy.float32))",
         )
