@@ -8,9 +8,9 @@ from samething.catalog import require_shares
 from samething.datasets.folder import list_folder
 from samething.datasets.listing import Dropped, Labels
 from samething.datasets.report import DROPPED_SUFFIX, CatalogReport, oddities, write_dropped
-from samething.datasets.survey import survey
+from samething.datasets.survey import survey_pictures
 from samething.datasets.table import list_table
-from samething.errors import InputError
+from samething.errors import ArtefactError, InputError
 from samething.files import require_writable
 
 __all__ = ["CatalogReport", "Dropped", "catalog"]
@@ -41,7 +41,8 @@ def catalog(
     Running the command again on unchanged pictures gives the same file, byte for byte.
 
     Args:
-        source: folder or table of the pictures.
+        source: folder with a sub-folder for each thing, or a table (.csv, .parquet) with the columns
+            img_path,label[,domain,dataset,role].
         domain: kind of things shown, such as "furniture"; for a folder, or a table without that column.
         labels: "folder" takes labels from the sub-folders (a/b for nested ones) or the table; "none" makes
             each picture its own thing, to be indexed and found but not trained on.
@@ -50,20 +51,27 @@ def catalog(
         val: share of each domain's things for validation, in [0, 1).
         test: share of each domain's things for the test, in [0, 1).
         seed: another number gives another division.
-        output: the catalog to write.
+        output: the catalog to write. Pictures left out are listed with reasons in OUTPUT.dropped.csv, and
+            the exit status is then 3.
 
     Raises:
         InputError: no pictures, or arguments that do not fit together; says what was found.
         ArtefactError: the source is missing or cannot be read, or none of a table's pictures is there.
     """
     source, output = Path(source), Path(output)
+    if not source.exists():
+        raise ArtefactError(
+            f"{source} does not exist",
+            expected="a folder of pictures, or a table with img_path,label[,domain,role] (.csv, .parquet)",
+            next_step="check the path",
+        )
     require_shares(val=val, test=test, seed=seed)
     read = list_folder if source.is_dir() else list_table
     listing = read(source, domain=domain, labels=labels, root=None if root is None else Path(root))
     if not source.is_dir():
         listing.catalog.require_files()
     require_writable(output)
-    surveyed, unreadable = survey(listing)
+    surveyed, unreadable = survey_pictures(listing)
     dropped = (*listing.dropped, *unreadable)
     write_dropped(output, dropped)
     if not len(surveyed):

@@ -64,7 +64,7 @@ class CatalogReport:
             lines.append(f"[dim]passed over, no pictures: {escape(kinds)}[/dim]")
         if self.dropped:
             where = escape(f"{self.path}{DROPPED_SUFFIX}")
-            lines.append(f"[red]dropped {len(self.dropped):,} pictures[/red], listed in {where}:")
+            lines.append(f"[red]pictures dropped: {len(self.dropped):,}[/red], listed in {where}:")
             reasons = [f"{entry.image}: {entry.reason}" for entry in self.dropped]
             lines += [f"  {escape(line)}" for line in _shortened(reasons)]
         return rich.console.Group(table, *lines)

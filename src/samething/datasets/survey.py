@@ -25,7 +25,7 @@ _NUM_THREADS: Final = min(32, 4 * (os.cpu_count() or 1))
 _PICTURES_AT_A_TIME: Final = 4096
 
 
-def survey(listing: Listing) -> tuple[Catalog, list[Dropped]]:
+def survey_pictures(listing: Listing) -> tuple[Catalog, list[Dropped]]:
     """Fill in width, height and SHA-256, and leave out what has no readable picture header.
 
     Progress is shown on stderr where that is a terminal.
