@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +37,7 @@ AWKWARD_IDS = ["a'b", "''", '"', "\\'", "%", "--", "'); drop", " ", "a\nb", "x\x
 class MemoryIndex(AbstractIndex):
     """The reference: a dict of rows, searched by sorting Python floats."""
 
-    stores: dict[str, tuple[IndexDescription, dict[str, tuple[list[float], dict[str, Any]]]]] = {}
+    stores: ClassVar[dict[str, tuple[IndexDescription, dict[str, tuple[list[float], dict[str, Any]]]]]] = {}
 
     @classmethod
     def create(cls, location, *, dim, model_fingerprint, model_name, extra_columns=None):
