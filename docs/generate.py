@@ -27,8 +27,7 @@ def page() -> str:
     """The whole page."""
     parts = ["# Commands\n", "Written by `docs/generate.py` from `samething COMMAND --help`.\n"]
     parts.append(f"```text\n{help_text()}\n```\n")
-    for name in COMMANDS:
-        parts.append(f"## samething {name}\n\n```text\n{help_text(name)}\n```\n")
+    parts += [f"## samething {name}\n\n```text\n{help_text(name)}\n```\n" for name in COMMANDS]
     return "\n".join(parts)
 
 
