@@ -105,7 +105,7 @@ def _domain_balanced(
     weights = np.where(sizes > 0, sizes.astype(float) ** (1 / temperature), 0.0)
     shares = np.round(len(domains) * weights / weights.sum()).astype(int)
     drawn = [
-        _without_end(np.flatnonzero(domains == domain), share, rng)
+        _without_end(np.flatnonzero(domains == domain), int(share), rng)
         for domain, share in enumerate(shares)
         if share
     ]

@@ -97,6 +97,9 @@ class TrainConfig:
     """Decides initial weights, order of the pictures and dropout."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.type == "float":  # 20 and 20.0 are the same run
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
         for name, low, high, words in _RANGES:
             value = getattr(self, name)
             if not low <= value <= high:
@@ -187,7 +190,7 @@ def paper() -> TrainConfig:
         warmup_unit="epochs",
         warmup_shape="linear",
         weight_decay=1e-4,
-        epochs=10,
+        epochs=10.0,
         batch_size=128,
         validate_every=1.0,
         keep="last",
