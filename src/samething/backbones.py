@@ -84,6 +84,12 @@ class Backbone(nn.Module):
         super().train(False)
         return self
 
+    def with_preprocessing(self, preprocessing: Preprocessing) -> Backbone:
+        """The same network fed with pictures that are prepared otherwise."""
+        return Backbone(
+            self.network, name=self.name, width=self.width, preprocessing=preprocessing, licence=self.licence
+        )
+
     def describe(self) -> dict[str, Json]:
         """Everything that decides its features, for fingerprints: name, weights, preprocessing, width."""
         return {
@@ -360,14 +366,7 @@ def load_backbone(name: str, *, weights: Path | None = None, resize: ResizePolic
             next_step="choose one of these; efficientnet_lite0 works without a network",
         )
     if resize is not None:
-        changed = dataclasses.replace(backbone.preprocessing, resize=resize)
-        backbone = Backbone(
-            backbone.network,
-            name=backbone.name,
-            width=backbone.width,
-            preprocessing=changed,
-            licence=backbone.licence,
-        )
+        backbone = backbone.with_preprocessing(dataclasses.replace(backbone.preprocessing, resize=resize))
     return backbone
 
 

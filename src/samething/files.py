@@ -13,7 +13,7 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,43 +25,76 @@ from samething.errors import ArtefactError, FingerprintError, InputError
 Json: TypeAlias = Any
 
 MANIFEST_NAME = "manifest.json"
-PARTIAL_SUFFIX = ".tmp"
+PARTIAL_SUFFIX = ".samething.tmp"
 
 
 @contextlib.contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``target``; on success flush it to disk and rename it into place.
 
-    On an exception the temporary file is removed and ``target`` is untouched.
+    On an exception the temporary file is removed and ``target`` is untouched. A killed process leaves a
+    hidden ``.NAME.….samething.tmp`` behind, which :func:`only_one_writer` clears away in artefact folders.
 
     Raises:
-        InputError: the folder is read-only or the disk is full; nothing was changed.
+        InputError: the folder is read-only, the disk is full, or ``target`` is a folder or a device;
+            nothing was changed.
     """
     target = Path(target)
     with disk_errors(target):
+        # renaming over a device such as /dev/null would replace it
+        if target.exists() and not target.is_file():
+            raise InputError(
+                f"{target} is not a file",
+                expected="the path of a file, new or to be replaced",
+                next_step="choose another output with -o",
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=PARTIAL_SUFFIX, dir=target.parent)
-        os.close(handle)
-        partial = Path(name)
+        partial = _new_partial(target)
         try:
             yield partial
             with partial.open("rb+") as stream:
                 os.fsync(stream.fileno())
-            # mkstemp makes files that only their owner reads; give them the permissions of an ordinary file
-            partial.chmod(0o666 & ~_umask())
             partial.replace(target)
             _sync_folder(target.parent)
         except BaseException:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
             raise
+
+
+def require_writable(target: Path) -> None:
+    """Try at the start of a long job whether its result can be written at its end.
+
+    Raises:
+        InputError: as :func:`atomic_path`.
+    """
+    with contextlib.suppress(_NothingWrittenError), atomic_path(target):
+        raise _NothingWrittenError
+
+
+class _NothingWrittenError(Exception):
+    """Leaves an atomic write without writing."""
+
+
+def _new_partial(target: Path) -> Path:
+    # not tempfile.mkstemp: its files are readable by their owner only, and what is made here is for others
+    # too; the name is cut so that a target of the longest legal length still has room for the suffix
+    partial = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return partial
 
 
 @contextlib.contextmanager
 def disk_errors(target: Path) -> Iterator[None]:
-    """Turn a full disk, a read-only target or a missing permission into an error that says what to do."""
+    """Turn a full disk, a read-only target or a missing permission into an error that says what to do.
+
+    Errors about other files (a source that cannot be read) pass through as they are.
+    """
     try:
         yield
     except OSError as error:
+        if not _concerns(target, error):
+            raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise InputError(
                 f"no space left while writing {target}",
@@ -74,19 +107,21 @@ def disk_errors(target: Path) -> Iterator[None]:
                 expected="a folder that this user may write to",
                 next_step="choose another output with -o, or change the folder's permissions",
             ) from error
-        if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):
             raise InputError(
                 f"cannot write {target}: {error.strerror}",
-                expected="a path whose parents are folders",
+                expected="a path whose parents are folders and whose names the file system allows",
                 next_step="choose another output with -o",
             ) from error
         raise
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _concerns(target: Path, error: OSError) -> bool:
+    """Whether an error is about writing ``target``: a failed write names no file, a failed open names one."""
+    if not isinstance(error.filename, str | bytes | os.PathLike):
+        return True
+    named, folder = Path(os.fsdecode(error.filename)).resolve(), Path(target).parent.resolve()
+    return named.is_relative_to(folder) or folder.is_relative_to(named)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -112,13 +147,15 @@ def read_json(source: Path) -> Json:
     """Read JSON.
 
     Raises:
-        ArtefactError: the file is missing or is not JSON.
+        ArtefactError: the file is missing, unreadable or not JSON.
     """
     try:
         return json.loads(Path(source).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except OSError as error:
         raise ArtefactError(
-            f"{source} does not exist", expected="a JSON file", next_step="check the path"
+            f"{source} cannot be read: {error.strerror}",
+            expected="a readable JSON file",
+            next_step="check the path and its permissions",
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtefactError(
@@ -160,12 +197,21 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """Identity of the artefact: 16 hexadecimal digits over kind, version and ``made_from``."""
-        return fingerprint({"kind": self.kind, "format_version": self.format_version, **self.made_from})
+        return fingerprint(
+            {"kind": self.kind, "format_version": self.format_version, "made_from": dict(self.made_from)}
+        )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Finish an artefact folder. Call it last."""
-    write_json(folder / MANIFEST_NAME, {**dataclasses.asdict(manifest), "fingerprint": manifest.fingerprint})
+    stored = {
+        "kind": manifest.kind,
+        "format_version": manifest.format_version,
+        "made_from": dict(manifest.made_from),
+        "content": dict(manifest.content),
+        "fingerprint": manifest.fingerprint,
+    }
+    write_json(Path(folder) / MANIFEST_NAME, stored)
 
 
 def is_finished(folder: Path) -> bool:
@@ -177,7 +223,7 @@ def read_manifest(folder: Path, *, kind: str, format_version: int) -> Manifest:
     """Read and check the manifest of a finished artefact.
 
     Raises:
-        ArtefactError: no such folder, unfinished, another kind, or a newer format.
+        ArtefactError: no such folder, unfinished, another kind, a newer format, or changed by hand.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -192,15 +238,7 @@ def read_manifest(folder: Path, *, kind: str, format_version: int) -> Manifest:
             expected=f"a {kind} folder whose making ran to its end",
             next_step="run the command that makes it again: it resumes where it stopped",
         )
-    stored = read_json(folder / MANIFEST_NAME)
-    try:
-        manifest = Manifest(**{field.name: stored[field.name] for field in dataclasses.fields(Manifest)})
-    except (KeyError, TypeError) as error:
-        raise ArtefactError(
-            f"{folder / MANIFEST_NAME} lacks {error}",
-            expected="a manifest written by samething",
-            next_step="make the artefact again",
-        ) from error
+    manifest, stored_fingerprint = _parse_manifest(folder / MANIFEST_NAME)
     if manifest.kind != kind:
         raise ArtefactError(
             f"{folder} is a {manifest.kind} folder",
@@ -213,25 +251,56 @@ def read_manifest(folder: Path, *, kind: str, format_version: int) -> Manifest:
             expected=f"version {format_version} or older, which this installation reads",
             next_step="pip install --upgrade samething",
         )
+    if manifest.fingerprint != stored_fingerprint:
+        raise ArtefactError(
+            f"{folder / MANIFEST_NAME} was changed: its content has the fingerprint {manifest.fingerprint}",
+            expected=f"the fingerprint it names, {stored_fingerprint}",
+            next_step="make the artefact again, or restore the manifest",
+        )
     return manifest
+
+
+def _parse_manifest(path: Path) -> tuple[Manifest, str]:
+    """The manifest in a file and the fingerprint noted beside it, not yet compared."""
+    stored = read_json(path)
+    types = {"kind": str, "format_version": int, "made_from": dict, "content": dict, "fingerprint": str}
+    wrong = [
+        name
+        for name, kind in types.items()
+        if not isinstance(stored, dict) or not isinstance(stored.get(name), kind)
+    ]
+    if wrong:
+        raise ArtefactError(
+            f"{path} lacks {', '.join(wrong)}",
+            expected="a manifest written by samething",
+            next_step="make the artefact again",
+        )
+    manifest = Manifest(**{field.name: stored[field.name] for field in dataclasses.fields(Manifest)})
+    return manifest, stored["fingerprint"]
 
 
 def differences(ours: Mapping[str, Json], theirs: Mapping[str, Json]) -> list[str]:
     """Names of the entries in which two ``made_from`` descriptions differ, nested ones with dots.
 
+    Values are compared as they look in JSON, so a tuple equals the list it is read back as. A missing entry
+    equals one that is null.
+
     >>> differences({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}})
     ['b.c']
     """
-    names: list[str] = []
+    return [name for name, _, _ in _differing(ours, theirs)]
+
+
+def _differing(ours: Mapping[str, Json], theirs: Mapping[str, Json]) -> list[tuple[str, Json, Json]]:
+    """The entries that differ: dotted name, our value, their value."""
+    found: list[tuple[str, Json, Json]] = []
     for key in sorted({*ours, *theirs}):
         left, right = ours.get(key), theirs.get(key)
-        if left == right:
-            continue
         if isinstance(left, Mapping) and isinstance(right, Mapping):
-            names += [f"{key}.{name}" for name in differences(left, right)]
-        else:
-            names.append(key)
-    return names
+            found += [(f"{key}.{name}", mine, other) for name, mine, other in _differing(left, right)]
+        elif fingerprint(left) != fingerprint(right):
+            found.append((key, left, right))
+    return found
 
 
 def require_same(ours: Mapping[str, Json], theirs: Mapping[str, Json], *, what: str, next_step: str) -> None:
@@ -240,22 +309,19 @@ def require_same(ours: Mapping[str, Json], theirs: Mapping[str, Json], *, what: 
     Raises:
         FingerprintError: says which entries differ, with both values.
     """
-    different = differences(ours, theirs)
-    if different:
-        found = "; ".join(f"{name} is {_at(theirs, name)!r}" for name in different)
-        wanted = "; ".join(f"{name} {_at(ours, name)!r}" for name in different)
+    differing = _differing(ours, theirs)
+    if differing:
+        found = "; ".join(f"{name} is {other!r}" for name, _, other in differing)
+        wanted = "; ".join(f"{name} {mine!r}" for name, mine, _ in differing)
         raise FingerprintError(f"{what}: {found}", expected=wanted, next_step=next_step)
-
-
-def _at(value: Mapping[str, Json], dotted: str) -> Json:
-    for part in dotted.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None  # type: ignore[assignment]
-    return value
 
 
 @contextlib.contextmanager
 def only_one_writer(folder: Path) -> Iterator[None]:
     """Hold a folder for writing; the lock goes away with the process, however it ends.
+
+    Temporary files that a killed writer left in the folder are removed. Writers that share a folder
+    (workers of one job) are started by the one process that holds it.
 
     Raises:
         ArtefactError: another process is writing there now.
@@ -273,6 +339,9 @@ def only_one_writer(folder: Path) -> Iterator[None]:
                 next_step="wait for it to end, or choose another output with -o",
             ) from error
     try:
+        for leftover in folder.rglob(f".*{PARTIAL_SUFFIX}"):
+            with disk_errors(leftover):
+                leftover.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

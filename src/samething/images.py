@@ -6,17 +6,18 @@ same to the model whenever it is met.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import os
-import warnings
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, BinaryIO, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from samething.arrays import PixelBatch, Pixels
 from samething.errors import ImageError, InputError
@@ -37,10 +38,16 @@ _RESAMPLING: Final = {
 
 # fmt: off
 PICTURE_SUFFIXES: Final = frozenset({
-    ".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
-    ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+    ".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe",
+    ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 })
-# fmt: on
+
+# What is tried on a file, whatever its name. A closed list, because Pillow would start Ghostscript on some
+# others; HEIF counts where a plugin for it is registered. TGA is last: it has no signature.
+FORMATS: Final = (
+    "JPEG", "MPO", "PNG", "WEBP", "GIF", "TIFF", "AVIF", "HEIF", "JPEG2000", "BMP", "DIB", "ICO", "PPM",
+    "TGA",
+)
 
 # First bytes of the formats people keep pictures in, to find those whose name does not say so.
 _SIGNATURES: Final = (
@@ -51,6 +58,20 @@ _SIGNATURES: Final = (
     b"II*\x00",  # TIFF, little-endian
     b"MM\x00*",  # TIFF, big-endian
 )
+# fmt: on
+
+# EXIF 2.3, tag 0x0112; 1 is upright
+_TURNS: Final[dict[object, Image.Transpose]] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_LONGEST_STRIP: Final = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,6 +103,18 @@ class Preprocessing:
                 expected="a share in (0, 1]",
                 next_step="give another crop_fraction",
             )
+        for name, value, legal in (
+            ("resize", self.resize, get_args(ResizePolicy)),
+            ("interpolation", self.interpolation, tuple(_RESAMPLING)),
+        ):
+            if value not in legal:
+                raise InputError(
+                    f"{name}={value!r}",
+                    expected=f"one of {', '.join(legal)}",
+                    next_step=f"give another {name}",
+                )
+        if min(self.std) <= 0:
+            raise InputError(f"std={self.std}", expected="numbers above 0", next_step="give another std")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, for fingerprints and configuration files."""
@@ -100,57 +133,106 @@ class Preprocessing:
 
 
 def decode(picture: Picture, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode one picture to upright 8-bit RGB.
+    """Decode one picture to upright 8-bit RGB. Safe to call from several threads at once.
 
     EXIF orientation is applied, transparency is laid on white, 16-bit and float values are scaled to 8 bits,
-    CMYK, grey and palette pictures become RGB, and of an animation the first frame is taken.
+    CMYK, grey and palette pictures become RGB, and of an animated file the first frame is taken. Colour
+    profiles are not applied, as in the pipelines that the backbones were trained with.
+
+    Pillow's warnings about odd metadata pass through: filters are the application's to set, and changing
+    them here would race with other threads.
 
     Args:
-        picture: a path, the bytes of a file, a Pillow image, or a uint8 array (height, width[, 3]).
-        max_pixels: refuse larger pictures before they are unpacked.
+        picture: a path, the bytes of a file, a Pillow image (its current frame), or a uint8 array
+            (height, width[, 3]).
+        max_pixels: refuse larger pictures before they are unpacked. Pillow refuses files of more than twice
+            its own ``Image.MAX_IMAGE_PIXELS`` in any case.
 
     Raises:
         ImageError: not a picture, damaged, empty, too large or not readable; the message says which.
     """
     if isinstance(picture, np.ndarray):
         return _from_array(picture)
-    if isinstance(picture, Image.Image):
-        return _to_rgb(picture, name="the Pillow image", max_pixels=max_pixels)
-    name = "the bytes given" if isinstance(picture, bytes) else str(picture)
+    with _opened(picture, max_pixels=max_pixels) as image:
+        return _to_rgb(image)
+
+
+@contextlib.contextmanager
+def _opened(picture: str | Path | bytes | Image.Image, *, max_pixels: int) -> Iterator[Image.Image]:
+    """A picture with its header read and its size checked; whatever goes wrong inside is an ImageError."""
+    name = _name_of(picture)
     try:
-        content = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-    except OSError as error:
-        raise ImageError(
-            f"{name}: {error.strerror or error}",
-            expected="a readable picture file",
-            next_step="check the path and its permissions",
-        ) from error
-    if not content:
-        raise ImageError(f"{name} is empty", expected="a picture", next_step="replace or remove the file")
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of odd metadata and of the sizes that are refused just below
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as opened:
-                return _to_rgb(opened, name=name, max_pixels=max_pixels)
+        with contextlib.ExitStack() as stack:
+            if isinstance(picture, Image.Image):
+                image = picture
+            else:
+                stream = stack.enter_context(_stream(picture, name))
+                image = stack.enter_context(Image.open(stream, formats=_formats()))
+            _check_size(image, name=name, max_pixels=max_pixels)
+            yield image
     except ImageError:
         raise
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{name} is not a picture in a known format",
-            expected="JPEG, PNG, WebP, TIFF, GIF or another format that Pillow reads",
+            expected=f"one of {', '.join(FORMATS)}",
             next_step="convert or remove the file",
         ) from error
-    except Image.DecompressionBombError as error:
-        raise _too_large(name, "more than twice the limit of", max_pixels) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(name, "too many", max_pixels) from error
     except MemoryError:
         raise
     except Exception as error:  # a decoder may raise nearly anything on a damaged file
         raise ImageError(
-            f"{name} is damaged ({error or type(error).__name__})",
+            f"{name} is damaged or of a kind that cannot be decoded ({error or type(error).__name__})",
             expected="a whole picture file",
             next_step="replace or remove the file",
         ) from error
+
+
+def _name_of(picture: str | Path | bytes | Image.Image) -> str:
+    if isinstance(picture, bytes):
+        return "the bytes given"
+    return "the Pillow image" if isinstance(picture, Image.Image) else str(picture)
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+@contextlib.contextmanager
+def _stream(picture: str | Path | bytes, name: str) -> Iterator[BinaryIO]:
+    """The bytes of a file; refuses what is empty, missing or no regular file (a pipe would never end)."""
+    empty = ImageError(f"{name} is empty", expected="a picture", next_step="replace or remove the file")
+    if isinstance(picture, bytes):
+        if not picture:
+            raise empty
+        yield io.BytesIO(picture)
+        return
+    try:
+        status = Path(picture).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(f"{name} is not a file", expected="a picture file", next_step="check the path")
+        if status.st_size == 0:
+            raise empty
+        stream = Path(picture).open("rb")  # noqa: SIM115 (closed below)
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise ImageError(
+            f"{name}: {getattr(error, 'strerror', None) or error}",
+            expected="a readable picture file",
+            next_step="check the path and its permissions",
+        ) from error
+    with stream:
+        yield stream
+
+
+def _check_size(image: Image.Image, *, name: str, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height == 0:
+        raise ImageError(f"{name} has no pixels", expected="a picture", next_step="remove the file")
+    if width * height > max_pixels:
+        raise _too_large(name, f"{width:,} × {height:,} = {width * height:,}", max_pixels)
 
 
 def _too_large(name: str, size: str, max_pixels: int) -> ImageError:
@@ -172,33 +254,53 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array).convert("RGB")
 
 
-def _to_rgb(image: Image.Image, *, name: str, max_pixels: int) -> Image.Image:
-    width, height = image.size
-    if width * height == 0:
-        raise ImageError(f"{name} has no pixels", expected="a picture", next_step="remove the file")
-    if width * height > max_pixels:
-        raise _too_large(name, f"{width:,} × {height:,} = {width * height:,}", max_pixels)
-    if getattr(image, "n_frames", 1) > 1:
-        image.seek(0)
-    image = ImageOps.exif_transpose(image)
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image = _upright(image)
     if image.mode.startswith(("I", "F")):
         image = _scaled_to_8_bits(image)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")  # Pillow drops the alpha of "La" on any other way
+    rgba = image.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn a picture the way its EXIF orientation says.
+
+    Not ``ImageOps.exif_transpose``, which also rewrites the metadata and so fails on pictures whose pixels
+    are whole but whose metadata is not.
+    """
+    image.load()  # first, because Pillow turns TIFF files by itself while loading
+    turn = _TURNS.get(_orientation(image.getexif))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(getexif: Callable[[], Image.Exif]) -> object:
+    """The EXIF orientation, 1…8; 1 (upright) where there is none or the metadata is damaged."""
+    try:
+        return getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged metadata makes the pixels no worse
+        return 1
 
 
 def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey with more than 8 bits: integers are read as 16-bit, floats as [0, 1] unless they exceed it."""
+    """Grey with more than 8 bits, scaled to 8 bits.
+
+    Integers are read as 16-bit; if they exceed that, their largest becomes white. Floats are read as [0, 1],
+    or as [0, 255] if they exceed 1. What is not finite becomes black.
+    """
     values = np.asarray(image).astype(np.float64)
-    if image.mode.startswith("I"):
-        # mode "I" also carries 8-bit values (PGM, some PNG); they stay as they are
-        scale = 255 / 65535 if image.mode != "I" or values.max() > 255 else 1.0
+    values[~np.isfinite(values)] = 0
+    largest = float(values.max())
+    if image.mode.startswith("F"):
+        scale = 255.0 if largest <= 1 else 1.0
+    elif image.mode == "I" and largest <= 255:
+        scale = 1.0  # mode "I" also carries 8-bit values (PGM, label maps); they stay as they are
     else:
-        values = np.nan_to_num(values)
-        scale = 255.0 if values.max() <= 1 else 1.0
+        scale = 255 / max(65535.0, largest)
     return Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
 
 
@@ -206,7 +308,8 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     """Resize and crop a decoded picture to uint8 (3, size, size).
 
     The arithmetic is Pillow's antialiased resampling and torchvision's rounding of sides and crop offsets,
-    so that the pixels equal those of timm's evaluation transform.
+    so that the pixels equal those of timm's evaluation transform. Only strips longer than 64 times their
+    width may differ under ``short_side_crop``: their ends, which the crop leaves out, are cut off first.
     """
     size, resampling = preprocessing.size, _RESAMPLING[preprocessing.interpolation]
     if preprocessing.resize == "squash":
@@ -226,6 +329,7 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
 def _short_side_crop(
     image: Image.Image, size: int, short_side: int, resampling: Image.Resampling
 ) -> Image.Image:
+    image = _without_far_ends(image)
     width, height = image.size
     if width <= height:
         resized = (short_side, int(short_side * height / width))
@@ -234,6 +338,16 @@ def _short_side_crop(
     left, top = round((resized[0] - size) / 2.0), round((resized[1] - size) / 2.0)
     scaled = image if image.size == resized else image.resize(resized, resampling)
     return scaled.crop((left, top, left + size, top + size))
+
+
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    """Cut a strip to 64 times its width: resized whole, one of 1 × 60,000 pixels would need gigabytes."""
+    width, height = image.size
+    longest = _LONGEST_STRIP * min(width, height)
+    if max(width, height) <= longest:
+        return image
+    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
 
 
 def normalise(pixels: PixelBatch, preprocessing: Preprocessing) -> Float[np.ndarray, "b 3 height width"]:
@@ -252,47 +366,62 @@ def thumbnail(image: Image.Image, *, longer_side: int) -> bytes:
     return buffer.getvalue()
 
 
-def dimensions(path: Path) -> tuple[int, int]:
+def dimensions(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Width and height of a picture file in pixels, upright, from its header alone.
 
+    A file that is cut off after its header has dimensions but cannot be decoded. A PNG that keeps its EXIF
+    data behind its pixels is taken as upright.
+
     Raises:
-        ImageError: the header cannot be read.
+        ImageError: not a picture, empty, too large or not readable.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientation: 5…8 swap the sides
-                width, height = image.size
-                return (height, width) if turned else (width, height)
-    except Exception as error:
-        raise ImageError(
-            f"{path} has no readable picture header ({error or type(error).__name__})",
-            expected="a picture file",
-            next_step="replace or remove the file",
-        ) from error
+    with _opened(path, max_pixels=max_pixels) as image:
+        width, height = image.size
+        if image.format == "TIFF":  # Pillow reports the upright size of these
+            return width, height
+        # the base class's method, because the one for PNG unpacks the whole picture
+        turned = _orientation(lambda: Image.Image.getexif(image)) in (5, 6, 7, 8)
+        return (height, width) if turned else (width, height)
 
 
 def is_picture_file(path: Path) -> bool:
-    """Whether a file looks like a picture: by its suffix, or for other names by its first bytes."""
-    if path.suffix.lower() in PICTURE_SUFFIXES:
-        return True
+    """Whether a file looks like a picture: by its suffix, or for other names by its first bytes.
+
+    A broken link named like a picture counts, so that it is listed; pipes and devices do not.
+    """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False
+        if path.suffix.lower() in PICTURE_SUFFIXES:
+            return True
         with path.open("rb") as stream:
             head = stream.read(16)
     except OSError:
-        return False
+        return path.suffix.lower() in PICTURE_SUFFIXES
     return head.startswith(_SIGNATURES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
 def find_pictures(folder: Path) -> Iterator[tuple[Path, bool]]:
     """Walk a folder in sorted order and yield every file with whether it looks like a picture.
 
-    Hidden files and folders (names starting with a dot) are passed over; links to folders are not followed.
+    Hidden files and folders (names starting with a dot) are passed over. Links to folders are not followed;
+    they are yielded as files that are no pictures.
+
+    Raises:
+        InputError: a folder cannot be listed.
     """
-    for parent, folders, names in os.walk(folder):
+
+    def refuse(error: OSError) -> None:
+        raise InputError(
+            f"cannot list the folder {error.filename}: {error.strerror}",
+            expected="folders that this user may read",
+            next_step="change the folder's permissions, or move it elsewhere",
+        ) from error
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        links = [name for name in folders if Path(parent, name).is_symlink()]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
+        for name in sorted([*names, *links]):
             if not name.startswith("."):
                 path = Path(parent, name)
                 yield path, is_picture_file(path)

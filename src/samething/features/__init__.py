@@ -16,7 +16,7 @@ __all__ = ["FeatureSet", "features"]
 
 
 def features(
-    catalog: Path | Catalog,
+    catalog: Path,
     *,
     backbone: str = "efficientnet_lite0",
     output: Path = Path("features"),
@@ -54,7 +54,7 @@ def features(
     """
     from samething.features.extraction import extract
 
-    pictures = catalog if isinstance(catalog, Catalog) else Catalog.read(catalog, root=root)
+    pictures = Catalog.read(catalog, root=root)
     return extract(
         pictures,
         backbone_name=backbone,

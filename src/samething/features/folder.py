@@ -26,6 +26,7 @@ from samething.arrays import FeatureRows
 from samething.catalog import Catalog
 from samething.errors import ArtefactError
 from samething.files import Json, Manifest, read_manifest
+from samething.images import Preprocessing
 
 KIND: Final = "features"
 FORMAT_VERSION: Final = 1
@@ -88,6 +89,11 @@ class FeatureSet:
         """Name, weights, width and preprocessing of the backbone."""
         description: Mapping[str, Json] = self.manifest.made_from["backbone"]
         return description
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How the pictures were prepared."""
+        return Preprocessing.from_json(self.backbone["preprocessing"])
 
     @property
     def exit_status(self) -> int:

@@ -1,0 +1,116 @@
+"""The command line: each command is the Python function of the same name.
+
+A command's module is imported when the command is run, so starting the program costs no torch. Results are
+printed as they describe themselves; an error is printed with what to do next, and only here does the
+program exit: 0 all well, 1 an error, 2 wrong usage, 3 done but some pictures were left out.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import cyclopts
+import rich.console
+import rich.markup
+
+import samething
+from samething.errors import MissingExtraError, SamethingError
+
+
+class Command(NamedTuple):
+    """Where a command's function is, and what it does in a line."""
+
+    function: str
+    help: str
+
+
+COMMANDS: Final[Mapping[str, Command]] = {
+    "demo": Command(
+        "samething.demo:demo", "Run everything on real pictures, from data set to search report."
+    ),
+    "catalog": Command(
+        "samething.datasets:catalog", "List a folder of pictures, or read an annotation table."
+    ),
+    "features": Command(
+        "samething.features:features", "Describe every picture with a frozen backbone, once."
+    ),
+    "train": Command("samething.training.command:train", "Train a head on cached features."),
+    "evaluate": Command(
+        "samething.evaluation:evaluate", "Measure retrieval on instances never seen in training."
+    ),
+    "export": Command("samething.export:export", "Write a model folder that runs without torch."),
+    "index": Command("samething.search:index", "Make a folder of pictures searchable."),
+    "find": Command("samething.search:find", "Find the same thing as in a picture."),
+}
+"""Name of each command, in the order of the work."""
+
+_EPILOGUE: Final = (
+    "Start with: samething demo. "
+    "On your own pictures: catalog, features, train, evaluate, export, index, find."
+)
+
+
+def build_app(*, command: str | None = None) -> cyclopts.App:
+    """The program, its commands not yet imported.
+
+    Args:
+        command: the command about to run, whose help is then its function's whole docstring rather than the
+            line in the list of commands.
+    """
+    app = cyclopts.App(
+        name="samething",
+        help="Find the same thing in any picture collection, with one small embedding.",
+        help_epilogue=_EPILOGUE,
+        version=samething.__version__,
+        help_format="markdown",
+        default_parameter=cyclopts.Parameter(negative_iterable=(), short_alias=_short_name),
+        result_action="return_value",
+    )
+    for place, (name, row) in enumerate(COMMANDS.items()):
+        summary = {} if name == command else {"help": row.help}
+        app.command(row.function, name=name, sort_key=place, **summary)
+    return app
+
+
+def _short_name(field: Any, taken: frozenset[str]) -> str | tuple[str, ...]:
+    """-o is --output in every command that writes; nothing else has a short name."""
+    del taken
+    return "-o" if field.name == "output" else ()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the program and exit."""
+    console = rich.console.Console(stderr=True)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        result = build_app(command=arguments[0] if arguments else None)(arguments)
+    except SamethingError as error:
+        _print_error(console, error)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        _print_error(console, MissingExtraError(str(error.name), extra=extra))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("stopped; run the same command again to go on")
+        sys.exit(130)
+    if result is not None:
+        rich.console.Console().print(result, highlight=False, soft_wrap=isinstance(result, str))
+    sys.exit(getattr(result, "exit_status", 0))
+
+
+_EXTRAS: Final = dict.fromkeys(
+    ("torch", "torchvision", "timm", "open_clip", "onnx", "safetensors", "matplotlib"), "train"
+)
+
+
+def _print_error(console: rich.console.Console, error: SamethingError) -> None:
+    for title, text in (("error", error.given), ("expected", error.expected), ("next", error.next_step)):
+        colour = "bold red" if title == "error" else "bold"
+        console.print(
+            f"[{colour}]{title}:[/{colour}] {rich.markup.escape(text)}", highlight=False, soft_wrap=True
+        )

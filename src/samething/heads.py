@@ -1,0 +1,257 @@
+"""Heads: from a backbone's feature to an embedding.
+
+A head maps float32 features (b, w) to embeddings (b, d) that are not yet normalised; whoever compares
+embeddings divides them by their length first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+import torch
+import torch.distributed
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from samething.arrays import Embeddings, FeatureRows
+from samething.errors import InputError
+
+HeadKind: TypeAlias = Literal["linear", "batchnorm-linear", "mlp", "average", "pca", "none"]
+HEAD_KINDS: Final = ("linear", "batchnorm-linear", "mlp", "average", "pca", "none")
+
+_ROWS_AT_A_TIME: Final = 16_384
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """Which head, and its shape."""
+
+    kind: HeadKind = "linear"
+    """``linear``; ``batchnorm-linear``: batch normalisation without scale and shift, then linear; ``mlp``:
+    one hidden layer; ``average``: the mean of neighbouring features (the paper's zero-shot baseline);
+    ``pca``; ``none``: the feature as it is."""
+    embedding_dim: int = 64
+    """Numbers in an embedding."""
+    bias: bool = True
+    """Whether the linear map has a bias."""
+    standardise: bool = True
+    """Bring features to unit length, subtract their mean over the training pictures, divide by one scale."""
+    initialise: Literal["random", "pca"] = "random"
+    """Start of a linear map: random as in torch, or the principal components of the training features."""
+    hidden_dim: int = 512
+    """Width of the hidden layer of ``mlp``."""
+
+
+class Standardise(nn.Module):
+    """Unit length, minus the training mean, over one scale for all numbers; identity until it is fitted."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(()))
+
+    def fit(self, features: FeatureRows) -> None:
+        """Take mean and scale from training features; the scale is the root mean variance."""
+        mean, covariance = mean_and_covariance(features, unit_length=True)
+        self.mean.copy_(torch.from_numpy(mean))
+        self.scale.fill_(float(np.sqrt(max(np.trace(covariance) / len(mean), 1e-12))))
+
+    def forward(self, features: Float[Tensor, "b w"]) -> Float[Tensor, "b w"]:
+        """Standardised features."""
+        return (nn.functional.normalize(features, dim=1) - self.mean) / self.scale
+
+
+class BatchStandardise(nn.Module):
+    """Batch normalisation without scale and shift, over the whole batch of all processes.
+
+    Its input is a cached feature, which needs no gradient, so the statistics are not differentiated; in
+    evaluation the running mean and variance of training are used (momentum 0.1, as torch's BatchNorm1d).
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    def forward(self, features: Float[Tensor, "b w"]) -> Float[Tensor, "b w"]:
+        """Normalised features."""
+        mean, variance = self.running_mean, self.running_var
+        if self.training:
+            with torch.no_grad():
+                ones = torch.ones_like(features[:, :1])
+                sums = torch.cat([features, features.square(), ones], dim=1).double().sum(0)
+                if torch.distributed.is_initialized():
+                    torch.distributed.all_reduce(sums)
+                width, count = features.shape[1], sums[-1]
+                exact_mean = sums[:width] / count
+                exact_variance = (sums[width:-1] / count - exact_mean.square()).clamp_min(0)
+                mean, variance = exact_mean.float(), exact_variance.float()
+                unbiased = (exact_variance * count / (count - 1).clamp_min(1)).float()
+                self.running_mean.lerp_(mean, 0.1)
+                self.running_var.lerp_(unbiased, 0.1)
+        return (features - mean) / (variance + 1e-5).sqrt()
+
+
+class Head(nn.Module):
+    """Features (b, w) to embeddings (b, d), not normalised."""
+
+    def __init__(self, config: HeadConfig, width: int) -> None:
+        super().__init__()
+        if config.kind != "none" and not 1 <= config.embedding_dim <= width:
+            raise InputError(
+                f"embedding_dim={config.embedding_dim}",
+                expected=f"between 1 and the backbone's width, {width}",
+                next_step="give another --embedding-dim",
+            )
+        self.config = config
+        self.width = width
+        self.embedding_dim = width if config.kind == "none" else config.embedding_dim
+        self.standardise = Standardise(width) if config.standardise else nn.Identity()
+        self.projection = _projection(config, width)
+
+    def forward(self, features: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
+        """Embeddings, not normalised."""
+        embeddings: Tensor = self.projection(self.standardise(features))
+        return embeddings
+
+    def fit(self, features: FeatureRows) -> None:
+        """Take what descent does not learn (standardisation, principal components) from training features."""
+        if isinstance(self.standardise, Standardise):
+            self.standardise.fit(features)
+        if self.config.kind == "pca" or self.config.initialise == "pca":
+            self._set_to_principal_components(features)
+
+    @torch.no_grad()
+    def _set_to_principal_components(self, features: FeatureRows) -> None:
+        if not isinstance(self.projection, nn.Linear):
+            raise InputError(
+                f"initialise='pca' with a head of kind {self.config.kind!r}",
+                expected="kind 'linear' or 'pca'",
+                next_step="choose another head, or initialise='random'",
+            )
+        mean, covariance = mean_and_covariance(features, unit_length=self.config.standardise)
+        components = principal_components(covariance, self.embedding_dim)
+        self.projection.weight.copy_(torch.from_numpy(components))
+        if self.projection.bias is not None:
+            # standardised features have mean zero already
+            centre = np.zeros_like(mean) if self.config.standardise else mean
+            self.projection.bias.copy_(torch.from_numpy(-components @ centre))
+
+    @torch.no_grad()
+    def embed(self, features: FeatureRows) -> Embeddings:
+        """Unit-length float32 embeddings of cached features, a few thousand rows at a time.
+
+        Raises:
+            InputError: an embedding has length zero.
+        """
+        was_training = self.training
+        self.eval()
+        device = next(iter(self.state_dict().values()), torch.empty(0)).device
+        result = np.empty((len(features), self.embedding_dim), np.float32)
+        for start, rows in _in_parts(features):
+            embeddings = self(torch.from_numpy(rows).to(device))
+            result[start : start + len(rows)] = nn.functional.normalize(embeddings, dim=1).cpu().numpy()
+        self.train(was_training)
+        zero = np.flatnonzero(~np.any(result, axis=1))
+        if len(zero):
+            raise InputError(
+                f"the embedding of row {zero[0]} is zero",
+                expected="embeddings with a direction",
+                next_step="check the features of that row, and that the head was trained",
+            )
+        return result
+
+
+def _projection(config: HeadConfig, width: int) -> nn.Module:
+    dim = config.embedding_dim
+    if config.kind == "none":
+        return nn.Identity()
+    if config.kind == "average":
+        return _average_pool(width, dim)
+    if config.kind == "mlp":
+        return nn.Sequential(
+            nn.Linear(width, config.hidden_dim),
+            nn.GELU(),
+            nn.Linear(config.hidden_dim, dim, bias=config.bias),
+        )
+    linear = nn.Linear(width, dim, bias=config.bias)
+    return nn.Sequential(BatchStandardise(width), linear) if config.kind == "batchnorm-linear" else linear
+
+
+def _average_pool(width: int, dim: int) -> nn.Linear:
+    """torch's AdaptiveAvgPool1d(width → dim) as a fixed linear map, which every runtime knows."""
+    pool = nn.Linear(width, dim, bias=False)
+    with torch.no_grad():
+        pool.weight.copy_(nn.functional.adaptive_avg_pool1d(torch.eye(width), dim).T)
+    return pool.requires_grad_(False)
+
+
+def build_head(config: HeadConfig, width: int, *, seed: int = 0) -> Head:
+    """A head with seeded random weights; call :meth:`Head.fit` before its first use."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Head(config, width)
+
+
+def fitted_head(config: HeadConfig, features: FeatureRows) -> Head:
+    """A head that needs no descent (``average``, ``pca`` or ``none``), fitted to training features."""
+    head = build_head(config, features.shape[1])
+    head.fit(features)
+    return head.eval()
+
+
+def head_from_state(config: Mapping[str, Any], width: int, state: Mapping[str, Tensor]) -> Head:
+    """A stored head: its configuration as JSON, the backbone's width and its tensors."""
+    head = Head(HeadConfig(**config), width)
+    head.load_state_dict(dict(state))
+    return head.eval()
+
+
+# ---- principal components
+
+
+def mean_and_covariance(
+    features: FeatureRows, *, unit_length: bool
+) -> tuple[Float[np.ndarray, " w"], Float[np.ndarray, "w w"]]:
+    """Mean and covariance of features in float64, a few thousand rows at a time.
+
+    Args:
+        features: float16 or float32 (n, w).
+        unit_length: divide each row by its length first.
+    """
+    width = features.shape[1]
+    total, products = np.zeros(width), np.zeros((width, width))
+    for _, part in _in_parts(features):
+        rows = part.astype(np.float64)
+        if unit_length:
+            rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        total += rows.sum(0)
+        products += rows.T @ rows
+    mean = total / len(features)
+    return mean, products / len(features) - np.outer(mean, mean)
+
+
+def principal_components(
+    covariance: Float[np.ndarray, "w w"], num_components: int
+) -> Float[np.ndarray, "d w"]:
+    """Directions of largest variance, largest first; signed so that the largest entry is positive."""
+    _, vectors = np.linalg.eigh(covariance)
+    components = vectors[:, ::-1][:, :num_components].T
+    largest = np.abs(components).argmax(axis=1)
+    return np.ascontiguousarray(
+        components * np.sign(components[np.arange(len(components)), largest])[:, None]
+    )
+
+
+def _in_parts(features: FeatureRows) -> Iterator[tuple[int, Float[np.ndarray, "part w"]]]:
+    for start in range(0, len(features), _ROWS_AT_A_TIME):
+        yield start, np.asarray(features[start : start + _ROWS_AT_A_TIME], np.float32)

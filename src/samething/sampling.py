@@ -1,0 +1,131 @@
+"""Which pictures make a batch.
+
+Every order is a pure function of the seed and the epoch, so a resumed or a distributed run sees the same
+batches as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Int
+
+from samething.errors import InputError
+
+SamplingKind: TypeAlias = Literal["shuffled", "class-balanced", "domain-balanced", "domain-round-robin"]
+SAMPLING_KINDS: Final = ("shuffled", "class-balanced", "domain-balanced", "domain-round-robin")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How the pictures of an epoch are drawn."""
+
+    kind: SamplingKind = "shuffled"
+    """``shuffled``: every picture once; ``class-balanced``: every class equally often; ``domain-balanced``:
+    a domain of n pictures in proportion to n^(1 / temperature); ``domain-round-robin``: each batch from one
+    domain, in turn."""
+    temperature: float = 1.0
+    """For ``domain-balanced``, at least 1: 1 is proportional to the size of the domains, large is equal."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 1:
+            raise InputError(
+                f"temperature={self.temperature}",
+                expected="at least 1 (1: proportional to size; large: equal shares)",
+                next_step="give another --sampling-temperature",
+            )
+
+
+def epoch_batches(
+    classes: Int[np.ndarray, " n"],
+    domains: Int[np.ndarray, " n"],
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    config: SamplingConfig,
+) -> list[Int[np.ndarray, " b"]]:
+    """Rows of each batch of one epoch; about n rows in all.
+
+    Args:
+        classes: class of each training row, 0….
+        domains: domain of each training row, 0….
+        batch_size: rows a batch; the last one of an epoch may be smaller, but has at least 2 rows.
+        seed: seed of the run.
+        epoch: number of the epoch, from 0.
+        config: how rows are drawn.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    if config.kind == "domain-round-robin":
+        return _round_robin(domains, batch_size, rng)
+    if config.kind == "class-balanced":
+        order = _class_balanced(classes, rng)
+    elif config.kind == "domain-balanced":
+        order = _domain_balanced(domains, config.temperature, rng)
+    else:
+        order = rng.permutation(len(classes))
+    return _cut(order, batch_size)
+
+
+def _cut(order: Int[np.ndarray, " n"], batch_size: int) -> list[Int[np.ndarray, " b"]]:
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if len(batches) > 1 and len(batches[-1]) < 2:  # batch statistics need two rows
+        batches[-2:] = [np.concatenate(batches[-2:])]
+    return batches
+
+
+def _without_end(rows: Int[np.ndarray, " n"], count: int, rng: np.random.Generator) -> Int[np.ndarray, " m"]:
+    """``count`` rows: whole shuffles of ``rows`` one after another, the last one cut."""
+    repeats = -(-count // len(rows))
+    return np.concatenate([rng.permutation(rows) for _ in range(repeats)])[:count]
+
+
+def _class_balanced(classes: Int[np.ndarray, " n"], rng: np.random.Generator) -> Int[np.ndarray, " n"]:
+    """Classes in shuffled turns; within a class its pictures in shuffled turns."""
+    by_class = np.argsort(classes, kind="stable")
+    starts = np.searchsorted(classes[by_class], np.arange(classes.max() + 2))
+    sizes = np.diff(starts)
+    turns = _without_end(np.flatnonzero(sizes), len(classes), rng)
+    shuffled = by_class[np.lexsort((rng.random(len(classes)), classes[by_class]))]
+    # the i-th visit of a class takes its i-th shuffled picture, and starts over after the last
+    order = np.argsort(turns, kind="stable")
+    first = np.searchsorted(turns[order], turns[order])
+    visit = np.empty(len(turns), np.int64)
+    visit[order] = np.arange(len(turns)) - first
+    rows: Int[np.ndarray, " n"] = shuffled[starts[turns] + visit % sizes[turns]]
+    return rows
+
+
+def _domain_balanced(
+    domains: Int[np.ndarray, " n"], temperature: float, rng: np.random.Generator
+) -> Int[np.ndarray, " m"]:
+    sizes = np.bincount(domains)
+    weights = np.where(sizes > 0, sizes.astype(float) ** (1 / temperature), 0.0)
+    shares = np.round(len(domains) * weights / weights.sum()).astype(int)
+    drawn = [
+        _without_end(np.flatnonzero(domains == domain), share, rng)
+        for domain, share in enumerate(shares)
+        if share
+    ]
+    return rng.permutation(np.concatenate(drawn))
+
+
+def _round_robin(
+    domains: Int[np.ndarray, " n"], batch_size: int, rng: np.random.Generator
+) -> list[Int[np.ndarray, " b"]]:
+    present = np.unique(domains)
+    num_batches = max(1, -(-len(domains) // batch_size))
+    turns = np.resize(rng.permutation(present), num_batches)
+    streams = {
+        domain: _without_end(
+            np.flatnonzero(domains == domain), batch_size * int((turns == domain).sum()), rng
+        )
+        for domain in np.unique(turns)
+    }
+    batches = []
+    for domain in turns:
+        batches.append(streams[domain][:batch_size])
+        streams[domain] = streams[domain][batch_size:]
+    return batches

@@ -1,0 +1,410 @@
+"""The training loop, from top to bottom."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import rich.console
+import rich.progress
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from samething.catalog import Catalog
+from samething.errors import ArtefactError, InputError
+from samething.features import FeatureSet
+from samething.files import (
+    Manifest,
+    atomic_path,
+    disk_errors,
+    is_finished,
+    only_one_writer,
+    read_json,
+    require_same,
+    write_json,
+    write_manifest,
+)
+from samething.heads import Head, HeadConfig, build_head
+from samething.losses import LOSSES, MarginHead, build_margin
+from samething.sampling import SamplingConfig, epoch_batches
+from samething.training import distributed
+from samething.training.config import TrainConfig
+from samething.training.optimisers import build_optimiser, take_step
+from samething.training.run import FORMAT_VERSION, KIND, Run, write_head, write_plots, write_records
+from samething.training.schedule import learning_rate, warmup_steps
+from samething.training.validation import validation_scores
+
+RECORDS_AN_EPOCH: Final = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """The training rows of a feature folder, and the pictures that validate."""
+
+    rows: Int[np.ndarray, " n"]
+    """Rows of the feature folder that are trained on."""
+    classes: Int[np.ndarray, " n"]
+    """Their classes, 0…."""
+    domains: Int[np.ndarray, " n"]
+    """Their domains, 0…."""
+    class_counts: Int[np.ndarray, " c"]
+    """Pictures a class."""
+    val_rows: Int[np.ndarray, " v"]
+    """Rows of the validation pictures."""
+    val_catalog: Catalog
+    notes: tuple[str, ...]
+    """What was left out, and why."""
+
+    @classmethod
+    def of(cls, features: FeatureSet) -> TrainingData:
+        """Choose the rows; classes with a single picture cannot be learned from and are left out.
+
+        Raises:
+            InputError: fewer than two classes remain.
+        """
+        catalog = features.catalog
+        rows = np.flatnonzero(catalog.has_role("train"))
+        ids = catalog.class_ids()
+        sizes = np.bincount(ids[rows], minlength=ids.max() + 1)
+        kept = rows[sizes[ids[rows]] > 1]
+        notes = []
+        if len(kept) < len(rows):
+            notes.append(f"{len(rows) - len(kept):,} labels with one picture only were left out of training")
+        labels, classes = np.unique(ids[kept], return_inverse=True)
+        if len(labels) < 2:
+            raise InputError(
+                f"{len(labels)} classes with at least two training pictures in {features.folder}",
+                expected="at least two",
+                next_step="check the labels and roles of the catalog: samething catalog prints their counts",
+            )
+        val_rows = np.flatnonzero(catalog.has_role("val"))
+        if len(val_rows) == 0:
+            notes.append("no validation pictures: the last head is kept, not the best")
+        domains = np.unique(catalog.strings("domain")[kept].astype(str), return_inverse=True)[1]
+        return cls(
+            rows=kept,
+            classes=classes.astype(np.int64),
+            domains=domains.astype(np.int64),
+            class_counts=np.bincount(classes).astype(np.int64),
+            val_rows=val_rows,
+            val_catalog=catalog.take(val_rows),
+            notes=tuple(notes),
+        )
+
+
+def run_training(features: FeatureSet, config: TrainConfig, folder: Path, *, resume: bool) -> Run:
+    """Train into a run folder; see :func:`samething.training.train`."""
+    made_from = {"config": config.to_json(), "features": features.manifest.fingerprint}
+    data = TrainingData.of(features)
+    with distributed.processes(), distributed.writer(only_one_writer(folder)), disk_errors(folder):
+        if distributed.is_first():
+            _claim(folder, made_from, resume=resume)
+        distributed.wait_for_all()
+        if is_finished(folder):
+            return Run.open(folder)
+        trainer = Trainer(features, data, config, folder)
+        trainer.run()
+        if distributed.is_first():
+            _finish(folder, trainer, made_from)
+        distributed.wait_for_all()
+    return dataclasses.replace(Run.open(folder), was_finished=False)
+
+
+def _claim(folder: Path, made_from: dict[str, Any], *, resume: bool) -> None:
+    path = folder / "config.json"
+    if path.exists() and not resume:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        (folder / "manifest.json").unlink(missing_ok=True)
+        path.unlink()
+    if path.exists():
+        require_same(
+            made_from,
+            read_json(path),
+            what=f"{folder} is another run",
+            next_step="choose another folder with -o, or start this one over with --no-resume",
+        )
+        return
+    strangers = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
+    if strangers and resume:
+        raise ArtefactError(
+            f"{folder} is not a run folder and holds {', '.join(sorted(strangers)[:3])}",
+            expected="a run folder, or a new or empty one",
+            next_step="choose another folder with -o",
+        )
+    write_json(path, made_from)
+
+
+class Trainer:
+    """A run in the making: what is learned, and where it stands."""
+
+    def __init__(self, features: FeatureSet, data: TrainingData, config: TrainConfig, folder: Path) -> None:
+        self.features, self.data, self.config, self.folder = features, data, config, folder
+        self.device = (
+            torch.device("cuda", torch.cuda.current_device())
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
+        self.steps_per_epoch = max(1, len(self._epoch(0)))
+        self.num_steps = config.iterations or max(1, round(config.epochs * self.steps_per_epoch))
+        head_config = HeadConfig(
+            kind=config.head,
+            embedding_dim=config.embedding_dim,
+            bias=config.bias,
+            standardise=config.standardise,
+            initialise=config.initialise,
+        )
+        self.head = build_head(head_config, features.rows.shape[1], seed=config.seed)
+        self.head.fit(features.rows[data.rows])
+        self.head.to(self.device).train()
+        self.margin_head = self._build_margin_head().to(self.device).train()
+        self.optimiser = build_optimiser(config, [*self.head.parameters(), *self.margin_head.parameters()])
+        self.average = (
+            AveragedModel(
+                self.head,
+                multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay),  # type: ignore[no-untyped-call]
+                use_buffers=True,
+            )
+            if config.ema_decay
+            else None
+        )
+        self.step = 0
+        self.records: list[dict[str, Any]] = []
+        self.best_score: float | None = None
+        self.best_head: dict[str, Tensor] | None = None
+        self.validations_without_gain = 0
+        self.stopped_early = False
+
+    def _build_margin_head(self) -> MarginHead:
+        config = self.config
+        counts = self.data.class_counts.tolist()
+        margin = build_margin(
+            config.loss, num_classes=len(counts), class_counts=counts, **_margin_options(config)
+        )
+        prefixes = (*config.matryoshka_dims, config.embedding_dim) if config.matryoshka_dims else ()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed + 1)
+            return MarginHead(
+                config.embedding_dim,
+                len(counts),
+                margin,
+                num_centers=config.num_centers,
+                margin_growth=config.margin_growth,
+                class_fraction=config.class_sample_ratio,
+                dimension_fraction=config.feature_sample_ratio,
+                prefixes=prefixes,
+                seed=config.seed,
+            )
+
+    # ---- the loop
+
+    def run(self) -> None:
+        """Train from the last checkpoint, or from the start, to the end."""
+        self._resume()
+        stride = max(1, round(self.config.validate_every * self.steps_per_epoch))
+        batches: list[Int[np.ndarray, " b"]] = []
+        losses: list[float] = []
+        with _progress(disable=not distributed.is_first()) as progress:
+            task = progress.add_task("train", total=self.num_steps, completed=self.step, loss="", score="")
+            while self.step < self.num_steps and not self.stopped_early:
+                epoch, position = divmod(self.step, self.steps_per_epoch)
+                if position == 0 or not batches:
+                    batches = self._epoch(epoch)
+                losses.append(self._train_step(batches[position]))
+                self.step += 1
+                if self.step % max(1, self.steps_per_epoch // RECORDS_AN_EPOCH) == 0:
+                    self._record(loss=float(np.mean(losses)))
+                    progress.update(task, loss=f"loss {np.mean(losses):.3f}")
+                    losses = []
+                if self.step % stride == 0 or self.step == self.num_steps:
+                    self._validate()
+                    self._save()
+                    if self.best_score is not None:
+                        progress.update(task, score=f"best mMP@5 {self.best_score:.1%}")
+                progress.advance(task)
+
+    def _epoch(self, epoch: int) -> list[Int[np.ndarray, " b"]]:
+        config = self.config
+        return epoch_batches(
+            self.data.classes,
+            self.data.domains,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            epoch=epoch,
+            config=SamplingConfig(kind=config.sampling, temperature=config.sampling_temperature),
+        )
+
+    def _train_step(self, batch: Int[np.ndarray, " b"]) -> float:
+        mine = distributed.share(batch)
+        features = torch.from_numpy(np.asarray(self.features.rows[self.data.rows[mine]], np.float32))
+        inputs = self._dropped_out(features, len(batch)).to(self.device)
+        labels = torch.from_numpy(self.data.classes[mine]).to(self.device)
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(
+                self.config,
+                self.step,
+                num_steps=self.num_steps,
+                warmup_steps=warmup_steps(self.config, steps_per_epoch=self.steps_per_epoch),
+            )
+        self.margin_head.set_progress(self.step / self.num_steps)
+
+        def loss_and_gradients() -> float:
+            self.optimiser.zero_grad()
+            with torch.autocast(
+                self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
+            ):
+                loss = self.margin_head(self.head(inputs), labels) * (len(mine) / len(batch))
+            loss.backward()
+            return distributed.sum_gradients(loss, self.optimiser)
+
+        loss = take_step(self.optimiser, loss_and_gradients, self.config)
+        if not np.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss} at step {self.step}",
+                expected="a finite loss; the last checkpoint is kept",
+                next_step=f"lower --learning-rate (now {self.config.learning_rate}) or set --gradient-clip",
+            )
+        if self.average is not None:
+            self.average.update_parameters(self.head)
+        return loss
+
+    def _dropped_out(self, features: Float[Tensor, "b w"], num_global: int) -> Float[Tensor, "b w"]:
+        """Dropout whose mask depends on seed and step alone, whatever was resumed or distributed."""
+        if self.config.dropout == 0:
+            return features
+        generator = torch.Generator().manual_seed((self.config.seed << 32) + self.step)
+        keep = 1 - self.config.dropout
+        mask = torch.empty(num_global, features.shape[1]).bernoulli_(keep, generator=generator)
+        return features * distributed.share(mask) / keep
+
+    def _record(self, **values: float) -> None:
+        epoch = round(self.step / self.steps_per_epoch, 4)
+        rate = self.optimiser.param_groups[0]["lr"]
+        self.records.append({"step": self.step, "epoch": epoch, "learning_rate": rate, **values})
+
+    # ---- validation and checkpoints
+
+    def current_head(self) -> Head:
+        """The head as it stands: the moving average where there is one."""
+        if self.average is None:
+            return self.head
+        assert isinstance(self.average.module, Head)
+        return self.average.module
+
+    def _validate(self) -> None:
+        if len(self.data.val_rows) == 0:
+            return
+        embeddings = self.current_head().embed(self.features.rows[self.data.val_rows])
+        score, recall = validation_scores(embeddings, self.data.val_catalog)
+        if np.isnan(score):
+            return
+        self.records.append({"step": self.step, "val/mmp@5": score, "val/r@1": recall})
+        if self.best_score is None or score > self.best_score:
+            self.best_score, self.validations_without_gain = score, 0
+            self.best_head = {
+                k: v.detach().cpu().clone() for k, v in self.current_head().state_dict().items()
+            }
+        else:
+            self.validations_without_gain += 1
+            self.stopped_early = 0 < self.config.patience <= self.validations_without_gain
+
+    def result(self) -> Head:
+        """The head that the run is for."""
+        head = self.current_head()
+        if self.config.keep == "best" and self.best_head is not None:
+            head.load_state_dict(self.best_head)
+        return head.cpu().eval()
+
+    def _save(self) -> None:
+        if not distributed.is_first():
+            return
+        state = {
+            "step": self.step,
+            "head": self.head.state_dict(),
+            "margin_head": self.margin_head.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "records": self.records,
+            "best_score": self.best_score,
+            "best_head": self.best_head,
+            "validations_without_gain": self.validations_without_gain,
+            "stopped_early": self.stopped_early,
+        }
+        with atomic_path(self.folder / "checkpoints" / "last.pt") as partial:
+            torch.save(state, partial)
+        write_records(self.folder, self.records)
+
+    def _resume(self) -> None:
+        path = self.folder / "checkpoints" / "last.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.head.load_state_dict(state["head"])
+        self.margin_head.load_state_dict(state["margin_head"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        for name in (
+            "step",
+            "records",
+            "best_score",
+            "best_head",
+            "validations_without_gain",
+            "stopped_early",
+        ):
+            setattr(self, name, state[name])
+
+
+def _margin_options(config: TrainConfig) -> dict[str, Any]:
+    """What the configuration says of the margin, under the names that the loss has for it."""
+    options = dict(config.loss_options)
+    if config.scale is not None:
+        options["scale"] = config.scale
+    if config.margin is not None:
+        accepted = inspect.signature(LOSSES[config.loss]).parameters if config.loss in LOSSES else {}
+        names = [name for name in ("margin_radians", "margin_max_radians") if name in accepted]
+        options[names[0] if names else "margin"] = config.margin
+    return options
+
+
+def _progress(*, disable: bool) -> rich.progress.Progress:
+    return rich.progress.Progress(
+        rich.progress.TextColumn("[progress.description]{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("steps {task.fields[loss]} {task.fields[score]}"),
+        rich.progress.TimeRemainingColumn(),
+        console=rich.console.Console(stderr=True),
+        disable=disable,
+    )
+
+
+def _finish(folder: Path, trainer: Trainer, made_from: dict[str, Any]) -> None:
+    head = trainer.result()
+    write_head(folder, head)
+    write_records(folder, trainer.records)
+    write_plots(folder, trainer.records)
+    features = trainer.features
+    content = {
+        # relative, so that a project folder can be moved as a whole
+        "features": os.path.relpath(features.folder.resolve(), folder.resolve()),
+        "backbone": features.backbone["name"],
+        "width": head.width,
+        "head": dataclasses.asdict(head.config),
+        "num_classes": len(trainer.data.class_counts),
+        "num_pictures": len(trainer.data.rows),
+        "num_steps": trainer.step,
+        "num_head_parameters": sum(parameter.numel() for parameter in head.parameters()),
+        "num_class_parameters": sum(parameter.numel() for parameter in trainer.margin_head.parameters()),
+        "best_score": trainer.best_score,
+        "notes": list(trainer.data.notes),
+    }
+    write_manifest(
+        folder, Manifest(kind=KIND, format_version=FORMAT_VERSION, made_from=made_from, content=content)
+    )

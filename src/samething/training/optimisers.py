@@ -1,0 +1,57 @@
+"""Optimisers: torch's own, and sharpness-aware minimisation around any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from samething.training.config import TrainConfig
+
+
+def build_optimiser(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of a configuration, over the parameters that are trained.
+
+    ``sgd`` and ``adam`` add ``weight_decay × weight`` to the gradient (L2); ``adamw`` shrinks the weights by
+    ``learning_rate × weight_decay`` beside the step (Loshchilov & Hutter 2019).
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.optimiser == "sgd":
+        return torch.optim.SGD(trained, lr=rate, weight_decay=decay, momentum=config.momentum)
+    if config.optimiser == "adam":
+        return torch.optim.Adam(trained, lr=rate, weight_decay=decay, fused=True)
+    return torch.optim.AdamW(trained, lr=rate, weight_decay=decay, fused=True)
+
+
+def take_step(
+    optimiser: torch.optim.Optimizer, loss_and_gradients: Callable[[], float], config: TrainConfig
+) -> float:
+    """One step; returns the loss before it.
+
+    With ``sam_rho`` the gradient is taken where the loss is worst within that radius: at
+    ``w + rho g / |g|`` (Foret et al. 2021, eq. 2).
+    """
+    loss = loss_and_gradients()
+    parameters = [
+        parameter
+        for group in optimiser.param_groups
+        for parameter in group["params"]
+        if parameter.grad is not None
+    ]
+    if config.sam_rho:
+        with torch.no_grad():
+            length = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
+            factor = config.sam_rho / (length + 1e-12)
+            before = [parameter.clone() for parameter in parameters]
+            for parameter in parameters:
+                parameter.add_(parameter.grad * factor)
+        loss_and_gradients()
+        with torch.no_grad():
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.copy_(value)
+    if config.gradient_clip:
+        nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
+    optimiser.step()
+    return loss

@@ -1,0 +1,137 @@
+"""A run folder on disk.
+
+Layout::
+
+    runs/NAME/
+      config.json             the configuration and what it was trained on; written first
+      metrics.jsonl           one line a record: loss and learning rate, validation scores
+      checkpoints/last.pt     everything needed to go on
+      head.safetensors        the trained head
+      plots/*.svg             loss, learning rate and validation score over the steps
+      manifest.json           written last
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import safetensors
+import safetensors.torch
+
+from samething.errors import ArtefactError
+from samething.features import FeatureSet
+from samething.files import Manifest, atomic_path, read_manifest, write_text
+from samething.heads import Head, head_from_state
+from samething.training.config import TrainConfig
+
+KIND: Final = "run"
+FORMAT_VERSION: Final = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished training run."""
+
+    folder: Path
+    manifest: Manifest
+    config: TrainConfig
+    head: Head
+    """The trained head, in evaluation mode."""
+    records: list[dict[str, Any]]
+    """The lines of metrics.jsonl."""
+    was_finished: bool = True
+    """Whether the run was found finished, with nothing left to do."""
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Open a finished run.
+
+        Raises:
+            ArtefactError: missing, unfinished or damaged.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder, kind=KIND, format_version=FORMAT_VERSION)
+        try:
+            state = safetensors.torch.load_file(folder / "head.safetensors")
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ArtefactError(
+                f"{folder / 'head.safetensors'} cannot be read ({error})",
+                expected="the head of a finished run",
+                next_step=f"remove {folder} and train again",
+            ) from error
+        head = head_from_state(manifest.content["head"], manifest.content["width"], state)
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        config = TrainConfig.from_json(manifest.made_from["config"])
+        return cls(folder, manifest, config, head, [json.loads(line) for line in lines])
+
+    def features(self) -> FeatureSet:
+        """The feature folder that the run was trained on.
+
+        Raises:
+            ArtefactError: it was moved, removed or replaced by other features.
+        """
+        folder = (self.folder / str(self.manifest.content["features"])).resolve()
+        found = FeatureSet.open(folder)
+        if found.manifest.fingerprint != self.manifest.made_from["features"]:
+            raise ArtefactError(
+                f"{folder} holds other features than those {self.folder} was trained on",
+                expected=f"features with the fingerprint {self.manifest.made_from['features']}",
+                next_step="give the right feature folder with --features, or train again",
+            )
+        return found
+
+    @property
+    def best_score(self) -> float | None:
+        """Best validation mMP@5, or None where there was no validation."""
+        score: float | None = self.manifest.content["best_score"]
+        return score
+
+    def __rich__(self) -> str:
+        """What a person wants to know of the run, in a few lines."""
+        content = self.manifest.content
+        score = "no validation" if self.best_score is None else f"validation mMP@5 {self.best_score:.1%}"
+        note = " (was finished, nothing to do)" if self.was_finished else ""
+        lines = [
+            f"[bold]{self.folder}[/bold]: {self.config.loss}, {self.config.num_centers} centre(s) a class, "
+            f"{self.config.embedding_dim}-d, {content['num_steps']:,} steps, {score}{note}",
+            f"  trained parameters: {content['num_head_parameters']:,} of the head"
+            f" + {content['num_class_parameters']:,} of the classes (all centres)",
+        ]
+        return "\n".join(lines + [f"  [yellow]{note}[/yellow]" for note in content["notes"]])
+
+
+def write_records(folder: Path, records: list[dict[str, Any]]) -> None:
+    """Write metrics.jsonl."""
+    write_text(folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+
+
+def write_head(folder: Path, head: Head) -> None:
+    """Write head.safetensors."""
+    with atomic_path(folder / "head.safetensors") as partial:
+        state = {name: tensor.contiguous() for name, tensor in head.state_dict().items()}
+        safetensors.torch.save_file(state, partial)
+
+
+def write_plots(folder: Path, records: list[dict[str, Any]]) -> None:
+    """Draw loss, learning rate and validation score over the steps, one SVG each."""
+    import matplotlib.figure
+
+    for name, title in (
+        ("loss", "loss"),
+        ("learning_rate", "learning rate"),
+        ("val/mmp@5", "validation mMP@5"),
+    ):
+        points = [(record["step"], record[name]) for record in records if name in record]
+        if not points:
+            continue
+        figure = matplotlib.figure.Figure(figsize=(6, 3), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(*zip(*points, strict=True))
+        axes.set(xlabel="step", ylabel=title)
+        axes.grid(alpha=0.3)
+        path = folder / "plots" / f"{name.replace('/', '_').replace('@', '_at_')}.svg"
+        with atomic_path(path) as partial:
+            figure.savefig(partial, format="svg", metadata={"Date": None})

@@ -1,0 +1,39 @@
+"""How good a head is on the validation pictures, quickly."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from samething.arrays import Embeddings
+from samething.catalog import Catalog
+from samething.metrics import modified_mean_precision_at_k
+from samething.retrieval import exact_topk
+
+
+def validation_scores(embeddings: Embeddings, catalog: Catalog) -> tuple[float, float]:
+    """mMP@5 and R@1 of pictures searched among each other, in one index over all domains.
+
+    A picture does not find itself; pictures without another one of their instance do not count. Both numbers
+    are plain means over the domains, NaN where no picture counts.
+
+    Args:
+        embeddings: unit-length (v, d), one row a picture.
+        catalog: the v validation pictures.
+    """
+    instances = catalog.class_ids()
+    own = np.arange(len(embeddings))
+    top = exact_topk(embeddings, embeddings, 5, leave_out=own, normalised=True, precision="float32")
+    relevance = (instances[top.indices] == instances[:, None]) & (top.indices >= 0)
+    num_relevant = np.bincount(instances)[instances] - 1
+    counts = num_relevant > 0
+    precision = modified_mean_precision_at_k(relevance, num_relevant, k=5)
+    domains = catalog.strings("domain")
+    means = [
+        (precision[rows].mean(), relevance[rows, 0].mean())
+        for domain in catalog.domains
+        if (rows := counts & (domains == domain)).any()
+    ]
+    if not means:
+        return float("nan"), float("nan")
+    score, recall = np.mean(means, axis=0)
+    return float(score), float(recall)
