@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ from PIL import Image
 
 import samething
 from samething.catalog import Catalog
-from samething.datasets.demo import build_demo_pictures
+from samething.datasets.demo import FORMAT_VERSION, KIND, build_demo_pictures
 from samething.datasets.demo.drawings import (
     DrawnInstance,
     Glyph,
@@ -41,7 +42,14 @@ from samething.datasets.demo.roles import TWO_QUERIES_FROM, assign_roles
 from samething.datasets.demo.selection import NEAR_IDENTICAL, distinct_drawings
 from samething.datasets.demo.symbols import brand_key, find_symbols
 from samething.errors import ArtefactError, InputError, MissingExtraError, SamethingError
-from samething.files import MANIFEST_NAME, Manifest, only_one_writer, write_manifest
+from samething.files import (
+    MANIFEST_NAME,
+    PARTIAL_SUFFIX,
+    Manifest,
+    only_one_writer,
+    read_manifest,
+    write_manifest,
+)
 
 LIMIT = 4
 
@@ -233,7 +241,7 @@ def test_deleted_and_damaged_pictures_are_made_again_and_no_others(built: Catalo
         (copied / image).unlink()
     (copied / cut).write_bytes((copied / cut).read_bytes()[:100])
     folder = (copied / images[0]).parent
-    (folder / ".half.png.123.tmp").write_bytes(b"a picture that a killed process was writing")
+    (folder / f".half.png.123{PARTIAL_SUFFIX}").write_bytes(b"a picture that a killed process was writing")
     build_demo_pictures(copied, limit_per_domain=LIMIT, num_workers=1)
     assert content(copied) == content(built.root)
     after = written_at(copied)
@@ -282,11 +290,12 @@ def test_another_limit_or_package_builds_anew_and_leaves_nothing_of_the_old(copi
     catalog = build_demo_pictures(copied, limit_per_domain=2, num_workers=1)
     before, finished = written_at(copied), content(copied)
     assert set(before) == set(catalog.strings("image"))
-    manifest = json.loads((copied / MANIFEST_NAME).read_text())
-    assert manifest["made_from"]["limit_per_domain"] == 2
+    manifest = read_manifest(copied, kind=KIND, format_version=FORMAT_VERSION)
+    assert manifest.made_from["limit_per_domain"] == 2
 
-    manifest["made_from"]["packages"]["pillow"] = "0.1"
-    (copied / MANIFEST_NAME).write_text(json.dumps(manifest))
+    packages = {**manifest.made_from["packages"], "pillow": "0.1"}
+    older = dataclasses.replace(manifest, made_from={**manifest.made_from, "packages": packages})
+    write_manifest(copied, older)
     build_demo_pictures(copied, limit_per_domain=2, num_workers=1)
     after = written_at(copied)
     assert all(after[image] != before[image] for image in before)

@@ -22,7 +22,6 @@ from samething.datasets.demo.workers import Workers, find_jobs, make_pictures
 from samething.errors import ArtefactError, InputError
 from samething.files import (
     MANIFEST_NAME,
-    PARTIAL_SUFFIX,
     Json,
     Manifest,
     differences,
@@ -91,8 +90,6 @@ def build_demo_pictures(
         # the stale ones are listed too, without a checksum, so that a killed build does not forget them
         start_journal(root, fingerprint(made_from), {**dict.fromkeys(sorted(stale), ""), **known})
         (root / MANIFEST_NAME).unlink(missing_ok=True)
-        for partial in root.glob(f"*/*/.*{PARTIAL_SUFFIX}"):
-            partial.unlink(missing_ok=True)
         instances, checksums = _build(root, num_workers, limit_per_domain, known, on_progress)
         for image in stale - checksums.keys():
             (root / image).unlink(missing_ok=True)
