@@ -103,7 +103,7 @@ class MarginHead(nn.Module):
 
     def forward(self, embeddings: Float[Tensor, "b d"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
         """Mean cross-entropy of the batch, over the classes sampled for this step."""
-        self._check_batch(embeddings, labels)
+        self.check_batch(embeddings, labels)
         generator = self._next_generator()
         weight, columns = self._sampled_weight(labels, generator)
         losses = []
@@ -119,11 +119,16 @@ class MarginHead(nn.Module):
 
     def logits(self, embeddings: Float[Tensor, "b d"], labels: Int[Tensor, " b"]) -> Float[Tensor, "b c"]:
         """Logits with the margin, over all classes and the last (longest) prefix; nothing is sampled."""
-        self._check_batch(embeddings, labels)
+        self.check_batch(embeddings, labels)
         prefix = self.prefixes[-1]
         return self._logits(self.margins[-1], embeddings[:, :prefix], self.weight[:, :prefix], labels, labels)
 
-    def _check_batch(self, embeddings: Tensor, labels: Tensor) -> None:
+    def next_classes(self, labels: Int[Tensor, " b"]) -> Int[Tensor, " sampled"] | None:
+        """Begin a training step: the classes drawn for it, ascending, or None where all take part."""
+        return self._draw_classes(labels, self._next_generator())
+
+    def check_batch(self, embeddings: Float[Tensor, "b _"], labels: Int[Tensor, " b"]) -> None:
+        """Refuse, as an InputError, another embedding size and labels outside 0 … C - 1."""
         width = self.weight.shape[1]
         if embeddings.shape[1] != width:
             raise InputError(
@@ -149,16 +154,21 @@ class MarginHead(nn.Module):
 
     def _sampled_weight(self, labels: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Sub-centres of this step's classes, and where each row's own class stands among them."""
-        if generator is None or self.class_fraction == 1:
+        classes = self._draw_classes(labels, generator)
+        if classes is None:
             return self.weight, labels
-        classes = sample_classes(
+        centers = self.weight.view(self.num_classes, self.num_centers, -1)
+        return centers[classes].flatten(0, 1), torch.searchsorted(classes, labels)
+
+    def _draw_classes(self, labels: Tensor, generator: torch.Generator | None) -> Tensor | None:
+        if generator is None or self.class_fraction == 1:
+            return None
+        return sample_classes(
             gather_rows(labels),
             num_classes=self.num_classes,
             fraction=self.class_fraction,
             generator=generator,
         ).to(labels.device)
-        centers = self.weight.view(self.num_classes, self.num_centers, -1)
-        return centers[classes].flatten(0, 1), torch.searchsorted(classes, labels)
 
     def _logits(
         self, margin: nn.Module, embeddings: Tensor, weight: Tensor, columns: Tensor, labels: Tensor
@@ -167,8 +177,8 @@ class MarginHead(nn.Module):
         embeddings = embeddings.to(weight.dtype)
         norms = embeddings.norm(dim=1)
         weight_norms = weight.norm(dim=1)
-        _check_lengths("embedding", norms)
-        _check_lengths("class weight", weight_norms)
+        check_lengths("embedding", norms)
+        check_lengths("class weight", weight_norms)
         cosines = F.linear(embeddings / norms[:, None], weight / weight_norms[:, None])
         if self.num_centers > 1:
             cosines = cosines.view(len(cosines), -1, self.num_centers).max(dim=2).values
@@ -180,7 +190,8 @@ def _part(rows: Tensor, prefix: int, dims: Tensor | None) -> Tensor:
     return rows[:, :prefix] if dims is None else rows[:, dims.to(rows.device)]
 
 
-def _check_lengths(what: str, norms: Tensor) -> None:
+def check_lengths(what: str, norms: Float[Tensor, " rows"]) -> None:
+    """Refuse, as an InputError, a row without a direction, or with a number that is not finite."""
     usable = (norms > 0) & norms.isfinite()
     if not bool(usable.all()):
         first, num_unusable = int((~usable).nonzero()[0]), int((~usable).sum())

@@ -78,6 +78,9 @@ class Margin(nn.Module, abc.ABC):
     needs_other_logsumexp: bool = False
     """Whether :meth:`prepare` wants a statistic over all wrong classes, see :meth:`other_logsumexp_scale`."""
 
+    keeps_other_cosines: bool = True
+    """Whether :meth:`other_similarity` is the cosine itself, so that nothing needs computing."""
+
     margin_scale: Tensor
 
     def __init__(self, *, scale: float) -> None:
@@ -277,6 +280,8 @@ class LiArcFace(Margin):
         margin_radians: m in [0, π/2].
     """
 
+    keeps_other_cosines = False
+
     def __init__(self, *, scale: float = 64.0, margin_radians: float = 0.45) -> None:
         super().__init__(scale=scale)
         _check_angle("margin_radians", margin_radians)
@@ -353,6 +358,7 @@ class CurricularFace(Margin):
         momentum: weight of the newest batch, in (0, 1]; 0.01 in the authors' code.
     """
 
+    keeps_other_cosines = False
     t: Tensor
 
     def __init__(self, *, scale: float = 30.0, margin_radians: float = 0.5, momentum: float = 0.01) -> None:
@@ -413,6 +419,7 @@ class AdaFace(Margin):
         momentum: weight of the newest batch, in (0, 1].
     """
 
+    keeps_other_cosines = False
     norm_mean: Tensor
     norm_std: Tensor
 

@@ -1,0 +1,130 @@
+"""Loss, gradients and the update of the class weights, in chunks of classes that stay in cache."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.optim import Optimizer
+
+from samething.errors import InputError
+from samething.losses.chunk_update import ChunkUpdate, updates_in_chunks
+from samething.losses.class_sweep import ClassSweep, GradientSink, Workspace
+from samething.losses.head import MarginHead, check_lengths
+from samething.losses.margins import BatchRows, Margin
+from samething.losses.matrix_products import fast_float32_products
+
+
+class FusedMarginStep:
+    """One training step of a :class:`MarginHead` without autograd, for float32 (or float64) on the CPU.
+
+    ::
+
+        step = FusedMarginStep(margin_head, optimiser)
+        embeddings = head(features)
+        loss, gradient = step.loss_and_embedding_gradient(embeddings, labels)
+        embeddings.backward(gradient)
+        optimiser.step()
+
+    With an optimiser the class weights are updated within the call and ``weight.grad`` stays None, so that
+    ``optimiser.step()`` moves everything else. Without one, or where an update in chunks would not be the
+    optimiser's own (class sampling, an unusual optimiser), ``weight.grad`` is written (added to, if there) and
+    the caller goes on as always: for clipping, for SAM, for sums over processes.
+
+    Loss and gradients are those of ``margin_head(embeddings, labels)`` up to rounding, for every margin, any
+    number of sub-centres and class sampling; the margin's state moves in the same way. Prefixes and dimension
+    sampling are not covered: :meth:`covers` says so beforehand.
+
+    Args:
+        head: the class weights and their margin.
+        optimiser: SGD, Adam or AdamW that holds ``head.weight``, or None.
+        precision: of the matrix products and the softmax between them. The targets' cosines, the sums, the
+            weights and the optimiser stay in the weights' own precision.
+        workspace_bytes: what may be kept of a batch's probabilities between the two passes. Beyond that they
+            are computed twice, at a third more arithmetic, and only a chunk's worth is ever held.
+
+    Raises:
+        InputError: from the constructor, a head that is not covered; from a call, see ``MarginHead``.
+    """
+
+    def __init__(
+        self,
+        head: MarginHead,
+        optimiser: Optimizer | None = None,
+        *,
+        precision: Literal["float32", "bfloat16"] = "float32",
+        workspace_bytes: int = 128 << 20,
+    ) -> None:
+        if not self.covers(head):
+            raise InputError(
+                f"a fused step for prefixes {head.prefixes}, dimension_fraction {head.dimension_fraction}, "
+                f"{head.weight.dtype} weights on {head.weight.device}",
+                expected="the whole embedding, float32 or float64, on the CPU",
+                next_step="train with loss = head(embeddings, labels); loss.backward()",
+            )
+        self.head = head
+        self.optimiser = optimiser
+        dtype = torch.bfloat16 if precision == "bfloat16" else head.weight.dtype
+        self.workspace = Workspace(head.weight, head.num_centers, dtype, workspace_bytes)
+
+    @staticmethod
+    def covers(head: MarginHead) -> bool:
+        """Whether this head can be trained here; otherwise the plain path must do."""
+        return (
+            head.weight.device.type == "cpu"
+            and head.weight.dtype in (torch.float32, torch.float64)
+            and head.prefixes == (head.weight.shape[1],)
+            and head.dimension_fraction == 1
+        )
+
+    @torch.no_grad()
+    def loss_and_embedding_gradient(
+        self, embeddings: Float[Tensor, "b d"], labels: Int[Tensor, " b"], *, share: float = 1.0
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "b d"]]:
+        """Mean cross-entropy of the batch and its gradient by the embeddings; see the class.
+
+        Args:
+            embeddings: not necessarily of unit length; a gradient history is ignored.
+            labels: class numbers.
+            share: factor of loss and gradients, such as this process's share of a batch over several.
+        """
+        head, margin = self.head, self.head.margins[0]
+        assert isinstance(margin, Margin)
+        head.check_batch(embeddings, labels)
+        embeddings = embeddings.detach().to(head.weight.dtype)
+        norms = embeddings.norm(dim=1)
+        check_lengths("embedding", norms)
+        unit = embeddings / norms[:, None]
+        classes = head.next_classes(labels)
+        fast = self.workspace.dtype == torch.float32
+        products = fast_float32_products() if fast else contextlib.nullcontext()
+        with torch.autocast("cpu", enabled=False), products:
+            sweep = ClassSweep(self.workspace, margin, unit, labels, classes)
+            statistic = sweep.other_logsumexp() if margin.needs_other_logsumexp and margin.training else None
+            batch = BatchRows(
+                target_cosines=sweep.target_cosines, norms=norms, labels=labels, other_logsumexp=statistic
+            )
+            losses, unit_gradient = sweep.run(margin.prepare(batch), share, self._sink)
+        radial = (unit_gradient * unit).sum(dim=1, keepdim=True)
+        return losses.mean().to(unit.dtype) * share, (unit_gradient - unit * radial) / norms[:, None]
+
+    def _sink(self, classes: Tensor | None) -> GradientSink:
+        """Where the gradient of the class weights goes, a chunk at a time."""
+        weight, k = self.head.weight, self.head.num_centers
+        if classes is None and self.optimiser is not None and updates_in_chunks(self.optimiser, weight):
+            return ChunkUpdate(self.optimiser, weight)
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        gradients = weight.grad.view(-1, k, weight.shape[1])
+
+        def add(start: int, gradient: Tensor) -> None:
+            rows = slice(start // k, start // k + len(gradient) // k)
+            if classes is None:
+                gradients[rows] += gradient.view(-1, k, weight.shape[1])
+            else:
+                gradients.index_add_(0, classes[rows], gradient.view(-1, k, weight.shape[1]))
+
+        return add

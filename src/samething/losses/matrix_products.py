@@ -1,0 +1,56 @@
+"""float32 matrix products by oneDNN where that is both exact and faster.
+
+On AMD processors the matrix products of torch's default library run well below the machine's rate.
+``torch.set_float32_matmul_precision("medium")`` hands them to oneDNN, which on machines without fast reduced
+precision computes in float32 all the same. On others it may round the factors to bfloat16; so a product is
+measured against float64 first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Final
+
+import torch
+
+LARGEST_RELATIVE_ERROR: Final = 1e-6
+"""float32 products of 64 to 4,096 terms measure 2e-7 to 4e-7; bfloat16 factors give 2e-3."""
+
+
+@functools.cache
+def medium_precision_is_exact() -> bool:
+    """Whether "medium" precision on this processor is still float32, for the shapes of a margin step."""
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.randn(1024, 64, generator=generator)
+    embeddings = torch.randn(64, 128, generator=generator)
+    gradients = torch.randn(1024, 128, generator=generator)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        return all(
+            float((left @ right - left.double() @ right.double()).norm() / (left @ right).norm())
+            <= LARGEST_RELATIVE_ERROR
+            for left, right in (
+                (classes, embeddings),
+                (gradients.t(), classes),
+                (gradients, embeddings.t()),
+            )
+        )
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
+def fast_float32_products() -> Iterator[None]:
+    """Within this context float32 products on the CPU go to oneDNN, if that loses nothing; see the module."""
+    if not medium_precision_is_exact():
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
