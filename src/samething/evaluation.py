@@ -150,17 +150,11 @@ class EvaluationResult:
         return Path(path)
 
     def __rich__(self) -> Table:
-        left_out = self.num_queries_without_positive()
-        table = Table(
-            title=_title(self.shown),
-            caption=f"{left_out} queries without a relevant entry in the index are left out"
-            if left_out
-            else None,
-        )
+        table = Table(title=_title(self.shown), caption=_caption(self))
         table.add_column("domain")
         table.add_column("queries", justify="right")
         for metric in METRICS:
-            table.add_column(f"{_TITLES[metric]} % (95 %)", justify="right")
+            table.add_column(f"{_TITLES[metric]} %", justify="right")
         for domain in (*self.domains, MEAN):
             if domain == MEAN:
                 table.add_section()
@@ -226,7 +220,9 @@ def evaluate_embeddings(
     per_domain: dict[Metric, np.ndarray] = {metric: np.empty(len(query_rows)) for metric in METRICS}
     for number, domain in enumerate(present):
         own = query_domains == number
-        found = measure(query_rows[own], index_rows[domain_of_row[index_rows] == domain])
+        own_index = index_rows[domain_of_row[index_rows] == domain]
+        one_domain = own.all() and len(own_index) == len(index_rows)
+        found = merged if one_domain else measure(query_rows[own], own_index)
         for metric in METRICS:
             per_domain[metric][own] = found[metric]
     return EvaluationResult(
@@ -341,14 +337,14 @@ class Comparison:
         }
 
     def __rich__(self) -> Table:
-        table = Table(title=_title(self.shown))
+        first = next(iter(self.results.values()))
+        table = Table(title=_title(self.shown), caption=_caption(first))
         table.add_column("domain")
         table.add_column("embedding")
-        table.add_column("dimensions", justify="right")
+        table.add_column("dim", justify="right")
         for metric in METRICS:
-            table.add_column(f"{_TITLES[metric]} % (95 %)", justify="right")
-        domains = next(iter(self.results.values())).domains
-        for domain in (*domains, MEAN):
+            table.add_column(f"{_TITLES[metric]} %", justify="right")
+        for domain in (*first.domains, MEAN):
             table.add_section()
             for number, (name, result) in enumerate(self.results.items()):
                 cells = [_cell(result, metric, domain, self.shown) for metric in METRICS]
@@ -365,13 +361,19 @@ def _title(protocol: Protocol) -> str:
     return "one index over all domains" if protocol == "merged" else "one index a domain"
 
 
+def _caption(result: EvaluationResult) -> str:
+    left_out = result.num_queries_without_positive()
+    text = "± half of the 95 % bootstrap interval over queries"
+    return f"{text}; {left_out:,} queries without a match in the index are left out" if left_out else text
+
+
 def _cell(result: EvaluationResult, metric: Metric, domain: str, protocol: Protocol) -> str:
-    """Such as ``87.3 (84.1–90.0)``, in percent."""
+    """Percent with half the width of its interval, such as ``87.3 ± 2.9``."""
     value = result.value(metric, domain=domain, protocol=protocol)
     if math.isnan(value):
         return "–"
     low, high = result.interval(metric, domain=domain, protocol=protocol)
-    return f"{100 * value:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+    return f"{100 * value:.1f} ± {50 * (high - low):.1f}"
 
 
 def _or_null(value: float) -> float | None:
