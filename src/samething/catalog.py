@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import functools
+import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -21,6 +25,9 @@ FORMAT_VERSION: Final = 1
 
 Role: TypeAlias = Literal["train", "val", "query", "index", "query+index"]
 ROLES: Final = ("train", "val", "query", "index", "query+index")
+
+# What stands for a domain, data set or role that is not given.
+_DEFAULTS: Final = {"domain": "default", "dataset": "default", "role": "train"}
 
 SCHEMA: Final = pa.schema(
     [
@@ -56,6 +63,9 @@ class Catalog:
     Columns: ``image`` (path relative to ``root``), ``label`` (instance, unique across domains), ``domain``,
     ``dataset``, ``role`` (``train``, ``val``, ``query``, ``index`` or ``query+index``), ``width`` and
     ``height`` (pixels, may be null), ``sha256`` (of the file, may be null). Further columns are kept.
+
+    Raises:
+        InputError: a column is missing or of a type that cannot be cast, or a role is unknown.
     """
 
     table: pa.Table
@@ -70,6 +80,13 @@ class Catalog:
                 expected=f"the columns {', '.join(SCHEMA.names)}",
                 next_step="build the catalog with Catalog.from_rows or samething catalog",
             )
+        table = self.table
+        for field in SCHEMA:
+            if table.schema.field(field.name).type != field.type:
+                position = table.column_names.index(field.name)
+                table = table.set_column(position, field, _cast(table[field.name], field))
+        object.__setattr__(self, "table", table)
+        _check_roles(table, where="")
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, object]], *, root: Path) -> Catalog:
@@ -80,24 +97,71 @@ class Catalog:
         instance belongs to one domain.
         """
         rows = list(rows)
-        extra = [
-            name for name in dict.fromkeys(key for row in rows for key in row) if name not in SCHEMA.names
-        ]
-        defaults = {"domain": "default", "dataset": "default", "role": "train"}
+        names = [*SCHEMA.names, *dict.fromkeys(name for row in rows for name in row)]
         columns: dict[str, pa.Array] = {}
+        for name in dict.fromkeys(names):
+            values = [row.get(name) for row in rows]
+            if name in SCHEMA.names and SCHEMA.field(name).type == pa.string():
+                # numbers and paths are common here, and their text is what is meant
+                columns[name] = pa.array(
+                    [None if value is None else str(value) for value in values], pa.string()
+                )
+            else:
+                columns[name] = pa.array(values, SCHEMA.field(name).type if name in SCHEMA.names else None)
+        return cls.from_table(pa.table(columns), root=Path(root), where="the rows given")
+
+    @classmethod
+    def from_table(cls, table: pa.Table, *, root: Path, where: str, dataset: str = "default") -> Catalog:
+        """Build a catalog from a table with at least ``img_path`` (or ``image``) and ``label``.
+
+        Missing columns and empty cells get defaults: domain ``"default"``, role ``"train"``. Labels are made
+        unique across domains as in :meth:`from_rows`.
+
+        Args:
+            table: any further columns are kept, behind the catalog's own.
+            root: folder that relative paths in the table start from.
+            where: the table's name in errors.
+            dataset: name in the column ``dataset`` where the table has none.
+
+        Raises:
+            InputError: columns are missing, doubled or of the wrong type, a role is unknown, or labels clash.
+        """
+        has_image = "image" in table.column_names
+        names = ["image" if name == "img_path" and not has_image else name for name in table.column_names]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        missing = [name for name in ("image", "label") if name not in names]
+        if missing or doubled:
+            raise InputError(
+                f"{where} has the columns {', '.join(table.column_names)}",
+                expected="img_path (or image) and label once each, and optionally domain, dataset, role; "
+                "in a CSV file separated by commas",
+                next_step=f"rename or add: {', '.join(missing)}" if missing else f"keep one {doubled[0]}",
+            )
+        table = table.rename_columns(names).replace_schema_metadata(None)
+        defaults = {**_DEFAULTS, "dataset": dataset}
+        columns: dict[str, pa.ChunkedArray | pa.Array] = {}
         for field in SCHEMA:
-            values = [row.get(field.name, defaults.get(field.name)) for row in rows]
-            columns[field.name] = pa.array(values, field.type)
-        for name in extra:
-            columns[name] = pa.array([row.get(name) for row in rows])
-        return cls(_with_unique_labels(pa.table(columns)), Path(root))
+            if field.name in names:
+                column = _cast(table[field.name], field, where=where)
+            else:
+                column = pa.chunked_array([pa.nulls(table.num_rows, field.type)])
+            if field.name in defaults:
+                blank = pc.equal(column.fill_null(""), "")
+                column = pc.if_else(blank, defaults[field.name], column)
+            columns[field.name] = column
+        for name in names:
+            if name not in columns:
+                columns[name] = table[name]
+        table = _with_unique_labels(pa.table(columns), where=where)
+        _check_roles(table, where=where)
+        return cls(table, Path(root))
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
     def strings(self, column: str) -> np.ndarray:
         """One text column as an array of Python strings (nulls become the empty string)."""
-        return np.asarray(self.table[column].fill_null("").to_pylist(), dtype=object)
+        return np.asarray(self.table[column].fill_null("").to_numpy(), dtype=object)
 
     @property
     def paths(self) -> list[Path]:
@@ -107,18 +171,25 @@ class Catalog:
     @property
     def domains(self) -> list[str]:
         """The domains, sorted."""
-        return sorted(set(self.strings("domain")))
+        return sorted(pc.unique(self.table["domain"].fill_null("")).to_pylist())
 
     def class_ids(self) -> Int[np.ndarray, " n"]:
         """Instances as integers 0…, numbered by (domain, label) in sorted order."""
-        keys = np.char.add(
-            np.char.add(self.strings("domain").astype(str), "\x1f"), self.strings("label").astype(str)
+        pairs = pa.chunked_array(
+            pc.binary_join_element_wise(
+                self.table["domain"].fill_null(""), self.table["label"].fill_null(""), "\x1f"
+            )
         )
-        return np.unique(keys, return_inverse=True)[1].astype(np.int64)
+        encoded = pairs.combine_chunks().dictionary_encode()
+        order = pc.array_sort_indices(encoded.dictionary).to_numpy()
+        rank = np.empty(len(order), np.int64)
+        rank[order] = np.arange(len(order))
+        return np.asarray(rank[encoded.indices.to_numpy()])
 
     def has_role(self, *roles: Role) -> Bool[np.ndarray, " n"]:
         """Rows whose role is one of those given."""
-        return np.isin(self.strings("role").astype(str), roles)
+        found = pc.is_in(self.table["role"], value_set=pa.array(roles, pa.string()))
+        return np.asarray(found.to_numpy(), dtype=bool)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Catalog:
         """The rows of a boolean mask or an index array, in its order."""
@@ -136,9 +207,9 @@ class Catalog:
             return Catalog(self.table.set_column(position, name, column), self.root)
         return Catalog(self.table.append_column(name, column), self.root)
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Identity of the content: every column but not the root, so a moved folder keeps it."""
+        """Identity of the content: the catalog's own columns but not the root, so a moved folder keeps it."""
         columns: dict[str, Json] = {name: self.table[name].to_pylist() for name in SCHEMA.names}
         return fingerprint(columns)
 
@@ -146,96 +217,33 @@ class Catalog:
 
     @classmethod
     def read(cls, source: Path, *, root: Path | None = None) -> Catalog:
-        """Read a Parquet catalog, or a CSV with at least ``img_path`` (or ``image``) and ``label``.
+        """Read a Parquet catalog, or a table with at least ``img_path`` (or ``image``) and ``label``.
 
         Args:
-            source: the file.
-            root: folder of the pictures; by default the one the catalog names, for a CSV its own folder.
+            source: a ``.parquet`` or ``.csv`` file.
+            root: folder of the pictures; by default the one the catalog names, for a foreign table its own
+                folder.
 
         Raises:
-            ArtefactError: the file is missing or unreadable.
+            ArtefactError: the file is missing, unreadable or of a newer format.
             InputError: columns are missing or a role is unknown.
         """
         source = Path(source)
-        if not source.is_file():
-            raise ArtefactError(
-                f"{source} does not exist" if not source.exists() else f"{source} is not a file",
-                expected="a catalog (.parquet) or a table with img_path,label[,domain,role] (.csv)",
-                next_step="make one with: samething catalog FOLDER -o catalog.parquet",
+        table = read_table(source)
+        if not is_own_format(table):
+            return cls.from_table(
+                table, root=root or source.parent, where=str(source), dataset=source.stem or "default"
             )
-        try:
-            if source.suffix.lower() == ".csv":
-                return cls._from_csv(source, root)
-            table = pq.read_table(source)
-        except (pa.ArrowException, OSError) as error:
-            raise ArtefactError(
-                f"{source} cannot be read ({error})",
-                expected="a Parquet or CSV table",
-                next_step="make the catalog again, or check that the file is whole",
-            ) from error
-        return cls._from_parquet(source, table, root)
-
-    @classmethod
-    def _from_parquet(cls, source: Path, table: pa.Table, root: Path | None) -> Catalog:
-        metadata = table.schema.metadata or {}
-        version = int(metadata.get(b"samething.format_version", b"0"))
+        metadata = table.schema.metadata
+        version = int(metadata[b"samething.format_version"])
         if version > FORMAT_VERSION:
             raise ArtefactError(
                 f"{source} has catalog format version {version}",
                 expected=f"version {FORMAT_VERSION} or older",
                 next_step="pip install --upgrade samething",
             )
-        if version == 0:
-            return cls._from_foreign_table(source, table, root)
         stored_root = Path(metadata.get(b"samething.root", b".").decode())
-        return cls(table.replace_schema_metadata(None), root or source.parent / stored_root)
-
-    @classmethod
-    def _from_csv(cls, source: Path, root: Path | None) -> Catalog:
-        with source.open(encoding="utf-8-sig") as stream:
-            header = stream.readline().rstrip("\r\n").split(",")
-        text_columns = {name.strip('"'): pa.string() for name in header}
-        for name in ("width", "height"):
-            text_columns.pop(name, None)
-        options = pa.csv.ConvertOptions(column_types=text_columns, strings_can_be_null=False)
-        return cls._from_foreign_table(source, pa.csv.read_csv(source, convert_options=options), root)
-
-    @classmethod
-    def _from_foreign_table(cls, source: Path, table: pa.Table, root: Path | None) -> Catalog:
-        names = [
-            "image" if name == "img_path" and "image" not in table.column_names else name
-            for name in table.column_names
-        ]
-        table = table.rename_columns(names)
-        missing = [name for name in ("image", "label") if name not in names]
-        if missing:
-            raise InputError(
-                f"{source} has the columns {', '.join(table.column_names)}",
-                expected="img_path (or image) and label, and optionally domain, dataset, role",
-                next_step=f"rename or add: {', '.join(missing)}",
-            )
-        table = table.set_column(names.index("label"), "label", table["label"].cast(pa.string()))
-        defaults = {"domain": "default", "dataset": source.stem, "role": "train"}
-        for field in SCHEMA:
-            if field.name not in table.column_names:
-                filler = pa.array([defaults.get(field.name)] * table.num_rows, field.type)
-                table = table.append_column(field.name, filler)
-        table = table.select(
-            [*SCHEMA.names, *(name for name in table.column_names if name not in SCHEMA.names)]
-        )
-        catalog = cls(_with_unique_labels(table), root or source.parent)
-        catalog._check_roles(source)
-        return catalog
-
-    def _check_roles(self, source: Path) -> None:
-        roles = self.strings("role")
-        for row, role in enumerate(roles):
-            if role not in ROLES:
-                raise InputError(
-                    f"{source}, row {row}: role {role!r}",
-                    expected=f"one of {', '.join(ROLES)}",
-                    next_step="correct the role column",
-                )
+        return cls(table.replace_schema_metadata(None), Path(root or source.parent / stored_root))
 
     def write(self, target: Path) -> Path:
         """Write the catalog as Parquet, atomically; the root is kept relative to the file where it can be."""
@@ -246,7 +254,9 @@ class Catalog:
             "samething.fingerprint": self.fingerprint,
         }
         with atomic_path(target) as partial:
-            pq.write_table(self.table.replace_schema_metadata(metadata), partial, compression="zstd")
+            # one chunk, so that equal catalogs give equal bytes however they were put together
+            table = self.table.combine_chunks().replace_schema_metadata(metadata)
+            pq.write_table(table, partial, compression="zstd")
         return target
 
     # ---- checking, counting, splitting
@@ -254,29 +264,36 @@ class Catalog:
     def problems(self, *, check_files: bool = True) -> list[Problem]:
         """What is wrong with the catalog, in row order.
 
-        Errors: a missing file, an empty label, the same path twice. Warnings: the same picture (by SHA-256)
-        under two labels.
+        Errors: a missing file, an empty path or label, the same path twice. Warnings: the same picture (by
+        SHA-256) under two labels.
+
+        Args:
+            check_files: look on the disk whether each picture is there.
         """
         found: list[Problem] = []
         labels, images, hashes = self.strings("label"), self.strings("image"), self.strings("sha256")
-        first_row_of_image: dict[str, int] = {}
+        first_row_of_path: dict[str, int] = {}
         first_row_of_hash: dict[str, int] = {}
         for row, (image, label, sha256) in enumerate(zip(images, labels, hashes, strict=True)):
             if not label.strip():
                 found.append(Problem(row, "error", f"{image} has an empty label"))
-            if image in first_row_of_image:
-                message = f"{image} is listed twice (first in row {first_row_of_image[image]})"
-                found.append(Problem(row, "error", message))
-            first_row_of_image.setdefault(image, row)
+            if not image.strip():
+                found.append(Problem(row, "error", "the path is empty"))
+                continue
+            first = first_row_of_path.setdefault(os.path.normpath(image), row)
+            if first != row:
+                found.append(Problem(row, "error", f"{image} is listed twice (first in row {first})"))
             if check_files and not (self.root / image).is_file():
                 found.append(Problem(row, "error", f"{self.root / image} does not exist"))
-            if sha256:
-                other = first_row_of_hash.setdefault(sha256, row)
-                if labels[other] != label:
-                    message = (
-                        f"{image} is the same picture as {images[other]} (row {other}), which has the label"
-                    )
-                    found.append(Problem(row, "warning", f"{message} {labels[other]!r}, not {label!r}"))
+            if not sha256:
+                continue
+            other = first_row_of_hash.setdefault(sha256, row)
+            if labels[other] != label:
+                message = (
+                    f"{image} is the same picture as {images[other]} (row {other}), which has the label "
+                    f"{labels[other]!r}, not {label!r}"
+                )
+                found.append(Problem(row, "warning", message))
         return found
 
     def require_files(self) -> None:
@@ -285,7 +302,7 @@ class Catalog:
         Raises:
             ArtefactError: none of the first pictures is under the root.
         """
-        sample = self.paths[:100]
+        sample = self.take(np.arange(min(len(self), 100))).paths
         if sample and not any(path.exists() for path in sample):
             raise ArtefactError(
                 f"none of the first {len(sample)} pictures of the catalog is under {self.root} "
@@ -320,46 +337,142 @@ class Catalog:
         Args:
             val: share of each domain's instances for validation, in [0, 1).
             test: share for the test, in [0, 1); ``val + test`` must be below 1.
-            seed: the split is a pure function of labels and seed.
+            seed: the split of a domain is a pure function of its name, its labels and the seed, whatever the
+                order of the rows and whichever other domains there are.
         """
-        if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
-            raise InputError(
-                f"val={val}, test={test}",
-                expected="shares in [0, 1) whose sum is below 1",
-                next_step="give smaller shares",
-            )
+        require_shares(val=val, test=test, seed=seed)
         classes = self.class_ids()
         sizes = np.bincount(classes)
-        domains = self.strings("domain").astype(str)
+        domains = self.strings("domain")
         roles = np.full(len(self), "train", dtype=object)
-        for number, domain in enumerate(self.domains):
+        for domain in self.domains:
             members = np.unique(classes[domains == domain])
             members = members[sizes[members] > 1]
-            order = np.random.default_rng([seed, number]).permutation(members)
+            order = np.random.default_rng([seed, *domain.encode()]).permutation(members)
             num_val, num_test = round(val * len(order)), round(test * len(order))
             roles[np.isin(classes, order[:num_val])] = "val"
             roles[np.isin(classes, order[num_val : num_val + num_test])] = "query+index"
         return self.with_column("role", roles)
 
 
-def _with_unique_labels(table: pa.Table) -> pa.Table:
-    """Prefix the labels that occur in several domains with their domain."""
-    labels = table["label"].fill_null("")
-    domains = table["domain"].fill_null("")
+def require_shares(*, val: float, test: float, seed: int) -> None:
+    """Refuse shares of a split that cannot be.
+
+    Raises:
+        InputError: a share is outside [0, 1), nothing is left for training, or the seed is negative.
+    """
+    if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1 and seed >= 0):
+        raise InputError(
+            f"val={val}, test={test}, seed={seed}",
+            expected="shares in [0, 1) whose sum is below 1, and a seed of at least 0",
+            next_step="give smaller shares, or another seed",
+        )
+
+
+def read_table(source: Path) -> pa.Table:
+    """Read a ``.csv`` or Parquet file as it is; in a CSV file every column is text, so ``007`` stays ``007``.
+
+    Raises:
+        ArtefactError: the file is missing or unreadable.
+    """
+    source = Path(source)
+    if not source.is_file():
+        raise ArtefactError(
+            f"{source} does not exist" if not source.exists() else f"{source} is not a file",
+            expected="a catalog (.parquet) or a table with img_path,label[,domain,role] (.csv)",
+            next_step="make one with: samething catalog FOLDER -o catalog.parquet",
+        )
+    try:
+        return _read_csv(source) if source.suffix.lower() == ".csv" else pq.read_table(source)
+    except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ArtefactError(
+            f"{source} cannot be read ({error})",
+            expected="a Parquet table, or a CSV table in UTF-8 whose rows all have the header's columns",
+            next_step="make the catalog again, or check that the file is whole",
+        ) from error
+
+
+def is_own_format(table: pa.Table) -> bool:
+    """Whether a table was written by :meth:`Catalog.write`."""
+    return b"samething.format_version" in (table.schema.metadata or {})
+
+
+def _read_csv(source: Path) -> pa.Table:
+    with source.open(encoding="utf-8-sig", newline="") as stream:
+        header = next(csv.reader(stream), [])
+    if header.count("") or len(set(header)) < len(header):
+        raise csv.Error(f"its header is {','.join(header)!r}: empty or doubled names")
+    options = pa.csv.ConvertOptions(
+        column_types=dict.fromkeys(header, pa.string()),
+        strings_can_be_null=False,
+        quoted_strings_can_be_null=False,
+    )
+    return pa.csv.read_csv(
+        source, convert_options=options, parse_options=pa.csv.ParseOptions(newlines_in_values=True)
+    )
+
+
+def _cast(column: pa.ChunkedArray, field: pa.Field, *, where: str = "the table") -> pa.ChunkedArray:
+    """A column with the catalog's type; an empty cell of a number column (CSV) is a missing value."""
+    try:
+        if field.type != pa.string() and pa.types.is_string(column.type):
+            column = pc.if_else(pc.equal(column, ""), None, column)
+        return column.cast(field.type)
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{where}: the column {field.name} holds {column.type} ({error})",
+            expected=f"values that are {field.type}",
+            next_step=f"correct or remove the column {field.name}",
+        ) from error
+
+
+def _check_roles(table: pa.Table, *, where: str) -> None:
+    known = pc.is_in(table["role"], value_set=pa.array(ROLES))
+    row = pc.index(known, False).as_py()
+    if row >= 0:
+        place = f"{where}, row {row}" if where else f"row {row}"
+        raise InputError(
+            f"{place}: role {table['role'][row].as_py()!r}",
+            expected=f"one of {', '.join(ROLES)}",
+            next_step="correct the role column",
+        )
+
+
+def _with_unique_labels(table: pa.Table, *, where: str) -> pa.Table:
+    """Prefix the labels that occur in several domains with their domain.
+
+    Raises:
+        InputError: a prefixed label is taken already, such as ``a/x`` beside ``x`` in the domain ``a``.
+    """
+    position = table.column_names.index("label")
+    labels, domains = table["label"].fill_null(""), table["domain"]
     pairs = pa.table({"label": labels, "domain": domains}).group_by(["label", "domain"]).aggregate([])
     per_label = pairs.group_by("label").aggregate([("domain", "count")])
-    shared = per_label.filter(pc.greater(per_label["domain_count"], 1))["label"]
-    if len(shared) == 0:
-        return table.set_column(table.column_names.index("label"), "label", labels)
-    prefixed = pc.binary_join_element_wise(domains, labels, "/")
-    unique = pc.if_else(pc.is_in(labels, value_set=shared.combine_chunks()), prefixed, labels)
-    return table.set_column(table.column_names.index("label"), "label", unique)
+    # an empty label is a mistake to be reported, not an instance to be told apart
+    several = pc.and_(pc.greater(per_label["domain_count"], 1), pc.not_equal(per_label["label"], ""))
+    shared = per_label.filter(several)["label"]
+    if len(shared) > 0:
+        shared = shared.combine_chunks()
+        prefixed = pc.binary_join_element_wise(pairs["domain"], pairs["label"], "/")
+        new = pc.if_else(pc.is_in(pairs["label"], value_set=shared), prefixed, pairs["label"])
+        clash = next(
+            (label for label, count in Counter(new.to_pylist()).items() if label and count > 1), None
+        )
+        if clash is not None:
+            raise InputError(
+                f"{where}: labels of several domains become domain/label, and {clash!r} is there already",
+                expected="labels that are unique across domains, or at least after that",
+                next_step=f"rename the label {clash!r}",
+            )
+        prefixed = pc.binary_join_element_wise(domains, labels, "/")
+        labels = pc.if_else(pc.is_in(labels, value_set=shared), prefixed, labels)
+    return table.set_column(position, "label", labels)
 
 
 def _relative(root: Path, folder: Path) -> str:
     """``root`` as seen from ``folder`` when one holds the other, else absolute."""
     if root.is_relative_to(folder):
-        return str(root.relative_to(folder))
+        return root.relative_to(folder).as_posix()
     if folder.is_relative_to(root):
         return "/".join([".."] * len(folder.relative_to(root).parts))
     return str(root)

@@ -62,6 +62,20 @@ def atomic_path(target: Path) -> Iterator[Path]:
             raise
 
 
+def require_writable(target: Path) -> None:
+    """Try at the start of a long job whether its result can be written at its end.
+
+    Raises:
+        InputError: as :func:`atomic_path`.
+    """
+    with contextlib.suppress(_NothingWrittenError), atomic_path(target):
+        raise _NothingWrittenError
+
+
+class _NothingWrittenError(Exception):
+    """Leaves an atomic write without writing."""
+
+
 def _new_partial(target: Path) -> Path:
     # not tempfile.mkstemp: its files are readable by their owner only, and what is made here is for others
     # too; the name is cut so that a target of the longest legal length still has room for the suffix

@@ -32,6 +32,7 @@ def _options() -> type[Any]:
 
 
 TrainOptions = _options()
+TrainOptions.__module__ = __name__  # cyclopts takes a class of the module "types" for a plain value
 _UNCHANGED = TrainOptions()
 
 

@@ -21,10 +21,10 @@ class TrainConfig:
     """normface, cosface, arcface, dynm-arcface, liarcface, adacos, curricularface or adaface."""
     num_centers: int = 1
     """Sub-centres a class; above 1 the loss becomes its sub-centre form."""
-    scale: float = 30.0
-    """s, the factor of the cosines."""
-    margin: float = 0.5
-    """m of the loss, in radians (CosFace: in units of the cosine)."""
+    scale: float | None = None
+    """s, the factor of the cosines; by default the loss's own."""
+    margin: float | None = None
+    """m, in radians (cosface and adaface: of the cosine); by default the loss's own."""
     loss_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further options of the loss, such as dynamic_scale of adacos."""
 
@@ -78,8 +78,8 @@ class TrainConfig:
     """How pictures are drawn."""
     sampling_temperature: float = 1.0
     """For domain-balanced: 1 is proportional to the size of the domains, large is equal shares."""
-    growing_margin: float = 0.0
-    """Share of the run over which the margin grows from 0 to m, in [0, 1]."""
+    margin_growth: tuple[float, float] = (1.0, 1.0)
+    """Multiples of the margin at the start and at the end of the run; 0.6 1.6 grows 0.5 from 0.3 to 0.8."""
     class_sample_ratio: float = 1.0
     """Partial FC: share of the other classes that a step looks at, in (0, 1]."""
     feature_sample_ratio: float = 1.0
@@ -121,18 +121,24 @@ class TrainConfig:
 
     def to_json(self) -> dict[str, Json]:
         """Plain JSON values."""
-        return {**dataclasses.asdict(self), "matryoshka_dims": list(self.matryoshka_dims)}
+        return {
+            **dataclasses.asdict(self),
+            "matryoshka_dims": list(self.matryoshka_dims),
+            "margin_growth": list(self.margin_growth),
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Json]) -> TrainConfig:
         """The inverse of :meth:`to_json`."""
-        return cls(**{**value, "matryoshka_dims": tuple(value["matryoshka_dims"])})
+        fields: dict[str, Any] = {
+            key: tuple(item) if isinstance(item, list) else item for key, item in value.items()
+        }
+        return cls(**fields)
 
 
 _LARGE: Final = 1e12
 _RANGES: Final = (
     ("num_centers", 1, _LARGE, "at least 1"),
-    ("scale", 1e-6, _LARGE, "above 0"),
     ("embedding_dim", 1, _LARGE, "at least 1"),
     ("dropout", 0, 1, "a share in [0, 1)"),
     ("sam_rho", 0, _LARGE, "at least 0"),
@@ -145,7 +151,6 @@ _RANGES: Final = (
     ("ema_decay", 0, 1, "a share in [0, 1]"),
     ("epochs", 1e-9, _LARGE, "above 0"),
     ("batch_size", 2, _LARGE, "at least 2"),
-    ("growing_margin", 0, 1, "a share in [0, 1]"),
     ("class_sample_ratio", 1e-9, 1, "a share in (0, 1]"),
     ("feature_sample_ratio", 1e-9, 1, "a share in (0, 1]"),
     ("validate_every", 1e-9, _LARGE, "above 0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import shutil
 from pathlib import Path
@@ -31,7 +32,7 @@ from samething.files import (
     write_manifest,
 )
 from samething.heads import Head, HeadConfig, build_head
-from samething.losses import MarginHead, build_margin
+from samething.losses import LOSSES, MarginHead, build_margin
 from samething.sampling import SamplingConfig, epoch_batches
 from samething.training import distributed
 from samething.training.config import TrainConfig
@@ -165,7 +166,11 @@ class Trainer:
         self.margin_head = self._build_margin_head().to(self.device).train()
         self.optimiser = build_optimiser(config, [*self.head.parameters(), *self.margin_head.parameters()])
         self.average = (
-            AveragedModel(self.head, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+            AveragedModel(
+                self.head,
+                multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay),  # type: ignore[no-untyped-call]
+                use_buffers=True,
+            )
             if config.ema_decay
             else None
         )
@@ -178,15 +183,11 @@ class Trainer:
 
     def _build_margin_head(self) -> MarginHead:
         config = self.config
-        counts = torch.from_numpy(self.data.class_counts)
+        counts = self.data.class_counts.tolist()
         margin = build_margin(
-            config.loss,
-            num_classes=len(counts),
-            class_counts=counts,
-            scale=config.scale,
-            margin=config.margin,
-            **config.loss_options,
+            config.loss, num_classes=len(counts), class_counts=counts, **_margin_options(config)
         )
+        prefixes = (*config.matryoshka_dims, config.embedding_dim) if config.matryoshka_dims else ()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed + 1)
             return MarginHead(
@@ -194,10 +195,10 @@ class Trainer:
                 len(counts),
                 margin,
                 num_centers=config.num_centers,
-                growing_margin=config.growing_margin,
-                class_sample_ratio=config.class_sample_ratio,
-                feature_sample_ratio=config.feature_sample_ratio,
-                matryoshka_dims=config.matryoshka_dims,
+                margin_growth=config.margin_growth,
+                class_fraction=config.class_sample_ratio,
+                dimension_fraction=config.feature_sample_ratio,
+                prefixes=prefixes,
                 seed=config.seed,
             )
 
@@ -291,8 +292,10 @@ class Trainer:
 
     def current_head(self) -> Head:
         """The head as it stands: the moving average where there is one."""
-        head: Head = self.average.module if self.average is not None else self.head
-        return head
+        if self.average is None:
+            return self.head
+        assert isinstance(self.average.module, Head)
+        return self.average.module
 
     def _validate(self) -> None:
         if len(self.data.val_rows) == 0:
@@ -356,6 +359,18 @@ class Trainer:
             "stopped_early",
         ):
             setattr(self, name, state[name])
+
+
+def _margin_options(config: TrainConfig) -> dict[str, Any]:
+    """What the configuration says of the margin, under the names that the loss has for it."""
+    options = dict(config.loss_options)
+    if config.scale is not None:
+        options["scale"] = config.scale
+    if config.margin is not None:
+        accepted = inspect.signature(LOSSES[config.loss]).parameters if config.loss in LOSSES else {}
+        names = [name for name in ("margin_radians", "margin_max_radians") if name in accepted]
+        options[names[0] if names else "margin"] = config.margin
+    return options
 
 
 def _progress(*, disable: bool) -> rich.progress.Progress:

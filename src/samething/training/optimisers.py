@@ -46,7 +46,7 @@ def take_step(
             factor = config.sam_rho / (length + 1e-12)
             before = [parameter.clone() for parameter in parameters]
             for parameter in parameters:
-                parameter.add_(parameter.grad * factor)  # type: ignore[operator]
+                parameter.add_(parameter.grad * factor)
         loss_and_gradients()
         with torch.no_grad():
             for parameter, value in zip(parameters, before, strict=True):

@@ -29,7 +29,7 @@ def learning_rate(config: TrainConfig, step: int, *, num_steps: int, warmup_step
         share = (step + 1) / warmup_steps
         if config.warmup_shape == "linear":
             return highest * share
-        return highest * _EXPONENTIAL_START ** (1 - share)
+        return highest * math.pow(_EXPONENTIAL_START, 1 - share)
     if config.schedule == "constant":
         return highest
     share = (step - warmup_steps) / max(1, num_steps - 1 - warmup_steps)

@@ -49,8 +49,12 @@ CELL: Final = 240
 
 _LONGER_SIDE: Final = 1000
 _MAX_ENLARGEMENT: Final = 2.0
-_MIN_CONTRAST: Final = 22.0
+_MIN_CONTRAST: Final = 18.0
 _MIN_DETAIL: Final = 4.0
+
+_RIM: Final = 0.2
+"""Share of a cell on each side that some views do not show: contrast and detail must lie further in."""
+
 _VIEW_MARGIN: Final = 0.28
 _TURN_DEGREES: Final = 30.0
 
@@ -96,7 +100,7 @@ def find_photos(limit: int | None) -> list[PhotoInstance]:
     A flat cell, such as sky or blank paper, cannot be told from another.
 
     Args:
-        limit: look at this many cells only; fewer than that may pass.
+        limit: take at most this many.
 
     Raises:
         MissingExtraError, InputError: a package is missing or has another layout.
@@ -105,26 +109,34 @@ def find_photos(limit: int | None) -> list[PhotoInstance]:
     for module, names in PHOTOGRAPHS.items():
         for name in names:
             path = package_files(module, name)[0]
-            width, height = _enlarged(str(path)).size
+            width, height = _enlarged_size(str(path))
             for row in range(height // CELL):
                 for column in range(width // CELL):
                     label = f"{path.stem}_r{row}_c{column}"
                     cells[label] = PhotoInstance(label, str(path), row, column)
-    return [cells[name] for name in limited("photo", cells, limit) if _has_detail(cells[name])]
+    # a third of the cells passes
+    considered = limited("photo", cells, None if limit is None else 4 * limit)
+    return [cells[name] for name in considered if _has_detail(cells[name])][:limit]
 
 
 @functools.lru_cache(maxsize=4)
 def _enlarged(path: str) -> Image.Image:
     """The photograph scaled to a longer side of 1,000 pixels, but at most doubled."""
-    photograph = decode(Path(path))
-    scale = min(_LONGER_SIDE / max(photograph.size), _MAX_ENLARGEMENT)
-    size = (round(photograph.width * scale), round(photograph.height * scale))
-    return photograph.resize(size, Image.Resampling.LANCZOS)
+    return decode(Path(path)).resize(_enlarged_size(path), Image.Resampling.LANCZOS)
+
+
+def _enlarged_size(path: str) -> tuple[int, int]:
+    """Width and height of the enlarged photograph, from the file's header (none of the files is turned)."""
+    with Image.open(path) as photograph:
+        width, height = photograph.size
+    scale = min(_LONGER_SIDE / max(width, height), _MAX_ENLARGEMENT)
+    return round(width * scale), round(height * scale)
 
 
 def _has_detail(place: PhotoInstance) -> bool:
-    left, top = place.column * CELL, place.row * CELL
-    cell = _enlarged(place.photograph).crop((left, top, left + CELL, top + CELL)).convert("L")
+    left, top, rim = place.column * CELL, place.row * CELL, round(CELL * _RIM)
+    middle = (left + rim, top + rim, left + CELL - rim, top + CELL - rim)
+    cell = _enlarged(place.photograph).crop(middle).convert("L")
     grey = np.asarray(cell.filter(ImageFilter.GaussianBlur(1.5)), np.float64)
     detail = np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean()
     return bool(grey.std() >= _MIN_CONTRAST and detail >= _MIN_DETAIL)

@@ -20,12 +20,12 @@ Candidate: TypeAlias = Sequence[tuple[str, Drawing]]
 
 
 def distinct_drawings(
-    candidates: Mapping[str, Candidate], *, min_drawings: int, num_shared: int, max_drawings: int = 8
+    candidates: Mapping[str, Candidate], *, min_drawings: int, num_shared: int
 ) -> dict[str, tuple[tuple[str, Drawing], ...]]:
     """Keep the drawings that tell the instances apart.
 
     Blank drawings go, and of near-identical ones within a name all but the first. A name with fewer than
-    ``min_drawings`` left goes; of more than ``max_drawings`` the first stay. Of two names that share at least
+    ``min_drawings`` left goes. Of two names that share at least
     ``num_shared`` near-identical pairs (synonyms such as plus and add) the one with fewer drawings goes, the
     later one when they have as many.
     """
@@ -34,7 +34,7 @@ def distinct_drawings(
     for name in sorted(candidates):
         drawings, rows = _without_repeats(candidates[name])
         if len(drawings) >= min_drawings:
-            kept[name], sketches[name] = drawings[:max_drawings], rows[:max_drawings]
+            kept[name], sketches[name] = drawings, rows
     for name in _confusable(sketches, num_shared):
         del kept[name]
     return kept

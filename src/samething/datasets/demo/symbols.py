@@ -51,8 +51,9 @@ class FontStyle:
         """Pairs of name and glyph."""
         font = str(package_files(self.module, self.font)[-1])
         table = json.loads(package_files(self.module, self.table)[-1].read_text(encoding="utf-8"))
+        pattern = re.compile(self.pattern)
         for name in sorted(table):
-            found = re.fullmatch(self.pattern, name)
+            found = pattern.fullmatch(name)
             if found:
                 yield found[1], Glyph(font, int(str(table[name]), 16))
 
@@ -71,8 +72,9 @@ class SvgStyle:
 
     def drawings(self) -> Iterator[tuple[str, Drawing]]:
         """Pairs of name and file."""
+        pattern = re.compile(self.pattern)
         for path in package_files(self.module, self.files):
-            found = re.fullmatch(self.pattern, path.stem)
+            found = pattern.fullmatch(path.stem)
             if found:
                 yield found[1], Svg(str(path))
 
@@ -93,8 +95,10 @@ ICON_STYLES: Final[tuple[Style, ...]] = (
     _qtawesome("fontawesome-regular", "fontawesome", r"(.+)", "fontawesome6-regular"),
     _qtawesome("mdi", "mdi", r"(.+)(?<!-outline)", "materialdesignicons6"),
     _qtawesome("mdi-outline", "mdi", r"(.+)-outline", "materialdesignicons6"),
-    _qtawesome("phosphor", "phosphor", r"(.+)(?<!-bold)(?<!-fill)(?<!-thin)(?<!-light)", "phosphor"),
-    _qtawesome("phosphor-fill", "phosphor", r"(.+)-fill", "phosphor"),
+    _qtawesome(
+        "phosphor", "phosphor", r"(.+)(?<!-bold)(?<!-fill)(?<!-thin)(?<!-light)(?<!-logo)", "phosphor"
+    ),
+    _qtawesome("phosphor-fill", "phosphor", r"(.+)(?<!-logo)-fill", "phosphor"),
     _qtawesome("remix", "remix", r"(.+)(?<!-line)(?<!-fill)", "remixicon"),
     _qtawesome("remix-fill", "remix", r"(.+)-fill", "remixicon"),
     _qtawesome("remix-line", "remix", r"(.+)-line", "remixicon"),
@@ -130,7 +134,10 @@ MIXED_STYLES: Final[tuple[Style, ...]] = (
     _qtawesome("remix-fill", "remix", r"(.+)-fill", "remixicon"),
     _qtawesome("remix-line", "remix", r"(.+)-line", "remixicon"),
 )
-"""Styles that hold brands among other things; a name that is also a common icon's is not taken from them."""
+"""Styles that hold brands among other things; a brand's name that is an icon's as well is passed over."""
+
+_FAMILIES_WITHOUT_BRANDS: Final = ("fontawesome", "phosphor", "tabler")
+"""Families whose ``ICON_STYLES`` hold no brand: they keep them apart by style or by name."""
 
 
 def slug(name: str) -> str:
@@ -167,9 +174,9 @@ def find_symbols(limit: int | None) -> list[DrawnInstance]:
     logos = _Names(brand_key)
     logos.add(BRAND_STYLES)
     brands = logos.known_to(MIN_BRAND_FAMILIES)
-    common = {brand_key(name) for name in icons.known_to(1)}
-    # of a mixed style, only the names of brands: everything else would be an icon again
-    logos.add(MIXED_STYLES, only=brands - common)
+    common = _Names(brand_key)
+    common.add(style for style in ICON_STYLES if style.family in _FAMILIES_WITHOUT_BRANDS)
+    logos.add(MIXED_STYLES, only=brands - common.known_to(1))
 
     logo_names = limited("logo", logos.known_to(MIN_FAMILIES_OF_A_LOGO) & brands, limit)
     chosen_logos = distinct_drawings(

@@ -21,6 +21,9 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -150,11 +153,17 @@ class EvaluationResult:
         return Path(path)
 
     def __rich__(self) -> Table:
-        table = Table(title=_title(self.shown), caption=_caption(self))
+        left_out = self.num_queries_without_positive()
+        table = Table(
+            title=_title(self.shown),
+            caption=f"{left_out} queries without a relevant entry in the index are left out"
+            if left_out
+            else None,
+        )
         table.add_column("domain")
         table.add_column("queries", justify="right")
         for metric in METRICS:
-            table.add_column(f"{_TITLES[metric]} %", justify="right")
+            table.add_column(f"{_TITLES[metric]} % (95 %)", justify="right")
         for domain in (*self.domains, MEAN):
             if domain == MEAN:
                 table.add_section()
@@ -336,22 +345,30 @@ class Comparison:
             for name, result in self.results.items()
         }
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> Group:
+        """All metrics as means over the domains, then mMP@5 domain by domain."""
         first = next(iter(self.results.values()))
-        table = Table(title=_title(self.shown), caption=_caption(first))
-        table.add_column("domain")
-        table.add_column("embedding")
-        table.add_column("dim", justify="right")
+        means = Table(
+            title=f"Mean of {len(first.domains)} domains, {_title(self.shown)}, % (95 % interval)",
+            box=SIMPLE_HEAD,
+        )
+        means.add_column("embedding", no_wrap=True)
+        means.add_column("dim", justify="right")
+        by_domain = Table(
+            title=f"mMP@5 a domain, {_title(self.shown)}, % ± half of the 95 % interval", box=SIMPLE_HEAD
+        )
+        by_domain.add_column("embedding", no_wrap=True)
         for metric in METRICS:
-            table.add_column(f"{_TITLES[metric]} %", justify="right")
-        for domain in (*first.domains, MEAN):
-            table.add_section()
-            for number, (name, result) in enumerate(self.results.items()):
-                cells = [_cell(result, metric, domain, self.shown) for metric in METRICS]
-                label = Text(domain if number == 0 else "")
-                style = "bold" if domain == MEAN else None
-                table.add_row(label, Text(name), f"{self.dimensions[name]:,}", *cells, style=style)
-        return table
+            means.add_column(_TITLES[metric], justify="right")
+        for domain in first.domains:
+            by_domain.add_column(f"{escape(domain)}\nn = {first.num_queries(domain):,}", justify="right")
+        for name, result in self.results.items():
+            cells = [_cell(result, metric, MEAN, self.shown) for metric in METRICS]
+            means.add_row(Text(name), f"{self.dimensions[name]:,}", *cells)
+            by_domain.add_row(
+                Text(name), *(_short_cell(result, "mmp@5", domain, self.shown) for domain in first.domains)
+            )
+        return Group(means, by_domain)
 
 
 # ---- printing
@@ -361,23 +378,26 @@ def _title(protocol: Protocol) -> str:
     return "one index over all domains" if protocol == "merged" else "one index a domain"
 
 
-def _caption(result: EvaluationResult) -> str:
-    left_out = result.num_queries_without_positive()
-    text = "± half of the 95 % bootstrap interval over queries"
-    return f"{text}; {left_out:,} queries without a match in the index are left out" if left_out else text
-
-
 def _cell(result: EvaluationResult, metric: Metric, domain: str, protocol: Protocol) -> str:
-    """Percent with half the width of its interval, such as ``87.3 ± 2.9``."""
+    """Such as ``87.3 (84.1–90.0)``, in percent."""
     value = result.value(metric, domain=domain, protocol=protocol)
     if math.isnan(value):
         return "–"
     low, high = result.interval(metric, domain=domain, protocol=protocol)
-    return f"{100 * value:.1f} ± {50 * (high - low):.1f}"
+    return f"{100 * value:.1f} ({100 * low:.1f}–{100 * high:.1f})"
 
 
 def _or_null(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+def _short_cell(result: EvaluationResult, metric: Metric, domain: str, protocol: Protocol) -> str:
+    """Such as ``87.3 ±2.9``, in percent."""
+    value = result.value(metric, domain=domain, protocol=protocol)
+    if math.isnan(value):
+        return "–"
+    low, high = result.interval(metric, domain=domain, protocol=protocol)
+    return f"{100 * value:.1f} ±{50 * (high - low):.1f}"
 
 
 # ---- reading and checking

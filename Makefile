@@ -1,0 +1,50 @@
+# Two commands matter: `make demo` and `make test`. Both set everything up on a machine with Python 3.11 and make.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# every package, direct or not, at the version that was tested
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test test-slow lint types docs check clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.demo  ## install, then run the whole line on real pictures (minutes)
+	$(BIN)/samething demo
+
+test: $(VENV)/.dev  ## install, then run the tests
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(VENV)/.dev  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev  ## style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev  ## static types
+	$(BIN)/mypy
+
+docs: $(VENV)/.dev  ## write the generated pages of docs/
+	$(BIN)/python docs/generate.py
+
+check: lint types test  ## all that CI runs
+
+clean:  ## remove what the demo and the checks made; the installation stays
+	rm -rf demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed; if it has another name: make PYTHON=python3 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing (torch is large: some minutes the first time) ..."
+	$(INSTALL) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing (torch is large: some minutes the first time) ..."
+	$(INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.demo

@@ -1,0 +1,46 @@
+"""What a reader of one's own pictures hands over: the pictures it found and those it had to leave out."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Int
+
+from samething.catalog import Catalog
+
+Labels: TypeAlias = Literal["folder", "none"]
+
+LINKED_FOLDER: Final = "link to a folder"
+NO_SUFFIX: Final = "without suffix"
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+    """One picture that did not get into the catalog."""
+
+    image: str
+    """Path as in the catalog; bytes that are no UTF-8 appear as ``\\xNN``."""
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Listing:
+    """Pictures found, not yet opened."""
+
+    catalog: Catalog
+    has_roles: bool
+    """Whether the source says itself which pictures are for training, queries and the index."""
+    dropped: tuple[Dropped, ...] = ()
+    rows: Int[np.ndarray, " n"] | None = None
+    """Row of the source table for each row of the catalog; none for a folder."""
+    passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Number of other files by suffix."""
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """A path as text that can be written anywhere: bytes that are no UTF-8 become ``\\xNN``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

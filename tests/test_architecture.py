@@ -1,0 +1,149 @@
+"""The house: who may import whom, what an import costs, and that the README shows the tree as it is."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "samething"
+
+# A module imports only modules above it.
+ORDER = [
+    "errors", "arrays", "files", "images", "catalog", "datasets", "metrics", "retrieval", "backbones",
+    "features", "losses", "heads", "sampling", "training", "evaluation", "embedder", "export", "index",
+    "search", "report", "demo", "cli",
+]  # fmt: skip
+FORBIDDEN_NAMES = {"utils", "common", "helpers", "core", "base", "misc"}
+
+
+def modules() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    """The module or folder directly below the package that a file belongs to."""
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            names = (
+                [node.module] if node.module != "samething" else [f"samething.{a.name}" for a in node.names]
+            )
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("samething.")}
+    return found
+
+
+def test_every_module_has_its_place():
+    assert {room(path) for path in modules()} == {*ORDER, "__init__"}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_upwards(path):
+    own = room(path)
+    if own == "__init__":
+        assert not imported_rooms(path)
+        return
+    allowed = {*ORDER[: ORDER.index(own) + 1]}
+    assert imported_rooms(path) - {"__version__"} <= allowed
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_no_rooms_without_a_concept_and_no_star_imports(path):
+    assert not {part.removesuffix(".py") for part in path.relative_to(SOURCE).parts} & FORBIDDEN_NAMES
+    for node in ast.walk(ast.parse(path.read_text())):
+        assert not (isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names))
+
+
+def run_python(code: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, timeout=120
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "module", ["samething", "samething.search", "samething.cli", "samething.datasets", "samething.evaluation"]
+)
+def test_imports_without_torch(module):
+    heavy = run_python(
+        "import sys, importlib; importlib.import_module(sys.argv[1]);"
+        "print(sorted({'torch', 'timm', 'torchvision', 'matplotlib', 'lancedb'} & set(sys.modules)))",
+        module,
+    )
+    assert heavy.strip() == "[]"
+
+
+def test_imports_have_no_effects(tmp_path):
+    """No logging set-up, no folder made, no environment touched by importing any module."""
+    names = [
+        ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__")
+        for path in modules()
+    ]
+    code = """
+import importlib, logging, os, pathlib, sys, torch, timm, matplotlib, lancedb, onnxruntime, cyclopts
+before = dict(os.environ), list(logging.getLogger().handlers), torch.get_num_threads()
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+assert before == (dict(os.environ), list(logging.getLogger().handlers), torch.get_num_threads())
+print(sorted(map(str, pathlib.Path(".").iterdir())))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *names], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_readme_shows_the_tree_as_it_is():
+    tree = re.search(r"```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert tree, "README.md has no file tree"
+    shown, parents = set(), []
+    for line in tree[1].splitlines():
+        name = line.split("  ")[0] if not line.startswith(" ") else line
+        depth = (len(line) - len(line.lstrip())) // 2
+        name = line.strip().split("  ")[0].strip()
+        del parents[depth:]
+        parents.append(name)
+        if not name.endswith("/"):
+            shown.add("".join(parents))
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split("\n")  # fmt: skip
+    covered = ("src/samething/", "recipes/", "benchmarks/", "docs/")
+    on_disk = {
+        path
+        for path in tracked
+        if path.startswith(covered) and path.count("/") <= 2 and (ROOT / path).exists()
+    }
+    # a folder inside the package is one line
+    folders = {
+        f"{'/'.join(path.split('/')[:3])}/"
+        for path in tracked
+        if path.startswith("src/samething/") and path.count("/") > 2
+    }
+    shown_folders = {"".join(parents) for parents in _folders(tree[1])}
+    assert {path for path in shown if path.startswith(covered)} == on_disk
+    assert folders <= shown_folders
+
+
+def _folders(tree: str) -> list[list[str]]:
+    found, parents = [], []
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        del parents[depth:]
+        parents.append(line.strip().split("  ")[0].strip())
+        if parents[-1].endswith("/"):
+            found.append(list(parents))
+    return found
