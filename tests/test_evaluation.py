@@ -87,7 +87,10 @@ def assert_same(found, expected):
     for protocol, table in expected.items():
         assert list(found[protocol]) == list(table)
         for domain, numbers in table.items():
-            assert found[protocol][domain] == pytest.approx(numbers, rel=0, abs=1e-12)
+            assert list(found[protocol][domain]) == list(numbers)
+            for name, number in numbers.items():
+                measured = found[protocol][domain][name]
+                assert measured is number is None or abs(measured - number) <= 1e-12
 
 
 @st.composite
@@ -112,7 +115,7 @@ def evaluations(draw):
     return rows, np.array(embeddings, dtype=kind) * np.array(lengths, dtype=kind)[:, None]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(evaluations())
 def test_both_protocols_equal_their_description(tmp_path_factory, case):
     rows, embeddings = case
@@ -333,7 +336,7 @@ def test_a_comparison_says_which_is_ahead(noisy):
     low, high = content["good"]["intervals"]["per_domain"]["cars"]["r@1"]
     assert low <= content["good"]["per_domain"]["cars"]["r@1"] <= high
     text = printed(comparison)
-    for word in ("good", "poor", "16", "art [x]", "mean", f"{100 * values[0]:.1f} ("):
+    for word in ("good", "poor", "16", "art [x]", "Mean of 2 domains", f"{100 * values[0]:.1f} ("):
         assert word in text
     with pytest.raises(InputError, match="'best'"):
         comparison.difference("best", "good")
@@ -346,9 +349,9 @@ def test_a_thousand_queries_take_seconds(tmp_path):
     rows = [(f"{i % 300}", f"d{i % 3}", "query" if i < 1000 else "index") for i in range(4000)]
     embeddings = generator.standard_normal((4000, 1280)).astype(np.float16)
     catalog = catalog_of(rows, tmp_path)
-    start = time.perf_counter()
+    start = time.process_time()
     result = evaluate_embeddings(embeddings, catalog)
     result.intervals()
-    # about 1.5 s on one core; the bound is loose for busy machines and still refuses a loop over pairs
-    assert time.perf_counter() - start < 10
+    # processor time, because machines are busy; loose, but it refuses a loop over pairs
+    assert time.process_time() - start < 10
     assert result.num_queries() == 1000

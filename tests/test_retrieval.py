@@ -1,5 +1,6 @@
 """Exact search against sorting in plain Python, with ties, duplicates and every block size."""
 
+import contextlib
 import itertools
 import math
 import tracemalloc
@@ -52,21 +53,24 @@ def searches(draw):
     }
 
 
-@pytest.fixture(params=[None, (1, 1), (1, 3), (2, 1), (3, 2)], scope="module")
-def blocks(request):
-    """Default blocks, and blocks down to one query and one gallery row."""
-    patch = pytest.MonkeyPatch()
-    if request.param:
-        patch.setattr(retrieval, "_block_sizes", lambda *_: request.param)
-    yield
-    patch.undo()
+@contextlib.contextmanager
+def blocks_of(sizes):
+    """The given numbers of queries and gallery rows a block, or those that the memory allows."""
+    with pytest.MonkeyPatch.context() as patch:
+        if sizes:
+            patch.setattr(retrieval, "_block_sizes", lambda *_: sizes)
+        yield
 
 
-@pytest.mark.usefixtures("blocks")
+EVERY_BLOCK = pytest.mark.parametrize("sizes", [None, (1, 1), (1, 3), (2, 1), (3, 2)])
+
+
+@EVERY_BLOCK
 @settings(max_examples=40, deadline=None)
-@given(searches(), st.integers(1, 12))
-def test_topk_equals_sorting(case, k):
-    found = exact_topk(case["queries"], case["gallery"], k, leave_out=case["leave_out"])
+@given(case=searches(), k=st.integers(1, 12))
+def test_topk_equals_sorting(sizes, case, k):
+    with blocks_of(sizes):
+        found = exact_topk(case["queries"], case["gallery"], k, leave_out=case["leave_out"])
     for query, row in enumerate(case["queries"]):
         expected = brute_ranking(row, case["gallery"], case["leave_out"][query])[:k]
         padding = k - len(expected)
@@ -76,11 +80,12 @@ def test_topk_equals_sorting(case, k):
         )
 
 
-@pytest.mark.usefixtures("blocks")
+@EVERY_BLOCK
 @settings(max_examples=40, deadline=None)
-@given(searches())
-def test_ranks_equal_sorting(case):
-    ranks, counts = positive_ranks(**case)
+@given(case=searches())
+def test_ranks_equal_sorting(sizes, case):
+    with blocks_of(sizes):
+        ranks, counts = positive_ranks(**case)
     expected = []
     for query, row in enumerate(case["queries"]):
         ranking = brute_ranking(row, case["gallery"], case["leave_out"][query])

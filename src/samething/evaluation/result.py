@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -228,7 +229,9 @@ def evaluate_embeddings(
     per_domain: dict[Metric, np.ndarray] = {metric: np.empty(len(query_rows)) for metric in METRICS}
     for number, domain in enumerate(present):
         own = query_domains == number
-        found = measure(query_rows[own], index_rows[domain_of_row[index_rows] == domain])
+        own_index = index_rows[domain_of_row[index_rows] == domain]
+        one_domain = own.all() and len(own_index) == len(index_rows)
+        found = merged if one_domain else measure(query_rows[own], own_index)
         for metric in METRICS:
             per_domain[metric][own] = found[metric]
     return EvaluationResult(
@@ -358,7 +361,7 @@ class Comparison:
         for metric in METRICS:
             means.add_column(_TITLES[metric], justify="right")
         for domain in first.domains:
-            by_domain.add_column(f"{domain}\nn = {first.num_queries(domain):,}", justify="right")
+            by_domain.add_column(f"{escape(domain)}\nn = {first.num_queries(domain):,}", justify="right")
         for name, result in self.results.items():
             cells = [_cell(result, metric, MEAN, self.shown) for metric in METRICS]
             means.add_row(Text(name), f"{self.dimensions[name]:,}", *cells)
