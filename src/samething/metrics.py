@@ -13,7 +13,7 @@ import dataclasses
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from samething.arrays import NumRelevant, PerQuery, Relevance
 from samething.errors import InputError
@@ -153,7 +153,8 @@ def bootstrap_interval(
 
     Queries are drawn with replacement as often as there are queries, and the interval holds the central
     ``level`` of the resampled means (Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993). It
-    answers how much the number would move with other queries of the same kind, not with another training seed.
+    answers how much the number would move with other queries of the same kind, not with another training
+    seed.
 
     Args:
         values: one value a query.
@@ -302,7 +303,7 @@ def _share(part: np.ndarray, whole: np.ndarray) -> PerQuery:
     return quotient
 
 
-def _first_ranks(relevance: Relevance, num_relevant: NumRelevant, k: int) -> Relevance:
+def _first_ranks(relevance: Relevance, num_relevant: NumRelevant, k: int) -> Bool[np.ndarray, "q first"]:
     """The first k columns, checked."""
     columns = relevance.shape[1]
     if not 1 <= k <= columns:

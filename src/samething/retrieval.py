@@ -189,14 +189,19 @@ def _score_blocks(
     memory_mib: int,
     precision: Precision,
 ) -> Iterator[tuple[slice, Float[np.ndarray, "b g"]]]:
-    """Consecutive queries and their cosines with the whole gallery, -inf where the entry is left out."""
+    """Consecutive queries and their cosines with the whole gallery, -inf where the entry is left out.
+
+    A block is overwritten by the next one.
+    """
     if memory_mib < 1:
         raise InputError(f"memory_mib={memory_mib}", expected="at least 1 MiB", next_step="leave it at 256")
     _check_left_out(leave_out, len(gallery))
     num_rows, num_columns = _block_sizes(len(queries), len(gallery), queries.shape[1], memory_mib)
+    # one buffer for all blocks, because the old one would still be held while the next is made
+    buffer = np.empty((num_rows, len(gallery)), dtype=precision)
     for own in _blocks(len(queries), num_rows):
+        scores = buffer[: own.stop - own.start]
         prepared = _prepare(queries[own], own.start, "queries", normalised, precision)
-        scores = np.empty((own.stop - own.start, len(gallery)), dtype=precision)
         for columns in _blocks(len(gallery), num_columns):
             entries = _prepare(gallery[columns], columns.start, "gallery", normalised, precision)
             scores[:, columns] = _cosines(prepared, entries)

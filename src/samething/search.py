@@ -212,9 +212,12 @@ def index(
     pictures = _pictures(Path(source), domain=domain, root=root)
     location = str(output)
     is_there = Path(output, "manifest.json").exists()
-    options = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
     opened = (
-        open_index(location, **options) if is_there else create_index(location, dim=embedder.dim, **options)
+        open_index(location, model_fingerprint=embedder.fingerprint, model_name=embedder.name)
+        if is_there
+        else create_index(
+            location, dim=embedder.dim, model_fingerprint=embedder.fingerprint, model_name=embedder.name
+        )
     )
     if Path(location).is_dir():
         write_json(

@@ -8,7 +8,7 @@ per_domain
     One index a domain.
 
 A query that is also in the index never retrieves itself, by row and not by rank. The metrics are mMP@5, R@1
-and mAP over the whole ranking by cosine similarity. ``mean`` is the plain mean over domains (UnED, ICCV 2023).
+and mAP over the whole ranking by cosine similarity. ``mean`` is the plain mean over domains, as in UnED.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -340,22 +342,30 @@ class Comparison:
             for name, result in self.results.items()
         }
 
-    def __rich__(self) -> Table:
-        table = Table(title=_title(self.shown))
-        table.add_column("domain")
-        table.add_column("embedding")
-        table.add_column("dimensions", justify="right")
+    def __rich__(self) -> Group:
+        """All metrics as means over the domains, then mMP@5 domain by domain."""
+        first = next(iter(self.results.values()))
+        means = Table(
+            title=f"Mean of {len(first.domains)} domains, {_title(self.shown)}, % (95 % interval)",
+            box=SIMPLE_HEAD,
+        )
+        means.add_column("embedding", no_wrap=True)
+        means.add_column("dim", justify="right")
+        by_domain = Table(
+            title=f"mMP@5 a domain, {_title(self.shown)}, % ± half of the 95 % interval", box=SIMPLE_HEAD
+        )
+        by_domain.add_column("embedding", no_wrap=True)
         for metric in METRICS:
-            table.add_column(f"{_TITLES[metric]} % (95 %)", justify="right")
-        domains = next(iter(self.results.values())).domains
-        for domain in (*domains, MEAN):
-            table.add_section()
-            for number, (name, result) in enumerate(self.results.items()):
-                cells = [_cell(result, metric, domain, self.shown) for metric in METRICS]
-                label = Text(domain if number == 0 else "")
-                style = "bold" if domain == MEAN else None
-                table.add_row(label, Text(name), f"{self.dimensions[name]:,}", *cells, style=style)
-        return table
+            means.add_column(_TITLES[metric], justify="right")
+        for domain in first.domains:
+            by_domain.add_column(f"{domain}\nn = {first.num_queries(domain):,}", justify="right")
+        for name, result in self.results.items():
+            cells = [_cell(result, metric, MEAN, self.shown) for metric in METRICS]
+            means.add_row(Text(name), f"{self.dimensions[name]:,}", *cells)
+            by_domain.add_row(
+                Text(name), *(_short_cell(result, "mmp@5", domain, self.shown) for domain in first.domains)
+            )
+        return Group(means, by_domain)
 
 
 # ---- printing
@@ -376,6 +386,15 @@ def _cell(result: EvaluationResult, metric: Metric, domain: str, protocol: Proto
 
 def _or_null(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+def _short_cell(result: EvaluationResult, metric: Metric, domain: str, protocol: Protocol) -> str:
+    """Such as ``87.3 ±2.9``, in percent."""
+    value = result.value(metric, domain=domain, protocol=protocol)
+    if math.isnan(value):
+        return "–"
+    low, high = result.interval(metric, domain=domain, protocol=protocol)
+    return f"{100 * value:.1f} ±{50 * (high - low):.1f}"
 
 
 # ---- reading and checking
@@ -431,8 +450,10 @@ def _check(embeddings: Embeddings, catalog: Catalog, num_resamples: int) -> None
 def _take(embeddings: Embeddings, rows: Int[np.ndarray, " r"]) -> Float[np.ndarray, "r d"]:
     """The rows, as a view where they lie side by side, so that a memory-mapped file is not read at once."""
     if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
-        return embeddings[rows[0] : rows[-1] + 1]
-    return embeddings[rows]
+        side_by_side: np.ndarray = embeddings[rows[0] : rows[-1] + 1]
+        return side_by_side
+    copied: np.ndarray = embeddings[rows]
+    return copied
 
 
 def _load_embeddings(source: Path) -> np.ndarray:

@@ -24,7 +24,7 @@ class TrainConfig:
     scale: float | None = None
     """s, the factor of the cosines; by default the loss's own."""
     margin: float | None = None
-    """m, in radians (cosface, adaface: of the cosine; dynm-arcface: the largest); by default the loss's own."""
+    """m, in radians (cosface and adaface: of the cosine); by default the loss's own."""
     loss_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further options of the loss, such as dynamic_scale of adacos."""
 

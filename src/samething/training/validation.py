@@ -21,7 +21,8 @@ def validation_scores(embeddings: Embeddings, catalog: Catalog) -> tuple[float, 
         catalog: the v validation pictures.
     """
     instances = catalog.class_ids()
-    top = exact_topk(embeddings, embeddings, 5, leave_out=np.arange(len(embeddings)), normalised=True)
+    own = np.arange(len(embeddings))
+    top = exact_topk(embeddings, embeddings, 5, leave_out=own, normalised=True, precision="float32")
     relevance = (instances[top.indices] == instances[:, None]) & (top.indices >= 0)
     num_relevant = np.bincount(instances)[instances] - 1
     counts = num_relevant > 0

@@ -18,8 +18,8 @@ from samething.datasets.demo.instances import DOMAINS, SIDE, Instance
 from samething.datasets.demo.journal import add_to_journal, read_journal, remove_journal, start_journal
 from samething.datasets.demo.packages import package_versions
 from samething.datasets.demo.roles import assign_roles
-from samething.datasets.demo.workers import find_jobs, make_pictures, processes
-from samething.errors import InputError
+from samething.datasets.demo.workers import Workers, find_jobs, make_pictures
+from samething.errors import ArtefactError, InputError
 from samething.files import (
     MANIFEST_NAME,
     PARTIAL_SUFFIX,
@@ -40,6 +40,8 @@ GENERATOR_VERSION: Final = 1
 """Raise it with every change that alters a picture, a name or a role."""
 
 CATALOG_NAME: Final = "catalog.parquet"
+
+DATASET: Final = "demo"
 
 _PICTURES_A_JOB: Final = 40
 """Small enough that all processes end at nearly the same time, large enough to send quickly."""
@@ -63,7 +65,7 @@ def build_demo_pictures(
         root: folder to build in.
         num_workers: number of processes; by default one for each processor this process may use.
         on_progress: called with the number of pictures done and of all pictures.
-        limit_per_domain: consider this many instances a domain only; a few may turn out unfit.
+        limit_per_domain: take at most this many instances a domain; a few may turn out unfit.
 
     Returns:
         The catalog, with the dataset ``demo`` and a further column ``source``: the vendor or the view.
@@ -71,7 +73,7 @@ def build_demo_pictures(
     Raises:
         MissingExtraError: a package of the ``demo`` extra is not installed.
         InputError: an argument is out of range, a package has another layout, or the disk is full.
-        ArtefactError: ``root`` holds another kind of artefact, or another process is building there.
+        ArtefactError: ``root`` holds another artefact or catalog, or another process is building there.
     """
     root = Path(root)
     num_workers = _checked("num_workers", num_workers) or _num_processors()
@@ -86,8 +88,9 @@ def build_demo_pictures(
         return finished
     with only_one_writer(root):
         known, stale = _left_by_an_earlier_build(root, made_from)
+        # the stale ones are listed too, without a checksum, so that a killed build does not forget them
+        start_journal(root, fingerprint(made_from), {**dict.fromkeys(sorted(stale), ""), **known})
         (root / MANIFEST_NAME).unlink(missing_ok=True)
-        start_journal(root, fingerprint(made_from), known)
         for partial in root.glob(f"*/*/.*{PARTIAL_SUFFIX}"):
             partial.unlink(missing_ok=True)
         instances, checksums = _build(root, num_workers, limit_per_domain, known, on_progress)
@@ -115,23 +118,38 @@ def _finished(root: Path, made_from: dict[str, Json]) -> Catalog | None:
     if not is_finished(root):
         return None
     manifest = read_manifest(root, kind=KIND, format_version=FORMAT_VERSION)
-    if differences(made_from, manifest.made_from) or not (root / CATALOG_NAME).is_file():
+    catalog = _catalog_in(root)
+    if catalog is None or differences(made_from, manifest.made_from):
         return None
-    catalog = Catalog.read(root / CATALOG_NAME)
     return catalog if all(path.is_file() for path in catalog.paths) else None
+
+
+def _catalog_in(root: Path) -> Catalog | None:
+    try:
+        catalog = Catalog.read(root / CATALOG_NAME)
+    except ArtefactError:  # none, or a damaged one: it is made again
+        return None
+    if set(catalog.strings("dataset")) - {DATASET}:
+        raise ArtefactError(
+            f"{root / CATALOG_NAME} lists pictures that are not the demo's",
+            expected="a folder of its own for the demo's pictures",
+            next_step="choose another folder",
+        )
+    return catalog
 
 
 def _left_by_an_earlier_build(root: Path, made_from: dict[str, Json]) -> tuple[dict[str, str], set[str]]:
     """Checksums of the pictures that can be taken over, and the pictures that may have to go."""
     known: dict[str, str] = {}
     stale: set[str] = set()
-    if is_finished(root) and (root / CATALOG_NAME).is_file():
-        manifest = read_manifest(root, kind=KIND, format_version=FORMAT_VERSION)
-        catalog = Catalog.read(root / CATALOG_NAME)
+    catalog = _catalog_in(root)
+    if catalog is not None:
         pictures = dict(zip(catalog.strings("image"), catalog.strings("sha256"), strict=True))
         stale.update(pictures)
-        if not differences(made_from, manifest.made_from):
-            known.update(pictures)
+        if is_finished(root):
+            manifest = read_manifest(root, kind=KIND, format_version=FORMAT_VERSION)
+            if not differences(made_from, manifest.made_from):
+                known.update(pictures)
     journal_made_from, pictures = read_journal(root)
     stale.update(pictures)
     if journal_made_from == fingerprint(made_from):
@@ -148,8 +166,8 @@ def _build(
 ) -> tuple[list[Instance], dict[str, str]]:
     """Find the instances and make their pictures; instances in catalog order, and checksums by picture."""
     checksums: dict[str, str] = {}
-    with processes(num_workers) as run:
-        instances = [instance for found in run(find_jobs(limit_per_domain)) for instance in found]
+    with Workers(num_workers) as workers:
+        instances = [instance for found in workers.results(find_jobs(limit_per_domain)) for instance in found]
         instances.sort(key=lambda instance: (DOMAINS.index(instance.domain), instance.name))
         num_pictures = sum(len(instance.sources) for instance in instances)
         jobs = []
@@ -157,7 +175,7 @@ def _build(
             images = [instance.image(source) for instance in members for source in instance.sources]
             known_here = {image: known[image] for image in images if image in known}
             jobs.append(functools.partial(make_pictures, members, root, known_here))
-        for done in run(jobs):
+        for done in workers.results(jobs):
             checksums.update(done)
             add_to_journal(root, done)
             if on_progress is not None:
@@ -188,7 +206,7 @@ def _finish(
             "image": instance.image(source),
             "label": instance.label,
             "domain": instance.domain,
-            "dataset": "demo",
+            "dataset": DATASET,
             "role": roles[instance.image(source)],
             "width": SIDE,
             "height": SIDE,

@@ -62,7 +62,7 @@ class Svg:
     """Leave out the layers of colour (OpenMoji's files keep them apart)."""
 
     def render(self, side: int) -> Image.Image:
-        """The drawing on a transparent ground, ``side`` × ``side``."""
+        """The drawing on a transparent ground, ``side`` pixels wide."""
         try:
             import resvg_py
         except ImportError as error:
@@ -71,7 +71,7 @@ class Svg:
         if self.line_only:
             text = _without_colour(text)
         # no drawing of the demo holds text, and system fonts would make the result depend on the machine
-        png = resvg_py.svg_to_bytes(svg_string=text, width=side, height=side, skip_system_fonts=True)
+        png = resvg_py.svg_to_bytes(svg_string=text, width=side, skip_system_fonts=True)
         return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 from pathlib import Path
@@ -58,14 +59,15 @@ def package_folder(module: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def package_files(module: str, pattern: str) -> list[Path]:
+@functools.cache
+def package_files(module: str, pattern: str) -> tuple[Path, ...]:
     """Files of an installed package that match a glob pattern, sorted by path.
 
     Raises:
         MissingExtraError: the package is not installed.
         InputError: no file matches: the package has another layout than the demo knows.
     """
-    files = sorted(package_folder(module).glob(pattern))
+    files = tuple(sorted(package_folder(module).glob(pattern)))
     if not files:
         raise InputError(
             f"the Python package {module!r} holds no file {pattern}",

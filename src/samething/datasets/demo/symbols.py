@@ -51,8 +51,9 @@ class FontStyle:
         """Pairs of name and glyph."""
         font = str(package_files(self.module, self.font)[-1])
         table = json.loads(package_files(self.module, self.table)[-1].read_text(encoding="utf-8"))
+        pattern = re.compile(self.pattern)
         for name in sorted(table):
-            found = re.fullmatch(self.pattern, name)
+            found = pattern.fullmatch(name)
             if found:
                 yield found[1], Glyph(font, int(str(table[name]), 16))
 
@@ -71,8 +72,9 @@ class SvgStyle:
 
     def drawings(self) -> Iterator[tuple[str, Drawing]]:
         """Pairs of name and file."""
+        pattern = re.compile(self.pattern)
         for path in package_files(self.module, self.files):
-            found = re.fullmatch(self.pattern, path.stem)
+            found = pattern.fullmatch(path.stem)
             if found:
                 yield found[1], Svg(str(path))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import io
@@ -86,38 +85,50 @@ def _write_picture(target: Path, picture: Image.Image) -> str:
     return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
-@contextlib.contextmanager
-def processes(num_workers: int) -> Iterator[Callable[[Iterable[Callable[[], Result]]], Iterator[Result]]]:
-    """Yield a function that runs jobs and yields their results as they come, in no particular order.
+class Workers:
+    """Processes that do jobs; to be used in a ``with`` statement.
 
-    With one worker the jobs run in this process. When it is left with an exception, jobs not begun are
-    dropped.
+    With one worker the jobs run in this process. When the ``with`` block is left with an exception, jobs not
+    begun are dropped.
 
-    Raises:
-        SamethingError: a worker process was killed.
+    Args:
+        num_workers: number of processes.
     """
-    if num_workers == 1:
-        yield lambda jobs: (job() for job in jobs)
-        return
-    # fresh processes: a fork would inherit whatever threads and locks the caller has
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
-    try:
-        yield lambda jobs: _results_of(pool, jobs)
-    except BrokenProcessPool as error:
-        raise SamethingError(
-            "a worker process ended without a result",
-            expected="worker processes that live until the build ends",
-            next_step="run it again: it resumes (with fewer workers if memory was short; a script "
-            'must call it under if __name__ == "__main__")',
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
+    def __init__(self, num_workers: int) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+        if num_workers > 1:
+            # fresh processes: a fork would inherit whatever threads and locks the caller has
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
 
-def _results_of(pool: ProcessPoolExecutor, jobs: Iterable[Callable[[], Result]]) -> Iterator[Result]:
-    for future in as_completed([pool.submit(job) for job in jobs]):
-        yield future.result()
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def results(self, jobs: Iterable[Callable[[], Result]]) -> Iterator[Result]:
+        """Run jobs and yield their results as they come, in no particular order.
+
+        Raises:
+            SamethingError: a worker process was killed; and whatever a job raises.
+        """
+        if self._pool is None:
+            for job in jobs:
+                yield job()
+            return
+        try:
+            for future in as_completed([self._pool.submit(job) for job in jobs]):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise SamethingError(
+                "a worker process ended without a result",
+                expected="worker processes that live until the build ends",
+                next_step="run it again: it resumes (with fewer workers if memory was short; a script "
+                'must call it under if __name__ == "__main__")',
+            ) from error
 
 
 def _start_worker() -> None:

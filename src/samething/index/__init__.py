@@ -1,0 +1,78 @@
+"""The index: vectors and metadata of a picture collection, tied to the model that made them.
+
+:func:`create_index` and :func:`open_index` choose the engine by the location: a folder, or a URL whose scheme
+is a key of :data:`ENGINES`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from samething.errors import InputError
+from samething.index.description import COLUMNS, ColumnKind, IndexDescription, Items
+from samething.index.interface import AbstractIndex, Hits, Verification, Where
+from samething.index.lance import LanceIndex
+
+__all__ = [
+    "COLUMNS",
+    "ENGINES",
+    "AbstractIndex",
+    "ColumnKind",
+    "Hits",
+    "IndexDescription",
+    "Items",
+    "LanceIndex",
+    "Verification",
+    "Where",
+    "create_index",
+    "open_index",
+]
+
+ENGINES: Final[dict[str, type[AbstractIndex]]] = {"lance": LanceIndex}
+"""URL scheme -> engine. A location without a scheme is a folder, which is ``lance``."""
+
+_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+
+
+def create_index(
+    location: str | Path,
+    *,
+    dim: int,
+    model_fingerprint: str,
+    model_name: str,
+    extra_columns: Mapping[str, ColumnKind] | None = None,
+) -> AbstractIndex:
+    """Make an empty index with the engine that the location asks for. See :meth:`AbstractIndex.create`."""
+    engine, place = _engine(location)
+    return engine.create(
+        place,
+        dim=dim,
+        model_fingerprint=model_fingerprint,
+        model_name=model_name,
+        extra_columns=extra_columns,
+    )
+
+
+def open_index(
+    location: str | Path, *, model_fingerprint: str | None = None, model_name: str | None = None
+) -> AbstractIndex:
+    """Open an index with the engine that the location asks for. See :meth:`AbstractIndex.open`."""
+    engine, place = _engine(location)
+    return engine.open(place, model_fingerprint=model_fingerprint, model_name=model_name)
+
+
+def _engine(location: str | Path) -> tuple[type[AbstractIndex], str | Path]:
+    url = _URL.fullmatch(location) if isinstance(location, str) else None
+    if url is None:
+        return LanceIndex, location
+    scheme = url[1].lower()
+    if scheme not in ENGINES:
+        raise InputError(
+            f"the index location {location!r}",
+            expected="a folder, or a URL that starts with " + " or ".join(f"{name}://" for name in ENGINES),
+            next_step="correct the scheme; a folder needs none",
+        )
+    return ENGINES[scheme], (url[2] if ENGINES[scheme] is LanceIndex else location)

@@ -1,0 +1,182 @@
+"""What a row of an index is: its columns, its vector, and the checks that both must pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+
+from samething.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    Table: TypeAlias = pa.Table
+    RecordBatch: TypeAlias = pa.RecordBatch
+    Schema: TypeAlias = pa.Schema
+else:
+    # pyarrow takes 0.3 s to import, so it is imported by the functions that use it
+    Table = RecordBatch = Schema = Any
+
+ColumnKind: TypeAlias = Literal["text", "integer", "number"]
+
+Items: TypeAlias = Table | Iterable[Mapping[str, Any]]
+"""Metadata, one row a picture: an Arrow table or one mapping a row. All but ``id`` may be absent or null."""
+
+NORM_TOLERANCE: Final = 1e-3
+"""How far from 1 a vector's length may be. Rounding to float16 moves it by less than 5e-4."""
+
+COLUMNS: Final[Mapping[str, str]] = {
+    "id": "text",  # identity of the picture, such as the SHA-256 of its file
+    "path": "text",
+    "label": "text",
+    "domain": "text",
+    "width": "integer",  # pixels
+    "height": "integer",  # pixels
+    "sha256": "text",  # of the file
+    "thumbnail": "bytes",  # a small JPEG
+}
+"""Metadata columns every index has. Extra ones are named when it is made."""
+
+_COLUMN_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_RESERVED: Final = frozenset({"vector", "vector_crc32", "score"})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IndexDescription:
+    """What an index is bound to for life."""
+
+    dim: int
+    """Number of dimensions of a vector, at least 1."""
+    model_name: str
+    """Name of the model that made the vectors, for people."""
+    model_fingerprint: str
+    """Identity of that model, for the program."""
+    extra_columns: Mapping[str, ColumnKind] = dataclasses.field(default_factory=dict)
+    """Further metadata columns and their kinds: ``text``, ``integer`` (64 bits) or ``number`` (float64)."""
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise InputError(
+                f"dim={self.dim}", expected="at least 1 dimension", next_step="give the model's dimension"
+            )
+        for name in ("model_name", "model_fingerprint"):
+            if not getattr(self, name):
+                raise InputError(
+                    f"{name}=''", expected="a text that is not empty", next_step="give the model's own"
+                )
+        for name, kind in self.extra_columns.items():
+            if not _COLUMN_NAME.fullmatch(name) or name in COLUMNS or name in _RESERVED:
+                raise InputError(
+                    f"the extra column {name!r}",
+                    expected="lower-case letters, digits and underscores, and none of "
+                    + ", ".join([*COLUMNS, *sorted(_RESERVED)]),
+                    next_step="give the column another name",
+                )
+            if kind not in ("text", "integer", "number"):
+                raise InputError(
+                    f"the extra column {name!r} of kind {kind!r}",
+                    expected="text, integer or number",
+                    next_step="give one of these kinds",
+                )
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """All metadata columns and their kinds, in order."""
+        return {**COLUMNS, **self.extra_columns}
+
+    @property
+    def item_schema(self) -> Schema:
+        """Arrow types of the metadata columns."""
+        import pyarrow as pa
+
+        types = {"text": pa.string(), "integer": pa.int64(), "number": pa.float64(), "bytes": pa.binary()}
+        return pa.schema(
+            [pa.field(name, types[kind], nullable=name != "id") for name, kind in self.columns.items()]
+        )
+
+
+def unit_vectors(vectors: Float[np.ndarray, "n d"], *, dim: int) -> Float[np.ndarray, "n d"]:
+    """Vectors checked and scaled to length 1, as float32.
+
+    Raises:
+        InputError: another dimension, a number that is not finite, or a length that is not 1; says which row.
+    """
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
+        raise InputError(
+            f"vectors of shape {vectors.shape}",
+            expected=f"one row a picture and {dim} columns, the dimension of this index",
+            next_step="check that the vectors come from the model of this index",
+        )
+    if not np.issubdtype(vectors.dtype, np.floating):
+        raise InputError(
+            f"vectors of type {vectors.dtype}", expected="floating point numbers", next_step="convert them"
+        )
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    wrong = np.flatnonzero(~(np.abs(lengths - 1) <= NORM_TOLERANCE))  # true for NaN as well
+    if len(wrong):
+        row = int(wrong[0])
+        finite = bool(np.isfinite(vectors[row]).all())
+        raise InputError(
+            f"vector {row} "
+            + (f"has the length {lengths[row]:.4g}" if finite else "holds NaN or infinity")
+            + (f", and {len(wrong) - 1} more are wrong" if len(wrong) > 1 else ""),
+            expected=f"finite vectors of length 1 within {NORM_TOLERANCE}",
+            next_step="divide every vector by its length; an embedder's output is of length 1 already",
+        )
+    scaled: Float[np.ndarray, "n d"] = (vectors / lengths[:, None]).astype(np.float32)
+    return scaled
+
+
+def item_table(items: Items, description: IndexDescription) -> Table:
+    """Metadata as a table with all columns of an index, in order; absent ones are null.
+
+    Raises:
+        InputError: an unknown column, a value of the wrong kind, or a missing id.
+    """
+    import pyarrow as pa
+
+    schema = description.item_schema
+    try:
+        table = items if isinstance(items, pa.Table) else _from_mappings(items)
+        unknown = [name for name in table.column_names if name not in schema.names]
+        if unknown:
+            raise InputError(
+                f"metadata with the columns {', '.join(unknown)}",
+                expected=f"columns of this index: {', '.join(schema.names)}",
+                next_step="leave them out, or make the index with extra_columns",
+            )
+        columns = [
+            table[field.name].cast(field.type)
+            if field.name in table.column_names
+            else pa.nulls(table.num_rows, field.type)
+            for field in schema
+        ]
+        # an id that is null is refused just below, in words
+        table = pa.table(columns, names=schema.names)
+    except (pa.ArrowException, UnicodeError, OverflowError) as error:
+        raise InputError(
+            f"metadata that does not fit ({error})",
+            expected="; ".join(f"{name}: {kind}" for name, kind in description.columns.items()),
+            next_step="convert the values",
+        ) from error
+    for row, name in enumerate(table["id"].to_pylist()):
+        if not name:
+            raise InputError(
+                f"row {row} of the metadata has no id",
+                expected="an id that is not empty",
+                next_step="give each row an id, such as the SHA-256 of its file",
+            )
+    return table.cast(schema)
+
+
+def _from_mappings(items: Iterable[Mapping[str, Any]]) -> Table:
+    import pyarrow as pa
+
+    rows = list(items)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})

@@ -1,0 +1,341 @@
+"""What every index can do, whatever engine keeps it: the interface, its checks and its results.
+
+An engine implements the methods whose names start with an underscore, and gets rows that were checked
+already. So a wrong vector, an unknown column or another model is refused with the same words everywhere.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from samething.arrays import Embeddings, Queries
+from samething.errors import FingerprintError, InputError
+from samething.index.description import (
+    ColumnKind,
+    IndexDescription,
+    Items,
+    RecordBatch,
+    Table,
+    item_table,
+    unit_vectors,
+)
+
+Where: TypeAlias = Mapping[str, str | Sequence[str]]
+"""A filter: for each text column the value or the values a row may have there; all columns must agree."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hits:
+    """The nearest rows of each query, best first; rows of equal score in the order of their ids."""
+
+    ids: Shaped[np.ndarray, "q k"]
+    """Ids as Python strings. ``k`` is smaller than asked for where fewer rows match the filter."""
+    scores: Float[np.ndarray, "q k"]
+    """Cosine similarities, float64, rounded to 10 decimals; rows that agree in those are tied."""
+    items: Table
+    """Metadata of the hits: all hits of the first query, then all of the second, and so on."""
+
+    def __len__(self) -> int:
+        """Number of queries."""
+        return int(self.ids.shape[0])
+
+    def of(self, query: int) -> list[dict[str, Any]]:
+        """The hits of one query as mappings of the metadata columns and ``score``."""
+        num_hits = self.ids.shape[1]
+        rows = self.items.slice(query * num_hits, num_hits).to_pylist()
+        return [{**row, "score": float(score)} for row, score in zip(rows, self.scores[query], strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """What a complete check of an index found."""
+
+    num_rows: int
+    """Rows that could be read."""
+    num_files: int
+    """Files whose content was compared with its checksum; 0 for an engine without files of its own."""
+    problems: tuple[str, ...]
+    """One sentence each, with the file's name where one is to blame. Empty: all is as it was written."""
+
+
+class AbstractIndex(abc.ABC):
+    """Vectors and metadata of a picture collection, bound to the model that made the vectors.
+
+    When ``add`` or ``delete`` returns, the change outlives the process. Other processes may read and write
+    the same index at the same time; every call sees all that was acknowledged before it began.
+    """
+
+    def __init__(self, location: str, description: IndexDescription) -> None:
+        self.location = location
+        self.description = description
+
+    # ---- making and opening
+
+    @classmethod
+    @abc.abstractmethod
+    def create(
+        cls,
+        location: str | Path,
+        *,
+        dim: int,
+        model_fingerprint: str,
+        model_name: str,
+        extra_columns: Mapping[str, ColumnKind] | None = None,
+    ) -> AbstractIndex:
+        """Make an empty index.
+
+        Args:
+            location: a folder or a URL, as the engine has it.
+            dim: number of dimensions of a vector.
+            model_fingerprint: identity of the model whose vectors will be kept.
+            model_name: its name, for messages.
+            extra_columns: further metadata columns and their kinds.
+
+        Raises:
+            InputError: there is something else at this place, or it cannot be written to.
+            ArtefactError: there is an index already.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def open(
+        cls, location: str | Path, *, model_fingerprint: str | None = None, model_name: str | None = None
+    ) -> AbstractIndex:
+        """Open an index.
+
+        Args:
+            location: where it was made.
+            model_fingerprint: identity of the model to search with; None to look without searching.
+            model_name: its name, for the message when it is the wrong one.
+
+        Raises:
+            ArtefactError: there is none, or it is unfinished, damaged or of a newer format.
+            FingerprintError: it was made by another model.
+        """
+
+    # ---- what it is
+
+    @property
+    def dim(self) -> int:
+        """Number of dimensions of a vector."""
+        return self.description.dim
+
+    @property
+    def model_fingerprint(self) -> str:
+        """Identity of the model that made the vectors."""
+        return self.description.model_fingerprint
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model that made the vectors."""
+        return self.description.model_name
+
+    def require_model(self, fingerprint: str, name: str | None = None) -> None:
+        """Refuse another model's vectors.
+
+        Raises:
+            FingerprintError: names both models.
+        """
+        if fingerprint != self.model_fingerprint:
+            theirs = f"{name!r} ({fingerprint})" if name else f"with the fingerprint {fingerprint}"
+            ours = f"{self.model_name!r} ({self.model_fingerprint})"
+            raise FingerprintError(
+                f"vectors of the model {theirs} for the index {self.location}, which was made by {ours}",
+                expected=f"vectors of {ours}: vectors of different models cannot be compared",
+                next_step=f"use the model {self.model_name!r}, or make an index with the other model",
+            )
+
+    # ---- changing
+
+    def add(self, vectors: Embeddings, items: Items, *, model_fingerprint: str | None = None) -> None:
+        """Add rows; a row whose id is there already takes the old one's place.
+
+        The batch is stored as a whole or not at all. Of several rows with the same id the last one counts.
+
+        Args:
+            vectors: float, finite, of length 1 within ``NORM_TOLERANCE``; scaled to length 1 and kept as
+                float32.
+            items: metadata, one row a vector.
+            model_fingerprint: identity of the model that made the vectors, checked if given.
+
+        Raises:
+            InputError: vectors or metadata that do not fit, or a disk that is full or read-only.
+            FingerprintError: vectors of another model.
+        """
+        if model_fingerprint is not None:
+            self.require_model(model_fingerprint)
+        vectors = unit_vectors(vectors, dim=self.dim)
+        table = item_table(items, self.description)
+        if table.num_rows != len(vectors):
+            raise InputError(
+                f"{len(vectors)} vectors and {table.num_rows} rows of metadata",
+                expected="one row a vector",
+                next_step="check how the two were made",
+            )
+        last_of_id = {name: row for row, name in enumerate(table["id"].to_pylist())}
+        if len(last_of_id) < len(vectors):
+            kept = sorted(last_of_id.values())
+            vectors, table = vectors[kept], table.take(kept)
+        if len(vectors):
+            self._upsert(vectors, table)
+
+    def delete(self, ids: Iterable[str]) -> None:
+        """Delete the rows with these ids; ids that are not there are no error."""
+        names = _ids(ids)
+        if names:
+            self._delete(list(dict.fromkeys(names)))
+
+    # ---- asking
+
+    def search(
+        self,
+        queries: Queries,
+        k: int = 5,
+        *,
+        where: Where | None = None,
+        columns: Sequence[str] | None = None,
+        model_fingerprint: str | None = None,
+    ) -> Hits:
+        """The ``k`` nearest rows of each query by cosine similarity.
+
+        Args:
+            queries: float vectors of length 1 within ``NORM_TOLERANCE``.
+            k: number of hits, at least 1.
+            where: text columns and the values a hit may have there, such as ``{"domain": ["cars", "art"]}``.
+            columns: metadata to bring along besides the id; by default all but the thumbnail.
+            model_fingerprint: identity of the model that made the queries, checked if given.
+
+        Raises:
+            InputError: queries, ``k`` or columns that do not fit.
+            FingerprintError: queries of another model.
+            ArtefactError: what the index has on disk is damaged.
+        """
+        if model_fingerprint is not None:
+            self.require_model(model_fingerprint)
+        queries = unit_vectors(queries, dim=self.dim)
+        if k < 1:
+            raise InputError(f"k={k}", expected="at least 1 hit", next_step="give a larger k")
+        return self._search(queries, k, self._where(where), self._columns(columns))
+
+    @abc.abstractmethod
+    def count(self) -> int:
+        """Number of rows."""
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def items(self, columns: Sequence[str] | None = None) -> Iterator[RecordBatch]:
+        """The metadata of all rows, a batch at a time, in no particular order.
+
+        Args:
+            columns: which to bring besides the id; by default all but the thumbnail.
+        """
+        return self._items(self._columns(columns))
+
+    def rows(self, ids: Iterable[str], columns: Sequence[str] | None = None) -> Table:
+        """The metadata of some rows, in the order of ``ids``.
+
+        Raises:
+            InputError: an id that is not there.
+        """
+        return self._rows(_ids(ids), self._columns(columns))
+
+    def vectors(self, ids: Iterable[str]) -> Embeddings:
+        """The vectors of some rows, float32 of length 1, in the order of ``ids``.
+
+        Raises:
+            InputError: an id that is not there.
+        """
+        return self._vectors(_ids(ids))
+
+    @abc.abstractmethod
+    def verify(self) -> Verification:
+        """Read everything and compare it with its checksums."""
+
+    # ---- ending
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Let go of memory and connections; the index cannot be used afterwards."""
+
+    def __enter__(self) -> AbstractIndex:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- what an engine adds; arguments were checked before
+
+    @abc.abstractmethod
+    def _upsert(self, vectors: Embeddings, items: Table) -> None:
+        """Store rows with distinct ids in one step; return when they outlive the process."""
+
+    @abc.abstractmethod
+    def _delete(self, ids: list[str]) -> None:
+        """Delete rows; return when that outlives the process."""
+
+    @abc.abstractmethod
+    def _search(self, queries: Queries, k: int, where: dict[str, list[str]], columns: list[str]) -> Hits:
+        """Exact search; all of ``where`` must hold."""
+
+    @abc.abstractmethod
+    def _items(self, columns: list[str]) -> Iterator[RecordBatch]: ...
+
+    @abc.abstractmethod
+    def _rows(self, ids: list[str], columns: list[str]) -> Table: ...
+
+    @abc.abstractmethod
+    def _vectors(self, ids: list[str]) -> Embeddings: ...
+
+    # ---- checking
+
+    def _columns(self, columns: Sequence[str] | None) -> list[str]:
+        known = self.description.columns
+        if columns is None:
+            return [name for name in known if name != "thumbnail"]
+        if isinstance(columns, str):
+            columns = [columns]
+        for name in columns:
+            if name not in known:
+                raise InputError(
+                    f"the column {name!r}",
+                    expected=f"columns of this index: {', '.join(known)}",
+                    next_step="correct the name",
+                )
+        return list(dict.fromkeys(["id", *columns]))
+
+    def _where(self, where: Where | None) -> dict[str, list[str]]:
+        filterable = [name for name, kind in self.description.columns.items() if kind == "text"]
+        checked: dict[str, list[str]] = {}
+        for name, values in (where or {}).items():
+            if name not in filterable:
+                raise InputError(
+                    f"a filter on the column {name!r}",
+                    expected=f"text columns of this index: {', '.join(filterable)}",
+                    next_step="correct the name",
+                )
+            checked[name] = [values] if isinstance(values, str) else list(values)
+            for value in checked[name]:
+                if not isinstance(value, str):
+                    raise InputError(
+                        f"a filter on {name!r} with the value {value!r}",
+                        expected="texts",
+                        next_step="give the value as text",
+                    )
+        return checked
+
+
+def _ids(ids: Iterable[str]) -> list[str]:
+    if isinstance(ids, str):
+        raise InputError(f"ids={ids!r}", expected="a list of ids", next_step="give [id] for a single one")
+    return list(ids)

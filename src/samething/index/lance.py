@@ -1,0 +1,390 @@
+"""The embedded engine: LanceDB keeps the rows, our own exact search reads its vectors from memory.
+
+The folder::
+
+    manifest.json       what the index is bound to; written last when it is made
+    checksums.jsonl     size and SHA-256 of every file of the table
+    vectors.lance/      the table: metadata, vector, and a CRC-32 over id and vector
+    .lock               held by the process that is writing
+
+A batch is acknowledged when the table's new files and their checksums are on disk. Writers take turns by the
+lock, because LanceDB lets two of them add the same id at once. Readers take no lock: the growth of
+``checksums.jsonl`` tells them to load anew.
+
+At 64 dimensions, searching a matrix in memory beats every store's own search up to some millions of rows, and
+filters keep their full recall.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import dataclasses
+import errno
+import os
+import re
+import shutil
+import threading
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float, Int, UInt
+
+from samething.arrays import Embeddings, Queries
+from samething.errors import ArtefactError, InputError, SamethingError
+from samething.files import disk_errors, write_manifest
+from samething.index.checksums import Checksums
+from samething.index.description import ColumnKind, IndexDescription, RecordBatch, Schema, Table
+from samething.index.interface import AbstractIndex, Hits, Verification
+from samething.index.lance_folder import (
+    CHECKSUMS,
+    TABLE,
+    new_manifest,
+    read_description,
+    require_free,
+    turn_to_write,
+)
+from samething.index.nearest import nearest
+
+_DISK_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class LanceIndex(AbstractIndex):
+    """An index in a folder. See :class:`AbstractIndex` for what it does and the module for how.
+
+    It may be used by several threads. Memory: the vectors as float32 and the ids, from the first search on
+    (about 350 MB for a million rows of 64 dimensions).
+    """
+
+    def __init__(self, folder: Path, description: IndexDescription, table_name: str) -> None:
+        """Use ``create`` or ``open``."""
+        super().__init__(str(folder), description)
+        self.folder = folder
+        self._table_name = table_name
+        self._checksums = Checksums(folder / CHECKSUMS, folder / f"{table_name}.lance")
+        self._unchecked: list[str] = []
+        self._view: _View | None = None
+        self._is_closed = False
+        self._guard = threading.RLock()
+
+    # ---- making and opening
+
+    @classmethod
+    def create(
+        cls,
+        location: str | Path,
+        *,
+        dim: int,
+        model_fingerprint: str,
+        model_name: str,
+        extra_columns: Mapping[str, ColumnKind] | None = None,
+    ) -> LanceIndex:
+        """Make an empty index in a new or empty folder. See :meth:`AbstractIndex.create`."""
+        folder = Path(location)
+        description = IndexDescription(
+            dim=dim,
+            model_name=model_name,
+            model_fingerprint=model_fingerprint,
+            extra_columns=dict(extra_columns or {}),
+        )
+        require_free(folder)
+        with turn_to_write(folder):
+            require_free(folder)  # another process may have made one while this one waited
+            index = cls(folder, description, TABLE)
+            # what is here was left by a process that was killed before it could finish an empty index
+            shutil.rmtree(index._checksums.folder, ignore_errors=True)
+            index._checksums.listing.unlink(missing_ok=True)
+            with index._store_errors(writing=True):
+                _connect(folder).create_table(TABLE, schema=_table_schema(description))
+            index._checksums.add_new_files()
+            with disk_errors(folder):
+                write_manifest(folder, new_manifest(description))
+        return index
+
+    @classmethod
+    def open(
+        cls, location: str | Path, *, model_fingerprint: str | None = None, model_name: str | None = None
+    ) -> LanceIndex:
+        """Open the index in a folder. See :meth:`AbstractIndex.open`."""
+        folder = Path(location)
+        index = cls(folder, *read_description(folder))
+        if model_fingerprint is not None:
+            index.require_model(model_fingerprint, model_name)
+        index._current()  # finds truncated and missing files now rather than later
+        return index
+
+    # ---- changing
+
+    def _upsert(self, vectors: Embeddings, items: Table) -> None:
+        import pyarrow as pa
+
+        checks = pa.array(_crc32(items["id"].to_pylist(), vectors), pa.uint32())
+        flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.dim)
+        columns = [*items.columns, flat, checks]
+        rows = pa.table(columns, schema=_table_schema(self.description))
+        with self._writing() as table:
+            table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+
+    def _delete(self, ids: list[str]) -> None:
+        # the only escape that a text has in the store's SQL is the doubled quote
+        names = ", ".join("'" + name.replace("'", "''") + "'" for name in ids)
+        with self._writing() as table:
+            table.delete(f"id IN ({names})")
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[Any]:
+        """The newest state of the table, for one change that is on disk when the block has ended."""
+        with turn_to_write(self.folder):
+            self._current()  # refuses to build on damage
+            with self._store_errors(writing=True):
+                yield self._open_table()
+            with self._guard:
+                self._checksums.add_new_files()
+
+    # ---- asking
+
+    def count(self) -> int:
+        """Number of rows."""
+        with self._store_errors():
+            return int(self._current().table.count_rows())
+
+    def _search(self, queries: Queries, k: int, where: dict[str, list[str]], columns: list[str]) -> Hits:
+        view, matrix = self._loaded()
+        rows = self._matching(view, where) if where else None
+        gallery = matrix.vectors if rows is None else matrix.vectors[rows]
+        k = min(k, len(gallery))
+        if k == 0 or len(queries) == 0:
+            shape = (len(queries), k)
+            found = self.description.item_schema.empty_table().select(columns)
+            return Hits(np.empty(shape, dtype=object), np.empty(shape), found)
+        top = nearest(queries, gallery, k)
+        hits = top.indices if rows is None else rows[top.indices]
+        found = self._take(view, matrix, hits.ravel(), columns)
+        ids = np.array(found["id"].to_pylist(), dtype=object).reshape(hits.shape)
+        return Hits(ids, top.scores, found)
+
+    def _matching(self, view: _View, where: dict[str, list[str]]) -> Int[np.ndarray, " n"]:
+        """Rows of the matrix that the filter lets through."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        keep: Any = None
+        for name, values in where.items():
+            with self._guard, self._store_errors():
+                column = view.column(name)
+            one = pc.is_in(column, value_set=pa.array(values, pa.string()))
+            keep = one if keep is None else pc.and_(keep, one)
+        return np.flatnonzero(keep.to_numpy()).astype(np.int64)
+
+    def _items(self, columns: list[str]) -> Iterator[RecordBatch]:
+        with self._store_errors():
+            # one state of the table, whatever is written while the caller reads
+            yield from self._current().table.search().select(columns).limit(None).to_batches()
+
+    def _rows(self, ids: list[str], columns: list[str]) -> Table:
+        view, matrix = self._loaded()
+        return self._take(view, matrix, self._positions(matrix, ids), columns)
+
+    def _vectors(self, ids: list[str]) -> Embeddings:
+        _, matrix = self._loaded()
+        return np.take(matrix.vectors, self._positions(matrix, ids), axis=0)
+
+    def _positions(self, matrix: _Matrix, ids: list[str]) -> Int[np.ndarray, " n"]:
+        positions = np.empty(len(ids), dtype=np.int64)
+        stored = range(len(matrix.ids))
+        for number, name in enumerate(ids):
+            position = bisect.bisect_left(stored, name, key=lambda row: matrix.ids[row].as_py())
+            if position == len(stored) or matrix.ids[position].as_py() != name:
+                raise InputError(
+                    f"the id {name!r}",
+                    expected=f"an id that is in the index {self.location}",
+                    next_step="list the ids with items()",
+                )
+            positions[number] = position
+        return positions
+
+    def _take(
+        self, view: _View, matrix: _Matrix, positions: Int[np.ndarray, " n"], columns: list[str]
+    ) -> Table:
+        """Metadata of rows of the matrix, in the order given."""
+        import pyarrow.compute as pc
+
+        if len(positions) == 0:
+            return self.description.item_schema.empty_table().select(columns)
+        with self._store_errors():
+            row_ids = matrix.row_ids[np.unique(positions)].tolist()
+            found = view.table.take_row_ids(row_ids).select(columns).to_arrow()
+        # the store returns each row once and in its own order
+        order = pc.index_in(matrix.ids.take(positions), value_set=found["id"].combine_chunks())
+        if order.null_count:
+            raise self._damaged("ids read at different times differ")
+        return found.take(order)
+
+    # ---- the state of the table
+
+    def _current(self) -> _View:
+        """The table as it was last acknowledged, by any process."""
+        with self._guard:
+            if self._is_closed:
+                raise InputError(
+                    f"the index {self.location} was closed",
+                    expected="an open index",
+                    next_step="open it again",
+                )
+            size = self._checksums.size()
+            if self._view is None or self._view.checksums_size != size:
+                self._unchecked += self._checksums.read_on()
+                damage = self._checksums.damage(self._unchecked)
+                if damage:
+                    raise self._damaged("; ".join(damage))
+                self._unchecked.clear()
+                with self._store_errors():
+                    self._view = _View(self._open_table(), size)
+            return self._view
+
+    def _loaded(self) -> tuple[_View, _Matrix]:
+        with self._guard:
+            view = self._current()
+            with self._store_errors():
+                matrix = view.matrix()
+            if matrix is None:
+                raise self._damaged("vectors differ from their checksums")
+            return view, matrix
+
+    def _open_table(self) -> Any:
+        return _connect(self.folder).open_table(self._table_name)
+
+    @contextlib.contextmanager
+    def _store_errors(self, *, writing: bool = False) -> Iterator[None]:
+        """Turn the store's errors into ours, with the name of the file to blame."""
+        try:
+            yield
+        except (SamethingError, MemoryError, GeneratorExit, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of the store's Rust code is not an Exception
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if writing and number and int(number[1]) in _DISK_ERRORS:
+                with disk_errors(self.folder):
+                    raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+            raise self._damaged("; ".join(self._checksums.damage()) or str(error)) from error
+
+    def _damaged(self, what: str) -> ArtefactError:
+        return ArtefactError(
+            f"the index {self.location} cannot be used: {what}",
+            expected="files as they were written",
+            next_step="verify() names every damaged file: restore them from a copy, or make the index again",
+        )
+
+    def verify(self) -> Verification:
+        """Compare every file with its checksum and, when they are whole, every vector with its own.
+
+        A damaged file is not given to LanceDB to read, which it might not survive.
+        """
+        checksums = Checksums(self._checksums.listing, self._checksums.folder)
+        checksums.read_on()
+        problems = checksums.damage(all_content=True)
+        num_rows = 0
+        if not problems:
+            try:
+                num_rows, problems = self._verify_rows()
+            except ArtefactError as error:
+                problems = [error.given]
+        return Verification(num_rows, len(checksums.entries), tuple(problems))
+
+    def _verify_rows(self) -> tuple[int, list[str]]:
+        view = self._current()
+        problems: list[str] = []
+        seen: set[str] = set()
+        with self._store_errors():
+            names = [*self.description.columns, "vector", "vector_crc32"]
+            for batch in view.table.search().select(names).limit(None).to_batches():
+                ids = batch["id"].to_pylist()
+                wrong = _crc32(ids, _matrix_of(batch["vector"], self.dim)) != batch["vector_crc32"].to_numpy()
+                problems += [
+                    f"the vector of {ids[row]!r} is not what was written" for row in wrong.nonzero()[0]
+                ]
+                problems += [f"the id {name!r} is there twice" for name in ids if name in seen]
+                seen.update(ids)
+        return len(seen), problems
+
+    def close(self) -> None:
+        """Let go of the vectors in memory; the index cannot be used afterwards."""
+        with self._guard:
+            self._view = None
+            self._is_closed = True
+
+
+@dataclasses.dataclass(frozen=True)
+class _Matrix:
+    """The vectors in memory, ordered by id, so that ties go to the lower id."""
+
+    ids: Any
+    """Arrow text array."""
+    vectors: Float[np.ndarray, "n d"]
+    """float32, length 1."""
+    row_ids: UInt[np.ndarray, " n"]
+    """Where each row is in this state of the table."""
+
+
+class _View:
+    """One state of the table and what was loaded of it. It does not change when the table does."""
+
+    def __init__(self, table: Any, checksums_size: int) -> None:
+        self.table = table
+        self.checksums_size = checksums_size
+        self._matrix: _Matrix | None = None
+        self._columns: dict[str, Any] = {}
+
+    def matrix(self) -> _Matrix | None:
+        """The vectors, or None when one of them is not what was written."""
+        if self._matrix is None:
+            rows = self._read(["id", "vector", "vector_crc32"])
+            ids = rows["id"].combine_chunks()
+            vectors = _matrix_of(rows["vector"].combine_chunks(), rows.schema.field("vector").type.list_size)
+            if (_crc32(ids.to_pylist(), vectors) != rows["vector_crc32"].to_numpy()).any():
+                return None
+            self._matrix = _Matrix(ids, vectors, rows["_rowid"].to_numpy())
+        return self._matrix
+
+    def column(self, name: str) -> Any:
+        """A metadata column in the order of the matrix."""
+        if name not in self._columns:
+            self._columns[name] = self._read(list({"id": 0, name: 0}))[name]
+        return self._columns[name]
+
+    def _read(self, columns: list[str]) -> Table:
+        import pyarrow.compute as pc
+
+        rows = self.table.search().select(columns).with_row_id(True).limit(None).to_arrow()
+        return rows.take(pc.sort_indices(rows["id"]))
+
+
+def _matrix_of(column: Any, dim: int) -> Float[np.ndarray, "n d"]:
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    return np.ascontiguousarray(flat, dtype=np.float32).reshape(-1, dim)
+
+
+def _crc32(ids: list[str], vectors: Float[np.ndarray, "n d"]) -> UInt[np.ndarray, " n"]:
+    """CRC-32 over id and vector of each row; it changes with certainty when a single byte does."""
+    checks = [
+        zlib.crc32(row, zlib.crc32(name.encode()))
+        for name, row in zip(ids, np.ascontiguousarray(vectors), strict=True)
+    ]
+    return np.asarray(checks, dtype=np.uint32)
+
+
+def _table_schema(description: IndexDescription) -> Schema:
+    import pyarrow as pa
+
+    vector = pa.field("vector", pa.list_(pa.float32(), description.dim), nullable=False)
+    check = pa.field("vector_crc32", pa.uint32(), nullable=False)
+    return pa.schema([*description.item_schema, vector, check])
+
+
+def _connect(folder: Path) -> Any:
+    import lancedb
+
+    return lancedb.connect(str(folder.absolute()))

@@ -1,0 +1,87 @@
+"""Small real material for the tests: pictures of things seen several times, and features made from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+from PIL import Image
+
+from samething.catalog import Catalog
+from samething.features import FeatureSet
+from samething.features.folder import FORMAT_VERSION, JOB_NAME, KIND, made_from
+from samething.files import Manifest, write_json, write_manifest
+from samething.images import Preprocessing
+
+
+def photographs() -> list[Image.Image]:
+    """A few photographs that scikit-image ships inside its package."""
+    names = ("astronaut", "chelsea", "coffee", "rocket", "camera", "brick")
+    folder = Path(skimage.data.__file__).parent
+    files = [next(folder.glob(f"{name}.*")) for name in names]
+    return [Image.open(file).convert("RGB") for file in files if file.suffix in (".png", ".jpg")]
+
+
+def write_things(root: Path, *, num_things: int = 8, num_views: int = 4, side: int = 96) -> Path:
+    """A folder with one sub-folder a thing: crops of photographs under several shifts and lights."""
+    rng = np.random.default_rng(0)
+    pictures = photographs()
+    for thing in range(num_things):
+        picture = pictures[thing % len(pictures)]
+        left = int(rng.integers(0, picture.width - 140))
+        top = int(rng.integers(0, picture.height - 140))
+        folder = root / f"thing {thing:02d} é"
+        folder.mkdir(parents=True, exist_ok=True)
+        for view in range(num_views):
+            dx, dy = rng.integers(-8, 9, 2)
+            crop = picture.crop((left + 20 + dx, top + 20 + dy, left + 120 + dx, top + 120 + dy))
+            light = np.asarray(crop, float) * rng.uniform(0.7, 1.2)
+            image = Image.fromarray(light.clip(0, 255).astype(np.uint8)).resize((side, side))
+            image.save(folder / f"view {view}.jpg")
+    return root
+
+
+def feature_folder(
+    folder: Path,
+    *,
+    num_classes: int = 24,
+    per_class: int = 6,
+    width: int = 48,
+    noise: float = 0.6,
+    num_domains: int = 2,
+    seed: int = 0,
+) -> FeatureSet:
+    """A finished folder of synthetic clusters: half the classes train, a quarter val, the rest test."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(num_classes, width))
+    # directions that say nothing of the class, so that there is something to learn
+    nuisance = rng.normal(size=(num_classes * per_class, 6)) @ rng.normal(size=(6, width)) * 1.5
+    labels = np.repeat(np.arange(num_classes), per_class)
+    rows = centres[labels] + noise * rng.normal(size=(len(labels), width)) + nuisance
+    roles = np.where(
+        labels < num_classes // 2, "train", np.where(labels < num_classes * 3 // 4, "val", "query+index")
+    )
+    catalog = Catalog.from_rows(
+        [
+            {"image": f"{row}.jpg", "label": f"c{label}", "domain": f"d{label % num_domains}", "role": role}
+            for row, (label, role) in enumerate(zip(labels, roles, strict=True))
+        ],
+        root=folder,
+    )
+    preprocessing = Preprocessing(size=32)
+    job = made_from(
+        {"name": "synthetic", "weights": "0", "width": width, "preprocessing": preprocessing.to_json()}
+    )
+    data = folder / f"data-{catalog.fingerprint}"
+    data.mkdir(parents=True)
+    write_json(folder / JOB_NAME, job)
+    np.save(data / "features.npy", rows.astype(np.float16))
+    catalog.write(data / "catalog.parquet")
+    (data / "unreadable.csv").write_text("image,reason\n")
+    content = {"data": data.name, "num_rows": len(rows), "num_unreadable": 0}
+    made = {**job, "catalog": catalog.fingerprint}
+    write_manifest(
+        folder, Manifest(kind=KIND, format_version=FORMAT_VERSION, made_from=made, content=content)
+    )
+    return FeatureSet.open(folder)

@@ -1,0 +1,553 @@
+"""The contract of every index engine, each compared with a plain reference that shares no code with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jaxtyping import Float, TypeCheckError
+
+from samething.errors import ArtefactError, FingerprintError, InputError
+from samething.index import (
+    ENGINES,
+    AbstractIndex,
+    Hits,
+    IndexDescription,
+    Verification,
+    create_index,
+    open_index,
+)
+from samething.index.nearest import nearest
+from samething.retrieval import exact_topk
+
+DIM = 8
+MODEL = {"model_fingerprint": "a1b2c3d4e5f60718", "model_name": "small-64"}
+REFUSED = (InputError, TypeCheckError)  # the type checks of the test run see wrong types first
+AWKWARD_IDS = ["a'b", "''", '"', "\\'", "%", "--", "'); drop", " ", "a\nb", "x\x00y", "é", "💥", "?", "$1"]
+
+
+class MemoryIndex(AbstractIndex):
+    """The reference: a dict of rows, searched by sorting Python floats."""
+
+    stores: ClassVar[dict[str, tuple[IndexDescription, dict[str, tuple[list[float], dict[str, Any]]]]]] = {}
+
+    @classmethod
+    def create(cls, location, *, dim, model_fingerprint, model_name, extra_columns=None):
+        if str(location) in cls.stores:
+            raise ArtefactError("twice", expected="once", next_step="open it")
+        description = IndexDescription(
+            dim=dim,
+            model_name=model_name,
+            model_fingerprint=model_fingerprint,
+            extra_columns=extra_columns or {},
+        )
+        cls.stores[str(location)] = (description, {})
+        return cls(str(location), description)
+
+    @classmethod
+    def open(cls, location, *, model_fingerprint=None, model_name=None):
+        if str(location) not in cls.stores:
+            raise ArtefactError("nothing there", expected="an index", next_step="make one")
+        index = cls(str(location), cls.stores[str(location)][0])
+        if model_fingerprint is not None:
+            index.require_model(model_fingerprint, model_name)
+        return index
+
+    @property
+    def store(self) -> dict[str, tuple[list[float], dict[str, Any]]]:
+        if self.__dict__.get("is_closed"):
+            raise InputError("closed", expected="open", next_step="open it again")
+        return self.stores[self.location][1]
+
+    def count(self) -> int:
+        return len(self.store)
+
+    def verify(self) -> Verification:
+        return Verification(self.count(), 0, ())
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def _upsert(self, vectors, items):
+        for vector, row in zip(vectors.tolist(), items.to_pylist(), strict=True):
+            self.store[row["id"]] = (vector, row)
+
+    def _delete(self, ids):
+        for name in ids:
+            self.store.pop(name, None)
+
+    def _search(self, queries, k, where, columns):
+        ids, scores, rows = [], [], []
+        for query in queries.tolist():
+            ranked = sorted(
+                (-round(math.fsum(a * b for a, b in zip(query, vector, strict=True)), 10), name)
+                for name, (vector, row) in self.store.items()
+                if all(row[column] in values for column, values in where.items())
+            )[:k]
+            ids.append([name for _, name in ranked])
+            scores.append([-score for score, _ in ranked])
+            rows += [{column: self.store[name][1][column] for column in columns} for _, name in ranked]
+        width = len(ids[0]) if ids else 0
+        matrix = np.empty((len(ids), width), dtype=object)
+        for number, names in enumerate(ids):
+            matrix[number, :] = names
+        schema = pa.schema([self.description.item_schema.field(name) for name in columns])
+        score_matrix = np.array(scores, dtype=np.float64).reshape(len(ids), width)
+        return Hits(matrix, score_matrix, pa.Table.from_pylist(rows, schema=schema))
+
+    def _items(self, columns):
+        yield from self._rows(list(self.store), columns).to_batches()
+
+    def _rows(self, ids, columns):
+        self._vectors(ids)
+        schema = pa.schema([self.description.item_schema.field(name) for name in columns])
+        return pa.Table.from_pylist([self.store[name][1] for name in ids], schema=schema)
+
+    def _vectors(self, ids):
+        for name in ids:
+            if name not in self.store:
+                raise InputError(f"the id {name!r}", expected="an id", next_step="look")
+        return np.array([self.store[name][0] for name in ids], dtype=np.float32).reshape(-1, self.dim)
+
+
+@dataclasses.dataclass
+class Engine:
+    """One engine under test, and where its next index goes."""
+
+    kind: type[AbstractIndex]
+    new_location: Callable[[], Any]
+
+    def create(self, **options) -> AbstractIndex:
+        return self.kind.create(self.new_location(), dim=DIM, **{**MODEL, **options})
+
+
+@pytest.fixture(params=["memory", *ENGINES])
+def engine(request, tmp_path: Path) -> Iterator[Engine]:
+    """Every engine in turn; a test that passes here with ``memory`` alone has a mistake in an engine."""
+    numbers = iter(range(1_000_000))
+    kind = MemoryIndex if request.param == "memory" else ENGINES[request.param]
+    yield Engine(kind, lambda: tmp_path / f"index {next(numbers)}")
+    MemoryIndex.stores.clear()
+
+
+def unit(num_rows: int, seed: int = 0) -> Float[np.ndarray, "n d"]:
+    rows = np.random.default_rng(seed).normal(size=(num_rows, DIM))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def named(num_rows: int, prefix: str = "p") -> list[dict[str, Any]]:
+    return [
+        {
+            "id": f"{prefix}{number:03d}",
+            "path": f"bilder/ä {number}.jpg",
+            "label": f"thing {number // 3}",
+            "domain": ["cars", "art", None][number % 3],
+            "width": 640 + number,
+            "height": 480,
+            "sha256": f"{number:064x}",
+            "thumbnail": bytes([255, 216, number % 256]),
+        }
+        for number in range(num_rows)
+    ]
+
+
+# ---- the empty index
+
+
+def test_a_new_index_is_empty_and_can_be_searched(engine: Engine) -> None:
+    index = engine.create()
+    assert (index.count(), len(index), index.dim) == (0, 0, DIM)
+    assert (index.model_fingerprint, index.model_name) == ("a1b2c3d4e5f60718", "small-64")
+    hits = index.search(unit(3), 5, where={"domain": "cars"})
+    assert len(hits) == 3
+    assert hits.ids.shape == hits.scores.shape == (3, 0)
+    assert hits.of(2) == []
+    assert list(index.items()) == [] or sum(len(batch) for batch in index.items()) == 0
+    assert index.vectors([]).shape == (0, DIM)
+    assert index.rows([]).num_rows == 0
+    assert index.verify().problems == ()
+
+
+def test_adding_and_deleting_nothing_changes_nothing(engine: Engine) -> None:
+    index = engine.create()
+    index.add(unit(0), [])
+    index.delete([])
+    index.delete(["not there"])
+    assert index.count() == 0
+
+
+# ---- adding and finding
+
+
+def test_a_row_comes_back_with_its_metadata(engine: Engine) -> None:
+    index = engine.create()
+    vectors, rows = unit(20), named(20)
+    index.add(vectors, rows)
+    hits = index.search(vectors[[7, 11]], 3)
+    assert hits.ids[:, 0].tolist() == ["p007", "p011"]
+    np.testing.assert_allclose(hits.scores[:, 0], 1, atol=1e-6)
+    (first, *_) = hits.of(1)
+    assert first.pop("score") == hits.scores[1, 0]
+    assert first == {name: value for name, value in rows[11].items() if name != "thumbnail"}
+    assert [row["id"] for row in hits.of(0)] == hits.ids[0].tolist()
+
+
+def test_columns_are_chosen_and_the_id_always_comes(engine: Engine) -> None:
+    index = engine.create()
+    index.add(unit(4), named(4))
+    hits = index.search(unit(1), 2, columns=["thumbnail"])
+    assert hits.items.column_names == ["id", "thumbnail"]
+    assert index.rows(["p002"], ["label"]).to_pylist() == [{"id": "p002", "label": "thing 0"}]
+    assert {row["id"] for batch in index.items([]) for row in batch.to_pylist()} == {
+        "p000",
+        "p001",
+        "p002",
+        "p003",
+    }
+    with pytest.raises(InputError, match="colour"):
+        index.search(unit(1), 2, columns=["colour"])
+
+
+def test_the_same_id_replaces_and_the_last_of_a_batch_counts(engine: Engine) -> None:
+    index = engine.create()
+    vectors = unit(6)
+    index.add(vectors[:3], named(3))
+    index.add(vectors[3:5], [{"id": "p001", "path": "new"}, {"id": "p900"}])
+    index.add(
+        vectors[[0, 5]], [{"id": "p900", "path": "not this"}, {"id": "p900", "path": "the last of them"}]
+    )
+    assert index.count() == 4
+    np.testing.assert_array_equal(index.vectors(["p900", "p001"]), index.vectors(["p900", "p001"]))
+    np.testing.assert_allclose(index.vectors(["p900", "p001"]), vectors[[5, 3]], atol=1e-7)
+    rows = index.rows(["p900", "p001", "p000"], ["path", "label"]).to_pylist()
+    assert [row["path"] for row in rows] == ["the last of them", "new", "bilder/ä 0.jpg"]
+    assert [row["label"] for row in rows] == [None, None, "thing 0"]  # replaced as a whole, not merged
+
+
+def test_rows_are_deleted_by_id_whatever_is_in_it(engine: Engine) -> None:
+    index = engine.create()
+    num_rows = len(AWKWARD_IDS)
+    index.add(unit(num_rows), [{"id": name} for name in AWKWARD_IDS])
+    index.add(unit(2, seed=1), [{"id": "kept"}, {"id": "'); DROP TABLE vectors; --"}])
+    assert index.count() == num_rows + 2
+    np.testing.assert_allclose(index.vectors(AWKWARD_IDS), unit(num_rows), atol=1e-7)
+    for number, name in enumerate(AWKWARD_IDS):
+        index.delete([name, name])
+        assert index.count() == num_rows + 1 - number, name
+    assert sorted(index.search(unit(1), 9).ids[0]) == ["'); DROP TABLE vectors; --", "kept"]
+
+
+def test_vectors_and_rows_keep_the_order_of_the_ids_asked_for(engine: Engine) -> None:
+    index = engine.create()
+    vectors = unit(30)
+    index.add(vectors, pa.Table.from_pylist(named(30)))
+    asked = ["p017", "p003", "p029", "p003"]
+    np.testing.assert_allclose(index.vectors(asked), vectors[[17, 3, 29, 3]], atol=1e-7)
+    assert index.rows(asked)["id"].to_pylist() == asked
+    assert index.rows(asked)["width"].to_pylist() == [657, 643, 669, 643]
+    for ask in (index.vectors, index.rows):
+        with pytest.raises(InputError, match="p999"):
+            ask(["p001", "p999"])
+
+
+def test_items_streams_every_row_once(engine: Engine) -> None:
+    index = engine.create()
+    rows = named(50)
+    for start in range(0, 50, 10):
+        index.add(unit(10, seed=start), rows[start : start + 10])
+    index.delete(["p004"])
+    streamed = [row for batch in index.items(list(rows[0])) for row in batch.to_pylist()]
+    assert sorted(streamed, key=lambda row: row["id"]) == rows[:4] + rows[5:]
+
+
+def test_more_hits_than_rows(engine: Engine) -> None:
+    index = engine.create()
+    index.add(unit(3), named(3))
+    assert index.search(unit(2), 100).ids.shape == (2, 3)
+    assert index.search(unit(0), 100).ids.shape[0] == 0
+    with pytest.raises(InputError, match="k=0"):
+        index.search(unit(1), 0)
+
+
+@pytest.mark.parametrize("num_copies", [3, 100])
+def test_rows_of_equal_score_come_in_the_order_of_their_ids(engine: Engine, num_copies: int) -> None:
+    """100 copies are more than the fast search fetches beyond k, so its way out is taken as well."""
+    index = engine.create()
+    copies = np.repeat(unit(1), num_copies, axis=0)
+    names = [f"c{number:03d}" for number in np.random.default_rng(0).permutation(num_copies)]
+    index.add(copies, [{"id": name} for name in names])
+    index.add(unit(500, seed=5), named(500))
+    expected = sorted(names)[:7]
+    assert index.search(unit(1), 7).ids[0, : len(expected)].tolist() == expected
+    index.delete(expected[:1])
+    assert index.search(unit(1), 2).ids[0].tolist() == expected[1:3]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_vectors_of_any_float_type(engine: Engine, dtype: type) -> None:
+    index = engine.create()
+    index.add(unit(5).astype(dtype), named(5))
+    kept = index.vectors(["p003"])
+    assert kept.dtype == np.float32
+    np.testing.assert_allclose(kept[0], unit(5)[3], atol=2e-3)
+    np.testing.assert_allclose(np.linalg.norm(kept.astype(float)), 1, atol=1e-7)
+    hits = index.search(unit(5)[:2].astype(dtype), 1)
+    assert hits.ids[:, 0].tolist() == ["p000", "p001"]
+    assert hits.scores.dtype == np.float64
+
+
+# ---- filters
+
+
+def test_filters_keep_their_full_recall(engine: Engine) -> None:
+    index = engine.create()
+    vectors, rows = unit(300), named(300)
+    index.add(vectors, rows)
+    query = unit(1, seed=9)
+    order = np.argsort(-(vectors.astype(float) @ query[0].astype(float)))
+
+    def expected(keep: Callable[[dict[str, Any]], bool], k: int) -> list[str]:
+        return [rows[row]["id"] for row in order if keep(rows[row])][:k]
+
+    hits = index.search(query, 9, where={"domain": "art"})
+    assert hits.ids[0].tolist() == expected(lambda row: row["domain"] == "art", 9)
+    assert {row["domain"] for row in hits.of(0)} == {"art"}
+    labels = ["thing 4", "thing 50", "thing 99", "there is none"]
+    hits = index.search(query, 9, where={"label": labels, "domain": ["art", "cars"]})
+    assert hits.ids[0].tolist() == expected(lambda row: row["label"] in labels and bool(row["domain"]), 9)
+    assert hits.ids.shape == (1, 6)
+    assert index.search(query, 9, where={"id": "p123"}).ids.tolist() == [["p123"]]
+    assert index.search(query, 9, where={"domain": []}).ids.shape == (1, 0)
+    assert index.search(query, 9, where={"domain": "' OR 1=1 --"}).ids.shape == (1, 0)
+    assert index.search(query, 9, where={}).ids.shape == (1, 9)
+
+
+@pytest.mark.parametrize("where", [{"colour": "red"}, {"width": "640"}, {"thumbnail": "x"}, {"domain": [1]}])
+def test_filters_that_cannot_be(engine: Engine, where: dict[str, Any]) -> None:
+    index = engine.create()
+    with pytest.raises(REFUSED, match=next(iter(where))):
+        index.search(unit(1), 1, where=where)
+
+
+def test_extra_columns_are_kept_and_filtered(engine: Engine) -> None:
+    index = engine.create(extra_columns={"season": "text", "size_bytes": "integer", "quality": "number"})
+    index.add(unit(2), [{"id": "a", "season": "été", "size_bytes": 2**40, "quality": 0.5}, {"id": "b"}])
+    assert index.search(unit(1), 5, where={"season": "été"}).ids.tolist() == [["a"]]
+    again = engine.kind.open(index.location)
+    row = {"id": "a", "season": "été", "size_bytes": 2**40, "quality": 0.5}
+    assert again.rows(["a"], ["season", "size_bytes", "quality"]).to_pylist() == [row]
+    assert again.description == index.description
+
+
+@pytest.mark.parametrize(
+    "extra", [{"id": "text"}, {"vector": "number"}, {"Bad Name": "text"}, {"a": "date"}, {"score": "number"}]
+)
+def test_extra_columns_that_cannot_be(engine: Engine, extra: dict[str, str]) -> None:
+    with pytest.raises(REFUSED, match=r"extra.column"):
+        engine.create(extra_columns=extra)
+
+
+# ---- what is refused
+
+
+def test_vectors_that_do_not_fit_are_refused_and_nothing_is_added(engine: Engine) -> None:
+    index = engine.create()
+    index.add(unit(2), named(2))
+    good = unit(3)
+    not_finite, short, long = good.copy(), good.copy(), good.copy()
+    not_finite[1, 2] = np.nan
+    short[2] *= 0.99
+    long[0] *= 1.002
+    for vectors, words in [
+        (not_finite, "vector 1 holds NaN"),
+        (np.where(good == good[0, 0], np.inf, good), "vector 0 holds NaN or infinity"),
+        (short, "vector 2 has the length 0.99"),
+        (long, "vector 0 has the length"),
+        (np.zeros_like(good), "vector 0 has the length 0, and 2 more"),
+        (good[:, :4], r"shape \(3, 4\)"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            index.add(vectors, named(3, "bad"))
+        with pytest.raises(InputError, match=words):
+            index.search(vectors, 1)
+    with pytest.raises(InputError, match="3 vectors and 2 rows"):
+        index.add(good, named(2, "bad"))
+    assert sorted(index.search(good, 9).ids[0]) == ["p000", "p001"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"id": "a", "colour": "red"}], "colour"),
+        ([{"path": "a.jpg"}], "row 0 of the metadata has no id"),
+        ([{"id": ""}], "row 0 of the metadata has no id"),
+        ([{"id": None, "path": "x"}], "row 0 of the metadata has no id"),
+        ([{"id": "a", "width": "wide"}], "does not fit"),
+        ([{"id": "a", "width": 2**70}], "does not fit"),
+        ([{"id": "\ud800"}], "does not fit"),
+    ],
+)
+def test_metadata_that_does_not_fit_is_refused(
+    engine: Engine, rows: list[dict[str, Any]], words: str
+) -> None:
+    index = engine.create()
+    with pytest.raises(InputError, match=words):
+        index.add(unit(1), rows)
+    assert index.count() == 0
+
+
+def test_another_models_vectors_are_refused_and_both_models_named(engine: Engine) -> None:
+    index = engine.create()
+    index.add(unit(1), named(1), model_fingerprint=MODEL["model_fingerprint"])
+    assert index.search(unit(1), 1, model_fingerprint=MODEL["model_fingerprint"]).ids.shape == (1, 1)
+    assert engine.kind.open(index.location, **MODEL).count() == 1
+    for refused in (
+        lambda: index.add(unit(1), [{"id": "x"}], model_fingerprint="ffff"),
+        lambda: index.search(unit(1), 1, model_fingerprint="ffff"),
+        lambda: engine.kind.open(index.location, model_fingerprint="ffff", model_name="other-64"),
+        lambda: index.require_model("ffff", "other-64"),
+    ):
+        with pytest.raises(FingerprintError, match=r"ffff.*small-64.*a1b2c3d4e5f60718"):
+            refused()
+    with pytest.raises(FingerprintError, match=r"other-64.*small-64"):
+        engine.kind.open(index.location, model_fingerprint="ffff", model_name="other-64")
+    assert index.count() == 1
+
+
+@pytest.mark.parametrize("wrong", [{"dim": 0}, {"model_name": ""}, {"model_fingerprint": ""}])
+def test_descriptions_that_cannot_be(engine: Engine, wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        engine.kind.create(engine.new_location(), **{"dim": DIM, **MODEL, **wrong})
+
+
+# ---- opening again
+
+
+def test_everything_is_there_after_opening_again(engine: Engine) -> None:
+    index = engine.create()
+    index.add(unit(10), named(10))
+    index.delete(["p003"])
+    before = index.search(unit(4, seed=2), 5)
+    index.close()
+    with engine.kind.open(index.location) as again:
+        after = again.search(unit(4, seed=2), 5)
+        assert after.ids.tolist() == before.ids.tolist()
+        np.testing.assert_array_equal(after.scores, before.scores)
+        assert after.items.equals(before.items)
+        assert again.verify() == dataclasses.replace(again.verify(), num_rows=9, problems=())
+
+
+def test_two_handles_see_each_others_changes_at_once(engine: Engine) -> None:
+    one = engine.create()
+    two = engine.kind.open(one.location)
+    one.add(unit(4), named(4))
+    assert two.count() == 4
+    assert two.search(unit(4)[2:3], 1).ids.tolist() == [["p002"]]
+    two.delete(["p002"])
+    two.add(unit(1, seed=3), [{"id": "p000"}])
+    assert one.count() == 3
+    assert one.search(unit(1, seed=3), 1).ids.tolist() == [["p000"]]
+    assert "p002" not in one.search(unit(4)[2:3], 9).ids
+
+
+def test_a_closed_index_says_so(engine: Engine) -> None:
+    index = engine.create()
+    index.close()
+    index.close()
+    for use in (
+        index.count,
+        lambda: index.search(unit(1), 1),
+        lambda: index.add(unit(1), named(1)),
+        lambda: index.delete(["a"]),
+    ):
+        with pytest.raises(InputError, match="closed"):
+            use()
+
+
+def test_an_index_is_not_made_twice_nor_found_where_none_is(engine: Engine) -> None:
+    index = engine.create()
+    index.add(unit(1), named(1))
+    with pytest.raises(ArtefactError):
+        engine.kind.create(index.location, dim=DIM, **MODEL)
+    assert index.count() == 1
+    with pytest.raises(ArtefactError):
+        engine.kind.open(engine.new_location())
+
+
+# ---- against the reference
+
+
+names = st.sampled_from([f"n{number}" for number in range(12)])
+changes = st.one_of(
+    st.tuples(st.just("add"), st.lists(st.tuples(names, st.integers(0, 5)), min_size=1, max_size=6)),
+    st.tuples(st.just("delete"), st.lists(names, max_size=4)),
+)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(changes, min_size=1, max_size=6), k=st.integers(1, 15))
+def test_any_sequence_of_changes_gives_what_the_reference_gives(engine: Engine, steps, k: int) -> None:
+    """Six different vectors among twelve names: ties are the rule here."""
+    pool = unit(6, seed=42)
+    index = engine.create()
+    reference = MemoryIndex.create(f"reference of {index.location}", dim=DIM, **MODEL)
+    for step, (what, arguments) in enumerate(steps):
+        for each in (index, reference):
+            if what == "delete":
+                each.delete(arguments)
+            else:
+                rows = [{"id": name, "label": f"{number}", "width": step} for name, number in arguments]
+                each.add(pool[[number for _, number in arguments]], rows)
+        assert index.count() == reference.count()
+        for where in (None, {"label": ["1", "3"]}):
+            ours, theirs = (each.search(pool[:3], k, where=where) for each in (index, reference))
+            assert ours.ids.tolist() == theirs.ids.tolist()
+            np.testing.assert_allclose(ours.scores, theirs.scores, atol=2e-10)
+            assert ours.items.to_pylist() == theirs.items.to_pylist()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    num_rows=st.integers(1, 400),
+    num_distinct=st.integers(1, 400),
+    k=st.integers(1, 60),
+    noise=st.sampled_from([0.0, 1e-8, 1e-6, 1e-4]),
+    seed=st.integers(0, 10),
+)
+def test_the_fast_search_is_the_exact_one(
+    num_rows: int, num_distinct: int, k: int, noise: float, seed: int
+) -> None:
+    """With copies and near copies of a few vectors, which is where float32 alone gives another order."""
+    random = np.random.default_rng(seed)
+    gallery = unit(num_distinct, seed)[random.integers(0, num_distinct, num_rows)].astype(float)
+    gallery += noise * random.normal(size=gallery.shape)
+    gallery = (gallery / np.linalg.norm(gallery, axis=1, keepdims=True)).astype(np.float32)
+    queries = np.concatenate([gallery[:2], unit(2, seed + 100)])
+    k = min(k, num_rows)
+    fast, exact = nearest(queries, gallery, k), exact_topk(queries, gallery, k, normalised=True)
+    np.testing.assert_array_equal(fast.indices, exact.indices)
+    np.testing.assert_array_equal(fast.scores, exact.scores)
+
+
+# ---- choosing the engine
+
+
+def test_the_location_chooses_the_engine(tmp_path: Path) -> None:
+    made = create_index(tmp_path / "a", dim=DIM, **MODEL)
+    made.add(unit(1), named(1))
+    folder = str(tmp_path / "a")
+    for location in (tmp_path / "a", folder, f"lance://{folder}", f"LANCE://{folder}"):
+        assert open_index(location, model_fingerprint=MODEL["model_fingerprint"]).count() == 1
+    for location in ("milvsu://host:19530/pictures", "http://host/x"):
+        with pytest.raises(InputError, match=r"lance://"):
+            open_index(location)
+        with pytest.raises(InputError, match=r"lance://"):
+            create_index(location, dim=DIM, **MODEL)

@@ -1,0 +1,341 @@
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from samething.errors import ArtefactError, FingerprintError, InputError
+from samething.evaluation import evaluate_embeddings
+from samething.heads import HeadConfig, fitted_head
+from samething.training import RECIPES, TrainConfig, train
+from samething.training.config import paper
+from samething.training.optimisers import build_optimiser, take_step
+from samething.training.run import Run
+from samething.training.schedule import learning_rate, warmup_steps
+from samething.training.validation import validation_scores
+from scenes import feature_folder
+
+QUICK = {"epochs": 6.0, "batch_size": 16, "embedding_dim": 8, "validate_every": 2.0}
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    return feature_folder(tmp_path_factory.mktemp("with space é") / "features")
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return run.head.state_dict()
+
+
+def same_weights(one: Run, two: Run) -> bool:
+    return all(torch.equal(value, weights(two)[name]) for name, value in weights(one).items())
+
+
+def test_a_trained_head_is_ahead_of_pca_on_unseen_classes(features, tmp_path):
+    run = train(features.folder, output=tmp_path / "run", epochs=30.0, **{**QUICK, "epochs": 30.0})
+    pca = fitted_head(
+        HeadConfig(kind="pca", embedding_dim=8), features.rows[features.catalog.has_role("train")]
+    )
+    scores = [
+        evaluate_embeddings(head.embed(features.rows), features.catalog, num_resamples=10).value("mmp@5")
+        for head in (run.head, pca)
+    ]
+    assert scores[0] > scores[1] + 0.05
+    losses = [record["loss"] for record in run.records if "loss" in record]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_run_folder_holds_what_is_promised(features, tmp_path):
+    run = train(features.folder, output=tmp_path / "run", **QUICK)
+    names = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
+    assert {
+        "config.json", "manifest.json", "metrics.jsonl", "head.safetensors", "checkpoints/last.pt",
+        "plots/loss.svg", "plots/learning_rate.svg", "plots/val_mmp_at_5.svg",
+    } <= names  # fmt: skip
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines == run.records
+    assert run.manifest.content["num_head_parameters"] == 48 * 8 + 8
+    assert run.manifest.content["num_class_parameters"] == 12 * 2 * 8  # classes × centres × dimensions
+    again = train(features.folder, output=tmp_path / "run", **QUICK)
+    assert again.was_finished and same_weights(run, again)
+
+
+def test_same_seed_same_run(features, tmp_path):
+    one, two = (train(features.folder, output=tmp_path / name, **QUICK) for name in "ab")
+    other = train(features.folder, output=tmp_path / "c", seed=1, **QUICK)
+    assert same_weights(one, two) and one.records == two.records
+    assert not same_weights(one, other)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimiser": "sgd", "learning_rate": 0.1},
+        {"optimiser": "adam", "sam_rho": 0.05},
+        {"head": "batchnorm-linear", "standardise": False},
+        {"head": "mlp", "gradient_clip": 1.0},
+        {"initialise": "pca", "ema_decay": 0.9},
+        {"precision": "bfloat16"},
+        {"matryoshka_dims": (2, 4)},
+        {"class_sample_ratio": 0.5, "feature_sample_ratio": 0.5},
+        {"margin_growth": (0.2, 1.4)},
+        {"sampling": "class-balanced"},
+        {"sampling": "domain-round-robin", "warmup_unit": "pictures", "warmup": 40.0},
+        {"schedule": "constant", "warmup_shape": "exponential"},
+        {"loss": "adaface", "loss_options": {"h": 0.4}},
+        {"loss": "adacos", "loss_options": {"dynamic": True}},
+        {"loss": "dynm-arcface"},
+    ],
+    ids=lambda options: "-".join(f"{value}" for value in options.values()),
+)
+def test_every_option_trains_and_resumes_to_the_same_weights(features, tmp_path, options):
+    settings = {**QUICK, **options}
+    whole = train(features.folder, output=tmp_path / "whole", **settings)
+    assert all(math.isfinite(record.get("loss", 0)) for record in whole.records)
+    assert whole.records[-1]["val/mmp@5"] > 0.1
+    interrupted(features, tmp_path / "part", settings, after=2)
+    part = train(features.folder, output=tmp_path / "part", **settings)
+    assert same_weights(whole, part) and whole.records == part.records
+
+
+def interrupted(features, folder, settings, *, after):
+    """Stop a run with an exception right after a checkpoint, as a full stop by the user would."""
+    from samething.training import loop
+
+    class StopError(Exception):
+        pass
+
+    original, saved = loop.Trainer._save, []
+
+    def save_then_stop(self):
+        original(self)
+        saved.append(self.step)
+        if len(saved) == after:
+            raise StopError
+
+    loop.Trainer._save = save_then_stop
+    try:
+        with pytest.raises(StopError):
+            train(features.folder, output=folder, **settings)
+    finally:
+        loop.Trainer._save = original
+    with pytest.raises(ArtefactError, match="not a finished run"):
+        Run.open(folder)
+
+
+TRAIN = """
+import sys
+from pathlib import Path
+from samething.training import train
+train(Path(sys.argv[1]), output=Path(sys.argv[2]), epochs=80.0, batch_size=16, embedding_dim=8, validate_every=1.0)
+"""
+
+
+def killed_and_resumed(features, folder, *, num_kills, seed):
+    """Start the same run again and again, kill -9 at random moments, and let the last one end."""
+    rng, command = random.Random(seed), [sys.executable, "-c", TRAIN, str(features.folder), str(folder)]
+    killed = 0
+    while killed < num_kills:
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            # moments count from the first sign of work, or imports would take every bullet
+            if (folder / "config.json").exists():
+                time.sleep(rng.uniform(0, 1.2))
+                break
+            time.sleep(0.02)
+        if process.poll() is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        killed += 1
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, timeout=300)
+    return killed
+
+
+@pytest.mark.parametrize("num_kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_kill_at_random_moments_and_resume(features, tmp_path, num_kills):
+    settings = {"epochs": 80.0, "batch_size": 16, "embedding_dim": 8, "validate_every": 1.0}
+    whole = train(features.folder, output=tmp_path / "whole", **settings)
+    assert killed_and_resumed(features, tmp_path / "killed", num_kills=num_kills, seed=num_kills) > 0
+    killed = Run.open(tmp_path / "killed")
+    assert same_weights(whole, killed) and whole.records == killed.records
+    assert whole.best_score == killed.best_score
+
+
+def test_one_and_two_processes_agree(features, tmp_path):
+    settings = "epochs=6.0, batch_size=16, embedding_dim=8, validate_every=2.0, head='batchnorm-linear'"
+    script = tmp_path / "job.py"
+    script.write_text(
+        f"import sys\nfrom pathlib import Path\nfrom samething.training import train\n"
+        f"train(Path(sys.argv[1]), output=Path(sys.argv[2]), {settings})\n"
+    )
+    for number in (1, 2):
+        subprocess.run(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}",
+                str(script), str(features.folder), str(tmp_path / str(number)),
+            ],
+            check=True, capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    one, two = (Run.open(tmp_path / name) for name in "12")
+    assert [r["step"] for r in one.records] == [r["step"] for r in two.records]
+    for name in ("loss", "val/mmp@5"):
+        ours, theirs = ([r[name] for r in run.records if name in r] for run in (one, two))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    for name, value in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_early_stopping_and_best(features, tmp_path):
+    run = train(features.folder, output=tmp_path / "run", **{**QUICK, "epochs": 200.0}, patience=2)
+    scores = [record["val/mmp@5"] for record in run.records if "val/mmp@5" in record]
+    assert run.manifest.content["num_steps"] < 200 * 5
+    assert max(scores) == run.best_score == scores[-3]
+    embeddings = run.head.embed(features.rows[features.catalog.has_role("val")])
+    assert validation_scores(embeddings, features.catalog.take(features.catalog.has_role("val")))[0] == max(
+        scores
+    )
+
+
+def test_iterations_instead_of_epochs(features, tmp_path):
+    run = train(features.folder, output=tmp_path / "run", iterations=7, **QUICK)
+    assert run.manifest.content["num_steps"] == 7
+
+
+def test_validation_equals_the_evaluation_of_the_val_pictures(features):
+    rng = np.random.default_rng(0)
+    rows = features.catalog.has_role("val")
+    embeddings = rng.normal(size=(rows.sum(), 5)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    catalog = features.catalog.take(rows)
+    result = evaluate_embeddings(embeddings, catalog, role="val", num_resamples=2)
+    score, recall = validation_scores(embeddings, catalog)
+    np.testing.assert_allclose([score, recall], [result.value("mmp@5"), result.value("r@1")], atol=1e-12)
+
+
+# ---- recipes, schedules, optimisers
+
+
+def test_the_papers_recipe_to_the_letter():
+    config = paper()
+    assert (config.loss, config.num_centers, config.scale, config.margin) == ("arcface", 3, 30.0, 0.5)
+    assert (config.optimiser, config.learning_rate, config.final_learning_rate) == ("adam", 2e-2, 1e-3)
+    assert (config.weight_decay, config.batch_size, config.epochs, config.seed) == (1e-4, 128, 10, 42)
+    assert (config.dropout, config.embedding_dim, config.head, config.bias) == (0.2, 64, "linear", True)
+    assert (config.warmup, config.warmup_unit, config.warmup_shape) == (1.0, "epochs", "linear")
+    assert not config.standardise and config.keep == "last" and config.schedule == "cosine"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_survive_json(name):
+    config = RECIPES[name]()
+    assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_learning_rates_against_torchs_schedulers():
+    config = TrainConfig(learning_rate=0.5, final_learning_rate=0.01, batch_size=10)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimiser = torch.optim.SGD([parameter], lr=0.5)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=80 - 1, eta_min=0.01)
+    expected = []
+    for _ in range(80):
+        expected.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        cosine.step()
+    ours = [learning_rate(config, step, num_steps=100, warmup_steps=20) for step in range(100)]
+    np.testing.assert_allclose(ours[20:], expected, rtol=1e-9)
+    np.testing.assert_allclose(ours[:20], [0.5 * (step + 1) / 20 for step in range(20)])
+    exponential = TrainConfig(learning_rate=0.5, warmup_shape="exponential", schedule="constant")
+    rates = [learning_rate(exponential, step, num_steps=9, warmup_steps=4) for step in range(9)]
+    factors = {round(b / a, 9) for a, b in zip(rates[:3], rates[1:4], strict=True)}
+    assert len(factors) == 1 and rates[3:] == [0.5] * 6
+
+
+def test_warmup_units():
+    def steps(**options):
+        return warmup_steps(TrainConfig(**options), steps_per_epoch=50)
+
+    assert steps(warmup=2.0) == 100
+    assert steps(warmup=7, warmup_unit="steps") == 7
+    assert steps(warmup=640, warmup_unit="pictures", batch_size=64) == 10
+
+
+def test_sharpness_aware_step_by_hand():
+    """On f(w) = w²/2 the gradient at w + rho·sign(w) is w + rho·sign(w)."""
+    weight = torch.nn.Parameter(torch.tensor([2.0]))
+    config = TrainConfig(optimiser="sgd", momentum=0.0, weight_decay=0.0, learning_rate=0.1, sam_rho=0.5)
+    optimiser = build_optimiser(config, [weight])
+
+    def loss_and_gradients():
+        optimiser.zero_grad()
+        loss = (weight**2).sum() / 2
+        loss.backward()
+        return float(loss.detach())
+
+    assert take_step(optimiser, loss_and_gradients, config) == 2.0
+    torch.testing.assert_close(weight.detach(), torch.tensor([2.0 - 0.1 * 2.5]))
+
+
+@pytest.mark.parametrize(("name", "coupled"), [("adam", True), ("adamw", False)])
+def test_weight_decay_is_coupled_or_not(name, coupled):
+    weight = torch.nn.Parameter(torch.tensor([1.0]))
+    config = TrainConfig(optimiser=name, weight_decay=0.5, learning_rate=0.01)
+    optimiser = build_optimiser(config, [weight])
+    weight.grad = torch.zeros(1)
+    optimiser.step()
+    # with a gradient of zero, L2 makes Adam take a whole step of lr; decoupled decay shrinks by lr × decay
+    assert abs(float(weight) - (1 - 0.01 if coupled else 1 - 0.005)) < 1e-6
+
+
+# ---- what can go wrong
+
+
+def test_another_configuration_in_the_same_folder_is_refused(features, tmp_path):
+    train(features.folder, output=tmp_path / "run", **QUICK)
+    with pytest.raises(FingerprintError, match=r"config\.dropout is 0\.2"):
+        train(features.folder, output=tmp_path / "run", dropout=0.3, **QUICK)
+    fresh = train(features.folder, output=tmp_path / "run", dropout=0.3, resume=False, **QUICK)
+    assert fresh.config.dropout == 0.3 and not fresh.was_finished
+
+
+def test_singles_are_left_out_and_said(tmp_path):
+    found = feature_folder(tmp_path / "f", num_classes=40, per_class=1)
+    with pytest.raises(InputError, match="0 classes with at least two"):
+        train(found.folder, output=tmp_path / "run", **QUICK)
+
+
+def test_wrong_options(features, tmp_path):
+    with pytest.raises(InputError, match="--dropout 1.5"):
+        train(features.folder, output=tmp_path / "run", dropout=1.5)
+    with pytest.raises(InputError, match="recipe 'best'"):
+        train(features.folder, output=tmp_path / "run", recipe="best")
+    with pytest.raises(InputError, match="unknown option lr"):
+        train(features.folder, output=tmp_path / "run", lr=1.0)
+    with pytest.raises(InputError, match="loss 'arkface'"):
+        train(features.folder, output=tmp_path / "run", loss="arkface", **QUICK)
+    with pytest.raises(InputError, match="--initialise pca with --head mlp"):
+        train(features.folder, output=tmp_path / "run2", head="mlp", initialise="pca")
+
+
+def test_a_loss_that_blows_up_says_so(features, tmp_path):
+    with pytest.raises(InputError, match="the loss is|length zero|not finite"):
+        train(
+            features.folder, output=tmp_path / "run", optimiser="sgd", learning_rate=1e38, momentum=0.0,
+            **{**QUICK, "warmup": 0.0, "schedule": "constant"},
+        )  # fmt: skip
+
+
+def test_a_folder_of_something_else_is_not_taken(features, tmp_path):
+    (tmp_path / "letters.txt").write_text("mine")
+    with pytest.raises(ArtefactError, match=r"letters\.txt"):
+        train(features.folder, output=tmp_path, **QUICK)
+    with pytest.raises(ArtefactError, match="does not exist"):
+        train(tmp_path / "nowhere", output=tmp_path / "run", **QUICK)
