@@ -91,15 +91,21 @@ def test_all_columns_and_further_ones(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 def test_byte_order_marks_and_line_ends(tmp_path, encoding, line_end):
-    text = line_end.join(["img_path,label", "a.jpg,Stuhl", "b.jpg,椅子", ""])
+    text = line_end.join(["label,img_path", "007,a.jpg", "08,椅子.jpg", ""])
     catalog = Catalog.read(write(tmp_path, text, encoding=encoding))
-    assert by_image(catalog, "label") == {"a.jpg": "Stuhl", "b.jpg": "椅子"}
+    assert by_image(catalog, "label") == {"a.jpg": "007", "椅子.jpg": "08"}
 
 
 def test_quoted_commas_quotes_and_line_breaks(tmp_path):
     text = '"img_path","label"\n"a, b.jpg","a ""chair"""\n"c.jpg","two\nlines"\nplain.jpg,"NA"\n'
     catalog = Catalog.read(write(tmp_path, text, name="with space ü.CSV"))
     assert by_image(catalog, "label") == {"a, b.jpg": 'a "chair"', "c.jpg": "two\nlines", "plain.jpg": "NA"}
+
+
+def test_line_breaks_in_cells_of_a_file_that_is_read_in_several_blocks(tmp_path):
+    lines = "".join(f'{row}.jpg,"a\n{row:07}"\n' for row in range(100_000))
+    catalog = Catalog.read(write(tmp_path, f"img_path,label\n{lines}"))
+    assert list(catalog.strings("label")) == [f"a\n{row:07}" for row in range(100_000)]
 
 
 def test_empty_cells_get_defaults_but_an_empty_label_stays_to_be_reported(tmp_path):
@@ -472,6 +478,12 @@ def test_another_seed_is_another_split_and_the_same_is_the_same():
 def test_impossible_shares_are_refused(val, test, seed):
     with pytest.raises(InputError, match="val="):
         sized_catalog({("a", "x"): 2}).split_by_class(val=val, test=test, seed=seed)
+
+
+def test_domains_are_not_split_alike():
+    catalog = sized_catalog({(domain, f"{domain}{number:02}"): 2 for domain in "ab" for number in range(40)})
+    roles = catalog.split_by_class(val=0.2, test=0.3).strings("role")
+    assert list(roles[:80]) != list(roles[80:])
 
 
 # ---- size
