@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +37,7 @@ AWKWARD_IDS = ["a'b", "''", '"', "\\'", "%", "--", "'); drop", " ", "a\nb", "x\x
 class MemoryIndex(AbstractIndex):
     """The reference: a dict of rows, searched by sorting Python floats."""
 
-    stores: dict[str, tuple[IndexDescription, dict[str, tuple[list[float], dict[str, Any]]]]] = {}
+    stores: ClassVar[dict[str, tuple[IndexDescription, dict[str, tuple[list[float], dict[str, Any]]]]]] = {}
 
     @classmethod
     def create(cls, location, *, dim, model_fingerprint, model_name, extra_columns=None):
@@ -492,7 +492,7 @@ changes = st.one_of(
 )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(changes, min_size=1, max_size=6), k=st.integers(1, 15))
 def test_any_sequence_of_changes_gives_what_the_reference_gives(engine: Engine, steps, k: int) -> None:
     """Six different vectors among twelve names: ties are the rule here."""
