@@ -492,7 +492,7 @@ changes = st.one_of(
 )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(changes, min_size=1, max_size=6), k=st.integers(1, 15))
 def test_any_sequence_of_changes_gives_what_the_reference_gives(engine: Engine, steps, k: int) -> None:
     """Six different vectors among twelve names: ties are the rule here."""

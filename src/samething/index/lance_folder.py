@@ -16,7 +16,6 @@ from samething.files import (
     Manifest,
     disk_errors,
     is_finished,
-    read_json,
     read_manifest,
 )
 from samething.index.description import IndexDescription
@@ -105,17 +104,10 @@ def read_description(folder: Path) -> tuple[IndexDescription, str]:
             extra_columns=dict(made_from["extra_columns"]),
         )
         table_name = str(manifest.content["table"])
-        whole = read_json(folder / MANIFEST_NAME)["fingerprint"] == manifest.fingerprint
     except (KeyError, TypeError, ValueError, InputError) as error:
-        raise _damaged_manifest(folder) from error
-    if not whole:
-        raise _damaged_manifest(folder)
+        raise ArtefactError(
+            f"{folder / MANIFEST_NAME} is damaged ({error})",
+            expected="the manifest that was written with the index",
+            next_step="restore it from a copy, or make the index again",
+        ) from error
     return description, table_name
-
-
-def _damaged_manifest(folder: Path) -> ArtefactError:
-    return ArtefactError(
-        f"{folder / MANIFEST_NAME} is damaged",
-        expected="the manifest that was written with the index",
-        next_step="restore it from a copy, or make the index again",
-    )
