@@ -48,7 +48,7 @@ def feature_folder(
     num_classes: int = 24,
     per_class: int = 6,
     width: int = 48,
-    noise: float = 0.6,
+    noise: float = 0.3,
     num_domains: int = 2,
     seed: int = 0,
 ) -> FeatureSet:
@@ -56,7 +56,7 @@ def feature_folder(
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(num_classes, width))
     # directions that say nothing of the class, so that there is something to learn
-    nuisance = rng.normal(size=(num_classes * per_class, 6)) @ rng.normal(size=(6, width)) * 1.5
+    nuisance = rng.normal(size=(num_classes * per_class, 6)) @ rng.normal(size=(6, width))
     labels = np.repeat(np.arange(num_classes), per_class)
     rows = centres[labels] + noise * rng.normal(size=(len(labels), width)) + nuisance
     roles = np.where(

@@ -328,7 +328,7 @@ def test_wrong_options(features, tmp_path):
 
 
 def test_a_loss_that_blows_up_says_so(features, tmp_path):
-    with pytest.raises(InputError, match=r"the loss is|length zero|not finite"):
+    with pytest.raises(InputError, match=r"the loss is|has length"):
         train(
             features.folder, output=tmp_path / "run", optimiser="sgd", learning_rate=1e12, momentum=0.0,
             **{**QUICK, "warmup": 0.0, "schedule": "constant"},
