@@ -139,19 +139,40 @@ def test_very_large_and_very_small_rows_have_a_direction_too():
     assert exact_topk(half, half, 2).indices.tolist() == [[0, 1], [0, 1]]
 
 
-def test_the_ceiling_holds():
-    generator = np.random.default_rng(3)
-    gallery = generator.standard_normal((10_000, 32)).astype(np.float16)
+@pytest.mark.parametrize("k", [1, 3, 15, 16, 200, 600])
+def test_the_best_of_many_columns_equal_sorting(k):
+    # 500 columns make 15 groups of 32 and a rest; few different scores make many ties
+    row = np.random.default_rng(k).integers(-9, 10, size=500) / 10
+    row[[7, 499]] = 1.0, -np.inf
+    expected = sorted(range(500), key=lambda column: (-row[column], column))[:k]
+    assert retrieval._best_columns(row, k).tolist() == expected
+
+
+def test_the_best_may_lie_in_groups_of_their_own():
+    # each of the 4 best has a group for itself: a threshold one group too high would miss the last
+    row = np.arange(512) / -1000 - 1
+    row[[3, 2, 1, 0]] = 0.9, 0.8, 0.7, 0.6
+    assert retrieval._best_columns(row, 4).tolist() == [3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("memory_mib", [8, 32])
+@pytest.mark.parametrize("collapsed", [False, True])
+def test_the_ceiling_holds(precision, memory_mib, collapsed):
+    gallery = np.random.default_rng(3).standard_normal((10_000, 64)).astype(np.float16)
+    if collapsed:
+        gallery[:] = gallery[0]
     labels = np.arange(10_000) // 4
+    options = {"memory_mib": memory_mib, "precision": precision}
     for search in (
-        lambda: exact_topk(gallery[:200], gallery, 5, memory_mib=4),
-        lambda: positive_ranks(gallery[:200], gallery, labels[:200], labels, memory_mib=4),
+        lambda: exact_topk(gallery[:700], gallery, 5, **options),
+        lambda: positive_ranks(gallery[:700], gallery, labels[:700], labels, **options),
     ):
         tracemalloc.start()
         search()
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 4 * 2**20  # all pairs would take 15 MiB
+        assert peak < memory_mib * 2**20  # all pairs would take 53 MiB, 27 in float32
 
 
 def test_no_queries_and_no_gallery():
