@@ -39,8 +39,9 @@ class HeadConfig:
     """Whether the linear map has a bias."""
     standardise: bool = True
     """Bring features to unit length, subtract their mean over the training pictures, divide by one scale."""
-    initialise: Literal["random", "pca"] = "random"
-    """Start of a linear map: random as in torch, or the principal components of the training features."""
+    initialise: Literal["random", "pca", "whitened-pca"] = "random"
+    """Start of a linear map: random as in torch, or the principal components of the training features, as
+    they are or each scaled to unit variance."""
     hidden_dim: int = 512
     """Width of the hidden layer of ``mlp``."""
 
@@ -127,19 +128,23 @@ class Head(nn.Module):
         """Take what descent does not learn (standardisation, principal components) from training features."""
         if isinstance(self.standardise, Standardise):
             self.standardise.fit(features)
-        if self.config.kind == "pca" or self.config.initialise == "pca":
+        if self.config.kind == "pca" or self.config.initialise != "random":
             self._set_to_principal_components(features)
 
     @torch.no_grad()
     def _set_to_principal_components(self, features: FeatureRows) -> None:
         if not isinstance(self.projection, nn.Linear):
             raise InputError(
-                f"initialise='pca' with a head of kind {self.config.kind!r}",
+                f"initialise={self.config.initialise!r} with a head of kind {self.config.kind!r}",
                 expected="kind 'linear' or 'pca'",
                 next_step="choose another head, or initialise='random'",
             )
         mean, covariance = mean_and_covariance(features, unit_length=self.config.standardise)
         components = principal_components(covariance, self.embedding_dim)
+        if self.config.initialise == "whitened-pca":
+            variances = np.einsum("dw,wv,dv->d", components, covariance, components)
+            # the mean variance stays, so that the scale of the map is that of the plain components
+            components *= np.sqrt(variances.mean() / np.maximum(variances, 1e-12))[:, None]
         self.projection.weight.copy_(torch.from_numpy(components))
         if self.projection.bias is not None:
             # standardised features have mean zero already

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from jaxtyping import Bool
 
 from samething.arrays import FeatureRows
 from samething.catalog import Catalog
@@ -83,6 +84,16 @@ class FeatureSet:
                 next_step=f"remove {folder} and compute the features again",
             )
         return cls(folder, manifest, rows, catalog, tuple(read_unreadable(data / "unreadable.csv")))
+
+    def subset(self, chosen: Bool[np.ndarray, " n"]) -> FeatureSet:
+        """The features of some pictures, held in memory; its identity says which pictures they are."""
+        catalog = self.catalog.take(chosen)
+        manifest = dataclasses.replace(
+            self.manifest, made_from={**self.manifest.made_from, "catalog": catalog.fingerprint}
+        )
+        return dataclasses.replace(
+            self, manifest=manifest, rows=np.asarray(self.rows[chosen]), catalog=catalog, unreadable=()
+        )
 
     @property
     def backbone(self) -> Mapping[str, Json]:

@@ -36,8 +36,14 @@ class TrainConfig:
     """Whether the linear map has a bias."""
     standardise: bool = True
     """Bring features to unit length, centre and scale them before the head."""
-    initialise: Literal["random", "pca"] = "random"
-    """Start of the linear map: random, or the principal components of the training features."""
+    initialise: Literal["random", "pca", "whitened-pca"] = "random"
+    """Start of the linear map: random, or the (whitened) principal components of the training features."""
+    pull_to_start: float = 0.0
+    """Strength of an L2 pull of the head's weights towards their start, for unseen domains; 0: none."""
+    distill: float = 0.0
+    """Strength of keeping the backbone's own similarities within a batch, for unseen domains; 0: none."""
+    interpolate: float = 1.0
+    """Share of the trained weights in the result, in [0, 1]; the rest are the head's weights at the start."""
     dropout: float = 0.2
     """Share of the feature's numbers that are dropped in a training step, in [0, 1)."""
 
@@ -109,9 +115,9 @@ class TrainConfig:
             raise InputError(
                 "--dropout 1", expected="a share below 1", next_step="the paper's is --dropout 0.2"
             )
-        if self.initialise == "pca" and self.head != "linear":
+        if self.initialise != "random" and self.head != "linear":
             raise InputError(
-                f"--initialise pca with --head {self.head}",
+                f"--initialise {self.initialise} with --head {self.head}",
                 expected="--head linear",
                 next_step="use --head linear, or --initialise random",
             )
@@ -152,6 +158,9 @@ _RANGES: Final = (
     ("momentum", 0, 1, "a share in [0, 1]"),
     ("gradient_clip", 0, _LARGE, "at least 0"),
     ("ema_decay", 0, 1, "a share in [0, 1]"),
+    ("pull_to_start", 0, _LARGE, "at least 0"),
+    ("distill", 0, _LARGE, "at least 0"),
+    ("interpolate", 0, 1, "a share in [0, 1]"),
     ("epochs", 1e-9, _LARGE, "above 0"),
     ("batch_size", 2, _LARGE, "at least 2"),
     ("class_sample_ratio", 1e-9, 1, "a share in (0, 1]"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import os
@@ -102,6 +103,12 @@ class TrainingData:
 def run_training(features: FeatureSet, config: TrainConfig, folder: Path, *, resume: bool) -> Run:
     """Train into a run folder; see :func:`samething.training.train`."""
     made_from = {"config": config.to_json(), "features": features.manifest.fingerprint}
+    if config.distill and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            f"--distill {config.distill} on several processes",
+            expected="one process: similarities are taken within the whole batch",
+            next_step="run it without torchrun, or with --distill 0",
+        )
     data = TrainingData.of(features)
     with distributed.processes(), distributed.writer(only_one_writer(folder)), disk_errors(folder):
         if distributed.is_first():
@@ -174,6 +181,7 @@ class Trainer:
             if config.ema_decay
             else None
         )
+        self.start = [parameter.detach().clone() for parameter in self.head.parameters()]
         self.step = 0
         self.records: list[dict[str, Any]] = []
         self.best_score: float | None = None
@@ -259,7 +267,9 @@ class Trainer:
             with torch.autocast(
                 self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
             ):
-                loss = self.margin_head(self.head(inputs), labels) * (len(mine) / len(batch))
+                embeddings = self.head(inputs)
+                loss = self.margin_head(embeddings, labels) + self._regularisation(inputs, embeddings)
+            loss = loss * (len(mine) / len(batch))
             loss.backward()
             return distributed.sum_gradients(loss, self.optimiser)
 
@@ -274,14 +284,33 @@ class Trainer:
             self.average.update_parameters(self.head)
         return loss
 
+    def _regularisation(
+        self, inputs: Float[Tensor, "b w"], embeddings: Float[Tensor, "b d"]
+    ) -> Float[Tensor, ""]:
+        """What keeps the head general: a pull to its start (L2-SP, Li et al. 2018, eq. 4) and the backbone's
+        similarities within the batch (Tung & Mori 2019, eq. 4, with cosines and the mean over pairs).
+        """
+        config, extra = self.config, embeddings.new_zeros(())
+        if config.pull_to_start:
+            pairs = zip(self.head.parameters(), self.start, strict=True)
+            squares = [(parameter - start).square().sum() for parameter, start in pairs]
+            extra = extra + config.pull_to_start * torch.stack(squares).sum()
+        if config.distill:
+            with torch.no_grad():
+                described = torch.nn.functional.normalize(self.head.standardise(inputs), dim=1)
+                wanted = described @ described.T
+            unit = torch.nn.functional.normalize(embeddings, dim=1)
+            extra = extra + config.distill * (unit @ unit.T - wanted).square().mean()
+        return extra
+
     def _dropped_out(self, features: Float[Tensor, "b w"], num_global: int) -> Float[Tensor, "b w"]:
         """Dropout whose mask depends on seed and step alone, whatever was resumed or distributed."""
         if self.config.dropout == 0:
             return features
-        generator = torch.Generator().manual_seed((self.config.seed << 32) + self.step)
-        keep = 1 - self.config.dropout
-        mask = torch.empty(num_global, features.shape[1]).bernoulli_(keep, generator=generator)
-        return features * distributed.share(mask) / keep
+        keep = np.float32(1 - self.config.dropout)
+        rng = np.random.default_rng([self.config.seed, self.step])
+        mask = torch.from_numpy(rng.random((num_global, features.shape[1]), dtype=np.float32) < keep)
+        return features * distributed.share(mask) / float(keep)
 
     def _record(self, **values: float) -> None:
         epoch = round(self.step / self.steps_per_epoch, 4)
@@ -291,11 +320,16 @@ class Trainer:
     # ---- validation and checkpoints
 
     def current_head(self) -> Head:
-        """The head as it stands: the moving average where there is one."""
-        if self.average is None:
-            return self.head
-        assert isinstance(self.average.module, Head)
-        return self.average.module
+        """The head as it stands: the moving average where there is one, on the line to its start."""
+        head = self.head if self.average is None else self.average.module
+        assert isinstance(head, Head)
+        if self.config.interpolate == 1:
+            return head
+        head = copy.deepcopy(head)
+        with torch.no_grad():
+            for parameter, start in zip(head.parameters(), self.start, strict=True):
+                parameter.lerp_(start, 1 - self.config.interpolate)
+        return head
 
     def _validate(self) -> None:
         if len(self.data.val_rows) == 0:

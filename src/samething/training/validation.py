@@ -11,10 +11,19 @@ from samething.retrieval import exact_topk
 
 
 def validation_scores(embeddings: Embeddings, catalog: Catalog) -> tuple[float, float]:
-    """mMP@5 and R@1 of pictures searched among each other, in one index over all domains.
+    """mMP@5 and R@1 as plain means over the domains of :func:`scores_by_domain`; NaN where there are none."""
+    scores = scores_by_domain(embeddings, catalog)
+    if not scores:
+        return float("nan"), float("nan")
+    score, recall = np.mean(list(scores.values()), axis=0)
+    return float(score), float(recall)
 
-    A picture does not find itself; pictures without another one of their instance do not count. Both numbers
-    are plain means over the domains, NaN where no picture counts.
+
+def scores_by_domain(embeddings: Embeddings, catalog: Catalog) -> dict[str, tuple[float, float]]:
+    """mMP@5 and R@1 a domain of pictures searched among each other, in one index over all domains.
+
+    A picture does not find itself; pictures without another one of their instance do not count, nor do
+    domains that have no others.
 
     Args:
         embeddings: unit-length (v, d), one row a picture.
@@ -28,12 +37,8 @@ def validation_scores(embeddings: Embeddings, catalog: Catalog) -> tuple[float, 
     counts = num_relevant > 0
     precision = modified_mean_precision_at_k(relevance, num_relevant, k=5)
     domains = catalog.strings("domain")
-    means = [
-        (precision[rows].mean(), relevance[rows, 0].mean())
+    return {
+        domain: (float(precision[rows].mean()), float(relevance[rows, 0].mean()))
         for domain in catalog.domains
         if (rows := counts & (domains == domain)).any()
-    ]
-    if not means:
-        return float("nan"), float("nan")
-    score, recall = np.mean(means, axis=0)
-    return float(score), float(recall)
+    }
