@@ -34,6 +34,7 @@ from samething.files import (
 )
 from samething.heads import Head, HeadConfig, build_head
 from samething.losses import LOSSES, MarginHead, build_margin
+from samething.losses.fused_step import FusedMarginStep
 from samething.sampling import SamplingConfig, epoch_batches
 from samething.training import distributed
 from samething.training.config import TrainConfig
@@ -172,6 +173,7 @@ class Trainer:
         self.head.to(self.device).train()
         self.margin_head = self._build_margin_head().to(self.device).train()
         self.optimiser = build_optimiser(config, [*self.head.parameters(), *self.margin_head.parameters()])
+        self.fused_step = self._build_fused_step()
         self.average = (
             AveragedModel(
                 self.head,
@@ -209,6 +211,20 @@ class Trainer:
                 prefixes=prefixes,
                 seed=config.seed,
             )
+
+    def _build_fused_step(self) -> FusedMarginStep | None:
+        """The quick path for the class weights on a CPU; None where autograd has to do it."""
+        config = self.config
+        if not FusedMarginStep.covers(self.margin_head):
+            return None
+        # gradients that are summed, clipped or ascended first must be there whole
+        in_one_go = distributed.world_size() == 1 and not config.gradient_clip and not config.sam_rho
+        return FusedMarginStep(
+            self.margin_head, self.optimiser if in_one_go else None, precision=config.precision
+        )
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
     # ---- the loop
 
@@ -264,14 +280,19 @@ class Trainer:
 
         def loss_and_gradients() -> float:
             self.optimiser.zero_grad()
-            with torch.autocast(
-                self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
-            ):
+            share = len(mine) / len(batch)
+            with self._autocast():
                 embeddings = self.head(inputs)
-                loss = self.margin_head(embeddings, labels) + self._regularisation(inputs, embeddings)
-            loss = loss * (len(mine) / len(batch))
-            loss.backward()
-            return distributed.sum_gradients(loss, self.optimiser)
+                extra = self._regularisation(inputs, embeddings) * share
+            if self.fused_step is not None:
+                loss, gradient = self.fused_step.loss_and_embedding_gradient(embeddings, labels, share=share)
+                # one backward pass for both: the loss enters by its gradient, the rest by itself
+                ((embeddings * gradient).sum() + extra).backward()
+            else:
+                with self._autocast():
+                    loss = self.margin_head(embeddings, labels) * share
+                (loss + extra).backward()
+            return distributed.sum_gradients(loss.detach() + extra.detach(), self.optimiser)
 
         loss = take_step(self.optimiser, loss_and_gradients, self.config)
         if not np.isfinite(loss):
