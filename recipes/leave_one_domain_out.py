@@ -1,6 +1,6 @@
 """Better on domains it never saw: leave one out, choose a recipe without looking at it, then test on it.
 
-    python recipes/leave_one_domain_out.py demo/features -o lodo
+    python recipes/leave_one_domain_out.py demo/features --output lodo
 
 For every domain D the head is trained on the others and tested on D's test instances, searched for in one
 index over all domains. Which candidate is used for D is chosen on the other domains only: each of them, E, is

@@ -40,7 +40,7 @@ def same_weights(one: Run, two: Run) -> bool:
 
 
 def test_a_trained_head_is_ahead_of_pca_on_unseen_classes(features, tmp_path):
-    run = train(features.folder, output=tmp_path / "run", epochs=30.0, **{**QUICK, "epochs": 30.0})
+    run = train(features.folder, output=tmp_path / "run", **{**QUICK, "epochs": 30.0})
     pca = fitted_head(
         HeadConfig(kind="pca", embedding_dim=8), features.rows[features.catalog.has_role("train")]
     )
