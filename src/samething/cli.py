@@ -8,6 +8,7 @@ program exit: 0 all well, 1 an error, 2 wrong usage, 3 done but some pictures we
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -84,6 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the program and exit."""
     console = rich.console.Console(stderr=True)
     arguments = sys.argv[1:] if arguments is None else arguments
+    warnings.filterwarnings("ignore", module="PIL")  # odd metadata; what cannot be read is listed anyway
     try:
         result = build_app(command=arguments[0] if arguments else None)(arguments)
     except SamethingError as error:

@@ -1,0 +1,113 @@
+"""Every loss on one feature folder, several seeds each, its own default scale and margin.
+
+    python recipes/loss_comparison.py demo/features --output losses
+
+Trains the demo recipe with each loss and measures the test instances, which no head has seen. The interval is
+a 95 % bootstrap over queries for the mean of the seeds; the spread over seeds stands beside it. This is not a
+search: each loss has the defaults of its paper, so the table says how they do out of the box.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import cyclopts
+import numpy as np
+import rich
+
+from samething.evaluation import EvaluationResult, evaluate_embeddings
+from samething.features import FeatureSet
+from samething.files import write_text
+from samething.metrics import domain_mean, domain_mean_interval
+from samething.training import RECIPES
+from samething.training.loop import run_training
+
+LOSSES: dict[str, dict[str, Any]] = {
+    "NormFace": {"loss": "normface"},
+    "CosFace": {"loss": "cosface"},
+    "ArcFace": {"loss": "arcface"},
+    "Sub-Center ArcFace, k = 2": {"loss": "arcface", "num_centers": 2},
+    "Sub-Center ArcFace, k = 3": {"loss": "arcface", "num_centers": 3},
+    "ArcFace, dynamic margin": {"loss": "dynm-arcface"},
+    "ArcFace, dynamic margin n^-1/4": {
+        "loss": "dynm-arcface",
+        "loss_options": {"schedule": "inverse_root"},
+    },
+    "Li-ArcFace": {"loss": "liarcface"},
+    "AdaCos, fixed": {"loss": "adacos"},
+    "AdaCos, dynamic": {"loss": "adacos", "loss_options": {"dynamic": True}},
+    "CurricularFace": {"loss": "curricularface"},
+    "AdaFace": {"loss": "adaface"},
+}
+METRICS = ("mmp@5", "r@1", "map")
+
+
+def main(features: Path, *, output: Path = Path("losses"), num_seeds: int = 3) -> None:
+    """Train and measure.
+
+    Args:
+        features: the feature folder; its catalog has train, val and test pictures.
+        output: folder for table.md and table.json.
+        num_seeds: runs a loss.
+    """
+    found = FeatureSet.open(features)
+    output.mkdir(parents=True, exist_ok=True)
+    tested = found.catalog.has_role("query", "index", "query+index")
+    catalog, rows = found.catalog.take(tested), np.asarray(found.rows[tested])
+    table = []
+    for name, options in LOSSES.items():
+        results, seconds = [], []
+        for seed in range(num_seeds):
+            config = dataclasses.replace(RECIPES["demo"](), **{"num_centers": 1, **options}, seed=seed)
+            shutil.rmtree(output / "run", ignore_errors=True)
+            started = time.process_time()
+            head = run_training(found, config, output / "run", resume=True).head
+            seconds.append(time.process_time() - started)
+            results.append(
+                evaluate_embeddings(head.embed(rows), catalog, precision="float32", num_resamples=2)
+            )
+        table.append({"loss": name, **_numbers(results), "seconds": float(np.median(seconds))})
+        rich.print(table[-1])
+    write_text(output / "table.json", json.dumps(table, indent=2))
+    write_text(output / "table.md", _markdown(table, num_seeds))
+
+
+def _numbers(results: list[EvaluationResult]) -> dict[str, list[float]]:
+    """Mean over the seeds, its interval over queries, and the standard deviation over the seeds."""
+    numbers = {}
+    for metric in METRICS:
+        values = np.mean([result.values(metric) for result in results], axis=0)
+        domains = results[0].query_domains
+        spread = np.std([result.value(metric) for result in results], ddof=1) if len(results) > 1 else 0.0
+        numbers[metric] = [
+            domain_mean(values, domains),
+            *domain_mean_interval(values, domains),
+            float(spread),
+        ]
+    return numbers
+
+
+def _markdown(table: list[dict[str, Any]], num_seeds: int) -> str:
+    lines = ["| loss | mMP@5 % | R@1 % | mAP % | CPU s |", "| --- | --- | --- | --- | --- |"]
+    for row in table:
+        cells = [
+            f"{100 * value:.1f} ({100 * low:.1f}–{100 * high:.1f}) ±{100 * spread:.1f}"
+            for value, low, high, spread in (row[metric] for metric in METRICS)
+        ]
+        lines.append(f"| {row['loss']} | {' | '.join(cells)} | {row['seconds']:.0f} |")
+    note = (
+        f"Mean of {num_seeds} seeds, one index over all domains, mean of the domains; in brackets the 95 % "
+    )
+    return (
+        "\n".join(lines)
+        + f"\n\n{note}bootstrap interval over queries, ± the standard deviation over seeds.\n"
+    )
+
+
+if __name__ == "__main__":
+    cyclopts.run(main)
