@@ -1,0 +1,57 @@
+"""The program and the README's examples, run as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from scenes import write_things
+
+ROOT = Path(__file__).parent.parent
+PROGRAM = "from samething.cli import main; main()"
+ENVIRONMENT = {
+    **os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "COLUMNS": "120", "PYTHONWARNINGS": "",
+}  # fmt: skip
+
+
+def samething(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the program."""
+    return run_python("-c", PROGRAM, *arguments, cwd=cwd)
+
+
+def run_python(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run Python on this checkout."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=300, env=ENVIRONMENT,
+    )  # fmt: skip
+
+
+def readme_blocks(language: str) -> list[str]:
+    """The fenced blocks of a language in the README."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+
+
+def readme_commands() -> list[list[str]]:
+    """Every line of the README that runs the program, without its name."""
+    lines = "\n".join(readme_blocks("bash")).splitlines()
+    return [line.split()[1:] for line in lines if line.startswith("samething ")]
+
+
+def make_line(folder: Path) -> None:
+    """Run the README's commands on a few pictures of one's own, word for word."""
+    write_things(folder / "my-pictures", num_things=12)
+    shutil.copy(folder / "my-pictures" / "thing 03 é" / "view 1.jpg", folder / "some-picture.jpg")
+    commands = readme_commands()
+    assert [command[0] for command in commands[:7]] == [
+        "catalog", "features", "train", "evaluate", "export", "index", "find",
+    ]  # fmt: skip
+    for number, command in enumerate(commands[:7]):
+        done = samething(*command, cwd=folder)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        (folder / f"{number}.out").write_text(done.stdout, encoding="utf-8")
+        (folder / f"{number}.err").write_text(done.stderr, encoding="utf-8")
