@@ -92,7 +92,7 @@ def test_float32_gradients_are_near_those_of_float64(name, options, num_centers)
     exact = copy.deepcopy(head).double()
     expected = by_autograd(exact, x.double(), y)
     ours = by_fused_step(head, x, y)
-    limits = (1e-6, 3e-6, 3e-6)
+    limits = (1e-6, 5e-6, 5e-6)  # Li-ArcFace's angles lose digits near 0
     for ours_value, value, limit in zip(ours, expected, limits, strict=True):
         assert relative_error(ours_value, value) <= limit
 

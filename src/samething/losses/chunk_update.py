@@ -27,7 +27,9 @@ class ChunkUpdate:
     def __init__(self, optimiser: Optimizer, parameter: nn.Parameter) -> None:
         self.group = _group_of(optimiser, parameter)
         self.parameter = parameter.detach()
-        self.state = optimiser.state[parameter]
+        # asking for the state makes it, and SGD without momentum has none
+        keeps_state = not isinstance(optimiser, SGD) or self.group["momentum"]
+        self.state = optimiser.state[parameter] if keeps_state else {}
         self.is_first_step = not self.state
         if isinstance(optimiser, SGD):
             if self.is_first_step and self.group["momentum"]:

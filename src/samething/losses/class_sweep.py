@@ -5,7 +5,8 @@ is tens of megabytes, and the processor waits for them. Here a chunk of classes 
 with the embeddings, reduced and multiplied back before the next one is touched. What makes that possible:
 
 * The softmax is taken against a fixed maximum, ``scale × bound``, which every margin can name, so that no
-  pass over the logits is needed to find the largest.
+  pass over the logits is needed to find the largest. (A scale far above 64 may need one after all, where a
+  row's every logit is far below it.)
 * The gradient of a logit is ``p_ij = e_ij / S_i``, and S_i is known only after the last chunk. It is a factor
   of the row, so it moves from the [batch, classes] side to the [batch, d] side of each product.
 * The right class of a row is one number a row. It is computed on its own, in the weights' precision; in the
@@ -22,18 +23,24 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from samething.losses.head import check_lengths
 from samething.losses.margins import Margin, RowContext
 
-LARGEST_EXPONENT: Final = 50.0
-"""Logits are moved so that none exceeds this: e^50 times a million classes is far below float32's 3e38, and
-e^-87, still a float32, is reached by a cosine of -1 up to a scale of 68. Smaller ones count as zero."""
+LARGEST_EXPONENT: Final = 64.0
+"""Logits are moved so that none exceeds this: e^64 times a million classes is far below float32's 3e38. Up to
+this scale nothing need be moved at all."""
+
+SMALLEST_SUM: Final = 1e-20
+"""A row whose moved exponentials add up to less has lost some to underflow; its own maximum is found then."""
 
 NUMBERS_A_CHUNK: Final = 400_000
-"""Cosines a chunk, 1.6 MB in float32; the fastest size on AMD Zen 4 (1 MB of L2 a core), flat around it."""
+"""Cosines a chunk, 1.6 MB in float32; the fastest size on AMD Zen 5 (1 MB of L2 a core), flat around it."""
+
+LOG2_E: Final = math.log2(math.e)
+"""exp2 takes a third of the time of exp, and its base costs nothing: it joins the scale."""
 
 GradientSink: TypeAlias = Callable[[int, Tensor], None]
 """Takes the gradient of some consecutive class weights: number of the first row, gradient [rows, d]."""
@@ -42,11 +49,14 @@ GradientSink: TypeAlias = Callable[[int, Tensor], None]
 class Workspace:
     """Buffers that all steps share: fresh memory costs more than filling it.
 
+    ``kept [classes, b]`` and ``was_nearer [k - 1, classes, b]``, a byte each, pass from the first pass to the
+    second: 4 + k - 1 bytes for each class and row in float32. Everything else is a chunk's worth.
+
     Args:
         weight: the class weights.
         num_centers: k.
         dtype: of the matrix products.
-        limit_bytes: the most that ``planes`` may take; beyond it, it is a chunk's worth.
+        limit_bytes: the most that these two may take; beyond it, they too are a chunk's worth.
     """
 
     def __init__(
@@ -65,16 +75,17 @@ class Workspace:
         num_rows, d = self.weight.shape
         num_classes, k = num_rows // self.num_centers, self.num_centers
         n = min(num_classes, max(64, NUMBERS_A_CHUNK // (k * batch) // 64 * 64))
-        numbers = num_rows * batch
-        self.keeps_planes = numbers * self.dtype.itemsize <= self.limit_bytes
-        self.planes = torch.empty(numbers if self.keeps_planes else n * k * batch, dtype=self.dtype)
-        self.nearest = torch.empty(n * batch, dtype=self.dtype)
-        self.exponentials = torch.empty(n * batch, dtype=self.dtype)
+        numbers = num_classes * batch
+        self.keeps_all = numbers * (self.dtype.itemsize + k - 1) <= self.limit_bytes
+        numbers = numbers if self.keeps_all else n * batch
+        self.kept = torch.empty(numbers, dtype=self.dtype)
+        self.was_nearer = torch.empty((k - 1) * numbers, dtype=torch.bool)
+        self.planes = torch.empty(n * k * batch if k > 1 else 0, dtype=self.dtype)
         self.sums = torch.empty(math.ceil(num_classes / n), batch, dtype=self.weight.dtype)
         self.unit_classes = torch.empty(n * k, d, dtype=self.dtype)
         self.products = torch.empty(n * k, d, dtype=self.dtype)
         self.scratch = torch.empty(n * k, d, dtype=self.weight.dtype)
-        self.gradient = self.products if self.dtype == self.weight.dtype else torch.empty_like(self.scratch)
+        self.gradient = torch.empty(n * k, d, dtype=self.weight.dtype)
         self.lengths = torch.empty(num_rows, 1, dtype=self.weight.dtype)
         self.classes_per_chunk = n
         self.batch_capacity = batch
@@ -94,11 +105,14 @@ class Chunk:
     target_places: Int[Tensor, " t"]
     """Where (class, batch row) is in a flat [classes, b] matrix of this chunk."""
     target_rows: Int[Tensor, " t"]
-    """Row of the nearest centre of that class among the chunk's."""
+    """Row of the nearest centre of that class among the chunk's class weights."""
 
 
 class ClassSweep:
-    """One step. ``planes [classes, k, b]`` are a chunk's cosines at first, and its probabilities in the end.
+    """One step: a first pass for the sums of exponentials, a second for the gradients.
+
+    Within a chunk, a matrix has a row a class and a column a row of the batch, and the first centres of all
+    classes come before the second ones (*planes*), so that the maximum over centres is one of whole planes.
 
     Args:
         workspace: the class weights and buffers.
@@ -159,13 +173,15 @@ class ClassSweep:
     def other_logsumexp(self) -> Float[Tensor, " b"]:
         """``ln Σ_{j≠y} exp(a·cos θ_j)`` of each row, for the margins that need it first."""
         scale = self.margin.other_logsumexp_scale()
-        shift = max(0.0, scale - LARGEST_EXPONENT)
-        factors = (self.unit * scale).t().to(self.workspace.dtype).contiguous()
+        self._factors, self._shift = self._columns(self.unit * (scale * LOG2_E)), None
+        if scale > LARGEST_EXPONENT:
+            self._shift = torch.full_like(self.unit[:, 0], (scale - LARGEST_EXPONENT) * LOG2_E)
         for chunk in self.chunks:
-            nearest = self._nearest_cosines(chunk, self._unit_classes(chunk), factors)
-            exponentials = torch.exp(nearest - shift)
-            self._add_up(chunk, exponentials)
-        return (self._total().log() + shift).to(self.unit.dtype)
+            self._add_up(chunk, self._exp2(self._nearest(chunk)))
+        logarithm = self._total().log()
+        if self._shift is not None:
+            logarithm += self._shift.double() / LOG2_E
+        return logarithm.to(self.unit.dtype)
 
     def run(
         self, context: RowContext, share: float, sink_for: Callable[[Tensor | None], GradientSink]
@@ -178,33 +194,41 @@ class ClassSweep:
             sink_for: called between the passes, once it is clear that the step will be taken.
         """
         scale = float(context.scale)
-        self.scale = scale
-        self.context = context
-        self.shift = max(0.0, scale * self.margin.similarity_bound(context) - LARGEST_EXPONENT)
-        factors = self.unit * scale if self.margin.keeps_other_cosines else self.unit
-        self.factors = factors.t().to(self.workspace.dtype).contiguous()
-        keeps = self.workspace.keeps_planes
-        from_others = torch.zeros_like(self.unit)
+        self._context = context
+        # without a function between cosine and logit, the product with the scaled embedding is the logit
+        self._factor_of_similarity = 1.0 if self.margin.keeps_other_cosines else scale * LOG2_E
+        factors = self.unit * (scale * LOG2_E) if self.margin.keeps_other_cosines else self.unit
+        self._factors, self._shift = self._columns(factors), None
+        highest = scale * self.margin.similarity_bound(context)
+        if highest > LARGEST_EXPONENT:
+            self._shift = torch.full_like(self.unit[:, 0], (highest - LARGEST_EXPONENT) * LOG2_E)
         for chunk in self.chunks:
-            self._forward(chunk, from_others if keeps else None)
+            self._forward(chunk)
         check_lengths("class weight", self.workspace.lengths[: self.num_rows, 0])
+        if self._shift is not None and float(self._total().min()) < SMALLEST_SUM:
+            self._shift = self._highest_exponents() - LARGEST_EXPONENT * LOG2_E
+            for chunk in self.chunks:
+                self._forward(chunk)
 
         others = self._total()
         similarity, slope = self._target_similarity(context)
-        target = similarity.double() * scale - self.shift
-        total = others + target.exp()
-        losses = torch.log1p(others * torch.exp(-target))
-        row_factor = (scale * share / self.b) / total
+        target = similarity.double() * scale
+        if self._shift is not None:
+            target -= self._shift.double() / LOG2_E
+        # ln(1 + others/e^target), where either may be beyond the other's precision
+        losses = torch.logaddexp(others.log() - target, torch.zeros_like(target))
+        row_factor = (scale * share / self.b) / (others + target.exp())
         target_factor = -(row_factor * others * slope.double()).to(self.unit.dtype)[:, None]
         row_factor = row_factor.to(self.unit.dtype)[:, None]
 
         sink = sink_for(self.classes)
         weighted = (self.unit * row_factor).to(self.workspace.dtype)
         of_targets = self.unit * target_factor
+        from_others = torch.zeros_like(self.unit)
         for chunk in self.chunks:
-            if not keeps:
-                self._forward(chunk, from_others)
-            sink(chunk.start * self.k, self._class_gradient(chunk, weighted, of_targets))
+            if not self.workspace.keeps_all:
+                self._forward(chunk)
+            sink(chunk.start * self.k, self._backward(chunk, weighted, of_targets, from_others))
         return losses, from_others * row_factor + self.target_centers * target_factor
 
     def _target_similarity(self, context: RowContext) -> tuple[Tensor, Tensor]:
@@ -215,87 +239,106 @@ class ClassSweep:
             (slope,) = torch.autograd.grad(similarity.sum(), cosines)
         return similarity.detach(), slope
 
+    def _highest_exponents(self) -> Float[Tensor, " b"]:
+        """Each row's largest logit of a wrong class, as an exponent of 2; a pass over the classes."""
+        highest = torch.full_like(self.unit[:, 0], -math.inf)
+        for chunk in self.chunks:
+            exponents, _ = self._exponents(self._nearest(chunk))
+            exponents.view(-1).index_fill_(0, chunk.target_places, -math.inf)
+            highest = torch.maximum(highest, exponents.amax(dim=0).to(highest.dtype))
+        return highest
+
     # ---- what a chunk goes through
 
-    def _weights(self, chunk: Chunk) -> Float[Tensor, "rows d"]:
+    def _columns(self, rows: Float[Tensor, "b d"]) -> Float[Tensor, "d b"]:
+        return rows.t().to(self.workspace.dtype).contiguous()
+
+    def _weights(self, chunk: Chunk) -> Float[Tensor, "c k d"]:
         """A chunk's class weights: a view, or a gathered copy when classes are sampled."""
         if self.classes is None:
-            return self.weight[chunk.start * self.k : chunk.stop * self.k]
-        return self.centers[self.classes[chunk.start : chunk.stop]].flatten(0, 1)
+            return self.centers[chunk.start : chunk.stop]
+        return self.centers[self.classes[chunk.start : chunk.stop]]
 
-    def _planes(self, chunk: Chunk) -> Float[Tensor, "c k b"]:
-        start = chunk.start * self.k * self.b if self.workspace.keeps_planes else 0
+    def _lengths(self, chunk: Chunk) -> Float[Tensor, "c k 1"]:
+        return self.workspace.lengths[chunk.start * self.k : chunk.stop * self.k].view(-1, self.k, 1)
+
+    def _kept(self, chunk: Chunk) -> Float[Tensor, "c b"]:
+        start = chunk.start * self.b if self.workspace.keeps_all else 0
         classes = chunk.stop - chunk.start
-        return self.workspace.planes[start : start + classes * self.k * self.b].view(classes, self.k, self.b)
+        return self.workspace.kept[start : start + classes * self.b].view(classes, self.b)
 
-    def _room(self, buffer: Tensor, chunk: Chunk) -> Float[Tensor, "c b"]:
+    def _was_nearer(self, chunk: Chunk) -> Bool[Tensor, "others c b"]:
+        start = chunk.start * self.b * (self.k - 1) if self.workspace.keeps_all else 0
         classes = chunk.stop - chunk.start
-        return buffer[: classes * self.b].view(classes, self.b)
+        stop = start + classes * self.b * (self.k - 1)
+        return self.workspace.was_nearer[start:stop].view(self.k - 1, classes, self.b)
 
-    def _unit_classes(self, chunk: Chunk) -> Float[Tensor, "rows d"]:
-        """A chunk's class weights at unit length; the lengths stay in the workspace."""
-        weight = self._weights(chunk)
-        lengths = self.workspace.lengths[chunk.start * self.k : chunk.stop * self.k]
-        torch.linalg.vector_norm(weight, dim=1, keepdim=True, out=lengths)
-        return torch.mul(weight, lengths.reciprocal(), out=self.workspace.unit_classes[: len(weight)])
-
-    def _nearest_cosines(self, chunk: Chunk, unit_classes: Tensor, factors: Tensor) -> Float[Tensor, "c b"]:
-        """Fill the planes with ``unit_classes @ factors``; the largest over the centres of each class."""
-        planes = self._planes(chunk)
-        torch.mm(unit_classes, factors, out=planes.view(-1, self.b))
+    def _planes(self, chunk: Chunk) -> Float[Tensor, "k c b"]:
+        classes = chunk.stop - chunk.start
         if self.k == 1:
-            return planes[:, 0]
-        nearest = self._room(self.workspace.nearest, chunk)
-        torch.maximum(planes[:, 0], planes[:, 1], out=nearest)
-        for centre in range(2, self.k):
-            torch.maximum(nearest, planes[:, centre], out=nearest)
+            return self._kept(chunk)[None]
+        return self.workspace.planes[: self.k * classes * self.b].view(self.k, classes, self.b)
+
+    def _unit_classes(self, chunk: Chunk) -> Float[Tensor, "k c d"]:
+        """A chunk's class weights at unit length, in planes; their lengths must be in the workspace."""
+        weight, inverse = self._weights(chunk), self._lengths(chunk).reciprocal()
+        rows = self.k * len(weight)
+        unit = self.workspace.unit_classes[:rows].view(self.k, len(weight), -1)
+        if unit.dtype == weight.dtype:
+            return torch.mul(weight.transpose(0, 1), inverse.transpose(0, 1), out=unit)
+        scratch = self.workspace.scratch[:rows].view(unit.shape)
+        return unit.copy_(torch.mul(weight.transpose(0, 1), inverse.transpose(0, 1), out=scratch))
+
+    def _nearest(self, chunk: Chunk) -> Float[Tensor, "c b"]:
+        """``unit classes @ factors``, the largest over the centres of each class; notes which it was."""
+        torch.linalg.vector_norm(self._weights(chunk), dim=2, keepdim=True, out=self._lengths(chunk))
+        planes = self._planes(chunk)
+        unit_classes = self._unit_classes(chunk)
+        torch.mm(unit_classes.view(-1, unit_classes.shape[2]), self._factors, out=planes.view(-1, self.b))
+        nearest, was_nearer = planes[0], self._was_nearer(chunk)
+        spare = self._kept(chunk)
+        for centre in range(1, self.k):
+            # 1 where this centre is nearer than all before it; comparing in place stays in float, which is
+            # several times faster than comparing into booleans
+            torch.maximum(nearest, planes[centre], out=spare)
+            was_nearer[centre - 1].copy_(planes[centre].gt_(nearest))
+            nearest, spare = spare, nearest
         return nearest
 
-    def _forward(self, chunk: Chunk, from_others: Tensor | None) -> None:
-        """Sums of exponentials; with ``from_others`` also probabilities × row total, and their products."""
-        unit_classes = self._unit_classes(chunk)
-        nearest = self._nearest_cosines(chunk, unit_classes, self.factors)
-        planes = self._planes(chunk)
-        slope = None
+    def _exponents(self, nearest: Float[Tensor, "c b"]) -> tuple[Float[Tensor, "c b"], Tensor | None]:
+        """Logits as exponents of 2, and the slope of the similarity unless it is 1."""
         if self.margin.keeps_other_cosines:
-            exponentials = planes[:, 0] if self.k == 1 else self._room(self.workspace.exponentials, chunk)
-            if self.shift:
-                torch.exp(torch.sub(nearest, self.shift, out=exponentials), out=exponentials)
-            else:
-                torch.exp(nearest, out=exponentials)
-        else:
-            # the margins' methods have batch rows first; a transposed view costs nothing elementwise
-            cosines = nearest.t().to(self.unit.dtype)
-            similarity = self.margin.other_similarity(cosines, self.context)
-            exponentials = (similarity * self.scale).sub_(self.shift).exp_().t()
-            exponentials = exponentials.to(self.workspace.dtype).contiguous()
-            slope = self.margin.other_similarity_derivative(cosines, self.context)
-        self._add_up(chunk, exponentials)
-        if from_others is None:
-            return
-        if slope is not None:
-            exponentials.mul_(slope.t())
-        self._give_to_nearest(planes, nearest, exponentials)
-        flat = planes.view(-1, self.b)
-        if self.workspace.dtype == from_others.dtype:
-            from_others.addmm_(flat.t(), unit_classes)
-        else:
-            from_others.add_(flat.t() @ unit_classes)
+            return nearest, None
+        # the margins' methods have batch rows first; a transposed view costs nothing elementwise
+        cosines = nearest.t().to(self.unit.dtype)
+        similarity = self.margin.other_similarity(cosines, self._context)
+        slope = self.margin.other_similarity_derivative(cosines, self._context)
+        return (similarity * self._factor_of_similarity).t(), None if slope is None else slope.t()
 
-    def _give_to_nearest(self, planes: Tensor, nearest: Tensor, exponentials: Tensor) -> None:
-        """Each class's number goes to its nearest centre, the first among equals; the others get zero."""
-        last = self.k - 1
-        for centre in range(last):
-            plane = planes[:, centre]
-            plane.eq_(nearest).mul_(exponentials)
-            torch.sub(exponentials, plane, out=planes[:, last] if centre == last - 1 else exponentials)
-        if self.k == 1 and exponentials.data_ptr() != planes.data_ptr():
-            planes[:, 0].copy_(exponentials)
+    def _exp2(
+        self, exponents: Float[Tensor, "c b"], out: Float[Tensor, "c b"] | None = None
+    ) -> Float[Tensor, "c b"]:
+        if self._shift is not None:
+            exponents = exponents.sub_(self._shift)
+        return torch.exp2(exponents, out=out)
+
+    def _forward(self, chunk: Chunk) -> None:
+        """Sums of exponentials; and in ``kept``, exponentials × slope, zero at the targets."""
+        kept = self._kept(chunk)
+        exponents, slope = self._exponents(self._nearest(chunk))
+        if exponents.dtype == kept.dtype:
+            exponentials = self._exp2(exponents, out=kept)
+        else:
+            exponentials = self._exp2(exponents)
+        self._add_up(chunk, exponentials)
+        if slope is not None:
+            exponentials.mul_(slope)
+        if exponentials is not kept:
+            kept.copy_(exponentials)
 
     def _add_up(self, chunk: Chunk, exponentials: Float[Tensor, "c b"]) -> None:
         """Empty the targets' places, and keep the sum over the chunk."""
         if len(chunk.target_places):
-            # a view in the order of the buffer, whose rows are classes
             exponentials.view(-1).index_fill_(0, chunk.target_places, 0.0)
         sums = self.workspace.sums[chunk.number, : self.b]
         torch.sum(exponentials, dim=0, dtype=sums.dtype, out=sums)
@@ -303,17 +346,39 @@ class ClassSweep:
     def _total(self) -> Float[Tensor, " b"]:
         return self.workspace.sums[: len(self.chunks), : self.b].double().sum(dim=0)
 
-    def _class_gradient(
-        self, chunk: Chunk, weighted: Float[Tensor, "b d"], of_targets: Float[Tensor, "b d"]
+    def _give_to_nearest(self, chunk: Chunk) -> Float[Tensor, "rows b"]:
+        """Each class's number goes to its nearest centre, the first among equals; the others get zero."""
+        planes, left, was_nearer = self._planes(chunk), self._kept(chunk), self._was_nearer(chunk)
+        for centre in range(self.k - 1, 0, -1):
+            plane = planes[centre].copy_(was_nearer[centre - 1].view(torch.uint8)).mul_(left)
+            torch.sub(left, plane, out=planes[0] if centre == 1 else left)
+        return planes.view(-1, self.b)
+
+    def _backward(
+        self,
+        chunk: Chunk,
+        weighted: Float[Tensor, "b d"],
+        of_targets: Float[Tensor, "b d"],
+        from_others: Float[Tensor, "b d"],
     ) -> Float[Tensor, "rows d"]:
-        """Gradient by a chunk's class weights, through their normalisation."""
-        weight, flat = self._weights(chunk), self._planes(chunk).view(-1, self.b)
-        gradient = self.workspace.gradient[: len(flat)]
-        products = torch.mm(flat, weighted, out=self.workspace.products[: len(flat)])
-        if products.dtype != gradient.dtype:
-            gradient.copy_(products)
+        """Gradient by a chunk's class weights, through their normalisation; adds to ``from_others``."""
+        flat, unit = self._give_to_nearest(chunk), self._unit_classes(chunk)
+        rows, k, d = len(flat), self.k, unit.shape[2]
+        unit_rows = unit.view(rows, d)
+        if self.workspace.dtype == from_others.dtype:
+            from_others.addmm_(flat.t(), unit_rows)
+        else:
+            from_others.add_(flat.t() @ unit_rows)
+        products = torch.mm(flat, weighted, out=self.workspace.products[:rows])
+        # from planes back to the order of the weights, where the targets' share joins
+        gradient = self.workspace.gradient[:rows].view(-1, k, d)
+        weight, inverse = self._weights(chunk), self._lengths(chunk).reciprocal()
+        torch.mul(products.view(k, -1, d).transpose(0, 1), inverse, out=gradient)
+        flat_gradient = gradient.view(rows, d)
         if len(chunk.target_rows):
-            gradient.index_add_(0, chunk.target_rows, of_targets[chunk.target_batch])
-        inverse = self.workspace.lengths[chunk.start * self.k : chunk.stop * self.k].reciprocal()
-        radial = torch.mul(gradient, weight, out=self.workspace.scratch[: len(flat)]).sum(dim=1, keepdim=True)
-        return gradient.addcmul_(weight, radial * inverse * inverse, value=-1).mul_(inverse)
+            share = of_targets[chunk.target_batch] * inverse.view(rows, 1)[chunk.target_rows]
+            flat_gradient.index_add_(0, chunk.target_rows, share)
+        scratch = self.workspace.scratch[:rows].view(-1, k, d)
+        radial = torch.mul(gradient, weight, out=scratch).sum(dim=2, keepdim=True).mul_(inverse).mul_(inverse)
+        gradient.addcmul_(weight, radial, value=-1)
+        return flat_gradient

@@ -31,7 +31,7 @@ class FusedMarginStep:
 
     With an optimiser the class weights are updated within the call and ``weight.grad`` stays None, so that
     ``optimiser.step()`` moves everything else. Without one, or where an update in chunks would not be the
-    optimiser's own (class sampling, an unusual optimiser), ``weight.grad`` is written (added to, if there) and
+    optimiser's own (class sampling, an unusual optimiser), ``weight.grad`` is written (or added to) and
     the caller goes on as always: for clipping, for SAM, for sums over processes.
 
     Loss and gradients are those of ``margin_head(embeddings, labels)`` up to rounding, for every margin, any

@@ -28,6 +28,8 @@ def angles(cosines: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     >>> angles(torch.tensor([1.0, 0.0, -1.0])).tolist()
     [0.0, 1.5707963705062866, 3.1415927410125732]
     """
+    if not cosines.requires_grad:
+        return cosines.clamp(-1, 1).acos_()
     at_the_end = cosines.detach().abs() >= 1
     ends = (cosines.detach() < 0).to(cosines.dtype) * math.pi
     return torch.where(at_the_end, ends, torch.acos(torch.where(at_the_end, 0.0, cosines)))

@@ -305,7 +305,8 @@ class LiArcFace(Margin):
     ) -> Float[Tensor, "b c"]:
         """``2/(π·sin θ)``, and 0 at cosine ±1."""
         squared = (1 - cosines) * (1 + cosines)
-        return torch.where(squared <= 0, 0.0, squared.clamp_(min=1e-30).rsqrt_().mul_(2 / math.pi))
+        inside = squared.clone().gt_(0)
+        return squared.clamp_(min=1e-30).rsqrt_().mul_(inside).mul_(2 / math.pi)
 
 
 class AdaCos(Margin):
@@ -388,16 +389,16 @@ class CurricularFace(Margin):
     def other_similarity(self, cosines: Float[Tensor, "b c"], context: RowContext) -> Float[Tensor, "b c"]:
         """``cos θ·(t + cos θ)`` where hard, ``cos θ`` elsewhere."""
         assert context.hard_above is not None and context.hardness is not None
-        hard = cosines > context.hard_above[:, None]
-        return torch.where(hard, cosines * (cosines + context.hardness), cosines)
+        hard = cosines.detach().clone().gt_(context.hard_above[:, None])
+        return cosines * (1 + hard * (cosines + (context.hardness - 1)))
 
     def other_similarity_derivative(
         self, cosines: Float[Tensor, "b c"], context: RowContext
     ) -> Float[Tensor, "b c"]:
         """``t + 2·cos θ`` where hard, 1 elsewhere."""
         assert context.hard_above is not None and context.hardness is not None
-        hard = cosines > context.hard_above[:, None]
-        return torch.where(hard, 2 * cosines + context.hardness, 1.0)
+        hard = cosines.clone().gt_(context.hard_above[:, None])
+        return (2 * cosines).add_(context.hardness - 1).mul_(hard).add_(1)
 
     def similarity_bound(self, context: RowContext) -> float:
         """``1 + |t|``: reached by a hard class at cosine 1 (t > 0)."""
@@ -467,7 +468,7 @@ class AdaFace(Margin):
         self, cosines: Float[Tensor, "b c"], context: RowContext
     ) -> Float[Tensor, "b c"]:
         """1 within the clip, 0 beyond."""
-        return (cosines.abs() <= 1 - ADAFACE_EPSILON).to(cosines.dtype)
+        return cosines.abs().le_(1 - ADAFACE_EPSILON)
 
 
 def _move(running: Tensor, newest: Tensor, momentum: float) -> None:
