@@ -90,6 +90,11 @@ class Backbone(nn.Module):
             self.network, name=self.name, width=self.width, preprocessing=preprocessing, licence=self.licence
         )
 
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that the network was trained with."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
     def describe(self) -> dict[str, Json]:
         """Everything that decides its features, for fingerprints: name, weights, preprocessing, width."""
         return {

@@ -78,7 +78,7 @@ def extract(
         catalog.require_files()
         generation = _Generation.of(catalog, folder=folder, batch_size=batch_size, previous=previous)
         num_computed = _compute_blocks(generation, backbone, num_workers=num_workers, runtime=runtime)
-        _finish(generation, job)
+        _finish(generation, job, num_parameters=backbone.num_parameters)
     return dataclasses.replace(FeatureSet.open(folder), num_computed=num_computed)
 
 
@@ -359,7 +359,7 @@ class _Rate(rich.progress.ProgressColumn):
 # ---- the end of a run
 
 
-def _finish(generation: _Generation, job: dict[str, Json]) -> None:
+def _finish(generation: _Generation, job: dict[str, Json], *, num_parameters: int) -> None:
     """Gather blocks and reused rows in catalog order, switch the manifest, then remove what is left over."""
     computed, reasons = _computed_keys(generation)
     readable = np.array([key in computed or key in generation.reused for key in generation.keys])
@@ -381,6 +381,7 @@ def _finish(generation: _Generation, job: dict[str, Json]) -> None:
         "num_rows": int(readable.sum()),
         "num_unreadable": len(unreadable),
         "sha256": file_sha256(generation.data / "features.npy"),
+        "num_backbone_parameters": num_parameters,
         "runtime": read_json(runtime) if runtime.exists() else "none: all rows were there before",
     }
     made = {**job, "catalog": generation.catalog.fingerprint}

@@ -39,7 +39,15 @@ from samething.sampling import SamplingConfig, epoch_batches
 from samething.training import distributed
 from samething.training.config import TrainConfig
 from samething.training.optimisers import build_optimiser, take_step
-from samething.training.run import FORMAT_VERSION, KIND, Run, write_head, write_plots, write_records
+from samething.training.run import (
+    FORMAT_VERSION,
+    KIND,
+    Run,
+    write_head,
+    write_plots,
+    write_records,
+    write_tensorboard,
+)
 from samething.training.schedule import learning_rate, warmup_steps
 from samething.training.validation import validation_scores
 
@@ -186,6 +194,7 @@ class Trainer:
         self.start = [parameter.detach().clone() for parameter in self.head.parameters()]
         self.step = 0
         self.records: list[dict[str, Any]] = []
+        self.num_logged = 0
         self.best_score: float | None = None
         self.best_head: dict[str, Tensor] | None = None
         self.validations_without_gain = 0
@@ -394,6 +403,7 @@ class Trainer:
         with atomic_path(self.folder / "checkpoints" / "last.pt") as partial:
             torch.save(state, partial)
         write_records(self.folder, self.records)
+        self.num_logged = write_tensorboard(self.folder, self.records, self.num_logged)
 
     def _resume(self) -> None:
         path = self.folder / "checkpoints" / "last.pt"
@@ -414,6 +424,7 @@ class Trainer:
             "stopped_early",
         ):
             setattr(self, name, state[name])
+        self.num_logged = len(self.records)
 
 
 def _margin_options(config: TrainConfig) -> dict[str, Any]:
@@ -450,6 +461,7 @@ def _finish(folder: Path, trainer: Trainer, made_from: dict[str, Any]) -> None:
         # relative, so that a project folder can be moved as a whole
         "features": os.path.relpath(features.folder.resolve(), folder.resolve()),
         "backbone": features.backbone["name"],
+        "num_backbone_parameters": features.manifest.content.get("num_backbone_parameters"),
         "width": head.width,
         "head": dataclasses.asdict(head.config),
         "num_classes": len(trainer.data.class_counts),
