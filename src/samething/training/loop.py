@@ -32,7 +32,7 @@ from samething.files import (
     write_json,
     write_manifest,
 )
-from samething.heads import Head, HeadConfig, build_head
+from samething.heads import Head, HeadConfig, build_head, reduced_head
 from samething.losses import LOSSES, MarginHead, build_margin
 from samething.losses.fused_step import FusedMarginStep
 from samething.sampling import SamplingConfig, epoch_batches
@@ -171,7 +171,7 @@ class Trainer:
         self.num_steps = config.iterations or max(1, round(config.epochs * self.steps_per_epoch))
         head_config = HeadConfig(
             kind=config.head,
-            embedding_dim=config.embedding_dim,
+            embedding_dim=config.train_dim or config.embedding_dim,
             bias=config.bias,
             standardise=config.standardise,
             initialise=config.initialise,
@@ -210,7 +210,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed + 1)
             return MarginHead(
-                config.embedding_dim,
+                config.train_dim or config.embedding_dim,
                 len(counts),
                 margin,
                 num_centers=config.num_centers,
@@ -350,30 +350,30 @@ class Trainer:
     # ---- validation and checkpoints
 
     def current_head(self) -> Head:
-        """The head as it stands: the moving average where there is one, on the line to its start."""
+        """The head as it would be used: averaged, on the line to its start, reduced, as configured."""
         head = self.head if self.average is None else self.average.module
         assert isinstance(head, Head)
-        if self.config.interpolate == 1:
-            return head
-        head = copy.deepcopy(head)
-        with torch.no_grad():
-            for parameter, start in zip(head.parameters(), self.start, strict=True):
-                parameter.lerp_(start, 1 - self.config.interpolate)
+        if self.config.interpolate < 1:
+            head = copy.deepcopy(head)
+            with torch.no_grad():
+                for parameter, start in zip(head.parameters(), self.start, strict=True):
+                    parameter.lerp_(start, 1 - self.config.interpolate)
+        if self.config.train_dim > self.config.embedding_dim:
+            return reduced_head(head, self.features.rows[self.data.rows], self.config.embedding_dim)
         return head
 
     def _validate(self) -> None:
         if len(self.data.val_rows) == 0:
             return
-        embeddings = self.current_head().embed(self.features.rows[self.data.val_rows])
+        head = self.current_head()
+        embeddings = head.embed(self.features.rows[self.data.val_rows])
         score, recall = validation_scores(embeddings, self.data.val_catalog)
         if np.isnan(score):
             return
         self.records.append({"step": self.step, "val/mmp@5": score, "val/r@1": recall})
         if self.best_score is None or score > self.best_score:
             self.best_score, self.validations_without_gain = score, 0
-            self.best_head = {
-                k: v.detach().cpu().clone() for k, v in self.current_head().state_dict().items()
-            }
+            self.best_head = {k: v.detach().cpu().clone() for k, v in head.state_dict().items()}
         else:
             self.validations_without_gain += 1
             self.stopped_early = 0 < self.config.patience <= self.validations_without_gain
