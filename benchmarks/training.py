@@ -3,7 +3,7 @@
     python benchmarks/training.py                 # the table of docs/benchmarks.md, "Training step"
     python benchmarks/training.py --losses        # every loss, against the plain path with autograd
 
-A step is what the paper's training does 2,566 times an epoch: 128 rows of 1,152 features through dropout and a linear
+A step is what the paper does 2,566 times an epoch: 128 rows of 1,152 features through dropout and a linear
 projection to 64 dimensions, the margin loss over 34,800 classes with k sub-centres, gradients, and Adam (L2
 1e-4) on projection and class weights. All variants start from the same weights, run in turns in one process
 on one thread, and are compared pair by pair; medians. Peak memory is that of a process of its own each.
