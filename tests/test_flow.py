@@ -52,7 +52,9 @@ def test_each_artefact_says_what_it_was_made_from(line):
 
 def test_the_same_again_reuses_everything_and_says_so(line_copy):
     before = {path: path.stat().st_mtime_ns for path in line_copy.rglob("*") if path.is_file()}
-    whole = features(line_copy / "things.parquet", backbone="efficientnet_lite0", output=line_copy / "features")
+    whole = features(
+        line_copy / "things.parquet", backbone="efficientnet_lite0", output=line_copy / "features"
+    )
     run = train(line_copy / "features", output=line_copy / "run")
     model = export(line_copy / "run", output=line_copy / "model")
     assert run.was_finished
