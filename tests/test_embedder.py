@@ -10,7 +10,7 @@ from PIL import Image
 
 from line import run_python
 from samething.embedder import Embedder
-from samething.errors import ArtefactError, ImageError
+from samething.errors import ArtefactError, ImageError, InputError
 from samething.files import file_sha256, read_json, write_json
 from scenes import photographs
 
@@ -76,7 +76,7 @@ def test_one_bad_picture_costs_only_itself(embedder, batch_size):
 
 def test_a_batch_size_below_one_is_refused(embedder):
     """Nothing embedded, and nothing said, would be the worst answer."""
-    with pytest.raises(ValueError, match="batch_size=0"):
+    with pytest.raises(InputError, match="batch_size=0"):
         embedder.embed(photographs()[:1], batch_size=0)
 
 

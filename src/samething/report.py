@@ -149,7 +149,7 @@ def _bar_chart(comparison: Comparison, metric: Metric = "mmp@5") -> Any:
     axes.set_xticks(range(len(domains)), [_as_drawn(domain) for domain in domains])
     axes.set_ylabel(f"{_METRIC_NAMES[metric]} %")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import safetensors
 import safetensors.torch
+from rich.markup import escape
 
 from samething.errors import ArtefactError
 from samething.features import FeatureSet
@@ -95,12 +96,12 @@ class Run:
         score = "no validation" if self.best_score is None else f"validation mMP@5 {self.best_score:.1%}"
         note = " (was finished, nothing to do)" if self.was_finished else ""
         lines = [
-            f"[bold]{self.folder}[/bold]: {self.config.loss}, {self.config.num_centers} centre(s) a class, "
+            f"[bold]{escape(str(self.folder))}[/bold]: {self.config.loss}, {self.config.num_centers} centre(s) a class, "
             f"{self.config.embedding_dim}-d, {content['num_steps']:,} steps, {score}{note}",
             f"  trained parameters: {content['num_head_parameters']:,} of the head"
             f" + {content['num_class_parameters']:,} of the classes (all centres)",
         ]
-        return "\n".join(lines + [f"  [yellow]{note}[/yellow]" for note in content["notes"]])
+        return "\n".join(lines + [f"  [yellow]{escape(note)}[/yellow]" for note in content["notes"]])
 
 
 def write_records(folder: Path, records: list[dict[str, Any]]) -> None:
@@ -112,7 +113,7 @@ def write_head(folder: Path, head: Head) -> None:
     """Write head.safetensors."""
     with atomic_path(folder / "head.safetensors") as partial:
         state = {name: tensor.contiguous() for name, tensor in head.state_dict().items()}
-        safetensors.torch.save_file(state, partial)
+        partial.write_bytes(safetensors.torch.save(state))  # a full disk is an OSError then
 
 
 def write_plots(folder: Path, records: list[dict[str, Any]]) -> None:
