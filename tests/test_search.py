@@ -133,7 +133,8 @@ main(sys.argv[1:])
 def test_kill_and_resume_lose_nothing(line, tmp_path):
     pictures, target = write_things(tmp_path / "p", num_things=10, num_views=8), tmp_path / "index"
     command = [
-        sys.executable, "-c", KILLED, "index", str(pictures), "--model", str(line / "model"), "-o", str(target),
+        sys.executable, "-c", KILLED,
+        "index", str(pictures), "--model", str(line / "model"), "-o", str(target),
     ]  # fmt: skip
     kills = counted = 0
     for delay in (0.0, 0.3, 0.7):

@@ -157,7 +157,7 @@ class Embedder:
 
 
 def _require_whole(folder: Path, manifest: Manifest) -> None:
-    """Check the files that embedding needs: one wrong bit among the weights would give wrong vectors quietly."""
+    """Check the files that embedding needs: one wrong bit in the weights would give wrong vectors."""
     checksums = manifest.content.get("sha256", {})
     for name in sorted({"model.onnx", "config.json", *checksums} - {"model.safetensors", "README.md"}):
         path = folder / name

@@ -175,8 +175,8 @@ class Searcher:
     def __rich__(self) -> str:
         """What a person wants to know of the index, in a few lines."""
         lines = [
-            f"[bold]{self.index.count():,}[/bold] pictures in {escape(str(self.index.location))}, embedded by "
-            f"{escape(self.embedder.name)} ({self.num_added:,} new, {self.num_kept:,} were there already)"
+            f"[bold]{self.index.count():,}[/bold] pictures in {escape(str(self.index.location))}, embedded "
+            f"by {escape(self.embedder.name)} ({self.num_added:,} new, {self.num_kept:,} were there already)"
         ]
         if self.unreadable:
             lines.append(f"[yellow]{len(self.unreadable):,} pictures could not be read:[/yellow]")
