@@ -136,7 +136,7 @@ def _build_pictures(folder: Path) -> Catalog:
 
 
 def _counts(pictures: Catalog) -> str:
-    roles = {"head training": ("train",), "validation": ("val",), "test": ("query", "index")}
+    roles = {"head training": ("train",), "validation": ("val",), "test": ("query", "index", "query+index")}
     labels = pictures.class_ids()
     parts = []
     for name, of in roles.items():

@@ -97,7 +97,8 @@ class Run:
         note = " (was finished, nothing to do)" if self.was_finished else ""
         lines = [
             f"[bold]{escape(str(self.folder))}[/bold]: {self.config.loss}, "
-            f"{self.config.num_centers} centre(s) a class, {self.config.embedding_dim}-d, {content['num_steps']:,} steps, {score}{note}",
+            f"{self.config.num_centers} centre(s) a class, "
+            f"{self.config.embedding_dim}-d, {content['num_steps']:,} steps, {score}{note}",
             f"  trained parameters: {content['num_head_parameters']:,} of the head"
             f" + {content['num_class_parameters']:,} of the classes (all centres)",
         ]
