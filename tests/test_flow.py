@@ -29,7 +29,7 @@ from scenes import write_things
 def test_the_readmes_commands_end_with_the_right_answer(line):
     answer = (line / "6.out").read_text(encoding="utf-8")
     assert "some-picture.jpg" in answer
-    first = next(row for row in answer.splitlines() if row.strip().startswith("1 "))
+    first = next(row for row in answer.splitlines() if row.strip("│ ").startswith("1 "))
     assert "thing 03 é" in first and "1.000" in first
     table = (line / "3.out").read_text(encoding="utf-8")
     assert all(name in table for name in ("backbone", "average-pool-64", "PCA-64", "run", "mMP@5"))
@@ -103,7 +103,6 @@ def test_the_numbers_of_a_run_are_those_of_its_embeddings(line, tmp_path):
     neutral = evaluate(embeddings=tmp_path / "E.npy", catalog=tmp_path / "c.parquet").to_json()
     own = evaluate(line / "run", baselines=False).to_json()["run"]
     for protocol in ("merged", "per_domain"):
-        assert neutral[protocol] == pytest.approx(own[protocol])
         for domain, row in own[protocol].items():
             assert neutral[protocol][domain] == pytest.approx(row), domain
 

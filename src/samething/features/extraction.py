@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import rich.console
@@ -216,6 +216,7 @@ def _one_thread(worker: int) -> None:
 # ---- describing
 
 
+@runtime_checkable
 class _Describe(Protocol):
     def __call__(self, pixels: UInt8[torch.Tensor, "b 3 height width"]) -> Float[np.ndarray, "b w"]: ...
 

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Bool
+from rich.markup import escape
 
 from samething.arrays import FeatureRows
 from samething.catalog import Catalog
@@ -116,13 +117,13 @@ class FeatureSet:
         done = f"computed {self.num_computed:,}" if self.num_computed else "nothing to compute, all was there"
         lines = [
             f"[bold]{len(self.rows):,}[/bold] features × {self.rows.shape[1]} of {self.backbone['name']} "
-            f"in {self.folder} ({done})"
+            f"in {escape(str(self.folder))} ({done})"
         ]
         if self.unreadable:
             lines.append(f"[yellow]{len(self.unreadable):,} pictures could not be read:[/yellow]")
-            lines += [f"  {bad.image}: {bad.reason}" for bad in self.unreadable[:5]]
+            lines += [escape(f"  {bad.image}: {bad.reason}") for bad in self.unreadable[:5]]
             where = self.folder / str(self.manifest.content["data"]) / "unreadable.csv"
-            lines.append(f"  all of them: {where}")
+            lines.append(escape(f"  all of them: {where}"))
         return "\n".join(lines)
 
 

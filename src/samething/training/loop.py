@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import io
 import os
 import shutil
 from pathlib import Path
@@ -401,7 +402,10 @@ class Trainer:
             "stopped_early": self.stopped_early,
         }
         with atomic_path(self.folder / "checkpoints" / "last.pt") as partial:
-            torch.save(state, partial)
+            # by way of memory: torch's own writer turns a full disk into an error without a number
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            partial.write_bytes(buffer.getbuffer())
         write_records(self.folder, self.records)
         self.num_logged = write_tensorboard(self.folder, self.records, self.num_logged)
 

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import safetensors
 import safetensors.torch
+from rich.markup import escape
 
 from samething.errors import ArtefactError
 from samething.features import FeatureSet
@@ -97,13 +98,14 @@ class Run:
         trained = content["num_head_parameters"] + content["num_class_parameters"]
         total = content["num_head_parameters"] + (content["num_backbone_parameters"] or 0)
         lines = [
-            f"[bold]{self.folder}[/bold]: {self.config.loss}, {self.config.num_centers} centre(s) a class, "
+            f"[bold]{escape(str(self.folder))}[/bold]: {self.config.loss}, "
+            f"{self.config.num_centers} centre(s) a class, "
             f"{self.config.embedding_dim}-d, {content['num_steps']:,} steps, {score}{note}",
             f"  parameters of the model {total:,}; trained {trained:,}: "
             f"{content['num_head_parameters']:,} of the head + {content['num_class_parameters']:,} "
             "of the classes (all centres)",
         ]
-        return "\n".join(lines + [f"  [yellow]{note}[/yellow]" for note in content["notes"]])
+        return "\n".join(lines + [f"  [yellow]{escape(note)}[/yellow]" for note in content["notes"]])
 
 
 def write_records(folder: Path, records: list[dict[str, Any]]) -> None:
@@ -115,7 +117,7 @@ def write_head(folder: Path, head: Head) -> None:
     """Write head.safetensors."""
     with atomic_path(folder / "head.safetensors") as partial:
         state = {name: tensor.contiguous() for name, tensor in head.state_dict().items()}
-        safetensors.torch.save_file(state, partial)
+        partial.write_bytes(safetensors.torch.save(state))  # a full disk is an OSError then
 
 
 def write_tensorboard(folder: Path, records: list[dict[str, Any]], num_written: int) -> int:
