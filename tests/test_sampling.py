@@ -32,11 +32,28 @@ def test_every_kind_is_a_pure_function_of_seed_and_epoch(labels, batch_size, kin
     assert all(2 <= len(batch) <= batch_size + 1 for batch in one)
 
 
-@given(LABELS, st.integers(2, 20))
+@given(LABELS, st.integers(2, 20), st.sampled_from(["shuffled", "block-shuffled"]))
 @settings(max_examples=50, deadline=None)
-def test_shuffled_takes_every_row_once(labels, batch_size):
-    rows = np.concatenate(batches(labels, np.zeros(len(labels)), batch_size=batch_size))
+def test_shuffled_takes_every_row_once(labels, batch_size, kind):
+    rows = np.concatenate(batches(labels, np.zeros(len(labels)), batch_size=batch_size, kind=kind))
     assert sorted(rows) == list(range(len(labels)))
+
+
+@given(st.integers(2, 40_000), st.integers(0, 3))
+@settings(max_examples=30, deadline=None)
+def test_block_shuffled_groups_are_whole_blocks(num_rows, epoch):
+    order = np.concatenate(
+        batches(np.arange(num_rows), np.zeros(num_rows), kind="block-shuffled", batch_size=100, epoch=epoch)
+    )
+    assert np.array_equal(np.sort(order), np.arange(num_rows))
+    for start in range(0, num_rows // 8192 * 8192, 8192):
+        rows = np.sort(order[start : start + 8192])
+        # 32 blocks of 256 rows on end; two more ends where a block runs over the last row to the first,
+        # and where the block that is cut short lies in the last group
+        runs = np.flatnonzero(np.diff(rows) != 1) + 1
+        assert len(runs) + 1 <= 32 + 2
+        # and shuffled within: neighbours in the order are rarely neighbours in the file
+        assert (np.abs(np.diff(order[start : start + 8192])) == 1).mean() < 0.01
 
 
 @given(LABELS)

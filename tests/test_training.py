@@ -99,6 +99,7 @@ def test_same_seed_same_run(features, tmp_path):
         {"class_sample_ratio": 0.5, "feature_sample_ratio": 0.5},
         {"margin_growth": (0.2, 1.4)},
         {"sampling": "class-balanced"},
+        {"sampling": "block-shuffled"},
         {"sampling": "domain-round-robin", "warmup_unit": "pictures", "warmup": 40.0},
         {"schedule": "constant", "warmup_shape": "exponential"},
         {"loss": "adaface", "loss_options": {"h": 0.4}},

@@ -83,8 +83,10 @@ class TrainConfig:
     """Number of steps, instead of epochs."""
     batch_size: int = 256
     """Pictures a step, over all processes."""
-    sampling: Literal["shuffled", "class-balanced", "domain-balanced", "domain-round-robin"] = "shuffled"
-    """How pictures are drawn."""
+    sampling: Literal[
+        "shuffled", "block-shuffled", "class-balanced", "domain-balanced", "domain-round-robin"
+    ] = "shuffled"
+    """How pictures are drawn; block-shuffled is for features that are larger than memory."""
     sampling_temperature: float = 1.0
     """For domain-balanced: 1 is proportional to the size of the domains, large is equal shares."""
     margin_growth: tuple[float, float] = (1.0, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import inspect
@@ -22,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from samething.catalog import Catalog
 from samething.errors import ArtefactError, InputError
 from samething.features import FeatureSet
+from samething.features.reading import RowReader
 from samething.files import (
     Manifest,
     atomic_path,
@@ -163,6 +165,7 @@ class Trainer:
 
     def __init__(self, features: FeatureSet, data: TrainingData, config: TrainConfig, folder: Path) -> None:
         self.features, self.data, self.config, self.folder = features, data, config, folder
+        self.reader = RowReader(features)
         self.device = (
             torch.device("cuda", torch.cuda.current_device())
             if torch.cuda.is_available()
@@ -244,12 +247,16 @@ class Trainer:
         stride = max(1, round(self.config.validate_every * self.steps_per_epoch))
         batches: list[Int[np.ndarray, " b"]] = []
         losses: list[float] = []
-        with _progress(disable=not distributed.is_first()) as progress:
+        with (
+            contextlib.closing(self.reader),
+            _progress(disable=not distributed.is_first()) as progress,
+        ):
             task = progress.add_task("train", total=self.num_steps, completed=self.step, loss="", score="")
             while self.step < self.num_steps and not self.stopped_early:
                 epoch, position = divmod(self.step, self.steps_per_epoch)
                 if position == 0 or not batches:
                     batches = self._epoch(epoch)
+                    self._read_ahead(batches, position)
                 losses.append(self._train_step(batches[position]))
                 self.step += 1
                 if self.step % max(1, self.steps_per_epoch // RECORDS_AN_EPOCH) == 0:
@@ -274,9 +281,15 @@ class Trainer:
             config=SamplingConfig(kind=config.sampling, temperature=config.sampling_temperature),
         )
 
+    def _read_ahead(self, batches: list[Int[np.ndarray, " _"]], position: int) -> None:
+        """Read an order of blocks ahead of its use; a plan does not help random access."""
+        if self.config.sampling == "block-shuffled":
+            num_seen = sum(len(batch) for batch in batches[:position])
+            self.reader.plan(self.data.rows[np.concatenate(batches)], start=num_seen)
+
     def _train_step(self, batch: Int[np.ndarray, " b"]) -> float:
         mine = distributed.share(batch)
-        features = torch.from_numpy(np.asarray(self.features.rows[self.data.rows[mine]], np.float32))
+        features = torch.from_numpy(np.asarray(self.reader.rows(self.data.rows[mine]), np.float32))
         inputs = self._dropped_out(features, len(batch)).to(self.device)
         labels = torch.from_numpy(self.data.classes[mine]).to(self.device)
         for group in self.optimiser.param_groups:
