@@ -114,7 +114,7 @@ def weights_fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def _bytes_of(tensor: Any) -> memoryview:
     return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
