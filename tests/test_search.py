@@ -116,7 +116,7 @@ def test_markup_in_labels_and_paths_is_text():
 
 def test_markup_in_unreadable_paths_is_text(line, made, pictures):
     (pictures / "thing 00 é" / "[bold]bad[red].jpg").write_bytes(b"\xff\xd8\xff")
-    again = index(pictures, model=line / "model", output=made.index.location)
+    again = index(pictures, model=line / "model", output=Path(made.index.location))
     assert again.exit_status == 3 and len(again.unreadable) == 1
     console = rich.console.Console(width=400, record=True, file=io.StringIO())
     console.print(again)
