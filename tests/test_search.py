@@ -1,5 +1,6 @@
 """Embedder and index together: growing an index, killing it, asking it."""
 
+import io
 import os
 import shutil
 import signal
@@ -47,7 +48,7 @@ def test_stored_vectors_are_the_models(line, made):
     ids = [row["id"] for batch in made.index.items() for row in batch.to_pylist()]
     expected = Embedder.load(line / "model").embed(ids)
     np.testing.assert_allclose(made.index.vectors(ids), expected, atol=1e-5)
-    row = made.index.rows(ids[:1]).to_pylist()[0]
+    row = made.index.rows(ids[:1], ["label", "width", "height", "thumbnail"]).to_pylist()[0]
     assert (row["width"], row["height"]) == (96, 96) and row["label"].startswith("thing")
     assert row["thumbnail"][:2] == b"\xff\xd8"
 
@@ -106,7 +107,7 @@ def test_an_index_that_is_not_there(line, tmp_path, pictures):
 def test_markup_in_labels_and_paths_is_text():
     """A folder called [red] or [/] must neither colour nor break the table."""
     match = Match(1, 0.5, "/p/[bold]x[/bold].jpg", "[/] [red]label", "[dim]d")
-    console = rich.console.Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
+    console = rich.console.Console(width=200, record=True, file=io.StringIO())
     console.print(Matches("[link]q.jpg", (match,)))
     text = console.export_text()
     for part in (match.path, match.label, match.domain, "[link]q.jpg", "0.500"):
@@ -114,12 +115,12 @@ def test_markup_in_labels_and_paths_is_text():
 
 
 def test_markup_in_unreadable_paths_is_text(line, made, pictures):
-    (pictures / "thing 00 é" / "[bold]bad[/red].jpg").write_bytes(b"\xff\xd8\xff")
-    again = index(pictures, model=line / "model", output=made.index.location)
+    (pictures / "thing 00 é" / "[bold]bad[red].jpg").write_bytes(b"\xff\xd8\xff")
+    again = index(pictures, model=line / "model", output=Path(made.index.location))
     assert again.exit_status == 3 and len(again.unreadable) == 1
-    console = rich.console.Console(width=400, record=True, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
+    console = rich.console.Console(width=400, record=True, file=io.StringIO())
     console.print(again)
-    assert "[bold]bad[/red].jpg" in console.export_text()
+    assert "[bold]bad[red].jpg" in console.export_text()
 
 
 KILLED = """
