@@ -11,10 +11,11 @@ the same gather from an array in RAM, and torch's DataLoader, which fetches item
 without worker processes.
 
 Cold: the file's pages are dropped from the page cache before each measurement, which is checked; wall time.
-Rivals are a shuffled gather through a plain memory map, for a few seconds, and the file read once from front
-to end in pieces of 8 MiB. The file stands for one larger than memory, of which a shuffled gather finds almost
-nothing that earlier batches left. This one would soon be in memory as a whole, so its pages are dropped again
-before each batch of the plain memory map, off the clock. The other two touch every page once in any case.
+Rivals are a shuffled gather through a memory map, for a few seconds, plain and with the advice that access
+is random, and the file read once from front to end in pieces of 8 MiB. The file stands for one larger than
+memory, of which a shuffled gather finds almost nothing that earlier batches left. This one would soon be in
+memory as a whole, so its pages are dropped again before each batch of the memory maps, off the clock. The
+others touch every page once in any case.
 A host below a virtual machine may have the file in a cache of its own: then "cold" is the speed of that, and
 the rate of sequential reading tells.
 """
@@ -139,8 +140,9 @@ def cold_rates(path: Path) -> dict[str, Rate]:
                 reader.rows(batch)
         return NUM_ROWS / (time.perf_counter() - start)
 
-    def plain() -> float:
+    def plain(advice: int) -> float:
         rows = np.load(path, mmap_mode="r")
+        rows._mmap.madvise(advice)
         seconds, count = 0.0, 0
         for batch in shuffled(NUM_ROWS, kind="shuffled", epoch=0):
             start = time.perf_counter()
@@ -173,7 +175,8 @@ def cold_rates(path: Path) -> dict[str, Rate]:
 
     return {
         "ours": cold(ours),
-        "plain memory map": cold(plain),
+        "plain memory map": cold(lambda: plain(mmap.MADV_NORMAL)),
+        "memory map with MADV_RANDOM": cold(lambda: plain(mmap.MADV_RANDOM)),
         "sequential reading": cold(sequential),
     }
 
