@@ -39,16 +39,12 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "one centre": {"num_centers": 1},
     "dropout 0.5": {"dropout": 0.5},
     "class sampling 0.3": {"class_sample_ratio": 0.3},
+    "wide 256": {"train_dim": 256},
+    "wide 256, one centre": {"train_dim": 256, "num_centers": 1},
     "PCA start": {"initialise": "pca", **SMALL_STEP},
-    "whitened start": {"initialise": "whitened-pca", **SMALL_STEP},
-    "PCA start, margin 0.2": {"initialise": "pca", "margin": 0.2, **SMALL_STEP},
-    "PCA start, pull 0.1": {"initialise": "pca", "pull_to_start": 0.1, **SMALL_STEP},
-    "PCA start, half way": {"initialise": "pca", "interpolate": 0.5, **SMALL_STEP},
-    "whitened start, half way": {"initialise": "whitened-pca", "interpolate": 0.5, **SMALL_STEP},
     "distil 10": {"distill": 10.0},
     "distil 100": {"distill": 100.0},
-    "PCA start, distil 30": {"initialise": "pca", "distill": 30.0, **SMALL_STEP},
-    "domain-balanced": {"sampling": "domain-balanced", "sampling_temperature": 100.0},
+    "one centre, distil 30": {"num_centers": 1, "distill": 30.0},
 }
 LARGEST_LOSS_ON_SEEN = 0.01
 """mMP@5 that a candidate may lose on seen domains against the best one."""

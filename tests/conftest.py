@@ -19,7 +19,7 @@ def line(tmp_path_factory):
     """The whole line, made once by the README's commands; look, but leave it as it is.
 
     The folder holds my-pictures, some-picture.jpg, things.parquet, features, run, model and index, and what
-    each command printed as NUMBER.out. Parallel test processes share it.
+    each command printed, as NUMBER.out. Parallel test processes share it.
     """
     from line import make_line
 

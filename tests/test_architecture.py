@@ -105,45 +105,32 @@ print(sorted(map(str, pathlib.Path(".").iterdir())))
     assert done.stdout.strip() == "[]"
 
 
-def test_readme_shows_the_tree_as_it_is():
-    tree = re.search(r"```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert tree, "README.md has no file tree"
-    shown, parents = set(), []
-    for line in tree[1].splitlines():
-        name = line.split("  ")[0] if not line.startswith(" ") else line
-        depth = (len(line) - len(line.lstrip())) // 2
-        name = line.strip().split("  ")[0].strip()
-        del parents[depth:]
-        parents.append(name)
-        if not name.endswith("/"):
-            shown.add("".join(parents))
-    tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.split("\n")  # fmt: skip
-    covered = ("src/samething/", "recipes/", "benchmarks/", "docs/")
-    on_disk = {
-        path
-        for path in tracked
-        if path.startswith(covered) and path.count("/") <= 2 and (ROOT / path).exists()
-    }
-    # a folder inside the package is one line
-    folders = {
-        f"{'/'.join(path.split('/')[:3])}/"
-        for path in tracked
-        if path.startswith("src/samething/") and path.count("/") > 2
-    }
-    shown_folders = {"".join(parents) for parents in _folders(tree[1])}
-    assert {path for path in shown if path.startswith(covered)} == on_disk
-    assert folders <= shown_folders
-
-
-def _folders(tree: str) -> list[list[str]]:
-    found, parents = [], []
+def shown_paths(tree: str) -> set[str]:
+    """Paths of a tree whose lines are indented by two spaces a level; folders end with a slash."""
+    paths, parents = set(), []
     for line in tree.splitlines():
         depth = (len(line) - len(line.lstrip())) // 2
         del parents[depth:]
-        parents.append(line.strip().split("  ")[0].strip())
-        if parents[-1].endswith("/"):
-            found.append(list(parents))
-    return found
+        parents.append(line.strip().split("  ")[0])
+        paths.add("".join(parents))
+    return paths
+
+
+def test_readme_shows_the_tree_as_it_is():
+    tree = re.search(r"```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert tree, "README.md has no file tree"
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    expected = set()
+    for path in listed:
+        if path.startswith(("src/samething/", "recipes/", "benchmarks/", "docs/")) and (ROOT / path).exists():
+            folder, *rest = path.removeprefix("src/samething/").split("/")
+            inside_a_folder = path.startswith("src/") and rest
+            # a folder of the package is one line
+            expected.add(f"src/samething/{folder}/" if inside_a_folder else path)
+    covered = {
+        path for path in shown_paths(tree[1]) if path.startswith(("src/", "recipes/", "benchmarks/", "docs/"))
+    }
+    assert covered - {"src/samething/", "recipes/", "benchmarks/", "docs/"} == expected

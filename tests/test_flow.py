@@ -29,7 +29,7 @@ from scenes import write_things
 def test_the_readmes_commands_end_with_the_right_answer(line):
     answer = (line / "6.out").read_text(encoding="utf-8")
     assert "some-picture.jpg" in answer
-    first = next(row for row in answer.splitlines() if row.strip().startswith("1 "))
+    first = next(row for row in answer.splitlines() if row.strip("│ ").startswith("1 "))
     assert "thing 03 é" in first and "1.000" in first
     table = (line / "3.out").read_text(encoding="utf-8")
     assert all(name in table for name in ("backbone", "average-pool-64", "PCA-64", "run", "mMP@5"))
@@ -52,7 +52,9 @@ def test_each_artefact_says_what_it_was_made_from(line):
 
 def test_the_same_again_reuses_everything_and_says_so(line_copy):
     before = {path: path.stat().st_mtime_ns for path in line_copy.rglob("*") if path.is_file()}
-    whole = features(line_copy / "things.parquet", backbone="efficientnet_lite0", output=line_copy / "features")
+    whole = features(
+        line_copy / "things.parquet", backbone="efficientnet_lite0", output=line_copy / "features"
+    )
     run = train(line_copy / "features", output=line_copy / "run")
     model = export(line_copy / "run", output=line_copy / "model")
     assert run.was_finished
@@ -101,7 +103,6 @@ def test_the_numbers_of_a_run_are_those_of_its_embeddings(line, tmp_path):
     neutral = evaluate(embeddings=tmp_path / "E.npy", catalog=tmp_path / "c.parquet").to_json()
     own = evaluate(line / "run", baselines=False).to_json()["run"]
     for protocol in ("merged", "per_domain"):
-        assert neutral[protocol] == pytest.approx(own[protocol])
         for domain, row in own[protocol].items():
             assert neutral[protocol][domain] == pytest.approx(row), domain
 

@@ -216,6 +216,19 @@ def test_gradients_add_up_where_there_are_some():
     assert torch.allclose(head.weight.grad, 2 * once)
 
 
+def test_a_large_scale_finds_the_maximum_of_rows_far_from_every_class():
+    """All classes on one side and the embeddings on the other: every cosine below -0.8, at scale 300."""
+    head = make_head("cosface", {"scale": 300.0}, dtype=torch.float32, num_centers=2)
+    with torch.no_grad():
+        head.weight += 8.0
+    x = torch.full((5, 16), -1.0) + 0.1 * torch.randn(5, 16, generator=torch.Generator().manual_seed(3))
+    y = torch.arange(5)
+    expected = by_autograd(copy.deepcopy(head).double(), x.double(), y)
+    loss, x_gradient, gradient = by_fused_step(head, x, y)
+    assert loss.item() == pytest.approx(expected[0].item(), rel=1e-5)
+    assert relative_error(x_gradient, expected[1]) <= 1e-3 and relative_error(gradient, expected[2]) <= 1e-3
+
+
 @pytest.mark.parametrize("scale", [1.0, 30.0, 64.0, 200.0])
 def test_extreme_cosines_stay_finite_and_right(scale):
     """Rows at their centre, opposite to it, and at another's, at scales where exp would overflow."""
@@ -231,12 +244,17 @@ def test_extreme_cosines_stay_finite_and_right(scale):
     assert relative_error(gradient, expected[2]) <= 1e-4
 
 
-def test_what_it_does_not_cover_is_refused():
-    for options in ({"prefixes": (4, 16)}, {"dimension_fraction": 0.5}):
-        head = make_head("arcface", {}, **options)
-        assert not FusedMarginStep.covers(head)
-        with pytest.raises(InputError, match="fused step"):
-            FusedMarginStep(head)
+@pytest.mark.parametrize("head_options", [{"prefixes": (4, 16)}, {"dimension_fraction": 0.5}])
+def test_what_it_does_not_cover_goes_by_autograd_under_the_same_call(head_options):
+    plain = make_head("curricularface", {}, num_centers=2, **head_options)
+    fused = copy.deepcopy(plain)
+    assert not FusedMarginStep.covers(fused)
+    x, y = make_batch(plain)
+    expected = by_autograd(plain, x, y)
+    assert all(torch.equal(a, b) for a, b in zip(by_fused_step(fused, x, y), expected, strict=True))
+
+
+def test_unfit_batches_are_refused_before_anything_moves():
     head = make_head("arcface", {}, num_centers=2)
     x, y = make_batch(head)
     step = FusedMarginStep(head, torch.optim.Adam([head.weight], lr=0.1))

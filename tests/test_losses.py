@@ -507,27 +507,34 @@ def test_margins_grow_with_progress(name, narrow):
 TWO_PROCESSES = """
 import sys, torch, torch.distributed as dist
 from samething.losses import MarginHead, build_margin
+from samething.losses.fused_step import FusedMarginStep
 torch.set_num_threads(1)
 rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 if world > 1:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
 result = {}
 for name in sys.argv[4].split(","):
-    for class_fraction in (1.0, 0.5):
+    for class_fraction, fused in ((1.0, False), (0.5, False), (1.0, True)):
         torch.manual_seed(0)
         options = {"dynamic": True} if name == "adacos" else {}
         margin = build_margin(name, num_classes=9, class_counts=list(range(1, 10)), **options)
         head = MarginHead(4, 9, margin, num_centers=2, class_fraction=class_fraction).double()
+        # an update within the call would part the processes' weights: they must get gradients to sum
+        optimiser = torch.optim.Adam([head.weight]) if world > 1 else None
+        fused_step = FusedMarginStep(head, optimiser)
         for step in range(3):
             x, y = torch.randn(8, 4, dtype=torch.float64) * 5, torch.randint(9, (8,))
             part = slice(rank * 8 // world, (rank + 1) * 8 // world)
             head.weight.grad = None
-            loss = head(x[part], y[part])
-            loss.backward()
+            if fused:
+                loss, _ = fused_step.loss_and_embedding_gradient(x[part], y[part])
+            else:
+                loss = head(x[part], y[part])
+                loss.backward()
             loss, gradient = loss.detach(), head.weight.grad
             if world > 1:
                 dist.all_reduce(loss), dist.all_reduce(gradient)
-            key = f"{name}/{class_fraction}/{step}/"
+            key = f"{name}/{class_fraction}/{fused}/{step}/"
             result |= {key + "loss": loss / world, key + "gradient": gradient / world}
             result |= {key + k: v.clone() for k, v in head.state_dict().items()}
 torch.save(result, f"{folder}/{world}-{rank}.pt")

@@ -68,6 +68,17 @@ def test_run_folder_holds_what_is_promised(features, tmp_path):
     assert again.was_finished and same_weights(run, again)
 
 
+def test_tensorboard_log_has_every_record(features, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    interrupted(features, tmp_path / "run", QUICK, after=2)
+    run = train(features.folder, output=tmp_path / "run", **QUICK)
+    log = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    for name in ("loss", "learning_rate", "val/mmp@5"):
+        logged = {event.step: event.value for event in log.Scalars(name)}
+        assert logged == pytest.approx({r["step"]: r[name] for r in run.records if name in r})
+
+
 def test_same_seed_same_run(features, tmp_path):
     one, two = (train(features.folder, output=tmp_path / name, **QUICK) for name in "ab")
     other = train(features.folder, output=tmp_path / "c", seed=1, **QUICK)

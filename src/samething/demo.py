@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 import rich.console
 import rich.progress
+from rich.markup import escape
 
 from samething.catalog import Catalog
 from samething.datasets.demo import build_demo_pictures
@@ -109,7 +110,7 @@ def demo(*, output: Path = Path("demo")) -> Demo:
     queries = _example_queries(described.catalog)
     shown = [_ask(searcher, queries, row) for row in range(len(queries))]
     for matches, query in shown[:NUM_PRINTED]:
-        console.print(f"looking for [bold]{query.label}[/bold]", highlight=False)
+        console.print(f"looking for [bold]{escape(query.label)}[/bold]", highlight=False)
         console.print(matches)
     report = write_report(
         folder / "report.html",
@@ -135,7 +136,7 @@ def _build_pictures(folder: Path) -> Catalog:
 
 
 def _counts(pictures: Catalog) -> str:
-    roles = {"head training": ("train",), "validation": ("val",), "test": ("query", "index")}
+    roles = {"head training": ("train",), "validation": ("val",), "test": ("query", "index", "query+index")}
     labels = pictures.class_ids()
     parts = []
     for name, of in roles.items():

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from samething.arrays import Embeddings, PixelBatch, Pixels
-from samething.errors import ArtefactError, ImageError
-from samething.files import Json, Manifest, read_json, read_manifest
+from samething.errors import ArtefactError, ImageError, InputError
+from samething.files import Json, Manifest, file_sha256, read_json, read_manifest
 from samething.images import Picture, Preprocessing, decode, prepare
 
 if TYPE_CHECKING:
@@ -70,13 +70,8 @@ class Embedder:
 
         folder = Path(folder)
         manifest = read_manifest(folder, kind=KIND, format_version=FORMAT_VERSION)
+        _require_whole(folder, manifest)
         graph = folder / "model.onnx"
-        if not graph.is_file():
-            raise ArtefactError(
-                f"{graph} does not exist",
-                expected="a whole model folder",
-                next_step="export the model again, or copy the whole folder",
-            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads or os.cpu_count() or 1
         try:
@@ -130,7 +125,12 @@ class Embedder:
         """Embed any number of pictures, a batch at a time; one bad picture costs only itself.
 
         Pictures are decoded in threads while the batch before is computed; at most two batches are in memory.
+
+        Raises:
+            InputError: a batch size below 1.
         """
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size}", expected="at least 1", next_step="leave it at 32")
         preprocessing, numbered = self.preprocessing, enumerate(pictures)
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             waiting = [pool.submit(_prepared, *item, preprocessing) for item in islice(numbered, batch_size)]
@@ -154,6 +154,25 @@ class Embedder:
             return np.empty((0, self.dim), np.float32)
         vectors: Embeddings = self.session.run(None, {"pixels": pixels})[0]
         return vectors
+
+
+def _require_whole(folder: Path, manifest: Manifest) -> None:
+    """Check the files that embedding needs: one wrong bit in the weights would give wrong vectors."""
+    checksums = manifest.content.get("sha256", {})
+    for name in sorted({"model.onnx", "config.json", *checksums} - {"model.safetensors", "README.md"}):
+        path = folder / name
+        if not path.is_file():
+            raise ArtefactError(
+                f"{path} does not exist",
+                expected="a whole model folder",
+                next_step="export the model again, or copy the whole folder",
+            )
+        if file_sha256(path) != checksums.get(name):
+            raise ArtefactError(
+                f"{path} was changed or damaged since the model was exported",
+                expected=f"the SHA-256 that {folder / 'manifest.json'} names",
+                next_step="export the model again, or copy the whole folder again",
+            )
 
 
 def _prepared(

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import os
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import jinja2
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 from jaxtyping import Float, UInt8
+from rich.markup import escape
 from torch import Tensor, nn
 
 import samething
@@ -78,7 +83,7 @@ class Exported:
             else f"vectors equal torch's within {self.largest_difference:.0e}"
         )
         return (
-            f"[bold]{self.folder}[/bold]: {self.config['backbone']['name']} + "
+            f"[bold]{escape(str(self.folder))}[/bold]: {self.config['backbone']['name']} + "
             f"{self.config['embedding_dim']}-d head, {size:.0f} MB, {checked}"
         )
 
@@ -138,8 +143,7 @@ def export(
         write_json(output / "config.json", config)
         write_text(output / "README.md", _card(config))
         with atomic_path(output / "model.safetensors") as partial:
-            tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
-            safetensors.torch.save_file(tensors, partial)
+            _write_tensors(model, partial)
         _write_graph(model, output, size=backbone.preprocessing.size)
         manifest = Manifest(
             kind=KIND,
@@ -162,6 +166,18 @@ def _files(folder: Path) -> list[str]:
         for file in folder.iterdir()
         if file.is_file() and not file.name.startswith(".") and file.name != MANIFEST_NAME
     )
+
+
+def _write_tensors(model: EmbeddingModel, target: Path) -> None:
+    """Write the weights; a full disk is an OSError, as it is from every other writer."""
+    tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
+    try:
+        safetensors.torch.save_file(tensors, target)
+    except safetensors.SafetensorError as error:
+        code = re.search(r"code: (\d+)", str(error))  # of the system, in the words of the Rust library
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
 def _write_graph(model: EmbeddingModel, output: Path, *, size: int) -> None:
@@ -210,10 +226,11 @@ def _config(
 
 
 def _card(config: dict[str, Json]) -> str:
-    def percent(value: float | None, interval: tuple[float, float] | None) -> str:
-        if value is None or interval is None:
+    def percent(value: float | None, interval: Sequence[float | None]) -> str:
+        low, high = interval
+        if value is None or low is None or high is None:
             return "–"
-        return f"{100 * value:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+        return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
     templates = jinja2.Environment(loader=jinja2.PackageLoader("samething"), keep_trailing_newline=True)
     return templates.get_template("model_card.md").render(**config, percent=percent)

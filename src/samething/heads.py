@@ -219,6 +219,27 @@ def fitted_head(config: HeadConfig, features: FeatureRows) -> Head:
     return head.eval()
 
 
+@torch.no_grad()
+def reduced_head(head: Head, features: FeatureRows, dim: int) -> Head:
+    """A linear head followed by the principal components of its embeddings, as one linear head.
+
+    Args:
+        head: a head of kind ``linear``.
+        features: training features, whose unit-length embeddings decide the components.
+        dim: numbers that remain.
+    """
+    _, covariance = mean_and_covariance(head.embed(features), unit_length=False)
+    components = torch.from_numpy(principal_components(covariance, dim)).float()
+    reduced = Head(dataclasses.replace(head.config, embedding_dim=dim), head.width)
+    reduced.standardise.load_state_dict(head.standardise.state_dict())
+    trained, kept = head.projection, reduced.projection
+    assert isinstance(trained, nn.Linear) and isinstance(kept, nn.Linear)
+    kept.weight.copy_(components @ trained.weight.cpu())
+    if trained.bias is not None:
+        kept.bias.copy_(components @ trained.bias.cpu())
+    return reduced.eval()
+
+
 def head_from_state(config: Mapping[str, Any], width: int, state: Mapping[str, Tensor]) -> Head:
     """A stored head: its configuration as JSON, the backbone's width and its tensors."""
     head = Head(HeadConfig(**config), width)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import markupsafe
 
 from samething.errors import ImageError
 from samething.evaluation import MEAN, METRICS, Comparison, Metric
@@ -71,8 +71,8 @@ def write_report(
         featured=featured,
         metrics=[_METRIC_NAMES[metric] for metric in METRICS],
         tables=[_table(comparison, domain, featured) for domain in [MEAN, *_domains(comparison)]],
-        bars=_svg(_bar_chart(comparison)),
-        curves=[_svg(figure) for figure in _curves(records)],
+        bars=_svg_url(_bar_chart(comparison)),
+        curves={label: _svg_url(figure) for label, figure in _curves(records).items()},
         queries=queries,
         picture=_data_url,
     )
@@ -87,9 +87,13 @@ def _domains(comparison: Comparison) -> Sequence[str]:
 def _table(comparison: Comparison, domain: str, featured: str) -> dict[str, Any]:
     """The rows of one domain; the best value of each metric is marked."""
     results = comparison.results
-    best = {
-        metric: max(results, key=lambda name: results[name].value(metric, domain=domain))
+    values = {
+        metric: {name: result.value(metric, domain=domain) for name, result in results.items()}
         for metric in METRICS
+    }
+    best = {
+        metric: max([v for v in row.values() if not math.isnan(v)], default=None)
+        for metric, row in values.items()
     }
     first = next(iter(results.values()))
     return {
@@ -103,9 +107,9 @@ def _table(comparison: Comparison, domain: str, featured: str) -> dict[str, Any]
                 "is_featured": name == featured,
                 "cells": [
                     {
-                        "value": 100 * result.value(metric, domain=domain),
-                        "interval": [100 * end for end in result.interval(metric, domain=domain)],
-                        "is_best": best[metric] == name,
+                        "text": _percent(values[metric][name]),
+                        "interval": [_percent(end) for end in result.interval(metric, domain=domain)],
+                        "is_best": values[metric][name] == best[metric],
                     }
                     for metric in METRICS
                 ],
@@ -113,6 +117,15 @@ def _table(comparison: Comparison, domain: str, featured: str) -> dict[str, Any]
             for name, result in results.items()
         ],
     }
+
+
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _as_drawn(text: str) -> str:
+    """Dollars are dollars: matplotlib would read what stands between two of them as a formula."""
+    return text.replace("$", r"\$")
 
 
 def _bar_chart(comparison: Comparison, metric: Metric = "mmp@5") -> Any:
@@ -130,18 +143,21 @@ def _bar_chart(comparison: Comparison, metric: Metric = "mmp@5") -> Any:
         ends = [[100 * end for end in result.interval(metric, domain=domain)] for domain in domains]
         below = [value - low for value, (low, _) in zip(values, ends, strict=True)]
         above = [high - value for value, (_, high) in zip(values, ends, strict=True)]
-        axes.bar(places, values, width, label=name, yerr=[below, above], error_kw={"elinewidth": 0.8})
-    axes.set_xticks(range(len(domains)), domains)
+        axes.bar(
+            places, values, width, label=_as_drawn(name), yerr=[below, above], error_kw={"elinewidth": 0.8}
+        )
+    axes.set_xticks(range(len(domains)), [_as_drawn(domain) for domain in domains])
     axes.set_ylabel(f"{_METRIC_NAMES[metric]} %")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 
-def _curves(records: Sequence[Mapping[str, Any]]) -> list[Any]:
+def _curves(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A drawing a curve that there are points of, under its title."""
     import matplotlib.figure
 
-    figures = []
+    figures = {}
     for name, label in (
         ("loss", "training loss"),
         ("val/mmp@5", "validation mMP@5"),
@@ -154,18 +170,18 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> list[Any]:
             axes.plot(*zip(*points, strict=True), linewidth=1.4)
             axes.set(xlabel="step", title=label)
             axes.grid(alpha=0.3)
-            figures.append(figure)
+            figures[label] = figure
     return figures
 
 
-def _svg(figure: Any) -> markupsafe.Markup:
+def _svg_url(figure: Any) -> str:
+    """The drawing as a picture of its own, so that neither its ids nor its style touch the page."""
     import matplotlib
 
-    buffer = io.StringIO()
+    buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "samething"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-    text = buffer.getvalue()
-    return markupsafe.Markup(text[text.index("<svg") :])  # matplotlib escapes the text it draws
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _data_url(path: Path) -> str:

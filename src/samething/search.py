@@ -12,6 +12,8 @@ from typing import Any, Final
 import rich.console
 import rich.progress
 import rich.table
+from rich.markup import escape
+from rich.text import Text
 
 from samething.catalog import Catalog
 from samething.embedder import Embedder
@@ -48,11 +50,12 @@ class Matches:
 
     def __rich__(self) -> rich.table.Table:
         """A table of the matches."""
-        table = rich.table.Table(title=f"most similar to {self.query}", title_justify="left")
+        table = rich.table.Table(title=Text(f"most similar to {self.query}"), title_justify="left")
         for name in ("#", "score", "label", "domain", "picture"):
             table.add_column(name, justify="right" if name in ("#", "score") else "left", overflow="fold")
         for match in self.matches:
-            table.add_row(str(match.rank), f"{match.score:.3f}", match.label, match.domain, match.path)
+            names = (Text(name) for name in (match.label, match.domain, match.path))
+            table.add_row(str(match.rank), f"{match.score:.3f}", *names)
         return table
 
 
@@ -172,12 +175,12 @@ class Searcher:
     def __rich__(self) -> str:
         """What a person wants to know of the index, in a few lines."""
         lines = [
-            f"[bold]{self.index.count():,}[/bold] pictures in {self.index.location}, embedded by "
-            f"{self.embedder.name} ({self.num_added:,} new, {self.num_kept:,} were there already)"
+            f"[bold]{self.index.count():,}[/bold] pictures in {escape(str(self.index.location))}, embedded "
+            f"by {escape(self.embedder.name)} ({self.num_added:,} new, {self.num_kept:,} were there already)"
         ]
         if self.unreadable:
             lines.append(f"[yellow]{len(self.unreadable):,} pictures could not be read:[/yellow]")
-            lines += [f"  {path}: {reason}" for path, reason in self.unreadable[:5]]
+            lines += [escape(f"  {path}: {reason}") for path, reason in self.unreadable[:5]]
         return "\n".join(lines)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
-import hashlib
 import os
 import shutil
+import signal
+import sys
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import rich.console
@@ -68,18 +72,51 @@ def extract(
             expected="at least one picture",
             next_step="make another with: samething catalog FOLDER",
         )
+    if batch_size < 1 or (num_workers is not None and num_workers < 0):
+        raise InputError(
+            f"batch_size={batch_size}, num_workers={num_workers}",
+            expected="a batch of at least 1 picture, and no or some worker processes",
+            next_step="give other numbers, or leave them out",
+        )
     backbone = load_backbone(backbone_name, weights=weights, resize=resize)
     job = made_from(backbone.describe())
     with only_one_writer(folder), disk_errors(folder):
         _claim(folder, job)
+        catalog = _with_hashes(catalog)
         previous = FeatureSet.open(folder) if is_finished(folder) else None
-        if previous is not None and previous.manifest.made_from["catalog"] == catalog.fingerprint:
+        same = previous is not None and previous.manifest.made_from["catalog"] == catalog.fingerprint
+        if previous is not None and same and not previous.unreadable:
+            shutil.rmtree(folder / str(previous.manifest.content["data"]) / "blocks", ignore_errors=True)
             return previous
-        catalog.require_files()
+        if not same:
+            catalog.require_files()
         generation = _Generation.of(catalog, folder=folder, batch_size=batch_size, previous=previous)
         num_computed = _compute_blocks(generation, backbone, num_workers=num_workers, runtime=runtime)
-        _finish(generation, job)
+        computed, reasons = _computed_keys(generation)
+        if previous is not None and same and not computed:  # what could not be read still cannot
+            shutil.rmtree(generation.data)
+            return previous
+        _finish(generation, job, computed, reasons, num_parameters=backbone.num_parameters)
     return dataclasses.replace(FeatureSet.open(folder), num_computed=num_computed)
+
+
+def _with_hashes(catalog: Catalog) -> Catalog:
+    """Fill in the SHA-256 of the files where the catalog has none: a path does not tell what it leads to."""
+    hashes = catalog.strings("sha256")
+    rows = np.flatnonzero(hashes == "")
+    if not len(rows):
+        return catalog
+    catalog.require_files()
+    with ThreadPoolExecutor() as pool:
+        hashes[rows] = list(pool.map(_hash_or_nothing, catalog.take(rows).paths))
+    return catalog.with_column("sha256", [sha256 or None for sha256 in hashes])
+
+
+def _hash_or_nothing(path: Path) -> str:
+    try:
+        return file_sha256(path) if path.is_file() else ""  # a pipe would never end
+    except OSError:
+        return ""  # the picture is listed with its reason later
 
 
 def _claim(folder: Path, job: dict[str, Json]) -> None:
@@ -115,18 +152,23 @@ class _Generation:
     data: Path
     previous: FeatureSet | None
     keys: np.ndarray
-    """Identity of each catalog row's picture: its SHA-256, or its path where the catalog has none."""
+    """Identity of each catalog row's picture: its SHA-256, or its path where there was no file to hash."""
     reused: dict[str, int]
     """Key to row of the previous generation."""
     todo: list[int]
     """Catalog rows to compute: the first row of each picture that is not reused."""
+    copies: dict[int, list[int]]
+    """Rows that show the same picture as a row to compute, itself included; only where there are several."""
     batch_size: int
 
     @classmethod
     def of(
         cls, catalog: Catalog, *, folder: Path, batch_size: int, previous: FeatureSet | None
     ) -> _Generation:
-        data = folder / f"data-{catalog.fingerprint}"
+        name = f"data-{catalog.fingerprint}"
+        if previous is not None and previous.manifest.content["data"] == name:
+            name += "-again"  # pictures that could not be read are tried again; what is finished stays whole
+        data = folder / name
         (data / "blocks").mkdir(parents=True, exist_ok=True)
         batch_size = _pinned_batch_size(data / "blocks", batch_size)
         keys = _keys(catalog)
@@ -134,11 +176,12 @@ class _Generation:
         reused = {}
         if previous is not None:
             reused = {key: row for row, key in enumerate(_keys(previous.catalog)) if key in wanted}
-        first_row: dict[str, int] = {}
+        todo: dict[str, int] = {}
+        copies: dict[int, list[int]] = {}
         for row, key in enumerate(keys):
-            first_row.setdefault(key, row)
-        todo = [row for key, row in first_row.items() if key not in reused]
-        return cls(catalog, folder, data, previous, keys, reused, todo, batch_size)
+            if key not in reused and (first := todo.setdefault(key, row)) != row:
+                copies.setdefault(first, [first]).append(row)
+        return cls(catalog, folder, data, previous, keys, reused, list(todo.values()), copies, batch_size)
 
     @property
     def batches(self) -> list[list[int]]:
@@ -146,6 +189,11 @@ class _Generation:
         return [
             self.todo[start : start + self.batch_size] for start in range(0, len(self.todo), self.batch_size)
         ]
+
+    @property
+    def runtime(self) -> Path:
+        """Where the runtime is noted that the blocks were computed with."""
+        return self.data / "blocks" / RUNTIME_NAME
 
     def block(self, number: int) -> Path:
         return self.data / "blocks" / f"{number:07d}.npz"
@@ -169,27 +217,36 @@ def _keys(catalog: Catalog) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pictures(Dataset[tuple[int, UInt8[np.ndarray, "3 height width"] | str]]):
-    """Prepared pixels of a catalog row, or the reason why there are none."""
+class _Pictures(Dataset[tuple[int, UInt8[np.ndarray, "3 height width"] | dict[int, str]]]):
+    """Prepared pixels of a catalog row, or the reasons why neither it nor a copy of it can be read."""
 
-    paths: list[Path]
-    hashes: list[str]
+    catalog: Catalog
+    copies: Mapping[int, Sequence[int]]
     preprocessing: Preprocessing
 
-    def __getitem__(self, row: int) -> tuple[int, UInt8[np.ndarray, "3 height width"] | str]:
-        path = self.paths[row]
+    def __getitem__(self, row: int) -> tuple[int, UInt8[np.ndarray, "3 height width"] | dict[int, str]]:
+        reasons = {}
+        for place in self.copies.get(row, (row,)):
+            pixels = self._pixels(place)
+            if not isinstance(pixels, str):
+                return row, pixels
+            reasons[place] = pixels
+        return row, reasons
+
+    def _pixels(self, row: int) -> UInt8[np.ndarray, "3 height width"] | str:
+        path = self.catalog.root / (self.catalog.table["image"][row].as_py() or "")
+        sha256 = self.catalog.table["sha256"][row].as_py()
         try:
-            content = path.read_bytes()
-            if self.hashes[row] and hashlib.sha256(content).hexdigest() != self.hashes[row]:
-                return row, "changed since the catalog was made; make the catalog again"
-            return row, prepare(decode(content), self.preprocessing)
+            if sha256 and path.is_file() and file_sha256(path) != sha256:
+                return "changed since the catalog was made; make the catalog again"
+            return prepare(decode(path), self.preprocessing)
         except OSError as error:
-            return row, error.strerror or str(error)
+            return error.strerror or str(error)
         except ImageError as error:
-            return row, error.given.removeprefix("the bytes given ")
+            return error.given.removeprefix(str(path)).lstrip(": ")  # the list names the file beside it
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.catalog)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,27 +254,37 @@ class _Batch:
     """What the workers send home of one block."""
 
     rows: list[int]
-    pixels: torch.Tensor
+    pixels: UInt8[np.ndarray, "b 3 height width"]
+    """Not a tensor: those travel through shared memory, of which containers have little."""
     reasons: dict[int, str]
 
 
 def _collate(items: list[tuple[int, Any]]) -> _Batch:
-    good = [(row, pixels) for row, pixels in items if not isinstance(pixels, str)]
+    good = [(row, pixels) for row, pixels in items if not isinstance(pixels, dict)]
     pixels = np.stack([pixels for _, pixels in good]) if good else np.empty((0, 3, 1, 1), np.uint8)
-    reasons = {row: reason for row, reason in items if isinstance(reason, str)}
-    return _Batch([row for row, _ in good], torch.from_numpy(pixels), reasons)
+    bad = [reasons for _, reasons in items if isinstance(reasons, dict)]
+    return _Batch(
+        [row for row, _ in good], pixels, {row: why for reasons in bad for row, why in reasons.items()}
+    )
 
 
-def _one_thread(worker: int) -> None:
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+
+
+def _start_worker(worker: int) -> None:
     del worker
     torch.set_num_threads(1)
+    if sys.platform == "linux":
+        # a worker holds the folder's lock as its parent does, so it must end at once when that is killed;
+        # torch's own watch takes up to 5 seconds
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 # ---- describing
 
 
-class _Describe(Protocol):
-    def __call__(self, pixels: UInt8[torch.Tensor, "b 3 height width"]) -> Float[np.ndarray, "b w"]: ...
+_Describe: TypeAlias = Callable[[torch.Tensor], np.ndarray]
+"""From prepared pixels, uint8 (b, 3, size, size), to features, float32 (b, w)."""
 
 
 def _with_torch(backbone: Backbone, device: str) -> _Describe:
@@ -236,7 +303,7 @@ def _with_onnxruntime(backbone: Backbone) -> _Describe:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = os.cpu_count() or 1
+    options.intra_op_num_threads = torch.get_num_threads()  # knows of OMP_NUM_THREADS
     with tempfile.TemporaryDirectory() as folder:
         graph = write_onnx(backbone, Path(folder) / "backbone.onnx", size=backbone.preprocessing.size)
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
@@ -252,25 +319,26 @@ def _agree(
     describe: _Describe, reference: _Describe, pixels: UInt8[torch.Tensor, "b 3 height width"]
 ) -> bool:
     ours, theirs = describe(pixels).astype(np.float64), reference(pixels).astype(np.float64)
-    cosine = (ours * theirs).sum(1) / (np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1))
-    return bool(np.all(cosine >= PARITY_COSINE))
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    return bool(np.all((ours * theirs).sum(1) >= PARITY_COSINE * norms))  # not so where there is a NaN
 
 
 def _choose_runtime(
     backbone: Backbone,
     runtime: Literal["auto", "torch", "onnxruntime"],
-    blocks: Path,
+    generation: _Generation,
     sample: UInt8[torch.Tensor, "b 3 height width"],
 ) -> _Describe:
-    """The runtime asked for; a resumed run keeps the one it began with, so that all rows are alike."""
+    """The runtime asked for; a folder keeps the one it began with, so that all rows are alike."""
+    record = generation.runtime
     if torch.cuda.is_available():
+        write_json(record, "cuda")
         return _with_torch(backbone, "cuda")
-    record = blocks / RUNTIME_NAME
     if record.exists():
         runtime = read_json(record)
-    elif runtime == "auto":
-        runtime = "onnxruntime" if len(sample) else "torch"
-    if runtime == "onnxruntime":
+    elif generation.previous is not None:
+        runtime = generation.previous.manifest.content.get("runtime", runtime)
+    if runtime in ("auto", "onnxruntime"):
         try:
             describe = _with_onnxruntime(backbone)
             agrees = _agree(describe, _with_torch(backbone, "cpu"), sample)
@@ -290,31 +358,34 @@ def _compute_blocks(
     num_workers: int | None,
     runtime: Literal["auto", "torch", "onnxruntime"],
 ) -> int:
+    """Write the blocks that are missing; returns how many pictures were described."""
     batches = generation.batches
     missing = [number for number in range(len(batches)) if not generation.block(number).exists()]
     if not missing:
         return 0
     loader = DataLoader(
-        _Pictures(
-            generation.catalog.paths, list(generation.catalog.strings("sha256")), backbone.preprocessing
-        ),
+        _Pictures(generation.catalog, generation.copies, backbone.preprocessing),
         batch_sampler=[batches[number] for number in missing],
         num_workers=max(1, (os.cpu_count() or 2) - 1) if num_workers is None else num_workers,
         collate_fn=_collate,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
     )
     describe: _Describe | None = None
+    num_described = 0
     with _progress() as progress:
-        total = sum(len(batch) for batch in batches)
-        task = progress.add_task("features", total=total)
-        progress.advance(task, total - sum(len(batches[number]) for number in missing))
+        task = progress.add_task("features", total=len(generation.todo))
+        progress.advance(task, len(generation.todo) - sum(len(batches[number]) for number in missing))
         for number, batch in zip(missing, loader, strict=True):
-            if describe is None:
-                describe = _choose_runtime(backbone, runtime, generation.data / "blocks", batch.pixels[:8])
-            rows = describe(batch.pixels) if batch.rows else np.empty((0, backbone.width), np.float32)
+            rows = np.empty((0, backbone.width), np.float32)
+            if batch.rows:
+                pixels = torch.from_numpy(batch.pixels)
+                if describe is None:
+                    describe = _choose_runtime(backbone, runtime, generation, pixels[:8])
+                rows = describe(pixels)
             _write_block(generation, number, batch, rows)
+            num_described += len(batch.rows)
             progress.advance(task, len(batches[number]))
-    return sum(len(batches[number]) for number in missing)
+    return num_described
 
 
 def _write_block(
@@ -326,7 +397,8 @@ def _write_block(
     finite = np.isfinite(rows).all(axis=1)
     reasons = dict(batch.reasons)
     for row in np.asarray(batch.rows, np.int64)[~finite]:
-        reasons[int(row)] = "its feature is not finite in float16"
+        for place in generation.copies.get(int(row), (int(row),)):
+            reasons[place] = "its feature is not finite in float16"
     with atomic_path(generation.block(number)) as partial, partial.open("wb") as stream:
         np.savez(
             stream,
@@ -359,29 +431,35 @@ class _Rate(rich.progress.ProgressColumn):
 # ---- the end of a run
 
 
-def _finish(generation: _Generation, job: dict[str, Json]) -> None:
+def _finish(
+    generation: _Generation,
+    job: dict[str, Json],
+    computed: set[str],
+    reasons: dict[int, str],
+    *,
+    num_parameters: int,
+) -> None:
     """Gather blocks and reused rows in catalog order, switch the manifest, then remove what is left over."""
-    computed, reasons = _computed_keys(generation)
     readable = np.array([key in computed or key in generation.reused for key in generation.keys])
+    images = generation.catalog.strings("image")
+    unreadable = [Unreadable(images[row], reasons[int(row)]) for row in np.flatnonzero(~readable)]
     if not readable.any():
-        first = next(iter(reasons.values()))
+        shutil.rmtree(generation.data)  # so that the next run looks at the files again
         raise InputError(
-            f"none of the {len(readable):,} pictures could be read (the first: {first})",
+            f"none of the {len(readable):,} pictures could be read (the first: {unreadable[0]})",
             expected="at least one readable picture",
             next_step="check the files; pictures that were moved are found again with --root",
         )
-    images = generation.catalog.strings("image")
-    unreadable = [Unreadable(images[row], reasons[generation.keys[row]]) for row in np.flatnonzero(~readable)]
     _gather(generation, np.flatnonzero(readable), job["backbone"]["width"])
     generation.catalog.take(readable).write(generation.data / "catalog.parquet")
     write_unreadable(generation.data / "unreadable.csv", unreadable)
-    runtime = generation.data / "blocks" / RUNTIME_NAME
     content = {
         "data": generation.data.name,
         "num_rows": int(readable.sum()),
         "num_unreadable": len(unreadable),
         "sha256": file_sha256(generation.data / "features.npy"),
-        "runtime": read_json(runtime) if runtime.exists() else "none: all rows were there before",
+        "num_backbone_parameters": num_parameters,
+        "runtime": _runtime_of(generation),
     }
     made = {**job, "catalog": generation.catalog.fingerprint}
     write_manifest(
@@ -394,30 +472,46 @@ def _finish(generation: _Generation, job: dict[str, Json]) -> None:
             shutil.rmtree(old)
 
 
-def _computed_keys(generation: _Generation) -> tuple[set[str], dict[str, str]]:
-    """Pictures that the blocks hold a feature of, and the reasons of those that they do not."""
+def _runtime_of(generation: _Generation) -> Json:
+    if generation.runtime.exists() or generation.previous is None:
+        return read_json(generation.runtime)
+    return generation.previous.manifest.content["runtime"]
+
+
+def _computed_keys(generation: _Generation) -> tuple[set[str], dict[int, str]]:
+    """Pictures that the blocks hold a feature of, and for the other catalog rows the reasons."""
     computed: set[str] = set()
-    reasons: dict[str, str] = {}
+    reasons: dict[int, str] = {}
     for number in range(len(generation.batches)):
         with np.load(generation.block(number)) as block:
             computed.update(generation.keys[block["rows"]])
-            reasons.update(zip(generation.keys[block["bad_rows"]], block["reasons"].tolist(), strict=True))
+            reasons.update(zip(block["bad_rows"].tolist(), block["reasons"].tolist(), strict=True))
     return computed, reasons
 
 
 def _gather(generation: _Generation, kept: np.ndarray, width: int) -> None:
-    """Write features.npy, one block after another, so that memory holds a block at a time."""
+    """Write features.npy, one block after another, so that memory holds a block at a time.
+
+    With ordinary writes: through a memory map, a full disk would end the process without a word.
+    """
     places: dict[str, list[int]] = {}
     for place, row in enumerate(kept):
         places.setdefault(generation.keys[row], []).append(place)
-    with atomic_path(generation.data / "features.npy") as partial:
-        target = np.lib.format.open_memmap(partial, "w+", dtype=np.float16, shape=(len(kept), width))
+    with atomic_path(generation.data / "features.npy") as partial, partial.open("rb+") as stream:
+        header = {"descr": "<f2", "fortran_order": False, "shape": (len(kept), width)}
+        np.lib.format.write_array_header_1_0(stream, header)
+        start = stream.tell()
+
+        def put(key: str, feature: Float[np.ndarray, " w"]) -> None:
+            content = feature.astype("<f2").tobytes()
+            for place in places[key]:
+                stream.seek(start + place * len(content))
+                stream.write(content)
+
         if generation.previous is not None:
             for key, row in generation.reused.items():
-                target[places[key]] = generation.previous.rows[row]
+                put(key, generation.previous.rows[row])
         for number in range(len(generation.batches)):
             with np.load(generation.block(number)) as block:
                 for row, feature in zip(block["rows"], block["features"], strict=True):
-                    target[places[generation.keys[row]]] = feature
-        target.flush()
-        del target
+                    put(generation.keys[row], feature)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import rich.markup
 from jaxtyping import Bool
 
 from samething.arrays import FeatureRows
@@ -40,6 +41,9 @@ class Unreadable:
 
     image: str
     reason: str
+
+    def __str__(self) -> str:
+        return f"{self.image}: {self.reason}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +73,10 @@ class FeatureSet:
         data = folder / str(manifest.content["data"])
         try:
             rows = np.load(data / "features.npy", mmap_mode="r")
-        except (OSError, ValueError) as error:
+            unreadable = tuple(read_unreadable(data / "unreadable.csv"))
+        except (OSError, ValueError, EOFError, KeyError) as error:
             raise ArtefactError(
-                f"{data / 'features.npy'} cannot be read ({error})",
+                f"{data} is not whole ({error})",
                 expected=f"a whole array of {manifest.content['num_rows']} rows",
                 next_step=f"remove {folder} and compute the features again",
             ) from error
@@ -83,7 +88,7 @@ class FeatureSet:
                 expected=f"the {shape} of its manifest",
                 next_step=f"remove {folder} and compute the features again",
             )
-        return cls(folder, manifest, rows, catalog, tuple(read_unreadable(data / "unreadable.csv")))
+        return cls(folder, manifest, rows, catalog, unreadable)
 
     def subset(self, chosen: Bool[np.ndarray, " n"]) -> FeatureSet:
         """The features of some pictures, held in memory; its identity says which pictures they are."""
@@ -116,13 +121,13 @@ class FeatureSet:
         done = f"computed {self.num_computed:,}" if self.num_computed else "nothing to compute, all was there"
         lines = [
             f"[bold]{len(self.rows):,}[/bold] features × {self.rows.shape[1]} of {self.backbone['name']} "
-            f"in {self.folder} ({done})"
+            f"in {rich.markup.escape(str(self.folder))} ({done})"
         ]
         if self.unreadable:
             lines.append(f"[yellow]{len(self.unreadable):,} pictures could not be read:[/yellow]")
-            lines += [f"  {bad.image}: {bad.reason}" for bad in self.unreadable[:5]]
+            lines += [f"  {rich.markup.escape(str(bad))}" for bad in self.unreadable[:5]]
             where = self.folder / str(self.manifest.content["data"]) / "unreadable.csv"
-            lines.append(f"  all of them: {where}")
+            lines.append(f"  all of them: {rich.markup.escape(str(where))}")
         return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import inspect
+import io
 import os
 import shutil
 from pathlib import Path
@@ -34,14 +35,22 @@ from samething.files import (
     write_json,
     write_manifest,
 )
-from samething.heads import Head, HeadConfig, build_head
+from samething.heads import Head, HeadConfig, build_head, reduced_head
 from samething.losses import LOSSES, MarginHead, build_margin
 from samething.losses.fused_step import FusedMarginStep
 from samething.sampling import SamplingConfig, epoch_batches
 from samething.training import distributed
 from samething.training.config import TrainConfig
 from samething.training.optimisers import build_optimiser, take_step
-from samething.training.run import FORMAT_VERSION, KIND, Run, write_head, write_plots, write_records
+from samething.training.run import (
+    FORMAT_VERSION,
+    KIND,
+    Run,
+    write_head,
+    write_plots,
+    write_records,
+    write_tensorboard,
+)
 from samething.training.schedule import learning_rate, warmup_steps
 from samething.training.validation import validation_scores
 
@@ -166,7 +175,7 @@ class Trainer:
         self.num_steps = config.iterations or max(1, round(config.epochs * self.steps_per_epoch))
         head_config = HeadConfig(
             kind=config.head,
-            embedding_dim=config.embedding_dim,
+            embedding_dim=config.train_dim or config.embedding_dim,
             bias=config.bias,
             standardise=config.standardise,
             initialise=config.initialise,
@@ -189,6 +198,7 @@ class Trainer:
         self.start = [parameter.detach().clone() for parameter in self.head.parameters()]
         self.step = 0
         self.records: list[dict[str, Any]] = []
+        self.num_logged = 0
         self.best_score: float | None = None
         self.best_head: dict[str, Tensor] | None = None
         self.validations_without_gain = 0
@@ -204,7 +214,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed + 1)
             return MarginHead(
-                config.embedding_dim,
+                config.train_dim or config.embedding_dim,
                 len(counts),
                 margin,
                 num_centers=config.num_centers,
@@ -354,30 +364,30 @@ class Trainer:
     # ---- validation and checkpoints
 
     def current_head(self) -> Head:
-        """The head as it stands: the moving average where there is one, on the line to its start."""
+        """The head as it would be used: averaged, on the line to its start, reduced, as configured."""
         head = self.head if self.average is None else self.average.module
         assert isinstance(head, Head)
-        if self.config.interpolate == 1:
-            return head
-        head = copy.deepcopy(head)
-        with torch.no_grad():
-            for parameter, start in zip(head.parameters(), self.start, strict=True):
-                parameter.lerp_(start, 1 - self.config.interpolate)
+        if self.config.interpolate < 1:
+            head = copy.deepcopy(head)
+            with torch.no_grad():
+                for parameter, start in zip(head.parameters(), self.start, strict=True):
+                    parameter.lerp_(start, 1 - self.config.interpolate)
+        if self.config.train_dim > self.config.embedding_dim:
+            return reduced_head(head, self.features.rows[self.data.rows], self.config.embedding_dim)
         return head
 
     def _validate(self) -> None:
         if len(self.data.val_rows) == 0:
             return
-        embeddings = self.current_head().embed(self.features.rows[self.data.val_rows])
+        head = self.current_head()
+        embeddings = head.embed(self.features.rows[self.data.val_rows])
         score, recall = validation_scores(embeddings, self.data.val_catalog)
         if np.isnan(score):
             return
         self.records.append({"step": self.step, "val/mmp@5": score, "val/r@1": recall})
         if self.best_score is None or score > self.best_score:
             self.best_score, self.validations_without_gain = score, 0
-            self.best_head = {
-                k: v.detach().cpu().clone() for k, v in self.current_head().state_dict().items()
-            }
+            self.best_head = {k: v.detach().cpu().clone() for k, v in head.state_dict().items()}
         else:
             self.validations_without_gain += 1
             self.stopped_early = 0 < self.config.patience <= self.validations_without_gain
@@ -405,8 +415,12 @@ class Trainer:
             "stopped_early": self.stopped_early,
         }
         with atomic_path(self.folder / "checkpoints" / "last.pt") as partial:
-            torch.save(state, partial)
+            # by way of memory: torch's own writer turns a full disk into an error without a number
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            partial.write_bytes(buffer.getbuffer())
         write_records(self.folder, self.records)
+        self.num_logged = write_tensorboard(self.folder, self.records, self.num_logged)
 
     def _resume(self) -> None:
         path = self.folder / "checkpoints" / "last.pt"
@@ -427,6 +441,7 @@ class Trainer:
             "stopped_early",
         ):
             setattr(self, name, state[name])
+        self.num_logged = len(self.records)
 
 
 def _margin_options(config: TrainConfig) -> dict[str, Any]:
@@ -463,6 +478,7 @@ def _finish(folder: Path, trainer: Trainer, made_from: dict[str, Any]) -> None:
         # relative, so that a project folder can be moved as a whole
         "features": os.path.relpath(features.folder.resolve(), folder.resolve()),
         "backbone": features.backbone["name"],
+        "num_backbone_parameters": features.manifest.content.get("num_backbone_parameters"),
         "width": head.width,
         "head": dataclasses.asdict(head.config),
         "num_classes": len(trainer.data.class_counts),

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import safetensors
 import safetensors.torch
+from rich.markup import escape
 
 from samething.errors import ArtefactError
 from samething.features import FeatureSet
@@ -94,13 +95,17 @@ class Run:
         content = self.manifest.content
         score = "no validation" if self.best_score is None else f"validation mMP@5 {self.best_score:.1%}"
         note = " (was finished, nothing to do)" if self.was_finished else ""
+        trained = content["num_head_parameters"] + content["num_class_parameters"]
+        total = content["num_head_parameters"] + (content["num_backbone_parameters"] or 0)
         lines = [
-            f"[bold]{self.folder}[/bold]: {self.config.loss}, {self.config.num_centers} centre(s) a class, "
+            f"[bold]{escape(str(self.folder))}[/bold]: {self.config.loss}, "
+            f"{self.config.num_centers} centre(s) a class, "
             f"{self.config.embedding_dim}-d, {content['num_steps']:,} steps, {score}{note}",
-            f"  trained parameters: {content['num_head_parameters']:,} of the head"
-            f" + {content['num_class_parameters']:,} of the classes (all centres)",
+            f"  parameters of the model {total:,}; trained {trained:,}: "
+            f"{content['num_head_parameters']:,} of the head + {content['num_class_parameters']:,} "
+            "of the classes (all centres)",
         ]
-        return "\n".join(lines + [f"  [yellow]{note}[/yellow]" for note in content["notes"]])
+        return "\n".join(lines + [f"  [yellow]{escape(note)}[/yellow]" for note in content["notes"]])
 
 
 def write_records(folder: Path, records: list[dict[str, Any]]) -> None:
@@ -112,7 +117,23 @@ def write_head(folder: Path, head: Head) -> None:
     """Write head.safetensors."""
     with atomic_path(folder / "head.safetensors") as partial:
         state = {name: tensor.contiguous() for name, tensor in head.state_dict().items()}
-        safetensors.torch.save_file(state, partial)
+        partial.write_bytes(safetensors.torch.save(state))  # a full disk is an OSError then
+
+
+def write_tensorboard(folder: Path, records: list[dict[str, Any]], num_written: int) -> int:
+    """Add new records to the TensorBoard log, where TensorBoard is installed; returns how many are in it."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return num_written
+    new = records[num_written:]
+    # a resumed run hides what a killed one logged after its last checkpoint
+    step = new[0]["step"] if new else None
+    with SummaryWriter(folder / "tensorboard", purge_step=step) as writer:
+        for record in new:
+            for name in record.keys() - {"step"}:
+                writer.add_scalar(name, record[name], record["step"])
+    return len(records)
 
 
 def write_plots(folder: Path, records: list[dict[str, Any]]) -> None:

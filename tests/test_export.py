@@ -1,0 +1,140 @@
+"""From a run to a model folder: the same vectors as torch, and a card that is complete and true."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from line import readme_blocks
+from samething.backbones import load_backbone
+from samething.catalog import Catalog
+from samething.embedder import Embedder
+from samething.errors import FingerprintError
+from samething.evaluation import evaluate_embeddings
+from samething.export import EmbeddingModel, export
+from samething.files import file_sha256, read_json, read_manifest
+from samething.images import decode, prepare
+from samething.training import train
+from samething.training.run import Run
+from scenes import photographs
+
+
+@pytest.fixture(scope="module")
+def run(line):
+    return Run.open(line / "run")
+
+
+@pytest.fixture(scope="module")
+def torch_model(run):
+    features = run.features()
+    backbone = load_backbone("efficientnet_lite0").with_preprocessing(features.preprocessing)
+    return EmbeddingModel(backbone, run.head).eval()
+
+
+def test_vectors_equal_torchs_on_photographs(line, torch_model):
+    embedder = Embedder.load(line / "model")
+    pixels = np.stack([prepare(decode(image), embedder.preprocessing) for image in photographs()])
+    with torch.inference_mode():
+        expected = torch_model(torch.from_numpy(pixels)).numpy()
+    np.testing.assert_allclose(embedder.embed(photographs()), expected, atol=1e-4, rtol=0)
+
+
+def test_vectors_equal_those_of_the_cached_features(line, run):
+    """Features are float16 and perhaps of another runtime, so near is enough; preprocessing must agree."""
+    features = run.features()
+    vectors = Embedder.load(line / "model").embed(features.catalog.paths)
+    cosines = (vectors * run.head.embed(features.rows)).sum(axis=1)
+    assert cosines.min() > 0.9999
+
+
+def test_safetensors_hold_the_same_weights(line, torch_model):
+    stored = safetensors.torch.load_file(line / "model" / "model.safetensors")
+    ours = torch_model.state_dict()
+    assert set(stored) == set(ours)
+    assert all(torch.equal(stored[name], value) for name, value in ours.items())
+    assert {name.split(".")[0] for name in stored} == {"backbone", "head"}
+
+
+def test_the_graph_is_what_the_documents_say(line):
+    session = Embedder.load(line / "model").session
+    (given,), (made,) = session.get_inputs(), session.get_outputs()
+    assert (given.name, given.type, given.shape[1:]) == ("pixels", "tensor(uint8)", [3, 280, 280]) or (
+        given.name == "pixels" and given.type == "tensor(uint8)" and given.shape[2] == given.shape[3]
+    )
+    assert (made.name, made.type, made.shape[1]) == ("vectors", "tensor(float)", 64)
+    assert isinstance(given.shape[0], str) and isinstance(made.shape[0], str)  # any batch
+
+
+def test_manifest_lists_every_file_with_its_checksum(line):
+    folder = line / "model"
+    manifest = read_manifest(folder, kind="model", format_version=1)
+    listed = manifest.content["sha256"]
+    on_disk = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {"manifest.json"}
+    assert set(listed) == on_disk == {"README.md", "config.json", "model.onnx", "model.safetensors"}
+    assert all(file_sha256(folder / name) == checksum for name, checksum in listed.items())
+
+
+def test_configuration_is_complete_and_true(line, run):
+    config = read_json(line / "model" / "config.json")
+    features = run.features()
+    assert config["embedding_dim"] == 64 and config["name"] == "model"
+    assert {name: config["backbone"][name] for name in features.backbone} == features.backbone
+    assert config["backbone"]["licence"]
+    assert config["training"]["config"] == json.loads(json.dumps(run.config.to_json()))
+    assert config["training"]["domains"] == ["things"]
+    train_rows = features.catalog.has_role("train")
+    assert config["training"]["num_pictures"] == train_rows.sum()
+    assert config["training"]["num_classes"] == len(set(features.catalog.class_ids()[train_rows]))
+    embeddings = run.head.embed(features.rows)
+    result = evaluate_embeddings(embeddings, features.catalog)
+    assert config["metrics"] == result.to_json()
+    assert config["intervals"] == json.loads(json.dumps(result.intervals()))
+    assert {"samething", "torch", "timm", "onnx", "numpy", "pillow"} <= set(config["versions"])
+
+
+def test_the_card_says_the_same(line):
+    card = (line / "model" / "README.md").read_text(encoding="utf-8")
+    config = read_json(line / "model" / "config.json")
+    assert card.startswith("# model\n")
+    for fact in (
+        config["backbone"]["name"], config["backbone"]["licence"], config["training"]["config"]["loss"],
+        f"{config['training']['num_pictures']} pictures", f"{config['training']['num_classes']} instances",
+    ):  # fmt: skip
+        assert str(fact) in card
+    rows = re.findall(r"^\| (\w+) \| (\d+) \| ([\d.]+) \[([\d.]+), ([\d.]+)\]", card, re.M)
+    assert [row[0] for row in rows] == ["things", "mean"]
+    for domain, queries, value, low, high in rows:
+        numbers, ends = config["metrics"]["merged"][domain], config["intervals"]["merged"][domain]["mmp@5"]
+        assert int(queries) == numbers["num_queries"]
+        assert [float(value), float(low), float(high)] == pytest.approx(
+            [100 * numbers["mmp@5"], 100 * ends[0], 100 * ends[1]], abs=0.051
+        )
+    assert not re.search(r"\n\n\n|[{}]|None|nan", card)
+
+
+def test_the_cards_example_runs(line, monkeypatch, capsys):
+    card = (line / "model" / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    pictures = Catalog.read(line / "things.parquet").paths
+    monkeypatch.chdir(line)
+    exec(code.replace('"a.jpg"', repr(str(pictures[0]))).replace('"b.jpg"', repr(str(pictures[1]))), {})
+    assert 0.3 < float(capsys.readouterr().out) <= 1.0001
+    assert "python" in "".join(readme_blocks("python")) or readme_blocks("python")
+
+
+def test_another_run_is_refused_in_the_same_folder(line, tmp_path):
+    other = train(line / "features", output=tmp_path / "run", epochs=1.0, seed=7)
+    folder = shutil.copytree(line / "model", tmp_path / "model")
+    with pytest.raises(FingerprintError, match="another model") as error:
+        export(other.folder, output=folder)
+    assert "-o" in error.value.next_step
+
+
+def test_a_damaged_finished_folder_is_not_called_finished(line, line_copy):
+    (line_copy / "model" / "model.onnx").write_bytes(b"cut")
+    with pytest.raises(Exception, match=r"model\.onnx"):
+        export(line_copy / "run", output=line_copy / "model")

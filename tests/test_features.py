@@ -1,0 +1,590 @@
+"""Feature folders on real pictures: what is computed, what is kept, and what a killed run leaves behind."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import samething
+import samething.features.extraction as extraction
+from samething.backbones import load_backbone
+from samething.catalog import Catalog
+from samething.errors import ArtefactError, FingerprintError, InputError, SamethingError
+from samething.features import FeatureSet, features
+from samething.files import file_sha256, only_one_writer
+from samething.images import decode, prepare
+from scenes import photographs, write_things
+from test_backbones import TINY, save_tiny
+
+BACKBONE = f"timm:{TINY}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "tiny.pth"
+    save_tiny(path)
+    return path
+
+
+@pytest.fixture
+def compute(weights):
+    """features() with the tiny backbone in this process, in batches of 4."""
+
+    def run(catalog: Path, output: Path, **options: object) -> FeatureSet:
+        settings = {"backbone": BACKBONE, "weights": weights, "batch_size": 4, "num_workers": 0}
+        return features(catalog, output=output, **{**settings, "runtime": "torch", **options})
+
+    return run
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    return write_things(tmp_path / "my pictures é", num_things=5, num_views=2)
+
+
+def catalog_of(folder: Path, *, hashes: bool = True, only: list[str] | None = None) -> Path:
+    """A catalog of every file below a folder, readable or not."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    rows = [
+        {
+            "image": str(path.relative_to(folder)),
+            "label": path.parent.name,
+            "sha256": file_sha256(path) if hashes else None,
+        }
+        for path in files
+        if only is None or path.name in only
+    ]
+    return Catalog.from_rows(rows, root=folder).write(folder.parent / "catalog.parquet")
+
+
+def stored(folder: FeatureSet | Path) -> bytes:
+    """The bytes of the finished features.npy."""
+    opened = FeatureSet.open(folder.folder if isinstance(folder, FeatureSet) else folder)
+    return (opened.folder / opened.manifest.content["data"] / "features.npy").read_bytes()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+# ---- what is in the folder
+
+
+def test_rows_are_the_backbones_own_in_catalog_order(pictures, compute, weights, tmp_path):
+    path = catalog_of(pictures)
+    shuffled = Catalog.read(path).take(np.random.default_rng(0).permutation(10))
+    shuffled.write(path)
+    result = compute(path, tmp_path / "features")
+    backbone = load_backbone(BACKBONE, weights=weights)
+    assert result.catalog.strings("image").tolist() == shuffled.strings("image").tolist()
+    for row, picture in enumerate(shuffled.paths):
+        with torch.inference_mode():
+            pixels = torch.from_numpy(prepare(decode(picture), backbone.preprocessing)[None])
+            expected = backbone(pixels)[0].numpy()
+        np.testing.assert_allclose(result.rows[row], expected, rtol=2e-3, atol=2e-3)
+    assert len(np.unique(result.rows, axis=0)) == 10
+    assert result.rows.dtype == np.float16
+    assert isinstance(result.rows, np.memmap)
+    assert result.num_computed == 10
+    assert result.exit_status == 0
+    assert result.preprocessing == backbone.preprocessing
+    assert result.backbone == backbone.describe()
+    assert "10" in result.__rich__()
+    assert sorted(path.name for path in result.folder.iterdir()) == [
+        ".lock", f"data-{shuffled.fingerprint}", "job.json", "manifest.json",
+    ]  # fmt: skip
+    assert sorted(path.name for path in (result.folder / f"data-{shuffled.fingerprint}").iterdir()) == [
+        "catalog.parquet", "features.npy", "unreadable.csv",
+    ]  # fmt: skip
+
+
+def test_features_npy_is_an_ordinary_array(pictures, compute, tmp_path):
+    result = compute(catalog_of(pictures), tmp_path / "features")
+    whole = tmp_path / "copy.npy"
+    np.save(whole, np.asarray(result.rows))
+    assert np.array_equal(np.load(whole), result.rows)
+    assert file_sha256(next(result.folder.rglob("features.npy"))) == result.manifest.content["sha256"]
+
+
+def test_a_rerun_does_nothing(pictures, compute, tmp_path):
+    path = catalog_of(pictures)
+    compute(path, tmp_path / "features")
+    before = files_of(tmp_path / "features")
+    shutil.rmtree(pictures)  # not even looked at
+    again = compute(path, tmp_path / "features", batch_size=3)
+    assert again.num_computed == 0
+    assert "nothing to compute" in again.__rich__()
+    assert files_of(tmp_path / "features") == before
+
+
+def test_the_same_picture_twice_is_computed_once(pictures, compute, tmp_path):
+    first = sorted(pictures.rglob("*.jpg"))[0]
+    (pictures / "copies").mkdir()
+    for name in ("z.jpg", "y.jpg"):
+        shutil.copy(first, pictures / "copies" / name)
+    path = catalog_of(pictures)
+    result = compute(path, tmp_path / "features")
+    assert (len(result.rows), result.num_computed) == (12, 10)
+    same = [row for row, sha in enumerate(result.catalog.strings("sha256")) if sha == file_sha256(first)]
+    assert len(same) == 3
+    assert len(np.unique(result.rows[same], axis=0)) == 1
+
+
+def test_a_lost_copy_does_not_take_the_others_with_it(pictures, compute, tmp_path):
+    first = sorted(pictures.rglob("*.jpg"))[0]
+    shutil.copy(first, pictures / "zz copy.jpg")
+    path = catalog_of(pictures)
+    whole = compute(path, tmp_path / "whole")
+    first.unlink()
+    result = compute(path, tmp_path / "features")
+    assert stored(result) == stored(whole)  # the same picture is still there under another name
+    (pictures / "zz copy.jpg").unlink()
+    result = compute(path, tmp_path / "without")
+    assert {bad.image for bad in result.unreadable} == {str(first.relative_to(pictures)), "zz copy.jpg"}
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_do_not_change_the_bytes(pictures, compute, tmp_path, num_workers):
+    path = catalog_of(pictures)
+    alone = compute(path, tmp_path / "alone")
+    helped = compute(path, tmp_path / "helped", num_workers=num_workers)
+    assert files_of(alone.folder) == files_of(helped.folder)
+
+
+def test_a_csv_table_gets_its_hashes(pictures, compute, tmp_path):
+    """Without hashes a picture is known by its content all the same, not by its name."""
+    rows = [f"{path.relative_to(pictures)},{path.parent.name}" for path in sorted(pictures.rglob("*.jpg"))]
+    table = pictures / "annotations.csv"
+    table.write_text("\n".join(["img_path,label", *rows]) + "\n", encoding="utf-8")
+    result = compute(table, tmp_path / "features")
+    assert result.catalog.strings("sha256")[0] == file_sha256(result.catalog.paths[0])
+    assert compute(table, tmp_path / "features").num_computed == 0
+    turned = sorted(pictures.rglob("*.jpg"))[3]
+    Image.open(turned).rotate(180).save(turned)
+    again = compute(table, tmp_path / "features")
+    assert again.num_computed == 1
+    assert [row for row in range(10) if not np.array_equal(again.rows[row], result.rows[row])] == [3]
+
+
+# ---- pictures that cannot be read
+
+
+def write_bad(pictures: Path) -> None:
+    whole = sorted(pictures.rglob("*.jpg"))[0].read_bytes()
+    (pictures / "bad").mkdir()
+    (pictures / "bad" / "cut ü.jpg").write_bytes(whole[: len(whole) // 2])
+    (pictures / "bad" / "empty.jpg").write_bytes(b"")
+    (pictures / "bad" / "empty too.jpg").write_bytes(b"")
+    (pictures / "bad" / "text.png").write_text("no picture")
+    Image.new("1", (12_000, 12_000)).save(pictures / "bad" / "bomb.png")
+
+
+def test_unreadable_pictures_are_listed_and_left_out(pictures, compute, tmp_path):
+    good = compute(catalog_of(pictures), tmp_path / "good")
+    write_bad(pictures)
+    result = compute(catalog_of(pictures), tmp_path / "features")
+    assert result.exit_status == 3
+    assert (len(result.rows), result.num_computed) == (10, 10)
+    reasons = {bad.image: bad.reason for bad in result.unreadable}
+    assert {name: any(word in reasons[name] for word in words) for name, words in {
+        "bad/cut ü.jpg": ("damaged", "truncated"),
+        "bad/empty.jpg": ("is empty",),
+        "bad/empty too.jpg": ("is empty",),
+        "bad/text.png": ("not a picture",),
+        "bad/bomb.png": ("144,000,000 pixels",),
+    }.items()} == dict.fromkeys(reasons, True)  # fmt: skip
+    assert not any("bytes" in reason.split("(")[0] or str(tmp_path) in reason for reason in reasons.values())
+    assert "bad/empty.jpg: is empty" in result.__rich__()
+    kept = ~np.char.startswith(result.catalog.strings("image").astype(str), "bad/")
+    assert kept.all()
+    np.testing.assert_allclose(result.rows, good.rows, rtol=2e-3, atol=2e-3)
+    reopened = FeatureSet.open(result.folder)
+    assert reopened.unreadable == result.unreadable
+    before = files_of(result.folder)
+    again = compute(catalog_of(pictures), tmp_path / "features")
+    assert (again.num_computed, again.exit_status) == (0, 3)
+    assert files_of(result.folder) == before
+
+
+def test_a_first_batch_without_a_readable_picture(pictures, compute, tmp_path):
+    """The choice of the runtime waits for a picture to try it on."""
+    (pictures / "AAA").mkdir()
+    for number in range(5):
+        (pictures / "AAA" / f"{number}.jpg").write_text(f"text {number}")
+    result = compute(catalog_of(pictures), tmp_path / "features", runtime="onnxruntime")
+    assert (len(result.rows), len(result.unreadable)) == (10, 5)
+    assert result.manifest.content["runtime"] == "onnxruntime"
+
+
+def test_a_picture_changed_since_the_catalog_is_reported(pictures, compute, tmp_path):
+    path = catalog_of(pictures)
+    changed = sorted(pictures.rglob("*.jpg"))[2]
+    Image.open(changed).rotate(90).save(changed)
+    result = compute(path, tmp_path / "features")
+    assert [bad.image for bad in result.unreadable] == [str(changed.relative_to(pictures))]
+    assert "changed since the catalog was made" in result.unreadable[0].reason
+
+
+def test_what_could_not_be_read_is_tried_again(pictures, compute, tmp_path):
+    path = catalog_of(pictures)
+    whole = compute(path, tmp_path / "whole")
+    lost = sorted(pictures.rglob("*.jpg"))[4]
+    content = lost.read_bytes()
+    lost.unlink()
+    result = compute(path, tmp_path / "features")
+    assert [(bad.image, bad.reason) for bad in result.unreadable] == [
+        (str(lost.relative_to(pictures)), "No such file or directory")
+    ]
+    lost.write_bytes(content)
+    again = compute(path, tmp_path / "features")
+    assert (again.num_computed, again.exit_status) == (1, 0)
+    np.testing.assert_allclose(again.rows, whole.rows, rtol=2e-3, atol=2e-3)
+    assert len(list(again.folder.glob("data-*"))) == 1
+    assert compute(path, tmp_path / "features").num_computed == 0
+
+
+def test_no_readable_picture_is_an_error_that_mending_ends(pictures, compute, tmp_path):
+    path = catalog_of(pictures)
+    good = {file: file.read_bytes() for file in pictures.rglob("*.jpg")}
+    for file in good:
+        file.write_bytes(b"")
+    with pytest.raises(InputError, match="none of the 10 pictures could be read") as caught:
+        compute(path, tmp_path / "features")
+    assert "view 0.jpg: " in caught.value.given
+    assert not (tmp_path / "features" / "manifest.json").exists()
+    for file, content in good.items():
+        file.write_bytes(content)
+    assert len(compute(path, tmp_path / "features").rows) == 10
+
+
+def test_features_beyond_float16_are_listed(pictures, compute, tmp_path, monkeypatch):
+    def loud(*arguments, **options):
+        backbone = load_backbone(*arguments, **options)
+        backbone.std.fill_(1e-7)
+        return backbone
+
+    monkeypatch.setattr(extraction, "load_backbone", loud)
+    with pytest.raises(InputError, match="not finite in float16"):
+        compute(catalog_of(pictures), tmp_path / "features")
+
+
+def test_a_catalog_without_pictures(compute, tmp_path):
+    path = Catalog.from_rows([], root=tmp_path).write(tmp_path / "catalog.parquet")
+    with pytest.raises(InputError, match="without pictures"):
+        compute(path, tmp_path / "features")
+    assert not (tmp_path / "features").exists()
+
+
+# ---- a catalog that changes
+
+
+@pytest.mark.parametrize(
+    ("change", "num_computed"),
+    [("added", 2), ("removed", 0), ("changed", 1), ("moved", 0), ("relabelled", 0)],
+)
+def test_only_what_is_new_is_computed(pictures, compute, tmp_path, change, num_computed):
+    compute(catalog_of(pictures), tmp_path / "features")
+    files = sorted(pictures.rglob("*.jpg"))
+    if change == "added":
+        for number, picture in enumerate(photographs()[:2]):
+            picture.save(pictures / f"{number} new.png")
+    elif change == "removed":
+        files[3].unlink()
+    elif change == "changed":
+        Image.open(files[3]).rotate(180).save(files[3])
+    else:
+        files[3].rename(files[3].with_name("zzz.jpg") if change == "moved" else pictures / files[3].name)
+    path = catalog_of(pictures)
+    updated = compute(path, tmp_path / "features")
+    fresh = compute(path, tmp_path / "fresh")
+    assert updated.num_computed == num_computed
+    assert stored(updated) == stored(fresh)
+    assert updated.catalog.table.equals(fresh.catalog.table)
+    assert updated.manifest.fingerprint == fresh.manifest.fingerprint
+    assert len(list(updated.folder.glob("data-*"))) == 1
+
+
+def test_moved_pictures_are_found_with_root(pictures, compute, tmp_path):
+    path = catalog_of(pictures)
+    pictures.rename(tmp_path / "elsewhere")
+    with pytest.raises(ArtefactError, match="--root"):
+        compute(path, tmp_path / "features")
+    assert len(compute(path, tmp_path / "features", root=tmp_path / "elsewhere").rows) == 10
+
+
+# ---- folders that belong to something else
+
+
+def test_another_preprocessing_is_refused_by_name(pictures, compute, tmp_path):
+    path = catalog_of(pictures)
+    before = stored(compute(path, tmp_path / "features"))
+    with pytest.raises(FingerprintError, match=r"backbone\.preprocessing\.resize") as caught:
+        compute(path, tmp_path / "features", resize="squash")
+    assert "squash" in caught.value.expected
+    assert stored(tmp_path / "features") == before
+
+
+def test_other_weights_and_backbones_are_refused_by_name(pictures, compute, tmp_path):
+    path = catalog_of(pictures)
+    compute(path, tmp_path / "features")
+    save_tiny(tmp_path / "other.pth", seed=5)
+    with pytest.raises(FingerprintError, match=r"backbone\.weights") as caught:
+        compute(path, tmp_path / "features", weights=tmp_path / "other.pth")
+    assert "backbone.name" not in str(caught.value)
+    with pytest.raises(FingerprintError, match=r"backbone\.name is 'timm:test_efficientnet"):
+        compute(path, tmp_path / "features", backbone="efficientnet_lite0", weights=None)
+
+
+def test_a_folder_with_other_things_is_left_alone(pictures, compute, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    with pytest.raises(ArtefactError, match=r"letter\.txt"):
+        compute(catalog_of(pictures), tmp_path / "home")
+    assert set(files_of(tmp_path / "home")) == {"letter.txt"}
+
+
+def test_two_writers_at_once_are_refused(pictures, compute, tmp_path):
+    with only_one_writer(tmp_path / "features"), pytest.raises(ArtefactError, match="another process"):
+        compute(catalog_of(pictures), tmp_path / "features")
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"num_workers": -1}], ids=str)
+def test_impossible_numbers_are_refused(pictures, compute, tmp_path, options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        compute(catalog_of(pictures), tmp_path / "features", **options)
+
+
+def test_a_target_below_a_file_is_refused(pictures, compute, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        compute(catalog_of(pictures), tmp_path / "file" / "features")
+
+
+def test_a_read_only_target_is_refused(pictures, compute, tmp_path):
+    folder = tmp_path / "read only"
+    folder.mkdir()
+    if os.geteuid() != 0:
+        folder.chmod(0o555)
+    else:  # permission bits do not bind root; a read-only mount does
+        mount = ["mount", "-t", "tmpfs", "-o", "ro,size=64k", "tmpfs", str(folder)]
+        if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+            pytest.skip("root without the right to mount")
+    try:
+        with pytest.raises(InputError, match="cannot write") as caught:
+            compute(catalog_of(pictures), folder)
+        assert "-o" in caught.value.next_step
+    finally:
+        if os.geteuid() != 0:
+            folder.chmod(0o755)
+        else:
+            subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "missing", "text", "no list", "no catalog"])
+def test_damaged_folders_are_not_opened(pictures, compute, tmp_path, damage):
+    result = compute(catalog_of(pictures), tmp_path / "features")
+    array = next(result.folder.rglob("features.npy"))
+    content = array.read_bytes()
+    if damage == "missing":
+        array.unlink()
+    elif damage in ("no list", "no catalog"):
+        array.with_name("unreadable.csv" if damage == "no list" else "catalog.parquet").unlink()
+    else:
+        array.write_bytes({"cut": content[:-100], "empty": b"", "text": b"no array"}[damage])
+    with pytest.raises(ArtefactError) as caught:
+        FeatureSet.open(result.folder)
+    assert str(array.parent) in caught.value.given
+
+
+def test_an_array_of_another_size_is_not_opened(pictures, compute, tmp_path):
+    result = compute(catalog_of(pictures), tmp_path / "features")
+    np.save(next(result.folder.rglob("features.npy")), np.zeros((9, 3), np.float16))
+    with pytest.raises(ArtefactError, match=r"\(9, 3\) features for 10 pictures"):
+        FeatureSet.open(result.folder)
+
+
+def test_a_subset_knows_which_pictures_it_holds(pictures, compute, tmp_path):
+    result = compute(catalog_of(pictures), tmp_path / "features")
+    chosen = np.arange(10) % 3 == 0
+    part = result.subset(chosen)
+    assert np.array_equal(part.rows, result.rows[chosen])
+    assert part.catalog.strings("image").tolist() == result.catalog.strings("image")[chosen].tolist()
+    assert part.manifest.fingerprint != result.manifest.fingerprint
+
+
+# ---- runtimes
+
+
+def test_runtimes_agree(pictures, compute, tmp_path):
+    path = catalog_of(pictures)
+    ours = compute(path, tmp_path / "torch")
+    theirs = compute(path, tmp_path / "onnxruntime", runtime="onnxruntime")
+    assert ours.manifest.content["runtime"] == "torch"
+    assert theirs.manifest.content["runtime"] == "onnxruntime"
+    one, other = (np.asarray(result.rows, np.float64) for result in (ours, theirs))
+    cosine = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+    assert cosine.min() >= extraction.PARITY_COSINE
+
+
+def test_a_runtime_that_disagrees_is_not_used(pictures, compute, tmp_path, monkeypatch):
+    faithful = extraction._with_onnxruntime
+
+    def unfaithful(backbone):
+        describe = faithful(backbone)
+        return lambda pixels: describe(255 - pixels)
+
+    monkeypatch.setattr(extraction, "_with_onnxruntime", unfaithful)
+    path = catalog_of(pictures)
+    result = compute(path, tmp_path / "features", runtime="onnxruntime")
+    assert result.manifest.content["runtime"] == "torch"
+    assert stored(result) == stored(compute(path, tmp_path / "torch"))
+
+
+def test_a_grown_folder_keeps_its_runtime(pictures, compute, tmp_path):
+    compute(catalog_of(pictures), tmp_path / "features")
+    photographs()[0].save(pictures / "new.png")
+    grown = compute(catalog_of(pictures), tmp_path / "features", runtime="onnxruntime")
+    assert (grown.num_computed, grown.manifest.content["runtime"]) == (1, "torch")
+
+
+# ---- killed, stopped by a full disk, and gone on
+
+
+PROGRAM = """
+import resource, sys, torch
+from pathlib import Path
+from samething.errors import SamethingError
+from samething.features import features
+torch.set_num_threads(1)
+catalog, output, weights, backbone, workers, limit = sys.argv[1:]
+if int(limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+print("start", flush=True)
+try:
+    result = features(Path(catalog), output=Path(output), weights=Path(weights), backbone=backbone,
+                      batch_size=4, num_workers=int(workers), runtime="torch")
+    print(result.num_computed, flush=True)
+except SamethingError as error:
+    sys.exit(str(error))
+"""
+
+
+def start(catalog: Path, output: Path, weights: Path, *, num_workers: int = 1, limit: int = 0):
+    source = str(Path(samething.__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+    arguments = [str(catalog), str(output), str(weights), BACKBONE, str(num_workers), str(limit)]
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def kill_and_resume(pictures: Path, compute, weights: Path, tmp_path: Path, *, num_kills: int) -> None:
+    path = catalog_of(pictures)
+    undisturbed = compute(path, tmp_path / "undisturbed")
+    rng = random.Random()
+    num_killed, seen = 0, []
+    output = tmp_path / "killed"
+    for _ in range(4 * num_kills):
+        if num_killed == num_kills:
+            break
+        process = start(path, output, weights)
+        process.stdout.readline()
+        done = list(output.glob("data-*/blocks/*.npz"))
+        wanted = len(done) + 1
+        while process.poll() is None and len(list(output.glob("data-*/blocks/*.npz"))) < wanted:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        seen.append(len(list(output.glob("data-*/blocks/*.npz"))))
+        num_killed += process.returncode == -signal.SIGKILL
+        if (output / "manifest.json").exists():
+            assert stored(output) == stored(undisturbed)
+            shutil.rmtree(output)
+    assert num_killed == num_kills
+    last = start(path, output, weights)
+    printed, errors = last.communicate(timeout=100)
+    assert last.returncode == 0, errors
+    if seen[-1] and output.exists():
+        assert int(printed.split()[-1]) < len(Catalog.read(path))  # finished batches were not done again
+    assert files_of(output / f"data-{Catalog.read(path).fingerprint}") == files_of(
+        undisturbed.folder / f"data-{Catalog.read(path).fingerprint}"
+    )
+    assert (output / "manifest.json").read_bytes() == (undisturbed.folder / "manifest.json").read_bytes()
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(compute, weights, tmp_path):
+    pictures = write_things(tmp_path / "pictures", num_things=10, num_views=4)
+    kill_and_resume(pictures, compute, weights, tmp_path, num_kills=2)
+
+
+@pytest.mark.slow
+def test_ten_kills(compute, weights, tmp_path):
+    pictures = write_things(tmp_path / "pictures", num_things=30, num_views=4)
+    kill_and_resume(pictures, compute, weights, tmp_path, num_kills=10)
+
+
+def test_a_full_disk_is_an_error_and_the_rest_is_done_later(pictures, compute, weights, tmp_path):
+    path = catalog_of(pictures)
+    whole = compute(path, tmp_path / "whole")
+    array_bytes = len(stored(whole))
+    block_bytes = 4 * whole.rows.shape[1] * 2 + 2000
+    assert block_bytes < array_bytes
+    process = start(path, tmp_path / "features", weights, num_workers=0, limit=array_bytes - 100)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert "no space left while writing" in errors
+    assert "run the same command again" in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "features" / "manifest.json").exists()
+    resumed = compute(path, tmp_path / "features")
+    assert resumed.num_computed == 0  # the batches had been kept
+    assert stored(resumed) == stored(whole)
+
+
+def test_progress_is_short_where_nobody_watches(pictures, weights, tmp_path):
+    process = start(catalog_of(pictures), tmp_path / "features", weights, num_workers=0)
+    printed, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    assert printed.split() == ["start", "10"]
+    assert len(errors.strip().splitlines()) <= 1
+
+
+def test_workers_end_with_a_killed_run(compute, weights, tmp_path):
+    """Otherwise they would hold the folder's lock for seconds, and the next run would be refused."""
+    pictures = write_things(tmp_path / "pictures", num_things=10, num_views=4)
+    process = start(catalog_of(pictures), tmp_path / "features", weights, num_workers=2)
+    while not list((tmp_path / "features").glob("data-*/blocks/*.npz")):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        with contextlib.suppress(SamethingError), only_one_writer(tmp_path / "features"):
+            return
+        time.sleep(0.01)
+    pytest.fail("the lock is still held")

@@ -1,0 +1,172 @@
+"""The HTML report: one well-formed file that needs nothing beside it."""
+
+import html.parser
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from samething.catalog import Catalog
+from samething.evaluation import Comparison
+from samething.report import ShownHit, ShownQuery, write_report
+from scenes import photographs
+
+NASTY = '<script>alert("x")</script> & \'"é'
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(html.parser.HTMLParser):
+    """Every tag and the text between them; notes tags that are not closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.mistakes, self.text = [], [], [], []
+        self.feed(text)
+        self.close()
+        self.mistakes += [f"never closed: {tag}" for tag in self.open]
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open[-1] != tag:
+            self.mistakes.append(f"</{tag}> while {self.open[-1:]} is open")
+        else:
+            self.open.pop()
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def comparison(*, domains=("art", "cars")) -> Comparison:
+    rng = np.random.default_rng(0)
+    rows = [
+        {"image": f"{number}.jpg", "label": f"l{number % 7}", "domain": domains[number % 7 % len(domains)],
+         "role": "query+index"}
+        for number in range(28)
+    ]  # fmt: skip
+    pictures = Catalog.from_rows(rows, root=Path("/nowhere"))
+    embeddings = {name: rng.normal(size=(28, 8)).astype(np.float32) for name in ("backbone", NASTY, "run")}
+    return Comparison.of(embeddings, pictures, num_resamples=20)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report é")
+    pictures = []
+    for number, image in enumerate(photographs()[:3]):
+        pictures.append(folder / f"<b>{number}.png")
+        image.save(pictures[-1])
+    queries = [
+        ShownQuery(pictures[0], NASTY, "<i>domain", (
+            ShownHit(pictures[1], "right one", 0.9, True),
+            ShownHit(pictures[2], NASTY, 0.8, False),
+            ShownHit(folder / "gone.png", "gone", 0.1, False),
+        ))
+    ]  # fmt: skip
+    records = [{"step": s, "loss": 1 / (s + 1), "learning_rate": 0.1} for s in range(5)]
+    target = write_report(
+        folder / "report.html", title=NASTY, comparison=comparison(domains=("<i>domain", "$\\frac$ cars")),
+        featured="run", records=[*records, {"step": 4, "val/mmp@5": 0.5}], queries=queries,
+        facts={"a <b>fact": NASTY},
+    )  # fmt: skip
+    return target.read_text(encoding="utf-8")
+
+
+def test_well_formed(page):
+    parsed = Page(page)
+    assert page.startswith("<!doctype html>") and not parsed.mistakes
+    assert len(parsed.all("h1")) == 1 and parsed.all("html")[0]["lang"] == "en"
+    assert all(image.get("alt") for image in parsed.all("img"))
+    ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
+    assert len(ids) == len(set(ids)), "ids of the drawings clash, so clip paths of one cut another"
+
+
+def test_self_contained(page):
+    parsed = Page(page)
+    for tag, attributes in parsed.tags:
+        assert tag not in ("script", "link", "iframe")
+        for name in ("src", "href", "xlink:href"):
+            value = attributes.get(name)
+            if value is not None:
+                assert value.startswith(("data:image/", "#")), (tag, value)
+    assert not re.search(r"@import|url\((?!#)", page)
+
+
+def test_pictures_are_inlined_and_small(page):
+    import base64
+    import io
+
+    every = [image["src"] for image in Page(page).all("img")]
+    sources = [source for source in every if not source.startswith("data:image/svg+xml;base64,")]
+    assert len(every) == 8 and len(sources) == 4  # bars, three curves, query, three hits
+    for source in sources[:3]:
+        picture = Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1])))
+        assert picture.format == "JPEG" and max(picture.size) == 112
+    gone = Image.open(io.BytesIO(base64.b64decode(sources[3].split(",", 1)[1])))
+    assert gone.size == (1, 1)
+
+
+def test_marks_and_texts(page):
+    figures = re.findall(r'<figure class="(\w+)">(.*?)</figure>', page, re.S)
+    assert [kind for kind, _ in figures] == ["asked", "right", "wrong", "wrong"]
+    assert ["✓" in body for _, body in figures] == [False, True, False, False]
+    assert ["✗" in body for _, body in figures] == [False, False, True, True]
+    assert "0.900" in figures[1][1] and "right one" in figures[1][1]
+
+
+def test_markup_in_names_is_text(page):
+    parsed = Page(page)
+    assert "<script" not in page and not {"b", "i"} & {tag for tag, _ in parsed.tags}
+    assert "".join(parsed.text).count(NASTY) >= 4  # title, heading, fact, table, labels
+
+
+def test_the_table_holds_the_numbers(page):
+    expected = comparison(domains=("<i>domain", "$\\frac$ cars"))
+    for name, result in expected.results.items():
+        value = f"{100 * result.value('mmp@5'):.1f}"
+        row = next(
+            row for row in re.findall(r"<tr.*?</tr>", page, re.S) if f"<td>{name}</td>" in html_unescaped(row)
+        )
+        assert value in row and ("featured" in row) == (name == "run")
+    assert page.count("28 queries") == 1
+
+
+def html_unescaped(text):
+    import html
+
+    return html.unescape(text)
+
+
+def test_same_input_same_page(tmp_path):
+    def write(name):
+        return write_report(
+            tmp_path / name, title="t", comparison=comparison(), featured="run",
+            records=[{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}], queries=[], facts={},
+        ).read_bytes()  # fmt: skip
+
+    assert write("a.html") == write("b.html")
+
+
+def test_queries_without_a_positive_are_counted_and_no_number_reads_nan(tmp_path):
+    rows = [
+        {"image": f"{n}.jpg", "label": label, "domain": domain, "role": "query+index"}
+        for n, (label, domain) in enumerate([("a", "x"), ("a", "x"), ("b", "x"), ("c", "y"), ("d", "y")])
+    ]
+    embeddings = {"run": np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)}
+    measured = Comparison.of(embeddings, Catalog.from_rows(rows, root=Path("/nowhere")), num_resamples=5)
+    text = write_report(
+        tmp_path / "r.html", title="t", comparison=measured, featured="run", records=[], queries=[], facts={}
+    ).read_text(encoding="utf-8")
+    assert "without a positive left out" in text
+    assert not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", text)) and "<td>–</td>" in text
