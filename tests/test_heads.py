@@ -58,6 +58,17 @@ def test_linear_from_pca_starts_at_the_principal_components():
     np.testing.assert_allclose(linear.embed(FEATURES), pca.embed(FEATURES), atol=1e-6)
 
 
+def test_fit_to_some_rows_is_fit_to_a_copy_of_them(monkeypatch):
+    """Bit for bit, a part at a time, so that features may be larger than memory."""
+    monkeypatch.setattr("samething.heads._ROWS_AT_A_TIME", 64)
+    rows = np.sort(RNG.permutation(len(FEATURES))[:200])
+    config = HeadConfig(kind="linear", embedding_dim=6, initialise="pca")
+    some, copy = build_head(config, 40), build_head(config, 40)
+    some.fit(FEATURES, rows)
+    copy.fit(FEATURES[rows])
+    assert all(torch.equal(value, copy.state_dict()[name]) for name, value in some.state_dict().items())
+
+
 def test_covariance_of_float16_rows_in_parts(monkeypatch):
     rows = FEATURES.astype(np.float16)
     whole = mean_and_covariance(rows, unit_length=False)
