@@ -76,6 +76,7 @@ def test_manifest_lists_every_file_with_its_checksum(line):
     on_disk = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {"manifest.json"}
     assert set(listed) == on_disk == {"README.md", "config.json", "model.onnx", "model.safetensors"}
     assert all(file_sha256(folder / name) == checksum for name, checksum in listed.items())
+    assert len({(folder / name).stat().st_mode for name in listed}) == 1  # readable to the same people
 
 
 def test_configuration_is_complete_and_true(line, run):

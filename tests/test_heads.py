@@ -14,6 +14,7 @@ from samething.heads import (
     fitted_head,
     head_from_state,
     mean_and_covariance,
+    reduced_head,
 )
 
 RNG = np.random.default_rng(0)
@@ -58,6 +59,17 @@ def test_linear_from_pca_starts_at_the_principal_components():
     np.testing.assert_allclose(linear.embed(FEATURES), pca.embed(FEATURES), atol=1e-6)
 
 
+def test_fit_to_some_rows_is_fit_to_a_copy_of_them(monkeypatch):
+    """Bit for bit, a part at a time, so that features may be larger than memory."""
+    monkeypatch.setattr("samething.heads._ROWS_AT_A_TIME", 64)
+    rows = np.sort(RNG.permutation(len(FEATURES))[:200])
+    config = HeadConfig(kind="linear", embedding_dim=6, initialise="pca")
+    some, copy = build_head(config, 40), build_head(config, 40)
+    some.fit(FEATURES, rows)
+    copy.fit(FEATURES[rows])
+    assert all(torch.equal(value, copy.state_dict()[name]) for name, value in some.state_dict().items())
+
+
 def test_covariance_of_float16_rows_in_parts(monkeypatch):
     rows = FEATURES.astype(np.float16)
     whole = mean_and_covariance(rows, unit_length=False)
@@ -93,6 +105,18 @@ def test_embeddings_are_unit_float32_and_survive_storage(kind):
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
     stored = head_from_state(vars(head.config), 40, head.state_dict())
     assert np.array_equal(stored.embed(FEATURES.astype(np.float16)), embeddings)
+
+
+def test_a_reduced_head_is_the_components_of_its_embeddings():
+    wide = build_head(HeadConfig(embedding_dim=20), 40)
+    wide.fit(FEATURES)
+    reduced = reduced_head(wide, FEATURES, 6)
+    components = PCA(6, svd_solver="full").fit(wide.embed(FEATURES)).components_
+    expected = unit(wide.embed(FEATURES) @ components.T)
+    ours = reduced.embed(FEATURES)
+    signs = np.sign((ours * expected).sum(0))
+    np.testing.assert_allclose(ours, expected * signs, atol=2e-4)
+    assert reduced.embedding_dim == 6 and not reduced.training
 
 
 def test_same_seed_same_head():

@@ -145,6 +145,9 @@ def test_truncated_and_missing_files(tmp_path):
         RowReader(path)
     with pytest.raises(ArtefactError, match="cannot be read"):
         RowReader(tmp_path / "none.npy")
+    path.unlink()
+    with pytest.raises(ArtefactError, match="No such file"):
+        reader.plan(order)
 
 
 def test_a_file_cut_short_while_it_is_read(tmp_path, monkeypatch):

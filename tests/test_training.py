@@ -23,7 +23,7 @@ from samething.training.schedule import learning_rate, warmup_steps
 from samething.training.validation import validation_scores
 from scenes import feature_folder
 
-QUICK = {"epochs": 6.0, "batch_size": 16, "embedding_dim": 8, "validate_every": 2.0}
+QUICK = {"recipe": "demo", "epochs": 6.0, "batch_size": 16, "embedding_dim": 8, "validate_every": 2.0}
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,8 @@ def test_same_seed_same_run(features, tmp_path):
         {"loss": "adaface", "loss_options": {"h": 0.4}},
         {"loss": "adacos", "loss_options": {"dynamic": True}},
         {"loss": "dynm-arcface"},
+        {"train_dim": 16},
+        {"distill": 10.0, "pull_to_start": 0.01, "interpolate": 0.7},
     ],
     ids=lambda options: "-".join(f"{value}" for value in options.values()),
 )
@@ -147,7 +149,7 @@ TRAIN = """
 import sys
 from pathlib import Path
 from samething.training import train
-settings = {"epochs": 80.0, "batch_size": 16, "embedding_dim": 8, "validate_every": 1.0}
+settings = {"recipe": "demo", "epochs": 80.0, "batch_size": 16, "embedding_dim": 8, "validate_every": 1.0}
 train(Path(sys.argv[1]), output=Path(sys.argv[2]), **settings)
 """
 
@@ -176,7 +178,7 @@ def killed_and_resumed(features, folder, *, num_kills, seed):
 
 @pytest.mark.parametrize("num_kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_kill_at_random_moments_and_resume(features, tmp_path, num_kills):
-    settings = {"epochs": 80.0, "batch_size": 16, "embedding_dim": 8, "validate_every": 1.0}
+    settings = {"recipe": "demo", "epochs": 80.0, "batch_size": 16, "embedding_dim": 8, "validate_every": 1.0}
     whole = train(features.folder, output=tmp_path / "whole", **settings)
     assert killed_and_resumed(features, tmp_path / "killed", num_kills=num_kills, seed=num_kills) > 0
     killed = Run.open(tmp_path / "killed")
@@ -185,7 +187,7 @@ def test_kill_at_random_moments_and_resume(features, tmp_path, num_kills):
 
 
 def test_one_and_two_processes_agree(features, tmp_path):
-    settings = "epochs=6.0, batch_size=16, embedding_dim=8, validate_every=2.0, head='batchnorm-linear'"
+    settings = ", ".join(f"{name}={value!r}" for name, value in {**QUICK, "head": "batchnorm-linear"}.items())
     script = tmp_path / "job.py"
     script.write_text(
         f"import sys\nfrom pathlib import Path\nfrom samething.training import train\n"

@@ -171,10 +171,14 @@ def _files(folder: Path) -> list[str]:
 def _write_tensors(model: EmbeddingModel, target: Path) -> None:
     """Write the weights; a full disk is an OSError, as it is from every other writer."""
     tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
+    mode = target.stat().st_mode
     try:
         safetensors.torch.save_file(tensors, target)
+        target.chmod(mode)  # the library makes files that only their owner may read
     except safetensors.SafetensorError as error:
-        code = re.search(r"code: (\d+)", str(error))  # of the system, in the words of the Rust library
+        code = re.search(
+            r"(?:os error|code:) (\d+)", str(error)
+        )  # of the system, in the words of the Rust library
         if code is None:
             raise
         raise OSError(int(code[1]), os.strerror(int(code[1]))) from error

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 import torch
 import torch.distributed
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from samething.arrays import Embeddings, FeatureRows
@@ -57,9 +57,9 @@ class Standardise(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(()))
 
-    def fit(self, features: FeatureRows) -> None:
+    def fit(self, features: FeatureRows, rows: Int[np.ndarray, " m"] | None = None) -> None:
         """Take mean and scale from training features; the scale is the root mean variance."""
-        mean, covariance = mean_and_covariance(features, unit_length=True)
+        mean, covariance = mean_and_covariance(features, rows, unit_length=True)
         self.mean.copy_(torch.from_numpy(mean))
         self.scale.fill_(float(np.sqrt(max(np.trace(covariance) / len(mean), 1e-12))))
 
@@ -124,22 +124,27 @@ class Head(nn.Module):
         embeddings: Tensor = self.projection(self.standardise(features))
         return embeddings
 
-    def fit(self, features: FeatureRows) -> None:
-        """Take what descent does not learn (standardisation, principal components) from training features."""
+    def fit(self, features: FeatureRows, rows: Int[np.ndarray, " m"] | None = None) -> None:
+        """Take what descent does not learn (standardisation, principal components) from training features.
+
+        Args:
+            features: float16 or float32 (n, w); may be a memory map that is larger than memory.
+            rows: the rows that are training features; by default all.
+        """
         if isinstance(self.standardise, Standardise):
-            self.standardise.fit(features)
+            self.standardise.fit(features, rows)
         if self.config.kind == "pca" or self.config.initialise != "random":
-            self._set_to_principal_components(features)
+            self._set_to_principal_components(features, rows)
 
     @torch.no_grad()
-    def _set_to_principal_components(self, features: FeatureRows) -> None:
+    def _set_to_principal_components(self, features: FeatureRows, rows: Int[np.ndarray, " m"] | None) -> None:
         if not isinstance(self.projection, nn.Linear):
             raise InputError(
                 f"initialise={self.config.initialise!r} with a head of kind {self.config.kind!r}",
                 expected="kind 'linear' or 'pca'",
                 next_step="choose another head, or initialise='random'",
             )
-        mean, covariance = mean_and_covariance(features, unit_length=self.config.standardise)
+        mean, covariance = mean_and_covariance(features, rows, unit_length=self.config.standardise)
         components = principal_components(covariance, self.embedding_dim)
         if self.config.initialise == "whitened-pca":
             variances = np.einsum("dw,wv,dv->d", components, covariance, components)
@@ -246,24 +251,26 @@ def head_from_state(config: Mapping[str, Any], width: int, state: Mapping[str, T
 
 
 def mean_and_covariance(
-    features: FeatureRows, *, unit_length: bool
+    features: FeatureRows, rows: Int[np.ndarray, " m"] | None = None, *, unit_length: bool
 ) -> tuple[Float[np.ndarray, " w"], Float[np.ndarray, "w w"]]:
     """Mean and covariance of features in float64, a few thousand rows at a time.
 
     Args:
         features: float16 or float32 (n, w).
+        rows: the rows to take; by default all.
         unit_length: divide each row by its length first.
     """
     width = features.shape[1]
     total, products = np.zeros(width), np.zeros((width, width))
-    for _, part in _in_parts(features):
-        rows = part.astype(np.float64)
+    for _, part in _in_parts(features, rows):
+        exact = part.astype(np.float64)
         if unit_length:
-            rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        total += rows.sum(0)
-        products += rows.T @ rows
-    mean = total / len(features)
-    return mean, products / len(features) - np.outer(mean, mean)
+            exact /= np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), 1e-12)
+        total += exact.sum(0)
+        products += exact.T @ exact
+    num_rows = len(features) if rows is None else len(rows)
+    mean = total / num_rows
+    return mean, products / num_rows - np.outer(mean, mean)
 
 
 def principal_components(
@@ -278,6 +285,9 @@ def principal_components(
     )
 
 
-def _in_parts(features: FeatureRows) -> Iterator[tuple[int, Float[np.ndarray, "part w"]]]:
-    for start in range(0, len(features), _ROWS_AT_A_TIME):
-        yield start, np.asarray(features[start : start + _ROWS_AT_A_TIME], np.float32)
+def _in_parts(
+    features: FeatureRows, rows: Int[np.ndarray, " m"] | None = None
+) -> Iterator[tuple[int, Float[np.ndarray, "part w"]]]:
+    for start in range(0, len(features) if rows is None else len(rows), _ROWS_AT_A_TIME):
+        part = slice(start, start + _ROWS_AT_A_TIME)
+        yield start, np.asarray(features[part if rows is None else rows[part]], np.float32)

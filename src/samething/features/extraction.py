@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import os
 import shutil
-import signal
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -268,16 +265,9 @@ def _collate(items: list[tuple[int, Any]]) -> _Batch:
     )
 
 
-_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
-
-
-def _start_worker(worker: int) -> None:
+def _one_thread(worker: int) -> None:
     del worker
     torch.set_num_threads(1)
-    if sys.platform == "linux":
-        # a worker holds the folder's lock as its parent does, so it must end at once when that is killed;
-        # torch's own watch takes up to 5 seconds
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 # ---- describing
@@ -368,7 +358,7 @@ def _compute_blocks(
         batch_sampler=[batches[number] for number in missing],
         num_workers=max(1, (os.cpu_count() or 2) - 1) if num_workers is None else num_workers,
         collate_fn=_collate,
-        worker_init_fn=_start_worker,
+        worker_init_fn=_one_thread,
     )
     describe: _Describe | None = None
     num_described = 0

@@ -24,7 +24,9 @@ from samething.features.folder import FeatureSet
 
 GROUP_ROWS: Final = 8192
 """Rows that are read ahead together; two such groups are held: 38 MB for float16 rows of 1152."""
-NUM_THREADS: Final = 8
+# All 32 blocks of a group are asked for at once, which keeps the disk's queue full while the cores are busy
+# with other work: 1.03 of sequential reading, against 0.78 with 16 threads. The threads only wait.
+NUM_THREADS: Final = 32
 ROWS_A_READ: Final = 256
 # Reading 64 rows of 2 KB that nobody wants takes less time than a read of its own.
 LARGEST_GAP: Final = 64
@@ -103,7 +105,8 @@ class RowReader:
     def plan(self, order: Int[np.ndarray, " n"], *, start: int = 0) -> None:
         """Say in which order rows will be asked for; reading ahead begins.
 
-        It changes the speed, never the values. Where the system has no ``preadv`` (Windows), or the features
+        It changes the speed, never the values. Where the system has no ``preadv`` or
+        ``posix_fadvise`` (Windows, macOS), or the features
         are in memory anyhow, it does nothing.
 
         Args:
@@ -111,16 +114,19 @@ class RowReader:
             start: place in the order to begin at, when a run resumes in the middle of an epoch.
 
         Raises:
-            ArtefactError: the file was cut short.
+            ArtefactError: the file was cut short or removed.
         """
-        if self._file is None or not hasattr(os, "preadv") or not hasattr(os, "posix_fadvise"):
+        if self._file is None or not (hasattr(os, "preadv") and hasattr(os, "posix_fadvise")):
             return
         self.close()
         self._process = os.getpid()
-        self._descriptor = os.open(str(self._file.filename), os.O_RDONLY)
+        try:
+            self._descriptor = os.open(str(self._file.filename), os.O_RDONLY)
+        except OSError as error:
+            raise _damaged(self._file.filename, str(error)) from error
         if os.fstat(self._descriptor).st_size < self._file.offset + self._file.nbytes:
             self.close()
-            raise _truncated(self._file)
+            raise _damaged(self._file.filename, "it ends early")
         # lengths of reads are ours: the kernel's own guesses read megabytes that nobody wants
         os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="rows")
@@ -162,10 +168,10 @@ class RowReader:
                 while left:
                     count = os.preadv(self._descriptor, [left], at)
                     if count == 0:
-                        raise _truncated(self._file)
+                        raise _damaged(self._file.filename, "it ends early")
                     left, at = left[count:], at + count
         except OSError as error:
-            raise _truncated(self._file, reason=f": {error}") from error
+            raise _damaged(self._file.filename, str(error)) from error
 
     def close(self) -> None:
         """Wait for reads under way, end the threads and close the file; the memory map still serves."""
@@ -180,17 +186,13 @@ def _open(path: Path) -> FeatureRows:
     try:
         array: FeatureRows = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
-        raise ArtefactError(
-            f"{path} cannot be read ({error})",
-            expected="a whole .npy file of features",
-            next_step="compute the features again with samething features",
-        ) from error
+        raise _damaged(path, str(error)) from error
     return array
 
 
-def _truncated(file: np.memmap, *, reason: str = "") -> ArtefactError:
+def _damaged(path: object, reason: str) -> ArtefactError:
     return ArtefactError(
-        f"{file.filename} ends early or cannot be read{reason}",
-        expected=f"{file.offset + file.nbytes:,} bytes, as when it was opened",
+        f"{path} cannot be read ({reason})",
+        expected="a whole .npy file of features",
         next_step="check the disk, remove the feature folder and compute the features again",
     )

@@ -20,7 +20,7 @@ def train(
     features: Path,
     *,
     output: Path = Path("run"),
-    recipe: str = "demo",
+    recipe: str = "universal",
     config: TrainConfig | None = None,
     resume: bool = True,
     **overrides: Any,

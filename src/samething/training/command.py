@@ -40,7 +40,7 @@ def train(
     features: Path,
     *,
     output: Path = Path("run"),
-    recipe: str = "demo",
+    recipe: str = "universal",
     resume: bool = True,
     loss_option: dict[str, float] | None = None,
     options: Annotated[TrainOptions, Parameter(name="*")] = _UNCHANGED,  # type: ignore[valid-type]
@@ -53,7 +53,7 @@ def train(
     Args:
         features: the feature folder.
         output: the run folder to write.
-        recipe: demo (Sub-Center ArcFace in seconds) or paper (the winning run of the paper).
+        recipe: universal (best on unseen domains), demo (Sub-Center ArcFace) or paper (the paper's winner).
         resume: continue an unfinished run; --no-resume starts it over.
         loss_option: further options of a loss, such as --loss-option.h 0.333 for adaface.
         options: changes to the recipe.

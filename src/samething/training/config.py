@@ -14,7 +14,7 @@ from samething.files import Json
 class TrainConfig:
     """How a head is trained from cached features.
 
-    The defaults are those of the recipe ``demo``; ``--recipe paper`` is the paper's winning run.
+    A recipe is a whole configuration by name; ``--recipe paper`` is the paper's winning run.
     """
 
     loss: str = "arcface"
@@ -130,7 +130,7 @@ class TrainConfig:
             raise InputError(
                 f"--train-dim {self.train_dim} with --head {self.head} and prefixes {self.matryoshka_dims}",
                 expected="--head linear and no --matryoshka-dims",
-                next_step="leave out --train-dim",
+                next_step="set --train-dim 0",
             )
         if 0 < self.train_dim < self.embedding_dim:
             raise InputError(
@@ -194,7 +194,7 @@ def demo() -> TrainConfig:
 
 def universal() -> TrainConfig:
     """Chosen on domains that were left out (docs/studies.md): trained wide, then brought to 64 numbers."""
-    return TrainConfig(train_dim=256)
+    return TrainConfig(train_dim=256, num_centers=1)
 
 
 def paper() -> TrainConfig:

@@ -181,7 +181,7 @@ class Trainer:
             initialise=config.initialise,
         )
         self.head = build_head(head_config, features.rows.shape[1], seed=config.seed)
-        self.head.fit(features.rows[data.rows])
+        self.head.fit(features.rows, data.rows)
         self.head.to(self.device).train()
         self.margin_head = self._build_margin_head().to(self.device).train()
         self.optimiser = build_optimiser(config, [*self.head.parameters(), *self.margin_head.parameters()])

@@ -80,7 +80,7 @@ class Run:
             raise ArtefactError(
                 f"{folder} holds other features than those {self.folder} was trained on",
                 expected=f"features with the fingerprint {self.manifest.made_from['features']}",
-                next_step="give the right feature folder with --features, or train again",
+                next_step="put the right feature folder back at that place, or train again",
             )
         return found
 
