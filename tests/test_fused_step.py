@@ -222,6 +222,23 @@ def test_weights_that_move_to_another_type_or_memory_are_followed():
     assert relative_error(head.weight.grad, expected[2]) <= 1e-11
 
 
+@pytest.mark.parametrize("workspace_bytes", [1 << 20, 0])
+@pytest.mark.parametrize("num_centers", [1, 3])
+def test_what_went_before_leaves_no_trace_in_the_rounding(monkeypatch, num_centers, workspace_bytes):
+    """A run that resumes with the last, smaller batch of an epoch must round as the whole run did."""
+    monkeypatch.setattr(class_sweep, "NUMBERS_A_CHUNK", 64 * 24 * num_centers)
+    head = make_head("curricularface", {}, dtype=torch.float32, num_centers=num_centers).eval()
+    fresh, used = (FusedMarginStep(head, workspace_bytes=workspace_bytes) for _ in range(2))
+    for rows in (24, 5, 40, 1):
+        used.loss_and_embedding_gradient(*make_batch(head, rows=rows))
+    results = []
+    for step in (fresh, used):
+        head.weight.grad = None
+        x, y = make_batch(head, rows=7, seed=4)
+        results.append((*step.loss_and_embedding_gradient(x, y), head.weight.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 def test_gradients_add_up_where_there_are_some():
     head = make_head("arcface", {}, num_centers=2)
     x, y = make_batch(head)

@@ -46,6 +46,9 @@ NUMBERS_A_CHUNK: Final = 400_000
 """Cosines a chunk, 1.6 MB in float32. Twice as many are a little faster on an idle AMD Zen 4 and slower on
 a busy one, whose cores share the next cache."""
 
+LARGEST_CHUNK_ROWS: Final = 6144
+"""Class weights a chunk at most, for small batches: their gradients and copies must stay in cache as well."""
+
 GradientSink: TypeAlias = Callable[[int, Tensor], None]
 """Takes the gradient of some consecutive class weights: number of the first row, gradient [rows, d]."""
 
@@ -67,47 +70,55 @@ class Workspace:
         self.num_centers = num_centers
         self.dtype = dtype
         self.limit_bytes = limit_bytes
-        self.batch_capacity = 0
+        self._sizes: tuple[int, ...] = ()
+        self._plans: dict[tuple[int, int], Plan] = {}
 
-    def make_room(self, batch: int) -> None:
-        """Allocate for this batch size, unless there is room already."""
-        if batch <= self.batch_capacity:
+    def plan(self, batch: int, num_classes: int) -> Plan:
+        """How a batch goes through so many classes, whatever went before; room for it is made.
+
+        The same batch always meets the same chunks, or a resumed run would round differently.
+        """
+        if (batch, num_classes) not in self._plans:
+            k = self.num_centers
+            n = min(NUMBERS_A_CHUNK // (k * batch), LARGEST_CHUNK_ROWS // k) // 64 * 64
+            n = min(num_classes, max(64, n))
+            keeps = num_classes * batch * (self.dtype.itemsize + k - 1) <= self.limit_bytes
+            num_chunks = math.ceil(num_classes / n)
+            self._make_room(n * k, n * batch, (num_classes if keeps else n) * batch, num_chunks * batch)
+            if len(self._plans) >= 4:  # a full batch and the last one of an epoch are usual
+                self._plans.clear()
+            pieces = [
+                self._piece(batch, i, slice(i * n, min(i * n + n, num_classes)), keeps=keeps)
+                for i in range(num_chunks)
+            ]
+            sums = self.sums[: num_chunks * batch].view(num_chunks, batch)
+            self._plans[batch, num_classes] = Plan(pieces, classes_a_piece=n, keeps=keeps, sums=sums)
+        return self._plans[batch, num_classes]
+
+    def _make_room(self, *sizes: int) -> None:
+        """Grow the buffers to these numbers of rows, of cosines in a plane, kept, and of sums."""
+        if self._sizes and all(have >= need for have, need in zip(self._sizes, sizes, strict=True)):
             return
-        num_rows, d = self.weight.shape
-        num_classes, k = num_rows // self.num_centers, self.num_centers
-        n = min(num_classes, max(64, NUMBERS_A_CHUNK // (k * batch) // 64 * 64))
-        self.classes_per_chunk = n
-        self.keeps = num_classes * batch * (self.dtype.itemsize + k - 1) <= self.limit_bytes
-        num_kept = (num_classes if self.keeps else n) * batch
+        sizes = tuple(max(pair) for pair in zip(sizes, self._sizes or sizes, strict=True))
+        num_rows, in_plane, num_kept, num_sums = sizes
+        d, k = self.weight.shape[1], self.num_centers
         self.exponentials = torch.empty(num_kept, dtype=self.dtype)
         self.masks = torch.empty(num_kept * (k - 1), dtype=torch.bool)
-        self.planes = torch.empty(n * k * batch, dtype=self.dtype)
-        self.nearest = torch.empty(2, n * batch, dtype=self.dtype)
-        self.sums = torch.empty(math.ceil(num_classes / n), batch, dtype=self.weight.dtype)
-        self.unit_classes = torch.empty(n * k, d, dtype=self.dtype)
-        self.products = torch.empty(n * k, d, dtype=self.dtype)
-        self.scratch = torch.empty(n * k, d, dtype=self.weight.dtype)
+        self.planes = torch.empty(in_plane * k, dtype=self.dtype)
+        self.nearest = torch.empty(2, in_plane, dtype=self.dtype)
+        self.sums = torch.empty(num_sums, dtype=self.weight.dtype)
+        self.unit_classes = torch.empty(num_rows, d, dtype=self.dtype)
+        self.products = torch.empty(num_rows, d, dtype=self.dtype)
+        self.scratch = torch.empty(num_rows, d, dtype=self.weight.dtype)
         same = self.dtype == self.weight.dtype
         self.gradient = self.products if same else torch.empty_like(self.scratch)
-        self.lengths = torch.empty(num_rows, 1, dtype=self.weight.dtype)
-        self.batch_capacity = batch
-        self._pieces: dict[tuple[int, int], list[Piece]] = {}
+        self.lengths = torch.empty(len(self.weight), 1, dtype=self.weight.dtype)
+        self._sizes = sizes
+        self._plans.clear()  # their views are of the buffers before
 
-    def pieces(self, batch: int, num_classes: int) -> list[Piece]:
-        """The chunks for a batch and so many classes, with their views, which take time to make."""
-        self.make_room(batch)
-        if (batch, num_classes) not in self._pieces:
-            if len(self._pieces) >= 4:  # a full and a last batch are usual
-                self._pieces.clear()
-            n = self.classes_per_chunk
-            self._pieces[batch, num_classes] = [
-                self._piece(batch, start, min(start + n, num_classes)) for start in range(0, num_classes, n)
-            ]
-        return self._pieces[batch, num_classes]
-
-    def _piece(self, b: int, start: int, stop: int) -> Piece:
-        n, k = stop - start, self.num_centers
-        kept = start if self.keeps else 0
+    def _piece(self, b: int, number: int, classes: slice, *, keeps: bool) -> Piece:
+        start, stop, k = classes.start, classes.stop, self.num_centers
+        n, kept = stop - start, start if keeps else 0
         exponentials = self.exponentials[kept * b : (kept + n) * b].view(n, b)
         planes = self.planes[: n * k * b].view(n, k, b)
         masks = self.masks[kept * (k - 1) * b : (kept + n) * (k - 1) * b].view(k - 1, n, b)
@@ -133,7 +144,7 @@ class Workspace:
             exponentials_as_bits=_as_bits(exponentials),
             planes_as_bits=list(_as_bits(planes).unbind(1)),
             numbers=numbers,
-            sums=self.sums[start // self.classes_per_chunk, :b],
+            sums=self.sums[number * b : (number + 1) * b],
         )
 
 
@@ -171,6 +182,18 @@ class Piece:
     numbers: Float[Tensor, "rows b"]
     """Second pass: exponentials, each with its nearest centre; the others zero."""
     sums: Float[Tensor, " b"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The pieces that a batch goes through."""
+
+    pieces: list[Piece]
+    classes_a_piece: int
+    """Of all but the last."""
+    keeps: bool
+    """Whether there is room to keep something of every piece between the passes."""
+    sums: Float[Tensor, "pieces b"]
 
 
 @dataclass(frozen=True)
@@ -218,7 +241,8 @@ class ClassSweep:
         self.num_classes = len(self.centers) if classes is None else len(classes)
         self.num_rows = self.num_classes * self.k
         self.b = len(unit)
-        self.pieces = workspace.pieces(self.b, self.num_classes)
+        self.plan = workspace.plan(self.b, self.num_classes)
+        self.pieces = self.plan.pieces
         self._find_targets(labels)
 
     def _find_targets(self, labels: Tensor) -> None:
@@ -228,7 +252,7 @@ class ClassSweep:
         self.target_cosines = cosines
         self.target_centers = centers[torch.arange(self.b), nearest]
         columns = labels if self.classes is None else torch.searchsorted(self.classes, labels)
-        n = self.workspace.classes_per_chunk
+        n = self.plan.classes_a_piece
         ordered, order = columns.sort()
         bounds = torch.searchsorted(ordered, torch.arange(len(self.pieces) + 1) * n).tolist()
         places = (ordered % n) * self.b + order
@@ -257,7 +281,7 @@ class ClassSweep:
             share: factor of the gradients.
             sink_for: called between the passes, once it is clear that the step will be taken.
         """
-        scale, keeps = float(context.scale), self.workspace.keeps
+        scale, keeps = float(context.scale), self.plan.keeps
         largest_logit = scale * self.margin.similarity_bound(context)
         plain = self.margin.keeps_other_cosines
         others = self._first_pass(None if plain else context, scale, largest_logit=largest_logit, masks=keeps)
@@ -384,7 +408,7 @@ class ClassSweep:
         return weight
 
     def _total(self) -> Float[Tensor, " b"]:
-        return self.workspace.sums[: len(self.pieces), : self.b].double().sum(dim=0)
+        return self.plan.sums.double().sum(dim=0)
 
     def _give_to_nearest(self, piece: Piece) -> None:
         """Second pass: what was kept goes to each class's nearest centre; the others get zero."""
