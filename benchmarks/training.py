@@ -1,341 +1,375 @@
-"""One optimisation step of the head's training, in process CPU time, against two rivals and a floor.
+"""One optimisation step of a head and its class weights: ours against two others and against the floor.
 
-    python benchmarks/training.py                 # the table of docs/benchmarks.md, "Training step"
-    python benchmarks/training.py --losses        # every loss, against the plain path with autograd
+The shapes are the paper's: features of 1,152 numbers, dropout, a linear map to 64, 34,800 classes, k = 3 and
+k = 1 sub-centres, batch 128, Adam. Each writing has a process of its own, on one thread; they take turns, and
+a ratio is the median over the rounds of two times measured one after the other. Time is CPU time of the
+process.
 
-A step is what the paper does 2,566 times an epoch: 128 rows of 1,152 features through dropout and a linear
-projection to 64 dimensions, the margin loss over 34,800 classes with k sub-centres, gradients, and Adam (L2
-1e-4) on projection and class weights. All variants start from the same weights, run in turns in one process
-on one thread, and are compared pair by pair; medians. Peak memory is that of a process of its own each.
+    python benchmarks/training.py              # times, digits and memory
+    python benchmarks/training.py --rounds 25  # quieter medians
+    python benchmarks/training.py --losses     # every loss, plain and fused
 
-Rivals: ``straightforward`` is the paper's head as one would write it down; ``pml`` is
-pytorch-metric-learning as it is on PyPI (``pip install --no-deps pytorch-metric-learning``). The floor is the
-three matrix products of a step at the best rate that this machine shows for their shapes, and Adam's traffic:
-torch's fused Adam over all class weights, which is bound by memory.
+(a) ``as the paper``: acos over the whole matrix, one-hot mixing, Adam as torch chooses it by itself.
+(b) pytorch-metric-learning's SubCenterArcFaceLoss / ArcFaceLoss (pip install --no-deps
+    pytorch-metric-learning), with the same Adam.
+(c) the floor: the three matrix products of a step at the best rate this machine shows for their shapes, and
+    Adam's pass over the class weights, with nothing in between.
+
+Memory is the peak of each process, less that of a process that trains a head of a few classes with torch.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
-import json
 import math
+import os
+import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from samething.losses import LOSSES, MarginHead, build_margin
 from samething.losses.fused_step import FusedMarginStep
-from samething.losses.matrix_products import fast_float32_products
+from samething.losses.matrix_products import fast_float32_products, medium_precision_is_exact
 
-NUM_FEATURES, DIM, BATCH, NUM_CLASSES = 1152, 64, 128, 34_800
-SCALE, MARGIN_RADIANS = 30.0, 0.5
-VARIANTS = ("straightforward", "pml", "autograd", "fused", "fused-bf16")
-Step = Callable[[Tensor, Tensor], Tensor]
+WIDTH, DIM, SCALE, MARGIN = 1152, 64, 30.0, 0.5
+ADAM = {"lr": 1e-3, "weight_decay": 1e-4}
+Step = Callable[[], float]
 
 
-class StraightforwardHead(nn.Module):
-    """Sub-Center ArcFace as the formulas read: angles of the whole matrix, mixed by a one-hot matrix."""
+def projection() -> nn.Module:
+    return nn.Sequential(nn.Dropout(0.2), nn.Linear(WIDTH, DIM))
 
-    def __init__(self, num_classes: int, num_centers: int) -> None:
+
+def batch_of(batch: int, classes: int, *, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(batch, WIDTH, generator=generator)
+    return features, torch.randint(classes, (batch,), generator=generator)
+
+
+class PaperHead(nn.Module):
+    """The paper's loss written down plainly, as its equations read."""
+
+    def __init__(self, classes: int, k: int) -> None:
         super().__init__()
-        self.num_classes, self.num_centers = num_classes, num_centers
-        self.weight = nn.Parameter(torch.empty(num_classes * num_centers, DIM))
+        self.classes, self.k = classes, k
+        self.weight = nn.Parameter(torch.empty(classes * k, DIM))
         nn.init.xavier_uniform_(self.weight)
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy."""
-        cosines = F.linear(F.normalize(embeddings), F.normalize(self.weight))
-        if self.num_centers > 1:
-            cosines = cosines.view(-1, self.num_classes, self.num_centers).max(dim=2).values
-        theta = torch.acos(cosines.clamp(-1 + 1e-7, 1 - 1e-7))
-        one_hot = torch.zeros_like(cosines).scatter_(1, labels[:, None], 1.0)
-        with_margin = torch.cos(theta + MARGIN_RADIANS)
-        beyond = cosines - MARGIN_RADIANS * math.sin(MARGIN_RADIANS)
-        with_margin = torch.where(theta + MARGIN_RADIANS < math.pi, with_margin, beyond)
-        logits = SCALE * (one_hot * with_margin + (1 - one_hot) * cosines)
-        return F.cross_entropy(logits, labels)
+        cosines = F.normalize(embeddings) @ F.normalize(self.weight).t()
+        if self.k > 1:
+            cosines = cosines.view(-1, self.classes, self.k).amax(dim=2)
+        theta = torch.acos(cosines.clamp(-1, 1))
+        with_margin = torch.cos(theta + MARGIN)
+        beyond = cosines - math.sin(MARGIN) * MARGIN
+        with_margin = torch.where(cosines > math.cos(math.pi - MARGIN), with_margin, beyond)
+        target = F.one_hot(labels, self.classes).to(cosines.dtype)
+        return F.cross_entropy(SCALE * (target * with_margin + (1 - target) * cosines), labels)
 
 
-def margin_head(num_classes: int, num_centers: int, loss: str = "arcface") -> MarginHead:
-    options = {"arcface": {"scale": SCALE, "margin_radians": MARGIN_RADIANS}}.get(loss, {})
-    counts = [3 + i % 97 for i in range(num_classes)]
-    margin = build_margin(loss, num_classes=num_classes, class_counts=counts, **options)
-    return MarginHead(DIM, num_classes, margin, num_centers=num_centers)
+def paper_step(classes: int, k: int, batch: int) -> Step:
+    return autograd_step(PaperHead(classes, k), classes, batch)
 
 
-def pml_head(num_classes: int, num_centers: int) -> nn.Module:
-    from pytorch_metric_learning.losses import ArcFaceLoss, SubCenterArcFaceLoss
+def pml_step(classes: int, k: int, batch: int) -> Step:
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    from pytorch_metric_learning import losses
 
-    options = {
-        "num_classes": num_classes,
-        "embedding_size": DIM,
-        "margin": math.degrees(MARGIN_RADIANS),
-        "scale": SCALE,
-    }
-    if num_centers == 1:
-        return ArcFaceLoss(**options)
-    return SubCenterArcFaceLoss(sub_centers=num_centers, **options)
+    options = {"num_classes": classes, "embedding_size": DIM, "margin": math.degrees(MARGIN), "scale": SCALE}
+    if k > 1:
+        return autograd_step(losses.SubCenterArcFaceLoss(sub_centers=k, **options), classes, batch)
+    return autograd_step(losses.ArcFaceLoss(**options), classes, batch)
 
 
-def build_step(variant: str, *, num_classes: int, num_centers: int, loss: str = "arcface") -> Step:
-    """A variant's whole step: features and labels in, loss out, weights moved."""
-    torch.manual_seed(0)
-    projection = nn.Sequential(nn.Dropout(0.2), nn.Linear(NUM_FEATURES, DIM))
-    if variant == "straightforward":
-        head: nn.Module = StraightforwardHead(num_classes, num_centers)
-    elif variant == "pml":
-        head = pml_head(num_classes, num_centers)
-    else:
-        head = margin_head(num_classes, num_centers, loss)
-    rival = variant in ("straightforward", "pml")
-    optimiser = torch.optim.Adam(
-        [*projection.parameters(), *head.parameters()],
-        lr=2e-2,
-        weight_decay=1e-4,
-        fused=None if rival else True,
-        foreach=False if rival else None,
-    )
+def plain_step(classes: int, k: int, batch: int, *, loss: str = "arcface") -> Step:
+    """Our own loss by autograd, with torch's fused Adam."""
+    return autograd_step(our_head(classes, k, loss), classes, batch, fused=True)
 
-    def with_autograd(features: Tensor, labels: Tensor) -> Tensor:
-        value = head(projection(features), labels)
+
+def autograd_step(
+    loss_of: Callable[..., torch.Tensor], classes: int, batch: int, *, fused: bool = False
+) -> Step:
+    linear = projection()
+    parameters = [*linear.parameters(), *loss_of.parameters()]
+    optimiser = torch.optim.Adam(parameters, **ADAM, **({"fused": True} if fused else {}))
+    features, labels = batch_of(batch, classes)
+
+    def step() -> float:
         optimiser.zero_grad()
-        value.backward()
+        loss = loss_of(linear(features), labels)
+        loss.backward()
         optimiser.step()
-        return value.detach()
+        return loss.item()
 
-    if not variant.startswith("fused"):
-        return with_autograd
-    precision = "bfloat16" if variant == "fused-bf16" else "float32"
+    return step
+
+
+def our_head(classes: int, k: int, loss: str = "arcface") -> MarginHead:
+    options = {"scale": SCALE, "margin_radians": MARGIN} if loss == "arcface" else {}
+    counts = [3 + i % 97 for i in range(classes)]
+    margin = build_margin(loss, num_classes=classes, class_counts=counts, **options)
+    return MarginHead(DIM, classes, margin, num_centers=k)
+
+
+def fused_step(
+    classes: int, k: int, batch: int, *, precision: str = "float32", loss: str = "arcface"
+) -> Step:
+    linear, head = projection(), our_head(classes, k, loss)
+    optimiser = torch.optim.Adam([*linear.parameters(), head.weight], **ADAM, fused=True)
     fused = FusedMarginStep(head, optimiser, precision=precision)
+    features, labels = batch_of(batch, classes)
 
-    def in_chunks(features: Tensor, labels: Tensor) -> Tensor:
+    def step() -> float:
         optimiser.zero_grad()
-        embeddings = projection(features)
-        value, gradient = fused.loss_and_embedding_gradient(embeddings, labels)
+        embeddings = linear(features)
+        loss, gradient = fused.loss_and_embedding_gradient(embeddings, labels)
         embeddings.backward(gradient)
         optimiser.step()
-        return value
+        return loss.item()
 
-    return in_chunks
-
-
-def make_batch(batch: int, num_classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(batch, NUM_FEATURES, generator=generator)
-    return features, torch.randint(num_classes, (batch,), generator=generator)
+    return step
 
 
-def floor_steps(num_classes: int, num_centers: int) -> dict[str, Callable[[], None]]:
-    """The unavoidable parts: products of a step in chunks that fit the cache, and Adam over all weights."""
-    rows, chunk = num_classes * num_centers, 1024
-    parts: dict[str, Callable[[], None]] = {}
-    for name, dtype in (("products", torch.float32), ("products-bf16", torch.bfloat16)):
-        weight = torch.randn(chunk, DIM).to(dtype)
-        columns, embeddings = torch.randn(DIM, BATCH).to(dtype), torch.randn(BATCH, DIM).to(dtype)
-        cosines, gradient, of_rows = weight @ columns, torch.empty_like(weight), torch.empty_like(embeddings)
+def floor_step(classes: int, k: int, batch: int, *, bfloat16: bool = False) -> Step:
+    """Three products over every centre, in pieces that stay in cache, and Adam over the class weights."""
+    rows, piece = classes * k, 3072
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    centers, by_row = torch.randn(piece, DIM).to(dtype), torch.randn(piece, batch).to(dtype)
+    embeddings, columns = torch.randn(batch, DIM).to(dtype), torch.randn(DIM, batch).to(dtype)
+    outputs = [torch.empty(shape, dtype=dtype) for shape in ((piece, batch), (batch, DIM), (piece, DIM))]
+    weight = nn.Parameter(torch.randn(rows, DIM))
+    weight.grad = torch.randn(rows, DIM)
+    adam = torch.optim.Adam([weight], **ADAM, fused=True)
 
-        def products(
-            weight: Tensor = weight,
-            columns: Tensor = columns,
-            embeddings: Tensor = embeddings,
-            cosines: Tensor = cosines,
-            gradient: Tensor = gradient,
-            of_rows: Tensor = of_rows,
-        ) -> None:
-            with fast_float32_products():
-                for _ in range(rows // chunk):
-                    torch.mm(weight, columns, out=cosines)
-                    torch.mm(cosines.t(), weight, out=of_rows)
-                    torch.mm(cosines, embeddings, out=gradient)
+    def step() -> float:
+        with fast_float32_products():
+            for _ in range(round(rows / piece)):
+                torch.mm(centers, columns, out=outputs[0])
+                torch.mm(by_row.t(), centers, out=outputs[1])
+                torch.mm(by_row, embeddings, out=outputs[2])
+        adam.step()
+        return 0.0
 
-        parts[name] = products
-    weights = nn.Parameter(torch.randn(rows, DIM))
-    weights.grad = torch.randn(rows, DIM)
-    parts["adam"] = torch.optim.Adam([weights], lr=1e-3, weight_decay=1e-4, fused=True).step
-    return parts
+    return step
 
 
-def measure(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of CPU of each step, in turns; the first two rounds are not counted."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 2):
-        for name, step in steps.items():
-            start = time.process_time()
-            step()
-            if turn >= 2:
-                times[name].append(1e3 * (time.process_time() - start))
+PAPER, PML, FLOOR = "(a) as the paper", "(b) pytorch-metric-learning", "(c) floor, float32"
+FLOOR_BFLOAT16 = "(c) floor, bfloat16"
+MAKERS: dict[str, Callable[[int, int, int], Step]] = {
+    PAPER: paper_step,
+    PML: pml_step,
+    "ours, plain autograd": plain_step,
+    "ours, fused, float32": fused_step,
+    "ours, fused, bfloat16": partial(fused_step, precision="bfloat16"),
+    FLOOR: floor_step,
+    FLOOR_BFLOAT16: partial(floor_step, bfloat16=True),
+}
+for _loss in LOSSES:
+    MAKERS[f"plain:{_loss}"] = partial(plain_step, loss=_loss)
+    MAKERS[f"fused:{_loss}"] = partial(fused_step, loss=_loss)
+    MAKERS[f"fused, bfloat16:{_loss}"] = partial(fused_step, loss=_loss, precision="bfloat16")
+IN_THE_TABLE = [name for name in MAKERS if ":" not in name]
+
+
+# ---------------------------------------------------------------- processes
+
+
+def be_a_worker(name: str, classes: int, k: int, batch: int) -> None:
+    """Take a step for every line read, and answer with its milliseconds and the peak memory in bytes."""
+    step = MAKERS[name](classes, k, batch)
+    for _ in range(3):
+        step()
+    for _ in sys.stdin:
+        start = time.process_time()
+        step()
+        print(1e3 * (time.process_time() - start), peak_bytes(), flush=True)
+
+
+def peak_bytes() -> int:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # ru_maxrss would count the memory of the process that started this one
+    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(peak.split()[1])
+
+
+class Worker:
+    """A process that takes steps of one writing."""
+
+    def __init__(self, name: str, classes: int, k: int, batch: int) -> None:
+        sizes = [str(size) for size in (classes, k, batch)]
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__)), "--worker", name, *sizes],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def step(self) -> tuple[float, float]:
+        """Milliseconds of CPU, and peak memory so far in MB."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(file=self.process.stdin, flush=True)
+        milliseconds, peak = self.process.stdout.readline().split()
+        return float(milliseconds), int(peak) / 1e6
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def available(names: list[str]) -> list[str]:
+    has_pml = importlib.util.find_spec("pytorch_metric_learning") is not None
+    return [name for name in names if name != PML or has_pml]
+
+
+def times_of(names: list[str], sizes: tuple[int, int, int], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of CPU; in every round each takes one step."""
+    times: dict[str, list[float]] = {name: [] for name in names}
+    with contextlib.ExitStack() as stack:
+        workers = {name: stack.enter_context(Worker(name, *sizes)) for name in names}
+        for worker in workers.values():
+            worker.step()
+        for _ in range(rounds):
+            for name, worker in workers.items():
+                times[name].append(worker.step()[0])
     return times
 
 
-def ratio(slow: list[float], fast: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+def print_times(classes: int, k: int, batch: int, rounds: int) -> None:
+    times = times_of(available(IN_THE_TABLE), (classes, k, batch), rounds)
+    print(f"\nk = {k}, batch {batch}, {classes:,} classes: ms of CPU a step, one thread\n")
+    print("| | median | least | × (a) | × (b) | share of floor |\n| --- | --- | --- | --- | --- | --- |")
+    for name, each in times.items():
+        floor = FLOOR_BFLOAT16 if "bfloat16" in name else FLOOR
+        ratios = [ratio(times, rival, name) for rival in (PAPER, PML, floor)]
+        print(f"| {name} | {statistics.median(each):.1f} | {min(each):.1f} | " + " | ".join(ratios) + " |")
 
 
-def have_pml() -> bool:
-    return importlib.util.find_spec("pytorch_metric_learning") is not None
-
-
-def compare_times(num_centers: int, rounds: int) -> None:
-    variants = [v for v in VARIANTS if v != "pml" or have_pml()]
-    steps: dict[str, Callable[[], object]] = {}
-    features, labels = make_batch(BATCH, NUM_CLASSES)
-    for variant in variants:
-        step = build_step(variant, num_classes=NUM_CLASSES, num_centers=num_centers)
-        steps[variant] = lambda step=step: step(features, labels)
-    steps |= floor_steps(NUM_CLASSES, num_centers)
-    times = measure(steps, rounds)
-    gflop = 6e-9 * NUM_CLASSES * num_centers * DIM * BATCH
-    rate = gflop / statistics.median(times["products"]) * 1e3
-    rate_bf16 = gflop / statistics.median(times["products-bf16"]) * 1e3
-    print(f"\nk = {num_centers}: products {rate:.0f} GFLOP/s (bf16 {rate_bf16:.0f}), Adam ", end="")
-    print(f"{statistics.median(times['adam']):.1f} ms\n")
-    print("| variant | ms | × straightforward | × pml | × autograd | share of the floor |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for variant in variants:
-        products = times["products-bf16" if variant.endswith("bf16") else "products"]
-        floor = [a + b for a, b in zip(products, times["adam"], strict=True)]
-        mine = times[variant]
-        rivals = [
-            f"{ratio(times[name], mine):.2f}" if name in times else "–"
-            for name in ("straightforward", "pml", "autograd")
-        ]
-        cells = [variant, f"{statistics.median(mine):.1f}", *rivals, f"{ratio(floor, mine):.2f}"]
-        print(f"| {' | '.join(cells)} |", flush=True)
-
-
-def compare_losses(num_centers: int, rounds: int) -> None:
-    print(f"\nEvery loss, k = {num_centers}\n")
-    print("| loss | autograd, ms | fused, ms | fused-bf16, ms | fused is × autograd |")
-    print("| --- | --- | --- | --- | --- |")
-    features, labels = make_batch(BATCH, NUM_CLASSES)
+def print_losses(classes: int, k: int, batch: int, rounds: int) -> None:
+    print(f"\nk = {k}, batch {batch}, {classes:,} classes: ms of CPU a step, one thread\n")
+    print("| | plain | fused | fused, bfloat16 | fused is × plain |\n| --- | --- | --- | --- | --- |")
     for loss in LOSSES:
-        steps: dict[str, Callable[[], object]] = {}
-        for variant in ("autograd", "fused", "fused-bf16"):
-            step = build_step(variant, num_classes=NUM_CLASSES, num_centers=num_centers, loss=loss)
-            steps[variant] = lambda step=step: step(features, labels)
-        times = measure(steps, rounds)
-        cells = [f"{statistics.median(t):.1f}" for t in times.values()]
-        print(
-            f"| {loss} | {' | '.join(cells)} | {ratio(times['autograd'], times['fused']):.2f} |", flush=True
-        )
+        names = [f"{writing}:{loss}" for writing in ("plain", "fused", "fused, bfloat16")]
+        times = times_of(names, (classes, k, batch), rounds)
+        medians = [f"{statistics.median(each):.1f}" for each in times.values()]
+        print(f"| {loss} | " + " | ".join(medians) + f" | {ratio(times, names[0], names[1])} |")
 
 
-def print_peak_memory(variant: str, *, batch: int, num_classes: int, num_centers: int) -> None:
-    """In a process of its own: three steps, then the peak of the resident memory, in MB."""
-    before = peak_resident_mb()
-    step = build_step(variant, num_classes=num_classes, num_centers=num_centers)
-    for seed in range(3):
-        step(*make_batch(batch, num_classes, seed))
-    print(json.dumps({"before": before, "peak": peak_resident_mb()}))
+def ratio(times: dict[str, list[float]], rival: str, ours: str) -> str:
+    if rival not in times:
+        return ""
+    return f"{statistics.median(r / o for r, o in zip(times[rival], times[ours], strict=True)):.2f}"
 
 
-def peak_resident_mb() -> float:
-    """Of this process alone: on Linux getrusage would answer with the parent's peak, if that was higher."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return float(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
-    unit = 1024**2 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+def peak_megabytes(name: str, classes: int, k: int, batch: int) -> float:
+    with Worker(name, classes, k, batch) as worker:
+        return worker.step()[1]
 
 
-def compare_memory() -> None:
-    print("\nPeak resident memory, MB, beyond what the process held once torch was imported\n")
-    print("| batch | classes | k | " + " | ".join(VARIANTS) + " | fused / straightforward |")
-    print("| --- | --- | --- |" + " --- |" * (len(VARIANTS) + 1))
-    for batch, num_classes, num_centers, variants in (
-        (128, NUM_CLASSES, 3, VARIANTS),
-        (1024, NUM_CLASSES, 3, VARIANTS),
-        (128, 1_000_000, 1, ("fused", "fused-bf16")),
-    ):
-        found: dict[str, float] = {}
-        for variant in variants:
-            if variant == "pml" and not have_pml():
-                continue
-            sizes = [f"--batch={batch}", f"--classes={num_classes}", f"--centers={num_centers}"]
-            output = subprocess.run(
-                [sys.executable, __file__, f"--memory-of={variant}", *sizes],
-                check=True,
-                capture_output=True,
-                text=True,
-            ).stdout
-            reply = json.loads(output.splitlines()[-1])
-            found[variant] = reply["peak"] - reply["before"]
-        cells = [f"{found[v]:.0f}" if v in found else "–" for v in VARIANTS]
-        share = "–"
-        if "straightforward" in found:
-            share = f"{found['fused'] / found['straightforward']:.2f}"
-        row = [str(batch), f"{num_classes:,}", str(num_centers), *cells, share]
-        print(f"| {' | '.join(row)} |", flush=True)
+def print_memory(classes: int, k: int) -> None:
+    base = peak_megabytes("ours, plain autograd", 8, 1, 8)
+    print(f"\nPeak memory in MB beyond torch's own {base:.0f} MB, k = {k}, {classes:,} classes\n")
+    print("| | batch 128 | of (a) | batch 1,024 | of (a) |\n| --- | --- | --- | --- | --- |")
+    rivals: list[float] = []
+    for name in available([name for name in IN_THE_TABLE if "floor" not in name]):
+        peaks = [peak_megabytes(name, classes, k, batch) - base for batch in (128, 1024)]
+        rivals = rivals or peaks
+        cells = [f"{peak:.0f} | {peak / rival:.2f}" for peak, rival in zip(peaks, rivals, strict=True)]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    million = peak_megabytes("ours, fused, float32", 1_000_000, 1, 128) - base
+    state = 3 * 1_000_000 * DIM * 4 / 1e6
+    print(
+        f"\n1,000,000 classes, k = 1, batch 128: {million:.0f} MB, of which weights and Adam are {state:.0f}."
+    )
 
 
-def compare_accuracy() -> None:
-    """Loss and gradients of the fused step against float64 autograd, at the paper's size."""
-    print("\nError of loss (difference) and gradients (norm of the difference / norm) against float64\n")
-    print("| variant | loss | embeddings' gradient | class weights' gradient |")
-    print("| --- | --- | --- | --- |")
-    torch.manual_seed(0)
-    head = margin_head(NUM_CLASSES, 3)
-    _, labels = make_batch(BATCH, NUM_CLASSES)
-    embeddings = torch.randn(BATCH, DIM)
-    embeddings += 4 * F.normalize(head.weight.detach()[3 * labels])
-    exact = margin_head(NUM_CLASSES, 3).double()
+# ---------------------------------------------------------------- digits
+
+
+def print_errors(classes: int, k: int, batch: int) -> None:
+    """Against autograd in float64, at weights that have been trained for some steps."""
+    head, linear = our_head(classes, k), projection()
+    features, labels = batch_of(batch, classes)
+    optimiser = torch.optim.Adam([head.weight, *linear.parameters()], lr=2e-2, fused=True)
+    warm_up = FusedMarginStep(head, optimiser)
+    for step in range(5):
+        others, other_labels = batch_of(batch, classes, seed=2 + step)
+        warm_up.loss_and_embedding_gradient(linear(others), other_labels)
+    x = linear(features).detach()
+    exact = our_head(classes, k).double()
     exact.load_state_dict(head.state_dict())
-    inputs = embeddings.double().requires_grad_()
-    value = exact(inputs, labels)
-    value.backward()
-    for variant, precision in (("fused", "float32"), ("fused-bf16", "bfloat16")):
+    exact_x = x.double().requires_grad_()
+    exact_loss = exact(exact_x, labels)
+    exact_loss.backward()
+    print(f"\nk = {k}: relative error against float64\n")
+    print("| | loss | gradient by embeddings | by class weights |\n| --- | --- | --- | --- |")
+    for precision in ("float32", "bfloat16"):
         head.weight.grad = None
-        found, gradient = FusedMarginStep(head, precision=precision).loss_and_embedding_gradient(
-            embeddings, labels
-        )
-        errors = [abs(float(found) - value.item())]
-        for ours, true in ((gradient, inputs.grad), (head.weight.grad, exact.weight.grad)):
-            errors.append(float((ours.double() - true).norm() / true.norm()))
-        print(f"| {variant} | " + " | ".join(f"{error:.1e}" for error in errors) + " |", flush=True)
+        fused = FusedMarginStep(head, precision=precision)
+        loss, gradient = fused.loss_and_embedding_gradient(x, labels)
+        errors = [
+            float((ours.double() - value).norm() / value.norm())
+            for ours, value in (
+                (loss, exact_loss.detach()),
+                (gradient, exact_x.grad),
+                (head.weight.grad, exact.weight.grad),
+            )
+        ]
+        print(f"| fused, {precision} | " + " | ".join(f"{error:.1e}" for error in errors) + " |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--losses", action="store_true", help="every loss instead of the rivals")
-    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
-    parser.add_argument(
-        "--only-centers", type=int, nargs="+", help="numbers of sub-centres; 3 and 1 if not given"
-    )
-    parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
-    parser.add_argument("--batch", type=int, default=BATCH, help=argparse.SUPPRESS)
-    parser.add_argument("--classes", type=int, default=NUM_CLASSES, help=argparse.SUPPRESS)
-    parser.add_argument("--centers", type=int, default=3, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each writing")
+    parser.add_argument("--classes", type=int, default=34_800)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--centers", type=int, nargs="+", default=[3, 1])
+    parser.add_argument("--only-times", action="store_true", help="neither digits nor memory")
+    parser.add_argument("--losses", action="store_true", help="every loss instead")
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    if options.memory_of:
-        print_peak_memory(
-            options.memory_of,
-            batch=options.batch,
-            num_classes=options.classes,
-            num_centers=options.centers,
-        )
+    torch.manual_seed(0)
+    if args.worker:
+        name, *sizes = args.worker
+        be_a_worker(name, *map(int, sizes))
         return
-    if options.losses:
-        for num_centers in (1, 3):
-            compare_losses(num_centers, options.rounds)
+    if args.losses:
+        for k in args.centers:
+            print_losses(args.classes, k, args.batch, args.rounds)
         return
-    if not have_pml():
-        print("pytorch-metric-learning is missing: pip install --no-deps pytorch-metric-learning")
-    for num_centers in options.only_centers or (3, 1):
-        compare_times(num_centers, options.rounds)
-    compare_accuracy()
-    if not options.no_memory:
-        compare_memory()
+    if not importlib.util.find_spec("pytorch_metric_learning"):
+        print("(b) is left out: pip install --no-deps pytorch-metric-learning")
+    print(
+        f"torch {torch.__version__}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, "
+        f"float32 products by {'oneDNN' if medium_precision_is_exact() else 'the default library'}"
+    )
+    for k in args.centers:
+        print_times(args.classes, k, args.batch, args.rounds)
+        if not args.only_times:
+            print_errors(args.classes, k, args.batch)
+    if not args.only_times:
+        print_memory(args.classes, args.centers[0])
 
 
 if __name__ == "__main__":

@@ -206,6 +206,22 @@ def test_a_resumed_run_goes_on_bit_for_bit():
     assert go_on(head, step, range(3, 6)) == expected
 
 
+def test_weights_that_move_to_another_type_or_memory_are_followed():
+    head = make_head("arcface", {}, dtype=torch.float32, num_centers=2)
+    step = FusedMarginStep(head)
+    x, y = make_batch(head)
+    step.loss_and_embedding_gradient(x, y)
+    head.weight.grad = None
+    head.double()
+    with torch.no_grad():
+        head.weight.data = head.weight.data + 0.1
+    expected = by_autograd(copy.deepcopy(head), x.double(), y)
+    loss, x_gradient = step.loss_and_embedding_gradient(x.double(), y)
+    assert relative_error(loss, expected[0]) <= 1e-11
+    assert relative_error(x_gradient, expected[1]) <= 1e-11
+    assert relative_error(head.weight.grad, expected[2]) <= 1e-11
+
+
 def test_gradients_add_up_where_there_are_some():
     head = make_head("arcface", {}, num_centers=2)
     x, y = make_batch(head)

@@ -11,37 +11,40 @@ with the embeddings, reduced and multiplied back before the next one is touched.
   of the row, so it moves from the [batch, classes] side to the [batch, d] side of each product.
 * The right class of a row is one number a row. It is computed on its own, in the weights' precision; in the
   sweep its place is empty. ``1 - p_iy`` is then a sum over the others and not a difference of near equals.
+* Between the passes one number a class and row is kept, ``e_ij``, and which sub-centre was nearest, in k - 1
+  bytes. The [classes, k, batch] matrices live for a chunk and never leave the cache.
 * The gradient by the unit class vector, its projection through the normalisation and the optimiser's step
   follow one another while the chunk's weights are in cache.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from samething.losses.head import check_lengths
 from samething.losses.margins import Margin, RowContext
 
-LARGEST_EXPONENT: Final = 64.0
-"""Logits are moved so that none exceeds this: e^64 times a million classes is far below float32's 3e38. Up to
-this scale nothing need be moved at all."""
+LARGEST_SUM: Final = 87.0
+"""Logits are moved down where the sum over the classes could exceed e^87, float32's largest number: at 35,000
+classes where the scale is above 76."""
 
 SMALLEST_SUM: Final = 1e-20
 """A row whose moved exponentials add up to less has lost some to underflow; its own maximum is found then."""
 
-NUMBERS_A_CHUNK: Final = 800_000
-"""Cosines a chunk, 3.2 MB in float32: the fastest of 0.1 to 3.2 million on an AMD EPYC with 1 MB of L2 a core
-(k = 3: 118, 94, 88, 85, 94, 99 ms a step), because smaller chunks mean more calls."""
-
 LOG2_E: Final = math.log2(math.e)
 """exp2 takes a third of the time of exp, and its base costs nothing: it joins the scale."""
+
+NUMBERS_A_CHUNK: Final = 400_000
+"""Cosines a chunk, 1.6 MB in float32. Twice as many are a little faster on an idle AMD Zen 4 and slower on
+a busy one, whose cores share the next cache."""
 
 GradientSink: TypeAlias = Callable[[int, Tensor], None]
 """Takes the gradient of some consecutive class weights: number of the first row, gradient [rows, d]."""
@@ -50,14 +53,11 @@ GradientSink: TypeAlias = Callable[[int, Tensor], None]
 class Workspace:
     """Buffers that all steps share: fresh memory costs more than filling it.
 
-    ``kept [classes, b]`` and ``was_nearer [k - 1, classes, b]``, a byte each, pass from the first pass to the
-    second: 4 + k - 1 bytes for each class and row in float32. Everything else is a chunk's worth.
-
     Args:
         weight: the class weights.
         num_centers: k.
         dtype: of the matrix products.
-        limit_bytes: the most that these two may take; beyond it, they too are a chunk's worth.
+        limit_bytes: the most that may be kept between the passes; beyond it, the first pass is repeated.
     """
 
     def __init__(
@@ -76,44 +76,121 @@ class Workspace:
         num_rows, d = self.weight.shape
         num_classes, k = num_rows // self.num_centers, self.num_centers
         n = min(num_classes, max(64, NUMBERS_A_CHUNK // (k * batch) // 64 * 64))
-        numbers = num_classes * batch
-        self.keeps_all = numbers * (self.dtype.itemsize + k - 1) <= self.limit_bytes
-        numbers = numbers if self.keeps_all else n * batch
-        self.kept = torch.empty(numbers, dtype=self.dtype)
-        self.was_nearer = torch.empty((k - 1) * numbers, dtype=torch.bool)
-        self.planes = torch.empty(n * k * batch if k > 1 else 0, dtype=self.dtype)
+        self.classes_per_chunk = n
+        self.keeps = num_classes * batch * (self.dtype.itemsize + k - 1) <= self.limit_bytes
+        num_kept = (num_classes if self.keeps else n) * batch
+        self.exponentials = torch.empty(num_kept, dtype=self.dtype)
+        self.masks = torch.empty(num_kept * (k - 1), dtype=torch.bool)
+        self.planes = torch.empty(n * k * batch, dtype=self.dtype)
+        self.nearest = torch.empty(2, n * batch, dtype=self.dtype)
         self.sums = torch.empty(math.ceil(num_classes / n), batch, dtype=self.weight.dtype)
         self.unit_classes = torch.empty(n * k, d, dtype=self.dtype)
         self.products = torch.empty(n * k, d, dtype=self.dtype)
         self.scratch = torch.empty(n * k, d, dtype=self.weight.dtype)
-        self.gradient = torch.empty(n * k, d, dtype=self.weight.dtype)
+        same = self.dtype == self.weight.dtype
+        self.gradient = self.products if same else torch.empty_like(self.scratch)
         self.lengths = torch.empty(num_rows, 1, dtype=self.weight.dtype)
-        self.classes_per_chunk = n
         self.batch_capacity = batch
+        self._pieces: dict[tuple[int, int], list[Piece]] = {}
+
+    def pieces(self, batch: int, num_classes: int) -> list[Piece]:
+        """The chunks for a batch and so many classes, with their views, which take time to make."""
+        self.make_room(batch)
+        if (batch, num_classes) not in self._pieces:
+            if len(self._pieces) >= 4:  # a full and a last batch are usual
+                self._pieces.clear()
+            n = self.classes_per_chunk
+            self._pieces[batch, num_classes] = [
+                self._piece(batch, start, min(start + n, num_classes)) for start in range(0, num_classes, n)
+            ]
+        return self._pieces[batch, num_classes]
+
+    def _piece(self, b: int, start: int, stop: int) -> Piece:
+        n, k = stop - start, self.num_centers
+        kept = start if self.keeps else 0
+        exponentials = self.exponentials[kept * b : (kept + n) * b].view(n, b)
+        planes = self.planes[: n * k * b].view(n, k, b)
+        masks = self.masks[kept * (k - 1) * b : (kept + n) * (k - 1) * b].view(k - 1, n, b)
+        # with one centre the only plane is what was kept
+        numbers = exponentials if k == 1 else planes.view(n * k, b)
+        return Piece(
+            start=start,
+            stop=stop,
+            weight=self.weight[start * k : stop * k],
+            lengths=self.lengths[start * k : stop * k],
+            unit_classes=self.unit_classes[: n * k],
+            unit_by_dim=self.unit_classes[: n * k].t(),
+            products=self.products[: n * k],
+            gradient=self.gradient[: n * k],
+            scratch=self.scratch[: n * k],
+            cosines=planes.view(n * k, b),
+            planes=list(planes.unbind(1)),
+            nearest=[each[: n * b].view(n, b) for each in self.nearest],
+            exponentials=exponentials,
+            flat_exponentials=exponentials.view(-1),
+            masks=list(masks.unbind(0)),
+            masks_as_bytes=list(masks.view(torch.uint8).unbind(0)),
+            exponentials_as_bits=_as_bits(exponentials),
+            planes_as_bits=list(_as_bits(planes).unbind(1)),
+            numbers=numbers,
+            sums=self.sums[start // self.classes_per_chunk, :b],
+        )
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Some consecutive classes, and the targets among them."""
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Some consecutive classes, and their views of the buffers."""
 
-    number: int
     start: int
     """First class."""
     stop: int
     """One past the last class."""
-    target_batch: Int[Tensor, " t"]
-    """Batch rows whose own class is here."""
-    target_places: Int[Tensor, " t"]
-    """Where (class, batch row) is in a flat [classes, b] matrix of this chunk."""
-    target_rows: Int[Tensor, " t"]
-    """Row of the nearest centre of that class among the chunk's class weights."""
+    weight: Float[Tensor, "rows d"]
+    """Their weights, where all classes take part."""
+    lengths: Float[Tensor, "rows 1"]
+    unit_classes: Float[Tensor, "rows d"]
+    unit_by_dim: Float[Tensor, "d rows"]
+    products: Float[Tensor, "rows d"]
+    gradient: Float[Tensor, "rows d"]
+    scratch: Float[Tensor, "rows d"]
+    cosines: Float[Tensor, "rows b"]
+    """First pass: every centre with every embedding."""
+    planes: list[Float[Tensor, "c b"]]
+    """The same, a view a centre."""
+    nearest: list[Float[Tensor, "c b"]]
+    """Two buffers for running maxima."""
+    exponentials: Float[Tensor, "c b"]
+    """Kept between the passes."""
+    flat_exponentials: Float[Tensor, " cb"]
+    masks: list[Bool[Tensor, "c b"]]
+    """Kept between the passes: mask i is set where centre i + 1 beats all before it."""
+    masks_as_bytes: list[UInt8[Tensor, "c b"]]
+    exponentials_as_bits: Shaped[Tensor, "c b"]
+    """bfloat16 as int16: the product with 0 or 1 is the same, in a third of the time; others as they are."""
+    planes_as_bits: list[Shaped[Tensor, "c b"]]
+    numbers: Float[Tensor, "rows b"]
+    """Second pass: exponentials, each with its nearest centre; the others zero."""
+    sums: Float[Tensor, " b"]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Rows of the batch whose own class is in a piece."""
+
+    batch: Int[Tensor, " t"]
+    """Batch row."""
+    places: Int[Tensor, " t"]
+    """Where (class, batch row) is in a flat [classes, b] matrix of the piece."""
+    rows: Int[Tensor, " t"]
+    """Row of the nearest centre of that class among the piece's."""
+
+
+def _as_bits(numbers: Tensor) -> Tensor:
+    return numbers.view(torch.int16) if numbers.dtype == torch.bfloat16 else numbers
 
 
 class ClassSweep:
-    """One step: a first pass for the sums of exponentials, a second for the gradients.
-
-    Within a chunk, a matrix has a row a class and a column a row of the batch, and the first centres of all
-    classes come before the second ones (*planes*), so that the maximum over centres is one of whole planes.
+    """One step.
 
     Args:
         workspace: the class weights and buffers.
@@ -141,7 +218,7 @@ class ClassSweep:
         self.num_classes = len(self.centers) if classes is None else len(classes)
         self.num_rows = self.num_classes * self.k
         self.b = len(unit)
-        workspace.make_room(self.b)
+        self.pieces = workspace.pieces(self.b, self.num_classes)
         self._find_targets(labels)
 
     def _find_targets(self, labels: Tensor) -> None:
@@ -152,21 +229,14 @@ class ClassSweep:
         self.target_centers = centers[torch.arange(self.b), nearest]
         columns = labels if self.classes is None else torch.searchsorted(self.classes, labels)
         n = self.workspace.classes_per_chunk
-        num_chunks = math.ceil(self.num_classes / n)
         ordered, order = columns.sort()
-        bounds = torch.searchsorted(ordered, torch.arange(num_chunks + 1) * n).tolist()
+        bounds = torch.searchsorted(ordered, torch.arange(len(self.pieces) + 1) * n).tolist()
         places = (ordered % n) * self.b + order
         rows = (ordered % n) * self.k + nearest[order]
-        self.chunks = [
-            Chunk(
-                number=i,
-                start=i * n,
-                stop=min(i * n + n, self.num_classes),
-                target_batch=order[bounds[i] : bounds[i + 1]],
-                target_places=places[bounds[i] : bounds[i + 1]],
-                target_rows=rows[bounds[i] : bounds[i + 1]],
-            )
-            for i in range(num_chunks)
+        ranges = [slice(*pair) for pair in itertools.pairwise(bounds)]
+        self.targets = [
+            Targets(order[some], places[some], rows[some]) if some.stop > some.start else None
+            for some in ranges
         ]
 
     # ---- the passes
@@ -174,15 +244,8 @@ class ClassSweep:
     def other_logsumexp(self) -> Float[Tensor, " b"]:
         """``ln Σ_{j≠y} exp(a·cos θ_j)`` of each row, for the margins that need it first."""
         scale = self.margin.other_logsumexp_scale()
-        self._factors, self._shift = self._columns(self.unit * (scale * LOG2_E)), None
-        if scale > LARGEST_EXPONENT:
-            self._shift = torch.full_like(self.unit[:, 0], (scale - LARGEST_EXPONENT) * LOG2_E)
-        for chunk in self.chunks:
-            self._add_up(chunk, self._exp2(self._nearest(chunk)))
-        logarithm = self._total().log()
-        if self._shift is not None:
-            logarithm += self._shift.double() / LOG2_E
-        return logarithm.to(self.unit.dtype)
+        logarithm = self._first_pass(None, scale, largest_logit=scale, masks=False).log()
+        return (logarithm + self._shift_of_logits()).to(self.unit.dtype)
 
     def run(
         self, context: RowContext, share: float, sink_for: Callable[[Tensor | None], GradientSink]
@@ -194,28 +257,14 @@ class ClassSweep:
             share: factor of the gradients.
             sink_for: called between the passes, once it is clear that the step will be taken.
         """
-        scale = float(context.scale)
-        self._context = context
-        # without a function between cosine and logit, the product with the scaled embedding is the logit
-        self._factor_of_similarity = 1.0 if self.margin.keeps_other_cosines else scale * LOG2_E
-        factors = self.unit * (scale * LOG2_E) if self.margin.keeps_other_cosines else self.unit
-        self._factors, self._shift = self._columns(factors), None
-        highest = scale * self.margin.similarity_bound(context)
-        if highest > LARGEST_EXPONENT:
-            self._shift = torch.full_like(self.unit[:, 0], (highest - LARGEST_EXPONENT) * LOG2_E)
-        for chunk in self.chunks:
-            self._forward(chunk)
+        scale, keeps = float(context.scale), self.workspace.keeps
+        largest_logit = scale * self.margin.similarity_bound(context)
+        plain = self.margin.keeps_other_cosines
+        others = self._first_pass(None if plain else context, scale, largest_logit=largest_logit, masks=keeps)
         check_lengths("class weight", self.workspace.lengths[: self.num_rows, 0])
-        if self._shift is not None and float(self._total().min()) < SMALLEST_SUM:
-            self._shift = self._highest_exponents() - LARGEST_EXPONENT * LOG2_E
-            for chunk in self.chunks:
-                self._forward(chunk)
 
-        others = self._total()
         similarity, slope = self._target_similarity(context)
-        target = similarity.double() * scale
-        if self._shift is not None:
-            target -= self._shift.double() / LOG2_E
+        target = similarity.double() * scale - self._shift_of_logits()
         # ln(1 + others/e^target), where either may be beyond the other's precision
         losses = torch.logaddexp(others.log() - target, torch.zeros_like(target))
         row_factor = (scale * share / self.b) / (others + target.exp())
@@ -225,12 +274,56 @@ class ClassSweep:
         sink = sink_for(self.classes)
         weighted = (self.unit * row_factor).to(self.workspace.dtype)
         of_targets = self.unit * target_factor
-        from_others = torch.zeros_like(self.unit)
-        for chunk in self.chunks:
-            if not self.workspace.keeps_all:
-                self._forward(chunk)
-            sink(chunk.start * self.k, self._backward(chunk, weighted, of_targets, from_others))
-        return losses, from_others * row_factor + self.target_centers * target_factor
+        from_others = torch.zeros_like(self.unit.t(), memory_format=torch.contiguous_format)
+        for piece, targets in zip(self.pieces, self.targets, strict=True):
+            if keeps:
+                weight = self._normalise(piece, lengths_known=True)
+            else:
+                weight = self._sum_exponentials(piece, targets, masks=True)
+            self._give_to_nearest(piece)
+            if self.workspace.dtype == from_others.dtype:
+                from_others.addmm_(piece.unit_by_dim, piece.numbers)
+            else:
+                from_others.add_(piece.unit_by_dim @ piece.numbers)
+            sink(piece.start * self.k, self._class_gradient(piece, targets, weight, weighted, of_targets))
+        return losses, from_others.t() * row_factor + self.target_centers * target_factor
+
+    def _first_pass(
+        self, context: RowContext | None, scale: float, *, largest_logit: float, masks: bool
+    ) -> Float[Tensor, " b"]:
+        """Sum of ``exp(logit - shift)`` over the other classes, for each row.
+
+        Without a context the logit is ``scale × cosine``, which the product with a scaled embedding gives at
+        once; with one, the margin's similarity stands between them.
+        """
+        self.context, self.exponent_scale = context, scale * LOG2_E
+        factors = self.unit * self.exponent_scale if context is None else self.unit
+        self.factors = factors.t().to(self.workspace.dtype).contiguous()
+        self.shift = None
+        excess = largest_logit + math.log(self.num_classes) - LARGEST_SUM
+        if excess > 0:
+            self.shift = torch.full_like(self.unit[:, 0], excess * LOG2_E)
+        for piece, targets in zip(self.pieces, self.targets, strict=True):
+            self._sum_exponentials(piece, targets, masks=masks)
+        if self.shift is not None and float(self._total().min()) < SMALLEST_SUM:
+            self.shift = self._highest_exponents()
+            for piece, targets in zip(self.pieces, self.targets, strict=True):
+                self._sum_exponentials(piece, targets, masks=masks)
+        return self._total()
+
+    def _highest_exponents(self) -> Float[Tensor, " b"]:
+        """Each row's largest logit of a wrong class, as an exponent of 2."""
+        highest = torch.full_like(self.unit[:, 0], -math.inf)
+        for piece, targets in zip(self.pieces, self.targets, strict=True):
+            self._normalise(piece)
+            exponents, _ = self._exponents(self._nearest(piece, masks=False))
+            if targets is not None:
+                exponents.view(-1).index_fill_(0, targets.places, -math.inf)
+            highest = torch.maximum(highest, exponents.amax(dim=0).to(highest.dtype))
+        return highest
+
+    def _shift_of_logits(self) -> Tensor | float:
+        return 0.0 if self.shift is None else self.shift.double() / LOG2_E
 
     def _target_similarity(self, context: RowContext) -> tuple[Tensor, Tensor]:
         """Similarity of each row with its own class, and its derivative by the cosine."""
@@ -240,146 +333,81 @@ class ClassSweep:
             (slope,) = torch.autograd.grad(similarity.sum(), cosines)
         return similarity.detach(), slope
 
-    def _highest_exponents(self) -> Float[Tensor, " b"]:
-        """Each row's largest logit of a wrong class, as an exponent of 2; a pass over the classes."""
-        highest = torch.full_like(self.unit[:, 0], -math.inf)
-        for chunk in self.chunks:
-            exponents, _ = self._exponents(self._nearest(chunk))
-            exponents.view(-1).index_fill_(0, chunk.target_places, -math.inf)
-            highest = torch.maximum(highest, exponents.amax(dim=0).to(highest.dtype))
-        return highest
+    # ---- what a piece goes through
 
-    # ---- what a chunk goes through
+    def _normalise(self, piece: Piece, *, lengths_known: bool = False) -> Float[Tensor, "rows d"]:
+        """Bring a piece's class weights to unit length; returns the weights, a copy when sampled."""
+        weight = piece.weight
+        if self.classes is not None:
+            weight = self.centers[self.classes[piece.start : piece.stop]].flatten(0, 1)
+        if not lengths_known:
+            torch.linalg.vector_norm(weight, dim=1, keepdim=True, out=piece.lengths)
+        torch.mul(weight, piece.lengths.reciprocal(), out=piece.unit_classes)
+        return weight
 
-    def _columns(self, rows: Float[Tensor, "b d"]) -> Float[Tensor, "d b"]:
-        return rows.t().to(self.workspace.dtype).contiguous()
-
-    def _weights(self, chunk: Chunk) -> Float[Tensor, "c k d"]:
-        """A chunk's class weights: a view, or a gathered copy when classes are sampled."""
-        if self.classes is None:
-            return self.centers[chunk.start : chunk.stop]
-        return self.centers[self.classes[chunk.start : chunk.stop]]
-
-    def _lengths(self, chunk: Chunk) -> Float[Tensor, "c k 1"]:
-        return self.workspace.lengths[chunk.start * self.k : chunk.stop * self.k].view(-1, self.k, 1)
-
-    def _kept(self, chunk: Chunk) -> Float[Tensor, "c b"]:
-        start = chunk.start * self.b if self.workspace.keeps_all else 0
-        classes = chunk.stop - chunk.start
-        return self.workspace.kept[start : start + classes * self.b].view(classes, self.b)
-
-    def _was_nearer(self, chunk: Chunk) -> Bool[Tensor, "others c b"]:
-        start = chunk.start * self.b * (self.k - 1) if self.workspace.keeps_all else 0
-        classes = chunk.stop - chunk.start
-        stop = start + classes * self.b * (self.k - 1)
-        return self.workspace.was_nearer[start:stop].view(self.k - 1, classes, self.b)
-
-    def _planes(self, chunk: Chunk) -> Float[Tensor, "k c b"]:
-        classes = chunk.stop - chunk.start
-        if self.k == 1:
-            return self._kept(chunk)[None]
-        return self.workspace.planes[: self.k * classes * self.b].view(self.k, classes, self.b)
-
-    def _unit_classes(self, chunk: Chunk) -> Float[Tensor, "k c d"]:
-        """A chunk's class weights at unit length, in planes; their lengths must be in the workspace."""
-        weight, inverse = self._weights(chunk), self._lengths(chunk).reciprocal()
-        rows = self.k * len(weight)
-        unit = self.workspace.unit_classes[:rows].view(self.k, len(weight), -1)
-        if unit.dtype == weight.dtype:
-            return torch.mul(weight.transpose(0, 1), inverse.transpose(0, 1), out=unit)
-        scratch = self.workspace.scratch[:rows].view(unit.shape)
-        return unit.copy_(torch.mul(weight.transpose(0, 1), inverse.transpose(0, 1), out=scratch))
-
-    def _nearest(self, chunk: Chunk) -> Float[Tensor, "c b"]:
-        """``unit classes @ factors``, the largest over the centres of each class; notes which it was."""
-        torch.linalg.vector_norm(self._weights(chunk), dim=2, keepdim=True, out=self._lengths(chunk))
-        planes = self._planes(chunk)
-        unit_classes = self._unit_classes(chunk)
-        torch.mm(unit_classes.view(-1, unit_classes.shape[2]), self._factors, out=planes.view(-1, self.b))
-        nearest, was_nearer = planes[0], self._was_nearer(chunk)
-        spare = self._kept(chunk)
-        for centre in range(1, self.k):
-            # 1 where this centre is nearer than all before it; comparing in place stays in float, which is
-            # several times faster than comparing into booleans
-            torch.maximum(nearest, planes[centre], out=spare)
-            was_nearer[centre - 1].copy_(planes[centre].gt_(nearest))
-            nearest, spare = spare, nearest
-        return nearest
+    def _nearest(self, piece: Piece, *, masks: bool) -> Float[Tensor, "c b"]:
+        """``unit_classes @ factors``, the largest over the centres of each class; masks say where it was."""
+        torch.mm(piece.unit_classes, self.factors, out=piece.cosines)
+        best = piece.planes[0]
+        for i, challenger in enumerate(piece.planes[1:]):
+            larger = torch.maximum(best, challenger, out=piece.nearest[i % 2])
+            if masks:
+                # comparisons of floats are vectorised in place, but not into bytes
+                piece.masks[i].copy_(challenger.gt_(best))
+            best = larger
+        return best
 
     def _exponents(self, nearest: Float[Tensor, "c b"]) -> tuple[Float[Tensor, "c b"], Tensor | None]:
-        """Logits as exponents of 2, and the slope of the similarity unless it is 1."""
-        if self.margin.keeps_other_cosines:
+        """Logits as exponents of 2, and the slope of the similarity unless it is 1 throughout."""
+        if self.context is None:
             return nearest, None
         # the margins' methods have batch rows first; a transposed view costs nothing elementwise
         cosines = nearest.t().to(self.unit.dtype)
-        similarity = self.margin.other_similarity(cosines, self._context)
-        slope = self.margin.other_similarity_derivative(cosines, self._context)
-        return (similarity * self._factor_of_similarity).t(), None if slope is None else slope.t()
+        similarity = self.margin.other_similarity(cosines, self.context)
+        slope = self.margin.other_similarity_derivative(cosines, self.context)
+        return (similarity * self.exponent_scale).t(), None if slope is None else slope.t()
 
-    def _exp2(
-        self, exponents: Float[Tensor, "c b"], out: Float[Tensor, "c b"] | None = None
-    ) -> Float[Tensor, "c b"]:
-        if self._shift is not None:
-            exponents = exponents.sub_(self._shift)
-        return torch.exp2(exponents, out=out)
-
-    def _forward(self, chunk: Chunk) -> None:
-        """Sums of exponentials; and in ``kept``, exponentials × slope, zero at the targets."""
-        kept = self._kept(chunk)
-        exponents, slope = self._exponents(self._nearest(chunk))
-        if exponents.dtype == kept.dtype:
-            exponentials = self._exp2(exponents, out=kept)
-        else:
-            exponentials = self._exp2(exponents)
-        self._add_up(chunk, exponentials)
+    def _sum_exponentials(
+        self, piece: Piece, targets: Targets | None, *, masks: bool
+    ) -> Float[Tensor, "rows d"]:
+        """First pass: sum up exp(logit) but the targets', and keep it, times the slope of the similarity."""
+        weight = self._normalise(piece)
+        exponents, slope = self._exponents(self._nearest(piece, masks=masks))
+        if self.shift is not None:
+            exponents = torch.sub(exponents, self.shift, out=piece.exponentials)
+        torch.exp2(exponents, out=piece.exponentials)
+        if targets is not None:
+            piece.flat_exponentials.index_fill_(0, targets.places, 0.0)
+        torch.sum(piece.exponentials, dim=0, dtype=piece.sums.dtype, out=piece.sums)
         if slope is not None:
-            exponentials.mul_(slope)
-        if exponentials is not kept:
-            kept.copy_(exponentials)
-
-    def _add_up(self, chunk: Chunk, exponentials: Float[Tensor, "c b"]) -> None:
-        """Empty the targets' places, and keep the sum over the chunk."""
-        if len(chunk.target_places):
-            exponentials.view(-1).index_fill_(0, chunk.target_places, 0.0)
-        sums = self.workspace.sums[chunk.number, : self.b]
-        torch.sum(exponentials, dim=0, dtype=sums.dtype, out=sums)
+            piece.exponentials.mul_(slope)
+        return weight
 
     def _total(self) -> Float[Tensor, " b"]:
-        return self.workspace.sums[: len(self.chunks), : self.b].double().sum(dim=0)
+        return self.workspace.sums[: len(self.pieces), : self.b].double().sum(dim=0)
 
-    def _give_to_nearest(self, chunk: Chunk) -> Float[Tensor, "rows b"]:
-        """Each class's number goes to its nearest centre, the first among equals; the others get zero."""
-        planes, left, was_nearer = self._planes(chunk), self._kept(chunk), self._was_nearer(chunk)
-        for centre in range(self.k - 1, 0, -1):
-            plane = planes[centre].copy_(was_nearer[centre - 1].view(torch.uint8)).mul_(left)
-            torch.sub(left, plane, out=planes[0] if centre == 1 else left)
-        return planes.view(-1, self.b)
+    def _give_to_nearest(self, piece: Piece) -> None:
+        """Second pass: what was kept goes to each class's nearest centre; the others get zero."""
+        rest, planes = piece.exponentials_as_bits, piece.planes_as_bits
+        for i in range(self.k - 1, 0, -1):
+            torch.mul(rest, piece.masks_as_bytes[i - 1], out=planes[i])
+            torch.sub(rest, planes[i], out=planes[0] if i == 1 else rest)
 
-    def _backward(
+    def _class_gradient(
         self,
-        chunk: Chunk,
+        piece: Piece,
+        targets: Targets | None,
+        weight: Float[Tensor, "rows d"],
         weighted: Float[Tensor, "b d"],
         of_targets: Float[Tensor, "b d"],
-        from_others: Float[Tensor, "b d"],
     ) -> Float[Tensor, "rows d"]:
-        """Gradient by a chunk's class weights, through their normalisation; adds to ``from_others``."""
-        flat, unit = self._give_to_nearest(chunk), self._unit_classes(chunk)
-        rows, k, d = len(flat), self.k, unit.shape[2]
-        unit_rows = unit.view(rows, d)
-        if self.workspace.dtype == from_others.dtype:
-            from_others.addmm_(flat.t(), unit_rows)
-        else:
-            from_others.add_(flat.t() @ unit_rows)
-        products = torch.mm(flat, weighted, out=self.workspace.products[:rows])
-        # from planes back to the order of the weights, where the targets' share joins
-        gradient = self.workspace.gradient[:rows].view(-1, k, d)
-        weight, inverse = self._weights(chunk), self._lengths(chunk).reciprocal()
-        torch.mul(products.view(k, -1, d).transpose(0, 1), inverse, out=gradient)
-        flat_gradient = gradient.view(rows, d)
-        if len(chunk.target_rows):
-            share = of_targets[chunk.target_batch] * inverse.view(rows, 1)[chunk.target_rows]
-            flat_gradient.index_add_(0, chunk.target_rows, share)
-        scratch = self.workspace.scratch[:rows].view(-1, k, d)
-        radial = torch.mul(gradient, weight, out=scratch).sum(dim=2, keepdim=True).mul_(inverse).mul_(inverse)
-        gradient.addcmul_(weight, radial, value=-1)
-        return flat_gradient
+        """Gradient by a piece's class weights, through their normalisation."""
+        gradient = piece.gradient
+        torch.mm(piece.numbers, weighted, out=piece.products)
+        if piece.products.dtype != gradient.dtype:
+            gradient.copy_(piece.products)
+        if targets is not None:
+            gradient.index_add_(0, targets.rows, of_targets[targets.batch])
+        inverse = piece.lengths.reciprocal()
+        radial = torch.mul(gradient, weight, out=piece.scratch).sum(dim=1, keepdim=True)
+        return gradient.addcmul_(weight, radial.mul_(inverse).mul_(inverse), value=-1).mul_(inverse)

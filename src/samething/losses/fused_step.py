@@ -65,10 +65,9 @@ class FusedMarginStep:
     ) -> None:
         self.head = head
         self.optimiser = optimiser
-        dtype = torch.bfloat16 if precision == "bfloat16" else head.weight.dtype
+        self.precision = precision
+        self.workspace_bytes = workspace_bytes
         self.workspace: Workspace | None = None
-        if self.covers(head):
-            self.workspace = Workspace(head.weight, head.num_centers, dtype, workspace_bytes)
 
     @staticmethod
     def covers(head: MarginHead) -> bool:
@@ -93,18 +92,19 @@ class FusedMarginStep:
         """
         head, margin = self.head, self.head.margins[0]
         assert isinstance(margin, Margin)
-        if self.workspace is None:
+        if not self.covers(head):
             return self._by_autograd(embeddings, labels, share)
+        workspace = self._workspace()
         head.check_batch(embeddings, labels)
         embeddings = embeddings.detach().to(head.weight.dtype)
         norms = embeddings.norm(dim=1)
         check_lengths("embedding", norms)
         unit = embeddings / norms[:, None]
         classes = head.next_classes(labels)
-        fast = self.workspace.dtype == torch.float32
+        fast = workspace.dtype == torch.float32
         products = fast_float32_products() if fast else contextlib.nullcontext()
         with torch.autocast("cpu", enabled=False), products:
-            sweep = ClassSweep(self.workspace, margin, unit, labels, classes)
+            sweep = ClassSweep(workspace, margin, unit, labels, classes)
             statistic = sweep.other_logsumexp() if margin.needs_other_logsumexp and margin.training else None
             batch = BatchRows(
                 target_cosines=sweep.target_cosines, norms=norms, labels=labels, other_logsumexp=statistic
@@ -112,6 +112,20 @@ class FusedMarginStep:
             losses, unit_gradient = sweep.run(margin.prepare(batch), share, self._sink)
         radial = (unit_gradient * unit).sum(dim=1, keepdim=True)
         return losses.mean().to(unit.dtype) * share, (unit_gradient - unit * radial) / norms[:, None]
+
+    def _workspace(self) -> Workspace:
+        """The buffers, made again where the weights have moved to other memory or another type."""
+        weight = self.head.weight
+        known = self.workspace
+        if (
+            known is None
+            or known.weight.data_ptr() != weight.data_ptr()
+            or known.weight.dtype != weight.dtype
+        ):
+            dtype = torch.bfloat16 if self.precision == "bfloat16" else weight.dtype
+            known = Workspace(weight, self.head.num_centers, dtype, self.workspace_bytes)
+        self.workspace = known
+        return known
 
     @torch.enable_grad()
     def _by_autograd(self, embeddings: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:

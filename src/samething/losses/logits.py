@@ -14,6 +14,7 @@ margin, except by AdaFace, whose definition says so.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -22,17 +23,39 @@ from torch import Tensor
 ADAFACE_EPSILON = 1e-3  # AdaFace's published code: cosines stay within ±(1 - ε), angles within [ε, π - ε]
 
 
+class _Angle(torch.autograd.Function):
+    """acos and its derivative; a ``where`` over whole matrices takes longer than both."""
+
+    @staticmethod
+    def forward(ctx: Any, cosines: Tensor) -> Tensor:
+        ctx.save_for_backward(cosines)
+        return torch.acos(cosines.clamp(-1, 1))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (cosines,) = ctx.saved_tensors
+        return -gradient * reciprocal_sines(cosines)
+
+
 def angles(cosines: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """acos in radians, with derivative 0 at ±1 and beyond (rounding may leave a cosine at 1 + 1e-7).
 
     >>> angles(torch.tensor([1.0, 0.0, -1.0])).tolist()
     [0.0, 1.5707963705062866, 3.1415927410125732]
     """
-    if not cosines.requires_grad:
-        return cosines.clamp(-1, 1).acos_()
-    at_the_end = cosines.detach().abs() >= 1
-    ends = (cosines.detach() < 0).to(cosines.dtype) * math.pi
-    return torch.where(at_the_end, ends, torch.acos(torch.where(at_the_end, 0.0, cosines)))
+    result: Tensor = _Angle.apply(cosines)
+    return result
+
+
+def reciprocal_sines(cosines: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """1 / sin(acos(cosine)), and 0 at ±1 and beyond; not differentiable.
+
+    >>> reciprocal_sines(torch.tensor([0.0, 0.6, 1.0, -1.5])).tolist()
+    [1.0, 1.25, 0.0, 0.0]
+    """
+    squared = ((1 - cosines) * (1 + cosines)).clamp_(min=0)  # exact near 1, where 1 - cosine² would cancel
+    inside = squared.sign()
+    return squared.clamp_(min=torch.finfo(squared.dtype).tiny).rsqrt_().mul_(inside)
 
 
 def sines(cosines: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -245,8 +268,8 @@ def curricularface_logits(
     """
     targets = cosines.gather(1, labels[:, None])[:, 0]
     margins = torch.full_like(targets, margin_radians)
-    hard_above = curricularface_threshold(targets, margins)
-    others = torch.where(cosines > hard_above[:, None], cosines * (t + cosines), cosines)
+    hard = is_hard(cosines, curricularface_threshold(targets, margins))
+    others = cosines * (1 + hard * (cosines + (t - 1)))
     return scale * put_targets(others, labels, arcface_target(targets, margins))
 
 
@@ -256,6 +279,15 @@ def curricularface_threshold(
     """``cos(θ_y + m)``, above which a wrong class is a hard one."""
     cosines = target_cosines.detach()
     return cosines * torch.cos(margin_radians) - sines(cosines) * torch.sin(margin_radians)
+
+
+def is_hard(cosines: Float[Tensor, "b c"], hard_above: Float[Tensor, " b"]) -> Float[Tensor, "b c"]:
+    """1.0 where a cosine is above its row's threshold, else 0.0.
+
+    >>> is_hard(torch.tensor([[0.1, 0.3]]), torch.tensor([0.2])).tolist()
+    [[0.0, 1.0]]
+    """
+    return cosines.detach().clone().gt_(hard_above[:, None])  # in place on floats it is vectorised
 
 
 def adaface_qualities(

@@ -32,8 +32,10 @@ from samething.losses.logits import (
     adaface_target,
     arcface_target,
     curricularface_threshold,
+    is_hard,
     li_arcface_similarity,
     put_targets,
+    reciprocal_sines,
 )
 from samething.losses.processes import gather_rows
 
@@ -304,9 +306,7 @@ class LiArcFace(Margin):
         self, cosines: Float[Tensor, "b c"], context: RowContext
     ) -> Float[Tensor, "b c"]:
         """``2/(π·sin θ)``, and 0 at cosine ±1."""
-        squared = (1 - cosines) * (1 + cosines)
-        inside = squared.clone().gt_(0)
-        return squared.clamp_(min=1e-30).rsqrt_().mul_(inside).mul_(2 / math.pi)
+        return reciprocal_sines(cosines).mul_(2 / math.pi)
 
 
 class AdaCos(Margin):
@@ -389,16 +389,14 @@ class CurricularFace(Margin):
     def other_similarity(self, cosines: Float[Tensor, "b c"], context: RowContext) -> Float[Tensor, "b c"]:
         """``cos θ·(t + cos θ)`` where hard, ``cos θ`` elsewhere."""
         assert context.hard_above is not None and context.hardness is not None
-        hard = cosines.detach().clone().gt_(context.hard_above[:, None])
-        return cosines * (1 + hard * (cosines + (context.hardness - 1)))
+        return cosines * (1 + is_hard(cosines, context.hard_above) * (cosines + (context.hardness - 1)))
 
     def other_similarity_derivative(
         self, cosines: Float[Tensor, "b c"], context: RowContext
     ) -> Float[Tensor, "b c"]:
         """``t + 2·cos θ`` where hard, 1 elsewhere."""
         assert context.hard_above is not None and context.hardness is not None
-        hard = cosines.clone().gt_(context.hard_above[:, None])
-        return (2 * cosines).add_(context.hardness - 1).mul_(hard).add_(1)
+        return 1 + is_hard(cosines, context.hard_above) * (2 * cosines + (context.hardness - 1))
 
     def similarity_bound(self, context: RowContext) -> float:
         """``1 + |t|``: reached by a hard class at cosine 1 (t > 0)."""
