@@ -355,3 +355,9 @@ def test_a_folder_of_something_else_is_not_taken(features, tmp_path):
         train(features.folder, output=tmp_path, **QUICK)
     with pytest.raises(ArtefactError, match="does not exist"):
         train(tmp_path / "nowhere", output=tmp_path / "run", **QUICK)
+
+
+def test_starting_over_needs_a_run_to_start_over(features, tmp_path):
+    (tmp_path / "letters.txt").write_text("mine")
+    with pytest.raises(ArtefactError, match=r"letters\.txt"):
+        train(features.folder, output=tmp_path, resume=False, **QUICK)

@@ -316,6 +316,38 @@ def require_same(ours: Mapping[str, Json], theirs: Mapping[str, Json], *, what: 
         raise FingerprintError(f"{what}: {found}", expected=wanted, next_step=next_step)
 
 
+def claim_folder(
+    folder: Path, record_name: str, made_from: Mapping[str, Json], *, kind: str, next_step: str
+) -> None:
+    """Write down what an artefact folder is for, or check that it is for the same.
+
+    Args:
+        folder: an existing folder.
+        record_name: name of the JSON file that says what the folder is for; written first of all.
+        made_from: what it is for.
+        kind: kind of the artefact, for messages.
+        next_step: what to do when the folder is for something else.
+
+    Raises:
+        FingerprintError: it is for something else; says which entries differ.
+        ArtefactError: it holds other files.
+    """
+    record = folder / record_name
+    if record.exists():
+        require_same(
+            made_from, read_json(record), what=f"{folder} is made from something else", next_step=next_step
+        )
+        return
+    strangers = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    if strangers:
+        raise ArtefactError(
+            f"{folder} is not a {kind} folder and holds {', '.join(strangers[:3])}",
+            expected=f"a {kind} folder, or a new or empty one",
+            next_step="choose another folder with -o",
+        )
+    write_json(record, made_from)
+
+
 @contextlib.contextmanager
 def only_one_writer(folder: Path) -> Iterator[None]:
     """Hold a folder for writing; the lock goes away with the process, however it ends.

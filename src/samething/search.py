@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import rich.console
 import rich.progress
 import rich.table
@@ -148,10 +149,10 @@ class Searcher:
         return dataclasses.replace(self, num_added=num_added, num_kept=num_kept, unreadable=tuple(bad))
 
     def _add_part(self, items: list[dict[str, Any]], bad: list[tuple[str, str]]) -> int:
-        stored = 0
-        for batch in self.embedder.embed_stream([item["path"] for item in items], batch_size=len(items)):
+        vectors, rows = [], []
+        for batch in self.embedder.embed_stream([item["path"] for item in items]):
             bad += [(items[position]["path"], error.given) for position, error in batch.unreadable.items()]
-            rows = []
+            vectors.append(batch.vectors)
             for position in batch.positions:
                 image = decode(items[position]["path"])
                 rows.append(
@@ -162,10 +163,9 @@ class Searcher:
                         "thumbnail": thumbnail(image, longer_side=THUMBNAIL_SIDE),
                     }
                 )
-            if rows:
-                self.index.add(batch.vectors, rows, model_fingerprint=self.embedder.fingerprint)
-            stored += len(rows)
-        return stored
+        if rows:
+            self.index.add(np.concatenate(vectors), rows, model_fingerprint=self.embedder.fingerprint)
+        return len(rows)
 
     @property
     def exit_status(self) -> int:

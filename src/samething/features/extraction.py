@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from samething.backbones import Backbone, load_backbone, write_onnx
 from samething.catalog import Catalog
-from samething.errors import ArtefactError, ImageError, InputError
+from samething.errors import ImageError, InputError
 from samething.features.folder import (
     FORMAT_VERSION,
     JOB_NAME,
@@ -34,12 +34,12 @@ from samething.files import (
     Json,
     Manifest,
     atomic_path,
+    claim_folder,
     disk_errors,
     file_sha256,
     is_finished,
     only_one_writer,
     read_json,
-    require_same,
     write_json,
     write_manifest,
 )
@@ -78,7 +78,13 @@ def extract(
     backbone = load_backbone(backbone_name, weights=weights, resize=resize)
     job = made_from(backbone.describe())
     with only_one_writer(folder), disk_errors(folder):
-        _claim(folder, job)
+        claim_folder(
+            folder,
+            JOB_NAME,
+            job,
+            kind=KIND,
+            next_step="choose another folder with -o, or remove this one",
+        )
         catalog = _with_hashes(catalog)
         previous = FeatureSet.open(folder) if is_finished(folder) else None
         same = previous is not None and previous.manifest.made_from["catalog"] == catalog.fingerprint
@@ -114,27 +120,6 @@ def _hash_or_nothing(path: Path) -> str:
         return file_sha256(path) if path.is_file() else ""  # a pipe would never end
     except OSError:
         return ""  # the picture is listed with its reason later
-
-
-def _claim(folder: Path, job: dict[str, Json]) -> None:
-    """Write down what the folder is for, or check that it is for the same."""
-    path = folder / JOB_NAME
-    if path.exists():
-        require_same(
-            job,
-            read_json(path),
-            what=f"{folder} is for other features",
-            next_step="choose another folder with -o, or remove this one",
-        )
-        return
-    strangers = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
-    if strangers:
-        raise ArtefactError(
-            f"{folder} is not a feature folder and holds {', '.join(sorted(strangers)[:3])}",
-            expected="a feature folder, or a new or empty one",
-            next_step="choose another folder with -o",
-        )
-    write_json(path, job)
 
 
 # ---- which pictures have to be described

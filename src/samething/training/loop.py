@@ -21,18 +21,16 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from samething.catalog import Catalog
-from samething.errors import ArtefactError, InputError
+from samething.errors import InputError
 from samething.features import FeatureSet
 from samething.features.reading import RowReader
 from samething.files import (
     Manifest,
     atomic_path,
+    claim_folder,
     disk_errors,
     is_finished,
     only_one_writer,
-    read_json,
-    require_same,
-    write_json,
     write_manifest,
 )
 from samething.heads import Head, HeadConfig, build_head, reduced_head
@@ -54,6 +52,7 @@ from samething.training.run import (
 from samething.training.schedule import learning_rate, warmup_steps
 from samething.training.validation import validation_scores
 
+CONFIG_NAME: Final = "config.json"
 RECORDS_AN_EPOCH: Final = 20
 
 
@@ -137,27 +136,20 @@ def run_training(features: FeatureSet, config: TrainConfig, folder: Path, *, res
 
 
 def _claim(folder: Path, made_from: dict[str, Any], *, resume: bool) -> None:
-    path = folder / "config.json"
-    if path.exists() and not resume:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        (folder / "manifest.json").unlink(missing_ok=True)
-        path.unlink()
-    if path.exists():
-        require_same(
-            made_from,
-            read_json(path),
-            what=f"{folder} is another run",
-            next_step="choose another folder with -o, or start this one over with --no-resume",
-        )
-        return
-    strangers = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
-    if strangers and resume:
-        raise ArtefactError(
-            f"{folder} is not a run folder and holds {', '.join(sorted(strangers)[:3])}",
-            expected="a run folder, or a new or empty one",
-            next_step="choose another folder with -o",
-        )
-    write_json(path, made_from)
+    if not resume and (folder / CONFIG_NAME).exists():
+        # the configuration goes last: until then the folder is known to be a run's
+        for name in ("manifest.json", "metrics.jsonl", "head.safetensors"):
+            (folder / name).unlink(missing_ok=True)
+        for name in ("checkpoints", "plots", "tensorboard"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / CONFIG_NAME).unlink()
+    claim_folder(
+        folder,
+        CONFIG_NAME,
+        made_from,
+        kind=KIND,
+        next_step="choose another folder with -o, or start this one over with --no-resume",
+    )
 
 
 class Trainer:
