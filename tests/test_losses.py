@@ -46,6 +46,8 @@ def make_batch(*, rows=6, dim=8, num_classes=NUM_CLASSES, seed=1, dtype=torch.fl
 
 def golden_margin(facts, num_classes, class_counts):
     name = facts["name"].lower()
+    # JSON may say 30 where 30.0 is meant
+    facts = {key: float(value) if type(value) is int else value for key, value in facts.items()}
     options = {
         "arcface": {"scale": facts["s"], "margin_radians": facts["m"]},
         "dynm-arcface": {
@@ -55,7 +57,8 @@ def golden_margin(facts, num_classes, class_counts):
         },
         "liarcface": {"scale": facts["s"], "margin_radians": facts["m"]},
         "adacos": {"dynamic": facts["dynamic_s"]},
-        "curricularface": {"scale": facts["s"], "margin_radians": facts["m"], "momentum": facts["t_alpha"]},
+        # t_alpha is AdaFace's; CurricularFace's published code has 0.01, and so has the default here
+        "curricularface": {"scale": facts["s"], "margin_radians": facts["m"]},
         "adaface": {
             "scale": facts["s"],
             "margin": facts["m"],
