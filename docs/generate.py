@@ -9,7 +9,7 @@ from pathlib import Path
 
 import rich.console
 
-from samething.cli import COMMANDS, build_app
+from samething.cli import COMMANDS, build_app, named_command
 
 TARGET = Path(__file__).parent / "commands.md"
 
@@ -19,7 +19,7 @@ def help_text(*arguments: str) -> str:
     buffer = io.StringIO()
     console = rich.console.Console(file=buffer, width=100, force_terminal=False, color_system=None)
     with contextlib.suppress(SystemExit):
-        build_app(command=arguments[0] if arguments else None)([*arguments, "--help"], console=console)
+        build_app(command=named_command(arguments))([*arguments, "--help"], console=console)
     return "\n".join(line.rstrip() for line in buffer.getvalue().strip().splitlines())
 
 
@@ -27,7 +27,7 @@ def page() -> str:
     """The whole page."""
     parts = ["# Commands\n", "Written by `docs/generate.py` from `samething COMMAND --help`.\n"]
     parts.append(f"```text\n{help_text()}\n```\n")
-    parts += [f"## samething {name}\n\n```text\n{help_text(name)}\n```\n" for name in COMMANDS]
+    parts += [f"## samething {name}\n\n```text\n{help_text(*name.split())}\n```\n" for name in COMMANDS]
     return "\n".join(parts)
 
 

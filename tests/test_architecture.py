@@ -13,9 +13,9 @@ SOURCE = ROOT / "src" / "samething"
 
 # A module imports only modules above it.
 ORDER = [
-    "errors", "arrays", "files", "images", "catalog", "datasets", "metrics", "retrieval", "backbones",
-    "features", "losses", "heads", "sampling", "training", "evaluation", "embedder", "export", "index",
-    "search", "report", "demo", "cli",
+    "errors", "progress", "arrays", "files", "images", "catalog", "pages", "datasets", "metrics",
+    "retrieval", "backbones", "features", "losses", "heads", "sampling", "training", "evaluation", "embedder",
+    "export", "index", "search", "report", "demo", "cli",
 ]  # fmt: skip
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "core", "base", "misc"}
 

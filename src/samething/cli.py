@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import cyclopts
@@ -45,7 +45,10 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "index": Command("samething.search:index", "Make a folder of pictures searchable."),
     "find": Command("samething.search:find", "Find the same thing as in a picture."),
 }
-"""Name of each command, in the order of the work."""
+"""Name of each command, in the order of the work. A name of two words is a command of a group."""
+
+GROUPS: Final[Mapping[str, str]] = {}
+"""Groups of commands, with a line for the list."""
 
 _EPILOGUE: Final = (
     "Start with: samething demo. "
@@ -70,10 +73,24 @@ def build_app(*, command: str | None = None) -> cyclopts.App:
         result_action="return_value",
         suppress_keyboard_interrupt=False,  # main says how to go on
     )
+    groups = {name: cyclopts.App(name=name, help=summary) for name, summary in GROUPS.items()}
     for place, (name, row) in enumerate(COMMANDS.items()):
+        group, _, own_name = name.rpartition(" ")
         summary = {} if name == command else {"help": row.help}
-        app.command(row.function, name=name, sort_key=place, **summary)
+        (groups[group] if group else app).command(row.function, name=own_name, sort_key=place, **summary)
+    for group_app in groups.values():
+        app.command(group_app)
     return app
+
+
+def named_command(arguments: Sequence[str]) -> str | None:
+    """The command that the arguments name, of one word or two; None if they name none.
+
+    >>> named_command(["train", "features"])
+    'train'
+    """
+    names = (" ".join(arguments[:words]) for words in (2, 1))
+    return next((name for name in names if name in COMMANDS), None)
 
 
 def _short_name(field: Any, taken: frozenset[str]) -> str | tuple[str, ...]:
@@ -88,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     warnings.filterwarnings("ignore", module="PIL")  # odd metadata; what cannot be read is listed anyway
     try:
-        result = build_app(command=arguments[0] if arguments else None)(arguments)
+        result = build_app(command=named_command(arguments))(arguments)
     except SamethingError as error:
         _print_error(console, error)
         sys.exit(1)

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from samething.errors import ImageError
 from samething.evaluation import MEAN, METRICS, Comparison, Metric
-from samething.files import write_text
-from samething.images import decode, thumbnail
-
-PICTURE_SIDE = 112
-"""Longer side of the report's pictures, in pixels."""
+from samething.pages import as_drawn, write_page
 
 _METRIC_NAMES: Mapping[Metric, str] = {"mmp@5": "mMP@5", "r@1": "R@1", "map": "mAP"}
 
@@ -64,20 +55,18 @@ def write_report(
         queries: queries with their hits, for the picture grid.
         facts: what was made from what, shown as a list.
     """
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("samething"), autoescape=True)
-    page = environment.get_template("report.html").render(
+    return write_page(
+        target,
+        "report.html",
         title=title,
         facts=facts,
         featured=featured,
         metrics=[_METRIC_NAMES[metric] for metric in METRICS],
         tables=[_table(comparison, domain, featured) for domain in [MEAN, *_domains(comparison)]],
-        bars=_svg_url(_bar_chart(comparison)),
-        curves={label: _svg_url(figure) for label, figure in _curves(records).items()},
+        bars=_bar_chart(comparison),
+        curves=_curves(records),
         queries=queries,
-        picture=_data_url,
     )
-    write_text(target, page)
-    return target
 
 
 def _domains(comparison: Comparison) -> Sequence[str]:
@@ -123,11 +112,6 @@ def _percent(value: float) -> str:
     return "–" if math.isnan(value) else f"{100 * value:.1f}"
 
 
-def _as_drawn(text: str) -> str:
-    """Dollars are dollars: matplotlib would read what stands between two of them as a formula."""
-    return text.replace("$", r"\$")
-
-
 def _bar_chart(comparison: Comparison, metric: Metric = "mmp@5") -> Any:
     import matplotlib.figure
 
@@ -144,9 +128,9 @@ def _bar_chart(comparison: Comparison, metric: Metric = "mmp@5") -> Any:
         below = [value - low for value, (low, _) in zip(values, ends, strict=True)]
         above = [high - value for value, (_, high) in zip(values, ends, strict=True)]
         axes.bar(
-            places, values, width, label=_as_drawn(name), yerr=[below, above], error_kw={"elinewidth": 0.8}
+            places, values, width, label=as_drawn(name), yerr=[below, above], error_kw={"elinewidth": 0.8}
         )
-    axes.set_xticks(range(len(domains)), [_as_drawn(domain) for domain in domains])
+    axes.set_xticks(range(len(domains)), [as_drawn(domain) for domain in domains])
     axes.set_ylabel(f"{_METRIC_NAMES[metric]} %")
     axes.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
@@ -172,22 +156,3 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             axes.grid(alpha=0.3)
             figures[label] = figure
     return figures
-
-
-def _svg_url(figure: Any) -> str:
-    """The drawing as a picture of its own, so that neither its ids nor its style touch the page."""
-    import matplotlib
-
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "samething"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _data_url(path: Path) -> str:
-    """A small JPEG of the picture inside the page; a grey square where the file is gone."""
-    try:
-        content = thumbnail(decode(path), longer_side=PICTURE_SIDE)
-    except ImageError:
-        return "data:image/gif;base64,R0lGODlhAQABAIAAAJmZmQAAACH5BAAAAAAALAAAAAABAAEAAAICRAEAOw=="
-    return "data:image/jpeg;base64," + base64.b64encode(content).decode()

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import rich.console
-import rich.progress
 import rich.table
 from rich.markup import escape
 from rich.text import Text
@@ -22,6 +20,7 @@ from samething.errors import ArtefactError, InputError
 from samething.files import read_json, write_json
 from samething.images import Picture, decode, find_pictures, thumbnail
 from samething.index import AbstractIndex, Where, create_index, open_index
+from samething.progress import progress_bar
 
 MODEL_NAME: Final = "model.json"
 """File in an index folder that says where its model is."""
@@ -139,7 +138,7 @@ class Searcher:
                 num_kept += 1
             else:
                 new.append(item)
-        with _progress() as progress:
+        with progress_bar("pictures") as progress:
             task = progress.add_task("index", total=len(new))
             num_added = 0
             for start in range(0, len(new), _ROWS_A_WRITE):
@@ -310,14 +309,3 @@ def _items(pictures: Catalog) -> Iterator[dict[str, Any]]:
             yield {**item, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         except OSError as error:
             yield {**item, "sha256": None, "reason": error.strerror or str(error)}
-
-
-def _progress() -> rich.progress.Progress:
-    return rich.progress.Progress(
-        rich.progress.TextColumn("[progress.description]{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TextColumn("pictures"),
-        rich.progress.TimeRemainingColumn(),
-        console=rich.console.Console(stderr=True),
-    )

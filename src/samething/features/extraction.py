@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
-import rich.console
-import rich.progress
 import torch
 from jaxtyping import Float, UInt8
 from torch.utils.data import DataLoader, Dataset
@@ -44,6 +42,7 @@ from samething.files import (
     write_manifest,
 )
 from samething.images import Preprocessing, ResizePolicy, decode, prepare
+from samething.progress import progress_bar
 
 RUNTIME_NAME: Final = "runtime.json"
 
@@ -347,7 +346,7 @@ def _compute_blocks(
     )
     describe: _Describe | None = None
     num_described = 0
-    with _progress() as progress:
+    with progress_bar("pictures") as progress:
         task = progress.add_task("features", total=len(generation.todo))
         progress.advance(task, len(generation.todo) - sum(len(batches[number]) for number in missing))
         for number, batch in zip(missing, loader, strict=True):
@@ -382,25 +381,6 @@ def _write_block(
             bad_rows=np.asarray(list(reasons), np.int64),
             reasons=np.asarray(list(reasons.values()), np.str_),
         )
-
-
-def _progress() -> rich.progress.Progress:
-    return rich.progress.Progress(
-        rich.progress.TextColumn("[progress.description]{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TextColumn("pictures"),
-        _Rate(),
-        rich.progress.TimeRemainingColumn(),
-        console=rich.console.Console(stderr=True),
-    )
-
-
-class _Rate(rich.progress.ProgressColumn):
-    """Pictures a second."""
-
-    def render(self, task: rich.progress.Task) -> str:
-        return f"{task.speed:.0f}/s" if task.speed else ""
 
 
 # ---- the end of a run

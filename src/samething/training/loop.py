@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import rich.console
-import rich.progress
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -36,6 +34,7 @@ from samething.files import (
 from samething.heads import Head, HeadConfig, build_head, reduced_head
 from samething.losses import LOSSES, MarginHead, build_margin
 from samething.losses.fused_step import FusedMarginStep
+from samething.progress import progress_bar
 from samething.sampling import SamplingConfig, epoch_batches
 from samething.training import distributed
 from samething.training.config import TrainConfig
@@ -241,7 +240,9 @@ class Trainer:
         losses: list[float] = []
         with (
             contextlib.closing(self.reader),
-            _progress(disable=not distributed.is_first()) as progress,
+            progress_bar(
+                "steps", "{task.fields[loss]} {task.fields[score]}", disable=not distributed.is_first()
+            ) as progress,
         ):
             task = progress.add_task("train", total=self.num_steps, completed=self.step, loss="", score="")
             while self.step < self.num_steps and not self.stopped_early:
@@ -446,18 +447,6 @@ def _margin_options(config: TrainConfig) -> dict[str, Any]:
         names = [name for name in ("margin_radians", "margin_max_radians") if name in accepted]
         options[names[0] if names else "margin"] = config.margin
     return options
-
-
-def _progress(*, disable: bool) -> rich.progress.Progress:
-    return rich.progress.Progress(
-        rich.progress.TextColumn("[progress.description]{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TextColumn("steps {task.fields[loss]} {task.fields[score]}"),
-        rich.progress.TimeRemainingColumn(),
-        console=rich.console.Console(stderr=True),
-        disable=disable,
-    )
 
 
 def _finish(folder: Path, trainer: Trainer, made_from: dict[str, Any]) -> None:
