@@ -29,6 +29,9 @@ ROLES: Final = ("train", "val", "query", "index", "query+index")
 # What stands for a domain, data set or role that is not given.
 _DEFAULTS: Final = {"domain": "default", "dataset": "default", "role": "train"}
 
+# Columns that tell apart the rows of one picture; the role first.
+PARTS_OF_A_PICTURE: Final = ("role", "box_left", "box_top", "box_right", "box_bottom")
+
 SCHEMA: Final = pa.schema(
     [
         ("image", pa.string()),
@@ -264,30 +267,35 @@ class Catalog:
     def problems(self, *, check_files: bool = True) -> list[Problem]:
         """What is wrong with the catalog, in row order.
 
-        Errors: a missing file, an empty path or label, the same path twice. Warnings: the same picture (by
-        SHA-256) under two labels.
+        Errors: a missing file, an empty path or label, the same path twice (with the
+        same box and role). Warnings: the same picture (by SHA-256, and box) under two labels.
 
         Args:
             check_files: look on the disk whether each picture is there.
         """
         found: list[Problem] = []
         labels, images, hashes = self.strings("label"), self.strings("image"), self.strings("sha256")
-        first_row_of_path: dict[str, int] = {}
-        first_row_of_hash: dict[str, int] = {}
+        # a picture may have a row for each box in it, and for each role
+        parts = [
+            self.table[name].to_pylist() for name in PARTS_OF_A_PICTURE if name in self.table.column_names
+        ]
+        first_row_of_path: dict[tuple[object, ...], int] = {}
+        first_row_of_hash: dict[tuple[object, ...], int] = {}
         for row, (image, label, sha256) in enumerate(zip(images, labels, hashes, strict=True)):
             if not label.strip():
                 found.append(Problem(row, "error", f"{image} has an empty label"))
             if not image.strip():
                 found.append(Problem(row, "error", "the path is empty"))
                 continue
-            first = first_row_of_path.setdefault(os.path.normpath(image), row)
+            part = tuple(values[row] for values in parts)
+            first = first_row_of_path.setdefault((os.path.normpath(image), *part), row)
             if first != row:
                 found.append(Problem(row, "error", f"{image} is listed twice (first in row {first})"))
             if check_files and not (self.root / image).is_file():
                 found.append(Problem(row, "error", f"{self.root / image} does not exist"))
             if not sha256:
                 continue
-            other = first_row_of_hash.setdefault(sha256, row)
+            other = first_row_of_hash.setdefault((sha256, *part[1:]), row)
             if labels[other] != label:
                 message = (
                     f"{image} is the same picture as {images[other]} (row {other}), which has the label "

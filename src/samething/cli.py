@@ -31,8 +31,9 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "demo": Command(
         "samething.demo:demo", "Run everything on real pictures, from data set to search report."
     ),
+    "datasets": Command("samething.datasets:datasets", "Say which public data sets can be read, and where."),
     "catalog": Command(
-        "samething.datasets:catalog", "List a folder of pictures, or read an annotation table."
+        "samething.datasets:catalog", "List a folder of pictures, or read a table or a public data set."
     ),
     "features": Command(
         "samething.features:features", "Describe every picture with a frozen backbone, once."
