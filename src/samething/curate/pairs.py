@@ -61,6 +61,14 @@ class Pairs:
         fields = [field.name for field in dataclasses.fields(cls)]
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
 
+    def first_of_each(self) -> Pairs:
+        """Each pair of two rows once, as the first method found it, in the order of the rows."""
+        low, high = np.minimum(self.first, self.second), np.maximum(self.first, self.second)
+        order = np.lexsort((self.method, high, low))
+        new = np.ones(len(order), bool)
+        new[1:] = (np.diff(low[order]) != 0) | (np.diff(high[order]) != 0)
+        return dataclasses.replace(self, first=low, second=high).take(order[new])
+
     def take(self, chosen: Bool[np.ndarray, " p"] | Int[np.ndarray, " k"]) -> Pairs:
         """Some of the pairs."""
         return Pairs(*(getattr(self, field.name)[chosen] for field in dataclasses.fields(self)))
@@ -155,7 +163,6 @@ def perceptual_pairs(
 
 
 def embedding_pairs(
-    contents: Contents,
     rows: Int[np.ndarray, " r"],
     embeddings: Embeddings,
     hashes: Hashes,
@@ -166,11 +173,10 @@ def embedding_pairs(
     mirrored: bool,
     memory_mib: int = 512,
 ) -> tuple[Pairs, int]:
-    """Pairs of contents whose embeddings are near, confirmed on their pixels.
+    """Pairs of rows whose embeddings are near, confirmed on their pixels.
 
     Args:
-        contents: what is one file.
-        rows: rows that have an embedding, in the order of the embeddings; others are passed over.
+        rows: rows that have an embedding, ascending, one of each content.
         embeddings: of those rows.
         hashes: of all rows; candidates whose hashes have nothing in common are not looked at.
         decode_row: the picture of a row.
@@ -183,18 +189,15 @@ def embedding_pairs(
         The pairs, and the number of rows of which all neighbours that were asked for are candidates, so that
         there may be more.
     """
-    stands = contents.row_of[contents.of_row[rows]] == rows
-    own = np.flatnonzero(stands & (contents.of_row[rows] >= 0))
-    gallery = embeddings if len(own) == len(rows) else embeddings[own]
-    asked = np.arange(len(own))
+    asked = np.arange(len(rows))
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for k in _NEIGHBOURS:
         if not len(asked):
             break
         top = exact_topk(
-            gallery[asked],
-            gallery,
-            min(k, len(own)),
+            embeddings[asked],
+            embeddings,
+            min(k, len(rows)),
             leave_out=asked,
             memory_mib=memory_mib,
             precision="float32",
@@ -202,12 +205,12 @@ def embedding_pairs(
         near = top.scores >= similarity
         place, column = np.nonzero(near)
         found.append((asked[place], top.indices[place, column], top.scores[place, column]))
-        asked = asked[near.all(axis=1)] if k < len(own) else asked[:0]
+        asked = asked[near.all(axis=1)] if k < len(rows) else asked[:0]
     columns = (
         zip(*found, strict=True) if found else ([np.empty(0, np.int64)],) * 2 + ([np.empty(0, np.float32)],)
     )
     first, second, cosine = (np.concatenate(column) for column in columns)
-    first, second = rows[own[first]], rows[own[second]]
+    first, second = rows[first], rows[second]
     bits, is_mirrored = _least_bits(hashes, first, second, mirrored=mirrored)
     alike = (bits <= FARTHEST_BITS) | ~hashes.is_hashed[first] | ~hashes.is_hashed[second]
     columns_left = _each_once(first[alike], second[alike], -cosine[alike], is_mirrored[alike])
@@ -309,7 +312,7 @@ def _confirmed(
     if closeness <= 0:
         return pairs
     candidates = zip(first.tolist(), second.tolist(), is_mirrored.tolist(), strict=True)
-    seen = pair_similarities(decode_row, candidates)
+    seen = pair_similarities(decode_row, candidates, least=closeness)
     return dataclasses.replace(pairs, closeness=seen).take(seen >= closeness)
 
 

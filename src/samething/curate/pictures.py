@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from samething.catalog import Catalog
+from samething.datasets.boxes import BOX_COLUMNS
 from samething.errors import ImageError
 from samething.images import decode
-
-BOX_COLUMNS: Final = ("box_left", "box_top", "box_right", "box_bottom")
-"""Columns of catalogs whose rows are parts of pictures; null where a row is a whole picture."""
 
 Box: TypeAlias = tuple[int, int, int, int]
 

@@ -48,6 +48,10 @@ class Limit:
         """
         return self.of_dataset.get(dataset, self.default)
 
+    def __str__(self) -> str:
+        own = [f"{number} for {name}" for name, number in self.of_dataset.items()]
+        return ", ".join([*([] if self.default is None else [str(self.default)]), *own])
+
     @classmethod
     def parsed(cls, texts: Sequence[str], *, name: str) -> Limit:
         """From ``N`` for all data sets and ``DATASET=N`` for one.
@@ -133,7 +137,20 @@ class Budget:
             ("thin", self.thin, get_args(Thin)),
         ):
             if value not in legal:
-                raise InputError(f"{name}={value!r}", expected=f"one of {', '.join(legal)}", next_step="")
+                raise InputError(
+                    f"{name}={value!r}",
+                    expected=f"one of {', '.join(legal)}",
+                    next_step=f"give another {name}",
+                )
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a budget at all."""
+        return self.pictures is not None or self.classes is not None
+
+    def __str__(self) -> str:
+        what = f"{self.pictures} pictures" if self.classes is None else f"{self.classes} classes"
+        return f"{what} in all, shared {self.share}"
 
 
 def within_budget(catalog: Catalog, budget: Budget, *, seed: int = 0) -> Rows:

@@ -7,9 +7,9 @@ could have been cut from, and the best correlation of the colours counts.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -22,14 +22,20 @@ from samething.progress import progress_bar
 DecodeRow: TypeAlias = Callable[[int], Image.Image]
 """From a row to its picture; raises ImageError where it cannot be read."""
 
-_SIDE: Final = 32
 _SIDES: Final = (32, 34, 36, 38)
 """Sides of the whole when 32 of it are shown: crops that keep 100, 94, 89 and 84 % of a side."""
 
-_PAIRS_AT_A_TIME: Final = 1024
+_COARSE_SIDES: Final = (12, 13, 14)
+"""The same in grey and small, at a hundredth of the cost: what is far from alike here is not looked at further."""
 
-_NUM_REMEMBERED: Final = 4096
-"""Pictures kept small in memory, 26 KB each."""
+_COARSE_LOSS: Final = 0.12
+"""How much lower the small correlation may be; see docs/curation.md."""
+
+_Scaled: TypeAlias = tuple[np.ndarray, ...]
+"""A picture at each pair of sides, float32 (height, width, 3), row by row; the first is the smallest."""
+
+_NUM_REMEMBERED: Final = 8192
+"""Pictures kept small in memory, 21 KB each; a sixteenth as many are kept larger, 230 KB each."""
 
 
 def aligned_similarity(first: Image.Image, second: Image.Image) -> float:
@@ -46,7 +52,7 @@ def aligned_similarity(first: Image.Image, second: Image.Image) -> float:
 
 
 def pair_similarities(
-    decode_row: DecodeRow, pairs: Iterable[tuple[int, int, bool]]
+    decode_row: DecodeRow, pairs: Iterable[tuple[int, int, bool]], *, least: float = -1.0
 ) -> Float32[np.ndarray, " p"]:
     """:func:`aligned_similarity` of pairs of files; -1 where one cannot be read. Progress is shown on stderr.
 
@@ -54,38 +60,75 @@ def pair_similarities(
         decode_row: the picture of a row.
         pairs: two rows, and whether the first is mirrored before; sorted by the first, so
             that pictures are decoded seldom.
+        least: similarities that are surely lower need not be exact.
     """
     pairs = list(pairs)
 
     @functools.lru_cache(maxsize=_NUM_REMEMBERED)
-    def scaled(number: int) -> tuple[np.ndarray, ...] | None:
+    def coarse(number: int) -> _Windows | None:
         try:
-            return _scaled(decode_row(number))
+            return _Windows.of(decode_row(number))
         except ImageError:
             return None
 
-    def similarity(pair: tuple[int, int, bool]) -> float:
-        first, second = scaled(pair[0]), scaled(pair[1])
-        if first is None or second is None:
-            return -1.0
-        if pair[2]:
-            first = tuple(np.ascontiguousarray(array[:, ::-1]) for array in first)
-        return _similarity(first, second)
+    @functools.lru_cache(maxsize=_NUM_REMEMBERED // 16)
+    def fine(number: int) -> _Scaled:
+        return _scaled(decode_row(number))
 
+    def similarity(first: int, second: int, is_mirrored: bool) -> float:
+        left, right = coarse(first), coarse(second)
+        if left is None or right is None:
+            return -1.0
+        best = left.similarity(right, is_mirrored)
+        if best < least - _COARSE_LOSS:
+            return best
+        whole = fine(first)
+        if is_mirrored:
+            whole = tuple(np.ascontiguousarray(array[:, ::-1]) for array in whole)
+        return _similarity(whole, fine(second))
+
+    # no threads: the arrays are so small that they would only wait for each other
     found: list[float] = []
-    with progress_bar("pairs", disable=not pairs) as progress, ThreadPoolExecutor() as pool:
-        task = progress.add_task("comparing", total=len(pairs))
-        for start in range(0, len(pairs), _PAIRS_AT_A_TIME):
-            block = pairs[start : start + _PAIRS_AT_A_TIME]
-            found += pool.map(similarity, block)
-            progress.advance(task, len(block))
+    with progress_bar("pairs", disable=not pairs) as progress:
+        for pair in progress.track(pairs, description="comparing"):
+            found.append(similarity(*pair))
     return np.asarray(found, np.float32)
 
 
-def _scaled(image: Image.Image) -> tuple[np.ndarray, ...]:
-    """The picture at each pair of sides, float32 (height, width, 3), in the order of :data:`_SIDES` squared."""
+@dataclasses.dataclass(frozen=True)
+class _Windows:
+    """All places of a small grey picture that a part can be laid on; rows of unit length and mean 0."""
+
+    places: Float32[np.ndarray, "w 144"]
+    """The first is the whole picture."""
+    mirrored_whole: Float32[np.ndarray, " 144"]
+
+    @classmethod
+    def of(cls, image: Image.Image) -> _Windows:
+        grey = image.convert("L")
+        part = (_COARSE_SIDES[0], _COARSE_SIDES[0])
+        windows = [
+            np.lib.stride_tricks.sliding_window_view(
+                np.asarray(grey.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)), part
+            ).reshape(-1, part[0] * part[1])
+            for height in _COARSE_SIDES
+            for width in _COARSE_SIDES
+        ]
+        places = np.concatenate(windows).astype(np.float32)
+        places -= places.mean(axis=1, keepdims=True)
+        places /= np.maximum(np.linalg.norm(places, axis=1, keepdims=True), np.float32(part[0]))
+        return cls(places, np.ascontiguousarray(places[0].reshape(part)[:, ::-1]).ravel())
+
+    def similarity(self, other: _Windows, is_mirrored: bool) -> float:
+        """The best place of either on the other; mirrored, of this one's whole on the other's places only."""
+        if is_mirrored:
+            return float((other.places @ self.mirrored_whole).max())
+        return float(max((other.places @ self.places[0]).max(), (self.places @ other.places[0]).max()))
+
+
+def _scaled(image: Image.Image) -> _Scaled:
     # through a small one, because scaling a large one sixteen times costs more than decoding it
-    small = image.convert("RGB").resize((4 * _SIDE, 4 * _SIDE), Image.Resampling.BOX, reducing_gap=2.0)
+    small = image.convert("RGB").resize((128, 128), Image.Resampling.BOX, reducing_gap=2.0)
     return tuple(
         np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), np.float32)
         for height in _SIDES
@@ -93,8 +136,8 @@ def _scaled(image: Image.Image) -> tuple[np.ndarray, ...]:
     )
 
 
-def _similarity(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> float:
-    """The first of each is the picture at 32 × 32, laid on all sizes of the other."""
+def _similarity(first: _Scaled, second: _Scaled) -> float:
+    """The smallest of each, laid on all sizes of the other."""
     best = max(_best_place(first[0], whole) for whole in second)
     return max(best, *(_best_place(second[0], whole) for whole in first[1:]))
 

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
 from samething.catalog import Catalog
-from samething.curate.pictures import Pictures
+from samething.curate.pictures import Pictures, box_text
+from samething.datasets.boxes import BOX_COLUMNS
 from samething.features import FeatureSet
 from samething.files import require_same
 
@@ -66,6 +67,24 @@ def evaluation_part(catalog: Catalog) -> Catalog:
     return catalog.take(measured) if measured.any() else catalog
 
 
+def checksums(catalogs: Sequence[Catalog], pictures: Pictures) -> pa.Array:
+    """SHA-256 of all rows as their catalogs say, with the box of a part of a picture; empty where there is none."""
+    columns = [catalog.table["sha256"].fill_null("").combine_chunks() for catalog in catalogs]
+    whole = pa.concat_arrays(
+        [
+            column
+            for part in columns
+            for column in (part.chunks if isinstance(part, pa.ChunkedArray) else [part])
+        ]
+    )
+    if not any(name in catalog.table.column_names for catalog in catalogs for name in BOX_COLUMNS):
+        return whole
+    texts = whole.to_pylist()
+    return pa.array(
+        [text and text + box_text(pictures.box(row)) for row, text in enumerate(texts)], pa.string()
+    )
+
+
 def listed(catalogs: Sequence[Catalog]) -> pa.Table:
     """Columns image, label, domain, dataset and role of several catalogs, one after another."""
     names = ["image", "label", "domain", "dataset", "role"]
@@ -101,22 +120,22 @@ class KnownFeatures:
         start = 0
         for features in self.sets:
             pictures = Pictures([features.catalog])
-            for row, sha256 in enumerate(features.catalog.strings("sha256")):
-                box = pictures.box(row)
-                names = [pictures.key(row)]
-                if sha256:
-                    names.append(sha256 if box is None else f"{sha256}#{box}")
-                for name in names:
-                    self._place.setdefault(name, start + row)
+            for row, sha256 in enumerate(checksums([features.catalog], pictures).to_pylist()):
+                for name in (pictures.key(row), sha256):
+                    if name:
+                        self._place.setdefault(name, start + row)
             start += len(features.rows)
 
-    def rows_of(self, pictures: Pictures, sha256: np.ndarray) -> Int[np.ndarray, " n"]:
-        """Place of each picture's features in all folders; -1 where they have none."""
+    def rows_of(self, pictures: Pictures, sha256: pa.Array) -> Int[np.ndarray, " n"]:
+        """Place of each picture's features in all folders; -1 where they have none.
+
+        Args:
+            pictures: what is looked for.
+            sha256: their checksums, as :func:`checksums` gives them.
+        """
         found = np.full(len(pictures), -1, np.int64)
-        for row in range(len(pictures)):
-            box = pictures.box(row)
-            name = sha256[row] if box is None else f"{sha256[row]}#{box}"
-            place = self._place.get(name, -1) if sha256[row] else -1
+        for row, name in enumerate(sha256.to_pylist()):
+            place = self._place.get(name, -1) if name else -1
             found[row] = self._place.get(pictures.key(row), -1) if place < 0 else place
         return found
 
