@@ -104,7 +104,7 @@ def resolve(
         names = np.asarray(["training", "validation", "evaluation"], dtype=object)[rows.tiers[better[own]]]
         reasons = [
             f"the picture is in the {name} set ({_found(pairs, n)})"
-            for name, n in zip(names, own, strict=True)
+            for name, n in zip(names, own.tolist(), strict=True)
         ]
         ledger.drop(worse[own], "leak", reasons, partners=better[own])
     if conflicts != "report":
@@ -115,7 +115,7 @@ def resolve(
         others = np.concatenate([better[drops], worse[drops]])
         found = np.concatenate([np.flatnonzero(drops)] * 2)
         both, firsts = np.unique(both, return_index=True)
-        reasons = [f"the picture has another label, too ({_found(pairs, n)})" for n in found[firsts]]
+        reasons = [f"the picture has another label, too ({_found(pairs, n)})" for n in found[firsts].tolist()]
         ledger.drop(both, "conflict", reasons, partners=others[firsts])
     copies = np.isin(relation, [RELATIONS.index("duplicate"), RELATIONS.index("across data sets")])
     stays = np.ones(len(rows.tiers), bool)

@@ -103,7 +103,7 @@ def perceptual_hashes(image: Image.Image) -> PerceptualHashes | None:
     grey = image.convert("L")
     width, height = grey.size
     left, top = width * (1 - INNER_SHARE) / 2, height * (1 - INNER_SHARE) / 2
-    whole = _low_frequencies(grey, (0, 0, width, height))
+    whole = _low_frequencies(grey, (0.0, 0.0, float(width), float(height)))
     if whole is None:
         return None
     inner = _low_frequencies(grey, (left, top, width - left, height - top))

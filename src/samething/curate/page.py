@@ -30,7 +30,7 @@ NUM_QUARANTINED: Final = 100
 """Files listed that cannot be read."""
 
 _EXPLANATIONS: Final = {
-    "leak": "A training or validation picture (left: what it is measured on; right: the picture itself).",
+    "leak": "Pictures of training or validation that what is measured on has, too.",
     "within evaluation": "Twice in what is measured on; a benchmark is not changed, so this is only reported.",
     "conflict": "The same picture under two labels of one data set.",
     "duplicate": "The same picture twice under one label.",
@@ -152,7 +152,10 @@ class _Page:
                 chosen += of_method[order[: NUM_PAIRS // 3 if method else NUM_PAIRS - len(chosen)]].tolist()
             shown = [
                 {
-                    "pictures": [self.shown(int(pairs.second[pair])), self.shown(int(pairs.first[pair]))],
+                    "pictures": sorted(
+                        (self.shown(int(pairs.first[pair])), self.shown(int(pairs.second[pair]))),
+                        key=lambda picture: picture.is_dropped,
+                    ),
                     "text": _found_by(pairs, pair),
                 }
                 for pair in chosen

@@ -30,6 +30,8 @@ Share: TypeAlias = Literal["proportional", "equal", "temperature"]
 Thin: TypeAlias = Literal["classes", "pictures"]
 
 Rows: TypeAlias = Int[np.ndarray, " r"]
+Kept: TypeAlias = Int[np.ndarray, " k"]
+"""Those of some rows that stay, ascending."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,19 +84,19 @@ class Limit:
 # ---- a catalog to the rows that stay
 
 
-def with_enough_pictures(catalog: Catalog, least: int | Limit) -> Rows:
+def with_enough_pictures(catalog: Catalog, least: int | Limit) -> Kept:
     """Rows of the classes that have at least ``least`` pictures."""
     population = Population.of(catalog)
     return population.with_enough_pictures(population.rows, _limit(least, "least"))
 
 
-def with_capped_pictures(catalog: Catalog, most: int | Limit, *, seed: int = 0) -> Rows:
+def with_capped_pictures(catalog: Catalog, most: int | Limit, *, seed: int = 0) -> Kept:
     """Rows of all classes, of each at most ``most`` pictures, drawn at random."""
     population = Population.of(catalog, seed=seed)
     return population.with_capped_pictures(population.rows, _limit(most, "most"))
 
 
-def with_capped_classes(catalog: Catalog, most: int | Limit, *, seed: int = 0) -> Rows:
+def with_capped_classes(catalog: Catalog, most: int | Limit, *, seed: int = 0) -> Kept:
     """Rows of at most ``most`` classes a data set, drawn at random."""
     population = Population.of(catalog, seed=seed)
     return population.with_capped_classes(population.rows, _limit(most, "most"))
@@ -153,7 +155,7 @@ class Budget:
         return f"{what} in all, shared {self.share}"
 
 
-def within_budget(catalog: Catalog, budget: Budget, *, seed: int = 0) -> Rows:
+def within_budget(catalog: Catalog, budget: Budget, *, seed: int = 0) -> Kept:
     """Rows that a total budget of pictures or classes leaves, shared over the domains."""
     population = Population.of(catalog, seed=seed)
     return population.within_budget(population.rows, budget)
@@ -239,23 +241,23 @@ class Population:
         """Pictures of each class among some rows."""
         return np.bincount(self.classes[rows], minlength=len(self.class_draws))
 
-    def with_enough_pictures(self, rows: Rows, least: Limit) -> Rows:
+    def with_enough_pictures(self, rows: Rows, least: Limit) -> Kept:
         """See :func:`with_enough_pictures`."""
         enough = self.sizes(rows) >= self._class_limits(least, otherwise=0)
         return rows[enough[self.classes[rows]]]
 
-    def with_capped_pictures(self, rows: Rows, most: Limit) -> Rows:
+    def with_capped_pictures(self, rows: Rows, most: Limit) -> Kept:
         """See :func:`with_capped_pictures`."""
         return self._drawn_pictures(rows, self._class_limits(most, otherwise=_ENDLESS))
 
-    def with_capped_classes(self, rows: Rows, most: Limit) -> Rows:
+    def with_capped_classes(self, rows: Rows, most: Limit) -> Kept:
         """See :func:`with_capped_classes`."""
         present = np.flatnonzero(self.sizes(rows))
         quotas = np.asarray([_or(most.of(name), _ENDLESS) for name in self.dataset_names], np.int64)
         chosen = self._drawn_classes(present, self.class_dataset, quotas)
         return rows[chosen[self.classes[rows]]]
 
-    def within_budget(self, rows: Rows, budget: Budget) -> Rows:
+    def within_budget(self, rows: Rows, budget: Budget) -> Kept:
         """See :func:`within_budget`."""
         sizes = self.sizes(rows)
         present = np.flatnonzero(sizes)
@@ -282,7 +284,7 @@ class Population:
         of_datasets = [_or(limit.of(name), otherwise) for name in self.dataset_names]
         return np.asarray(of_datasets, np.int64)[self.class_dataset]
 
-    def _drawn_pictures(self, rows: Rows, most: Int[np.ndarray, " c"]) -> Rows:
+    def _drawn_pictures(self, rows: Rows, most: Int[np.ndarray, " c"]) -> Kept:
         """Of each class the pictures with the lowest draws, as many as it may have."""
         classes = self.classes[rows]
         sizes = self.sizes(rows)

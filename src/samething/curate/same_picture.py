@@ -138,17 +138,21 @@ def _scaled(image: Image.Image) -> _Scaled:
 
 def _similarity(first: _Scaled, second: _Scaled) -> float:
     """The smallest of each, laid on all sizes of the other."""
+    if min(_detail(first[0]), _detail(second[0])) < 1:
+        return 0.0
     best = max(_best_place(first[0], whole) for whole in second)
     return max(best, *(_best_place(second[0], whole) for whole in first[1:]))
 
 
+def _detail(picture: Float[np.ndarray, "h w 3"]) -> float:
+    """Standard deviation of the channel that varies most, of 255."""
+    return float(picture.std(axis=(0, 1)).max())
+
+
 def _best_place(part: Float[np.ndarray, "h w 3"], whole: Float[np.ndarray, "h2 w2 3"]) -> float:
-    """Highest correlation of a part with the equally large windows of a whole."""
+    """Highest correlation of a part with the equally large windows of a whole; both have some detail."""
     views = np.lib.stride_tricks.sliding_window_view(whole, part.shape).reshape(-1, part.size)
     centred = part.ravel() - part.mean()
-    spread = np.sqrt(np.einsum("wn,wn->w", views, views) - views.mean(axis=1) ** 2 * part.size)
-    length = float(np.sqrt(centred @ centred))
-    if length < part.size**0.5:  # a standard deviation of 1 of 255: nothing to compare
-        return 0.0
-    products = views @ centred
-    return float(np.max(products / np.maximum(spread * length, part.size)))
+    variances = np.einsum("wn,wn->w", views, views) - views.mean(axis=1) ** 2 * part.size
+    lengths = np.sqrt(np.maximum(variances, part.size)) * np.sqrt(centred @ centred)
+    return float(np.max(views @ centred / lengths))
