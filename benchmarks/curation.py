@@ -60,7 +60,9 @@ def synthetic(num_rows: int, root: Path) -> tuple[Catalog, dict[str, int]]:
     names = {
         "image": _numbered("pictures/class_", classes, "/picture_", np.arange(num_rows), ".jpg"),
         "label": _numbered("class_", classes),
-        "domain": pa.DictionaryArray.from_arrays(pa.array(domains.astype(np.int8)), list(DOMAINS)).cast(pa.string()),
+        "domain": pa.DictionaryArray.from_arrays(pa.array(domains.astype(np.int8)), list(DOMAINS)).cast(
+            pa.string()
+        ),
         "dataset": _numbered("set_", domains),
         "role": pa.DictionaryArray.from_arrays(
             pa.array(evaluation.astype(np.int8)), ["train", "query+index"]
@@ -126,9 +128,13 @@ def curation(num_rows: int) -> bool:
             found = json.loads(done.stdout.splitlines()[-1])
             digests.append(target.read_bytes())
             print(f"curation: {found['seconds']:.1f} s, peak {found['gib']:.2f} GiB; kept {found['kept']:,}")
-            print("  dropped: " + ", ".join(f"{rule} {number:,}" for rule, number in found["dropped"].items()))
+            print(
+                "  dropped: " + ", ".join(f"{rule} {number:,}" for rule, number in found["dropped"].items())
+            )
         table_seconds = timed(lambda: rewritten(source, folder / "again.parquet"))
-        print(f"floor: reading and writing the same table {table_seconds:.1f} s, ratio {found['seconds'] / table_seconds:.1f}")
+        print(
+            f"floor: reading and writing the same table {table_seconds:.1f} s, ratio {found['seconds'] / table_seconds:.1f}"
+        )
         pandas_rival(source)
         checks = {
             "leaks found as planted": found["dropped"]["leak"] == planted["leak"],
@@ -174,7 +180,9 @@ def pandas_rival(source: Path) -> None:
 
     assert by_pandas() == ours()
     theirs, own = timed(by_pandas), timed(ours)
-    print(f"rules alone: ours {own:.1f} s, pandas {theirs:.1f} s ({pd.__version__}), ratio {theirs / own:.2f}")
+    print(
+        f"rules alone: ours {own:.1f} s, pandas {theirs:.1f} s ({pd.__version__}), ratio {theirs / own:.2f}"
+    )
 
 
 def hashes(num_hashes: int) -> None:

@@ -95,7 +95,10 @@ def test_near_pairs_are_all_of_them(values, changes, distance):
         for b in range(a + 1, len(values))
         if (values[a] ^ values[b]).bit_count() <= distance
     ]
-    assert list(zip(found.first.tolist(), found.second.tolist(), found.distance.tolist(), strict=True)) == expected
+    assert (
+        list(zip(found.first.tolist(), found.second.tolist(), found.distance.tolist(), strict=True))
+        == expected
+    )
     half = len(values) // 2
     across = near_pairs(hashes[:half], hashes[half:], distance=distance)
     assert set(zip(across.first.tolist(), (across.second + half).tolist(), strict=True)) == {
@@ -127,7 +130,11 @@ def test_distances_that_cannot_be(distance):
 def test_hashes_are_kept_and_renewed_with_the_file(tmp_path):
     catalog = folder_of(tmp_path / "p", PHOTOGRAPHS[:3])
     (tmp_path / "p" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
-    rows = [*catalog.table.to_pylist(), {"image": "broken.jpg", "label": "b"}, {"image": "gone.jpg", "label": "g"}]
+    rows = [
+        *catalog.table.to_pylist(),
+        {"image": "broken.jpg", "label": "b"},
+        {"image": "gone.jpg", "label": "g"},
+    ]
     pictures = Pictures([Catalog.from_rows(rows, root=tmp_path / "p")])
     first = picture_hashes(pictures, cache=tmp_path / "h.sqlite")
     assert first.num_computed == 5 and set(first.unreadable) == {3, 4}
@@ -215,7 +222,9 @@ def test_another_colour_is_another_picture():
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(["a", "b", "c", "d", ""]), st.integers(0, 2)), min_size=1, max_size=25),
+    st.lists(
+        st.tuples(st.sampled_from(["a", "b", "c", "d", ""]), st.integers(0, 2)), min_size=1, max_size=25
+    ),
     st.randoms(use_true_random=False),
 )
 def test_exact_pairs_connect_each_group(rows, random):
@@ -236,7 +245,9 @@ def test_exact_pairs_connect_each_group(rows, random):
         best = min(own, key=lambda row: ranks[row])
         assert contents.row_of[contents.of_row[own[0]]] == best
         for row in own:
-            in_tier = min((other for other in own if tiers[other] == tiers[row]), key=lambda other: ranks[other])
+            in_tier = min(
+                (other for other in own if tiers[other] == tiers[row]), key=lambda other: ranks[other]
+            )
             expected |= {(best, row), (in_tier, row)}
     assert found == {(first, second) for first, second in expected if first != second}
 
@@ -257,7 +268,9 @@ def test_perceptual_pairs(tmp_path):
 
     def found(mirrored: bool, closeness: float = 0.9) -> set:
         pairs = perceptual_pairs(contents, hashes, decode, bits=10, closeness=closeness, mirrored=mirrored)
-        assert (pairs.first < pairs.second).all() and len(pairs) == len({*zip(pairs.first, pairs.second, strict=True)})
+        assert (pairs.first < pairs.second).all() and len(pairs) == len(
+            {*zip(pairs.first, pairs.second, strict=True)}
+        )
         return set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))
 
     assert found(mirrored=False) == {(0, 1), (2, 3)}
@@ -286,7 +299,13 @@ def test_crowded_neighbours_are_counted(tmp_path):
     )  # fmt: skip
     vectors = np.ones((200, 3), np.float32)
     pairs, crowded = embedding_pairs(
-        np.arange(200), vectors, hashes, lambda row: images[row], similarity=0.9, closeness=0.0, mirrored=False
+        np.arange(200),
+        vectors,
+        hashes,
+        lambda row: images[row],
+        similarity=0.9,
+        closeness=0.0,
+        mirrored=False,
     )
     assert crowded == 200 and len(pairs) >= 199
 
@@ -344,7 +363,10 @@ def test_what_is_dropped_drops_nothing():
     assert dropped == [1]
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=20), st.lists(st.integers(0, 2), min_size=10, max_size=10))
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=20),
+    st.lists(st.integers(0, 2), min_size=10, max_size=10),
+)
 def test_nothing_measured_is_dropped_and_no_leak_is_left(edges, tiers):
     edges = sorted({(min(edge), max(edge)) for edge in edges if edge[0] != edge[1]})
     pairs = Pairs.joined([one_pair(*edge) for edge in edges])

@@ -51,7 +51,9 @@ def judged(planted, pairs: list[dict], *, bits: int, closeness: float) -> tuple[
 
 def best_thresholds(planted, pairs: list[dict]) -> tuple[int, float]:
     def f1(thresholds: tuple[int, float]) -> float:
-        recall, precision = rates(*reversed(judged(planted, pairs, bits=thresholds[0], closeness=thresholds[1])))
+        recall, precision = rates(
+            *reversed(judged(planted, pairs, bits=thresholds[0], closeness=thresholds[1]))
+        )
         return 2 * recall * precision / max(1e-9, recall + precision)
 
     return max(GRID, key=f1)
@@ -99,7 +101,9 @@ def demo(tmp_path_factory):
 
 def described(planted, demo: Path, folder: Path) -> tuple[Path, ...]:
     """Features of the originals, and of the copies."""
-    names = np.asarray([f"/{image.lstrip('/')}" in planted.copies for image in planted.catalog.strings("image")])
+    names = np.asarray(
+        [f"/{image.lstrip('/')}" in planted.copies for image in planted.catalog.strings("image")]
+    )
     planted.catalog.take(names).write(folder / "copies.parquet")
     features(folder / "copies.parquet", output=folder / "features")
     return (demo / "features", folder / "features")

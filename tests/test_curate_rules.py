@@ -24,7 +24,9 @@ from samething.curate.rules import (
 )
 from samething.errors import InputError
 
-ROWS = st.lists(st.tuples(st.sampled_from("abcdefg"), st.sampled_from(["x", "y", "z"])), min_size=1, max_size=60)
+ROWS = st.lists(
+    st.tuples(st.sampled_from("abcdefg"), st.sampled_from(["x", "y", "z"])), min_size=1, max_size=60
+)
 
 
 def catalog_of(pairs) -> Catalog:
@@ -99,7 +101,9 @@ def test_capped_classes_are_the_lowest_draws(pairs, most, seed):
     kept = set()
     for dataset in "xyz":
         own = sorted({label for label, other in pairs if other == dataset})
-        names = pa.chunked_array([pa.array([f"d{dataset}\x1f{dataset}{label}" for label in own], pa.string())])
+        names = pa.chunked_array(
+            [pa.array([f"d{dataset}\x1f{dataset}{label}" for label in own], pa.string())]
+        )
         order = np.argsort(draws_of(names, seed=seed), kind="stable")
         kept |= {(own[place], dataset) for place in order[:most]}
     expected = [row for row, pair in enumerate(pairs) if pair in kept]
@@ -174,9 +178,7 @@ def test_a_budget_of_classes_keeps_whole_classes(pairs, budget, share):
     assert len(kept) == min(budget, len(before))
 
 
-@pytest.mark.parametrize(
-    "texts", [["0"], ["-3"], ["a"], ["x="], ["3", "4"], ["x=1", "x=2"], ["1.5"], [""]]
-)
+@pytest.mark.parametrize("texts", [["0"], ["-3"], ["a"], ["x="], ["3", "4"], ["x=1", "x=2"], ["1.5"], [""]])
 def test_limits_that_are_none(texts):
     with pytest.raises(InputError) as error:
         Limit.parsed(texts, name="--max-pictures")
