@@ -150,7 +150,12 @@ def trained_angles(
     manifest = dataclasses.replace(features.manifest, made_from=made_from)
     training = dataclasses.replace(features, manifest=manifest, catalog=catalog, unreadable=())
     config = dataclasses.replace(
-        RECIPES["demo"](), num_centers=NUM_CENTRES, epochs=10.0, keep="last", seed=seed
+        RECIPES["demo"](),
+        num_centers=NUM_CENTRES,
+        epochs=10.0,
+        keep="last",
+        seed=seed,
+        embedding_dim=min(64, features.rows.shape[1]),
     )
     run = run_training(training, config, folder, resume=True)
     state = torch.load(folder / "checkpoints" / "last.pt", map_location="cpu", weights_only=True)
