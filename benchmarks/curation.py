@@ -37,7 +37,7 @@ PLANTED = 0.01
 
 
 def synthetic(num_rows: int, root: Path) -> tuple[Catalog, dict[str, int]]:
-    """A catalog with class sizes that fall off as those of real sets do, and how many of each kind are planted."""
+    """A catalog with class sizes that fall off as real ones do, and how many of each kind are planted."""
     rng = np.random.default_rng(0)
     sizes = np.minimum(1 + rng.zipf(1.7, num_rows), 3000)
     classes = np.repeat(np.arange(len(sizes)), sizes)[:num_rows]
@@ -133,7 +133,8 @@ def curation(num_rows: int) -> bool:
             )
         table_seconds = timed(lambda: rewritten(source, folder / "again.parquet"))
         print(
-            f"floor: reading and writing the same table {table_seconds:.1f} s, ratio {found['seconds'] / table_seconds:.1f}"
+            f"floor: reading and writing the same table {table_seconds:.1f} s, "
+            f"ratio {found['seconds'] / table_seconds:.1f}"
         )
         pandas_rival(source)
         checks = {

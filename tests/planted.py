@@ -42,7 +42,7 @@ def altered(image: Image.Image, kind: str, rng: np.random.Generator) -> Image.Im
 def plant_copies(
     catalog: Catalog, folder: Path, *, per_kind: int, domains: tuple[str, ...], seed: int = 0
 ) -> Planted:
-    """Copy pictures of each domain into its training rows, a half of them from training, a half from the test.
+    """Copy pictures of each domain into its training rows, half of them from training, half from the test.
 
     Args:
         catalog: with roles.
@@ -86,7 +86,7 @@ def plant_copies(
 def plant_noise(
     catalog: Catalog, *, share: float, domains: tuple[str, ...], seed: int = 0
 ) -> tuple[Catalog, np.ndarray]:
-    """Training rows of some domains, a share of which have another label of their domain; and which those are.
+    """Training rows of some domains, a share of them with another label of their domain; and which.
 
     Only pictures of classes with at least four are given another label.
     """

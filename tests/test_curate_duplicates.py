@@ -22,9 +22,9 @@ from samething.curate.near_hashes import _count_by_table, differing_bits, near_p
 from samething.curate.pairs import Contents, Pairs, embedding_pairs, exact_pairs, perceptual_pairs, row_ranks
 from samething.curate.pictures import Pictures
 from samething.curate.same_picture import aligned_similarity
+from samething.datasets.boxes import BOX_COLUMNS
 from samething.errors import ArtefactError, InputError
 from scenes import photographs
-
 
 PHOTOGRAPHS = photographs()
 
@@ -171,11 +171,11 @@ def test_a_killed_run_loses_one_commit_at_most(tmp_path, monkeypatch):
 def test_another_file_is_no_cache(tmp_path):
     pictures = Pictures([folder_of(tmp_path / "p", PHOTOGRAPHS[:1])])
     (tmp_path / "h.sqlite").write_text("something else " * 100)
-    with pytest.raises(ArtefactError, match="h.sqlite"):
+    with pytest.raises(ArtefactError, match=r"h\.sqlite"):
         picture_hashes(pictures, cache=tmp_path / "h.sqlite")
     with sqlite3.connect(tmp_path / "t.sqlite") as database:
         database.execute("create table pictures (path text)")
-    with pytest.raises(ArtefactError, match="t.sqlite"):
+    with pytest.raises(ArtefactError, match=r"t\.sqlite"):
         picture_hashes(pictures, cache=tmp_path / "t.sqlite")
 
 
@@ -184,7 +184,7 @@ def test_parts_of_a_picture_are_not_copies(tmp_path):
     image.save(tmp_path / "a.png")
     boxes = [(0, 0, 100, 100), (100, 100, 220, 220), (0, 0, 100, 100), (5000, 0, 5100, 90)]
     rows = [
-        {"image": "a.png", "label": "x"} | dict(zip(("box_left", "box_top", "box_right", "box_bottom"), box, strict=True))
+        {"image": "a.png", "label": "x"} | dict(zip(BOX_COLUMNS, box, strict=True))
         for box in boxes
     ]  # fmt: skip
     rows.append({"image": "a.png", "label": "x"})

@@ -1,4 +1,4 @@
-"""Planted copies, leaks and wrong labels in the demo's pictures are found; thresholds come from other domains.
+"""Planted copies, leaks and wrong labels in the demo's pictures are found; thresholds are from other domains.
 
 The thresholds are chosen on two domains (emoji and object) and judged on the other three (icon, logo, photo).
 Run with ``-s`` to see the numbers.

@@ -28,17 +28,17 @@ class CurateConfig:
     """
 
     min_pictures: tuple[int | str, ...] = ()
-    """Drop classes with fewer training pictures: NUMBER, or DATASET=NUMBER for one data set; may be repeated."""
+    """Drop classes with fewer training pictures: NUMBER, or DATASET=NUMBER for one set; may be repeated."""
     max_pictures: tuple[int | str, ...] = ()
     """Keep at most so many pictures a class, drawn at random: NUMBER or DATASET=NUMBER; may be repeated."""
     max_classes: tuple[int | str, ...] = ()
-    """Keep at most so many classes a data set, drawn at random: NUMBER or DATASET=NUMBER; may be repeated."""
+    """Keep at most so many classes a data set, drawn at random: NUMBER or DATASET=NUMBER; repeatable."""
     budget_pictures: int | None = None
     """Keep at most so many training pictures in all, shared over the domains."""
     budget_classes: int | None = None
     """Keep at most so many classes in all, shared over the domains, instead."""
     share: Share = "proportional"
-    """How a budget is shared: proportional to what each domain has, equal, or temperature, between the two."""
+    """How a budget is shared: proportional to what each domain has, equal, or temperature, in between."""
     temperature: float = 2.0
     """For the share temperature: 1 is proportional, large is equal."""
     thin: Thin = "classes"

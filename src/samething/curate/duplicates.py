@@ -1,12 +1,12 @@
 """What becomes of pairs that show one picture: leaks, contradictions and copies.
 
-Tiers say what a picture is for: training below validation below evaluation. Of a pair in two tiers the lower one
-is a *leak*: a model would be tested, or chosen, on what it has seen. Two pictures of evaluation are only
+Tiers say what a picture is for: training below validation below evaluation. Of a pair in two tiers the lower
+one is a *leak*: a model would be tested, or chosen, on what it has seen. Two pictures of evaluation are only
 reported, because a benchmark is not ours to change. Within a tier, the same picture
 
 - under one label, or in two data sets, is a *duplicate*: one stays (see :func:`pairs.row_ranks`);
 - under two labels of one data set is a *conflict*: one of them is wrong, and nothing says which. If the files
-  are equal, both are dropped. If the pictures only look the same, both stay and are reported, because products
+  are equal, both are dropped. If the pictures only look the same, both stay and are reported: products
   that differ in a detail are photographed alike; ``conflicts`` changes that.
 """
 

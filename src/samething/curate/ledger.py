@@ -75,7 +75,9 @@ class Ledger:
                 of the evaluation sets; -1 for none.
         """
         new = np.flatnonzero(self._rule[rows] < 0)
-        texts = [reasons] * len(new) if isinstance(reasons, str) else [reasons[place] for place in new]
+        texts = (
+            [reasons] * len(new) if isinstance(reasons, str) else [reasons[place] for place in new.tolist()]
+        )
         codes = [self._reasons.setdefault(text, len(self._reasons)) for text in dict.fromkeys(texts)]
         numbers = dict(zip(dict.fromkeys(texts), codes, strict=True))
         self._rule[rows[new]] = RULES.index(rule)
@@ -109,10 +111,10 @@ class Ledger:
 
     def reason_of(self, row: int) -> str:
         """Why a row was dropped."""
-        return list(self._reasons)[self._reason[row]]
+        return list(self._reasons)[int(self._reason[row])]
 
     def table(self, catalog: Catalog, partner_images: pa.ChunkedArray) -> pa.Table:
-        """A row for each dropped picture: its columns, the rule, the reason and the picture that stays instead.
+        """A row for each dropped picture: its columns, the rule, the reason and what stays instead.
 
         Args:
             catalog: the pictures.

@@ -52,7 +52,7 @@ def agreement(
         classes: their classes 0….
         domains: their domains 0….
 
-    >>> features = np.array([[1, 0, .1], [1, .1, 0], [0, 1, 0], [1, 0, 0], [0, 1, .1], [.1, 1, 0]], np.float32)
+    >>> features = np.array([[9, 0, 1], [9, 1, 0], [0, 9, 0], [9, 0, 0], [0, 9, 1], [1, 9, 0]], np.float32)
     >>> doubtful = agreement(features, np.array([0, 0, 0, 1, 1, 1]), np.zeros(6, int))
     >>> np.argsort(doubtful)[:2].tolist()
     [3, 2]
@@ -86,12 +86,14 @@ def _agreement_in_domain(features: FeatureRows, classes: Int[np.ndarray, " n"]) 
         rival[block] = cosines.max(axis=1)
     scores = own - rival + mean - _class_medians(mean, classes)[classes]
     scores[sizes[classes] < 2] = 0
-    return scores.astype(np.float32)
+    found: np.ndarray = scores.astype(np.float32)
+    return found
 
 
 def _unit(rows: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
     rows = rows.astype(np.float32)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
+    found: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
+    return found
 
 
 def _class_medians(
@@ -102,7 +104,8 @@ def _class_medians(
     sizes = np.bincount(classes)
     starts = np.cumsum(sizes) - sizes
     low, high = order[starts + (sizes - 1) // 2], order[starts + sizes // 2]
-    return (values[low] + values[high]) / 2
+    found: np.ndarray = (values[low] + values[high]) / 2
+    return found
 
 
 def sub_centre_angles(
@@ -132,7 +135,7 @@ def sub_centre_angles(
 def trained_angles(
     features: FeatureSet, catalog: Catalog, folder: Path, *, seed: int
 ) -> Float32[np.ndarray, " n"]:
-    """Train a head with three centres a class and take :func:`sub_centre_angles`; 0 for a class of one picture.
+    """Train a head with three centres a class for :func:`sub_centre_angles`; 0 for a class of one picture.
 
     Args:
         features: a row for each picture of the catalog, in its order.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -29,9 +29,11 @@ NUM_DOUBTFUL: Final = 12
 NUM_QUARANTINED: Final = 100
 """Files listed that cannot be read."""
 
+_STYLES: Final[tuple[Literal["stepfilled", "step"], ...]] = ("stepfilled", "step")
+
 _EXPLANATIONS: Final = {
     "leak": "Pictures of training or validation that what is measured on has, too.",
-    "within evaluation": "Twice in what is measured on; a benchmark is not changed, so this is only reported.",
+    "within evaluation": "Twice in what is measured on; a benchmark is not changed, so it is only reported.",
     "conflict": "The same picture under two labels of one data set.",
     "duplicate": "The same picture twice under one label.",
     "across data sets": "The same picture in two data sets; the one of the earlier data set stays.",
@@ -154,7 +156,7 @@ class _Page:
                 {
                     "pictures": sorted(
                         (self.shown(int(pairs.first[pair])), self.shown(int(pairs.second[pair]))),
-                        key=lambda picture: picture.is_dropped,
+                        key=_is_dropped,
                     ),
                     "text": _found_by(pairs, pair),
                 }
@@ -181,6 +183,10 @@ class _Page:
         ]
 
 
+def _is_dropped(picture: Any) -> bool:
+    return bool(picture.is_dropped)
+
+
 def _found_by(pairs: Pairs, pair: int) -> str:
     method = METHODS[pairs.method[pair]]
     if method == "exact":
@@ -205,10 +211,9 @@ def _histograms(
         edges = edges if len(edges) > 1 else np.array([1.0, 2.0])
         figure = matplotlib.figure.Figure(figsize=(4.2, 2.4), layout="constrained")
         axes = figure.subplots()
-        for own, name, style in zip(
-            both, ("before", "after"), ({"alpha": 0.35}, {"histtype": "step", "linewidth": 1.6}), strict=True
-        ):
-            axes.hist(own, bins=edges, label=name, **style)
+        for own, name, style in zip(both, ("before", "after"), _STYLES, strict=True):
+            alpha = 0.35 if style == "stepfilled" else 1.0
+            axes.hist(own, bins=edges.tolist(), label=name, histtype=style, alpha=alpha, linewidth=1.6)
         axes.set(title=as_drawn(domain), xlabel="pictures a class", ylabel="classes", xscale="log")
         ticks = [tick for tick in (1, 2, 3, 5, 10, 20, 50, 100, 1000, 10000) if tick <= largest]
         axes.set_xticks(ticks, [f"{tick}" for tick in ticks])

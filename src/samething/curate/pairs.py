@@ -1,8 +1,8 @@
 """Pairs of pictures that are one: by checksum, by perceptual hash, by embedding.
 
-Everything here counts in rows of one list: the catalog's pictures, and behind them those of the evaluation sets
-it is held against. Copies of one file are paired with one of them only, so that a file that is there a thousand
-times gives a thousand pairs and not a million.
+Everything here counts in rows of one list: the catalog's pictures, and behind them those of the evaluation
+sets it is held against. Copies of one file are paired with one of them only, so that a file that is there a
+thousand times gives a thousand pairs and not a million.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Method: TypeAlias = Literal["exact", "perceptual", "embedding"]
 METHODS: Final[Sequence[Method]] = ("exact", "perceptual", "embedding")
 
 FARTHEST_BITS: Final = 22
-"""Bits in which the hashes of two pictures near in embedding may differ to be looked at; of 1,500 crops of the
-demo's pictures that keep 84 % of a side, the median differs in 20, unrelated ones in 32 ± 4."""
+"""Bits in which the hashes of two pictures near in embedding may differ to be looked at; of the demo's crops
+that keep 84 % of a side, the median differs in 20, unrelated pictures in 32 ± 4."""
 
 _NEIGHBOURS: Final = (10, 40, 160)
 """Neighbours asked for; more for those of whom all were near."""
@@ -256,7 +256,7 @@ def _spread(
     second: Int[np.ndarray, " p"],
     distance: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of hashes as pairs of rows: all rows of the one with the first row of the other, and vice versa."""
+    """Pairs of hashes as pairs of rows: all of the one with the first of the other, and vice versa."""
     _, first_of_second = np.unique(second_numbers, return_index=True)
     _, first_of_first = np.unique(first_numbers, return_index=True)
     pair_a, row_a = _members(first_numbers, first)

@@ -147,8 +147,8 @@ class _Process:
         self.ledger.drop(np.asarray(list(own), np.int64), "unreadable", list(own.values()))
         if len(self.hashes.unreadable) > len(own):
             self.notes.append(
-                f"{len(self.hashes.unreadable) - len(own):,} pictures of the evaluation sets cannot be read, so "
-                "leaks of them are not found"
+                f"{len(self.hashes.unreadable) - len(own):,} pictures of the evaluation sets cannot be read, "
+                "so leaks of them are not found"
             )
         self.sha256 = pa.array(self.hashes.sha256, pa.string())
 

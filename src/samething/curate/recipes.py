@@ -33,7 +33,8 @@ def read_parts(recipe: Recipe, data_root: Path) -> tuple[list[Catalog], list[str
         ArtefactError: a data set is missing under the data root; says where it comes from.
         InputError: a file is not as its authors promise.
     """
-    catalogs, notes = [], []
+    catalogs: list[Catalog] = []
+    notes: list[str] = []
     for key in recipe.parts:
         listing = read_dataset(key, data_root=data_root, part="train" if DATASETS[key].has_roles else "all")
         rows = listing.catalog

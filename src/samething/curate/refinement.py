@@ -1,7 +1,7 @@
 """Splitting classes: by a second attribute from a table, or by what a backbone sees in them.
 
-The paper split cars, labelled by model, by their colour: two cars of one model and another colour are not the same
-thing to a shopper, and a head that has to tell them apart learns more.
+The paper split cars, labelled by model, by their colour: two cars of one model and another colour are not the
+same thing to a shopper, and a head that has to tell them apart learns more.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def by_attribute(catalog: Catalog, source: Path) -> Refined:
     given = pc.not_equal(values, "")
     if not pc.any(given).as_py():
         raise InputError(
-            f"{source} names none of the catalog's pictures (for instance {images[0].as_py() if len(images) else '-'})",
+            f"{source} names none of the catalog's pictures "
+            f"(for instance {images[0].as_py() if len(images) else '-'})",
             expected=f"paths as in the catalog, such as {catalog.table['image'][0].as_py()}",
             next_step="write the paths relative to the catalog's root",
         )

@@ -1,4 +1,4 @@
-"""The result of ``samething curate``: what stayed, what was dropped and why, and what a person should know."""
+"""The result of ``samething curate``: what stayed, what was dropped and why, and what to know."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ class Curation:
     pairs: Mapping[Relation, int]
     """Pairs that show one picture, by what they are to each other; each is a row of ``PATH.pairs.csv``."""
     pair_table: pa.Table
-    """Columns first_… and second_… (image, label, dataset, role), relation, method, score, closeness, became."""
+    """Columns first_… and second_… (image, label, dataset, role), relation, method, score, closeness,
+    became."""
     published: Sequence[PublishedCounts] = ()
     """For a recipe: its numbers beside the published ones."""
     notes: Sequence[str] = ()
@@ -95,9 +96,7 @@ class Curation:
         if self.published:
             parts.append(self._published_table())
         lines += [f"[yellow]note[/yellow] {escape(note)}" for note in self.notes]
-        lines.append(
-            f"why, a row each: {escape(str(self.path))}.dropped.csv; pictures: {escape(str(self.report))}"
-        )
+        lines.append(f"why: {escape(str(self.path))}.dropped.csv; pictures: {escape(str(self.report))}")
         return rich.console.Group(*parts, *lines)
 
     def _published_table(self) -> rich.table.Table:

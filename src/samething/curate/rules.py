@@ -191,7 +191,8 @@ def domain_quotas(
     whole = np.minimum(np.floor(quotas + 1e-9).astype(np.int64), available)
     order = np.argsort(-np.where(whole < available, quotas - whole, -1.0), kind="stable")
     whole[order[: budget - int(whole.sum())]] += 1
-    return whole
+    found: np.ndarray = whole
+    return found
 
 
 # ---- the same on plain numbers, for several rules one after another
@@ -244,7 +245,8 @@ class Population:
     def with_enough_pictures(self, rows: Rows, least: Limit) -> Kept:
         """See :func:`with_enough_pictures`."""
         enough = self.sizes(rows) >= self._class_limits(least, otherwise=0)
-        return rows[enough[self.classes[rows]]]
+        found: np.ndarray = rows[enough[self.classes[rows]]]
+        return found
 
     def with_capped_pictures(self, rows: Rows, most: Limit) -> Kept:
         """See :func:`with_capped_pictures`."""
@@ -255,7 +257,8 @@ class Population:
         present = np.flatnonzero(self.sizes(rows))
         quotas = np.asarray([_or(most.of(name), _ENDLESS) for name in self.dataset_names], np.int64)
         chosen = self._drawn_classes(present, self.class_dataset, quotas)
-        return rows[chosen[self.classes[rows]]]
+        found: np.ndarray = rows[chosen[self.classes[rows]]]
+        return found
 
     def within_budget(self, rows: Rows, budget: Budget) -> Kept:
         """See :func:`within_budget`."""
@@ -267,7 +270,8 @@ class Population:
             available = np.bincount(self.class_domain[present], minlength=num_domains)
             quotas = domain_quotas(available, budget.classes, share=share, temperature=temperature)
             chosen = self._drawn_classes(present, self.class_domain, quotas)
-            return rows[chosen[self.classes[rows]]]
+            found: np.ndarray = rows[chosen[self.classes[rows]]]
+            return found
         if budget.pictures is None:
             return rows
         available = np.bincount(self.class_domain[self.classes[rows]], minlength=num_domains)
@@ -282,7 +286,8 @@ class Population:
 
     def _class_limits(self, limit: Limit, *, otherwise: int) -> Int[np.ndarray, " c"]:
         of_datasets = [_or(limit.of(name), otherwise) for name in self.dataset_names]
-        return np.asarray(of_datasets, np.int64)[self.class_dataset]
+        found: np.ndarray = np.asarray(of_datasets, np.int64)[self.class_dataset]
+        return found
 
     def _drawn_pictures(self, rows: Rows, most: Int[np.ndarray, " c"]) -> Kept:
         """Of each class the pictures with the lowest draws, as many as it may have."""
@@ -295,7 +300,8 @@ class Population:
         own = np.flatnonzero(too_many)
         order = own[np.lexsort((self.picture_draws[rows[own]], classes[own]))]
         kept[order[_places(classes[order]) < most[classes[order]]]] = True
-        return rows[kept]
+        found: np.ndarray = rows[kept]
+        return found
 
     def _drawn_classes(
         self, present: Int[np.ndarray, " p"], groups: Int[np.ndarray, " c"], quotas: Int[np.ndarray, " g"]
@@ -364,4 +370,5 @@ def _fewer_pictures(sizes: Int[np.ndarray, " c"], quota: int, least: int) -> Int
     most = np.minimum(sizes, low)
     more = np.flatnonzero(sizes > low)[: quota - int(most.sum())]
     most[more] += 1
-    return most
+    found: np.ndarray = most
+    return found

@@ -26,7 +26,7 @@ _SIDES: Final = (32, 34, 36, 38)
 """Sides of the whole when 32 of it are shown: crops that keep 100, 94, 89 and 84 % of a side."""
 
 _COARSE_SIDES: Final = (12, 13, 14)
-"""The same in grey and small, at a hundredth of the cost: what is far from alike here is not looked at further."""
+"""The same in grey and small, at a hundredth of the cost: what is not alike here is not looked at further."""
 
 _COARSE_LOSS: Final = 0.12
 """How much lower the small correlation may be; see docs/curation.md."""
@@ -90,8 +90,7 @@ def pair_similarities(
     # no threads: the arrays are so small that they would only wait for each other
     found: list[float] = []
     with progress_bar("pairs", disable=not pairs) as progress:
-        for pair in progress.track(pairs, description="comparing"):
-            found.append(similarity(*pair))
+        found += (similarity(*pair) for pair in progress.track(pairs, description="comparing"))
     return np.asarray(found, np.float32)
 
 

@@ -62,13 +62,13 @@ def _told_apart(table: pa.Table) -> pa.ChunkedArray:
 
 
 def evaluation_part(catalog: Catalog) -> Catalog:
-    """The rows of a catalog that are measured on: all but training, or all where it is nothing but training."""
+    """The rows of a catalog that are measured on: all but training, or all where there is only training."""
     measured = ~catalog.has_role("train")
     return catalog.take(measured) if measured.any() else catalog
 
 
 def checksums(catalogs: Sequence[Catalog], pictures: Pictures) -> pa.Array:
-    """SHA-256 of all rows as their catalogs say, with the box of a part of a picture; empty where there is none."""
+    """SHA-256 of all rows, with the box of a part of a picture; empty where the catalog has none."""
     columns = [catalog.table["sha256"].fill_null("").combine_chunks() for catalog in catalogs]
     whole = pa.concat_arrays(
         [
@@ -142,9 +142,8 @@ class KnownFeatures:
     def gathered(self, places: Int[np.ndarray, " r"]) -> Float[np.ndarray, "r w"]:
         """The features at some places, memory-mapped: of a folder as it is, or of a file without a name."""
         first = self.sets[0].rows
-        if len(self.sets) == 1 and len(places) and len(places) == places[-1] - places[0] + 1:
-            if (np.diff(places) == 1).all():
-                return first[places[0] : places[-1] + 1]
+        if len(self.sets) == 1 and len(places) and (np.diff(places) == 1).all():
+            return first[places[0] : places[-1] + 1]
         with tempfile.TemporaryFile(dir=self.scratch) as stream:
             shape = (len(places), first.shape[1])
             rows = (
