@@ -136,7 +136,8 @@ def test_leaks_may_only_be_reported(scene, tmp_path):
     folder, _ = scene
     result = curate(
         [folder / "all.parquet"], output=tmp_path / "o.parquet",
-        against=(folder / "benchmark" / "c.parquet",), leaks="report", hashes=folder / "out.parquet.hashes.sqlite",
+        against=(folder / "benchmark" / "c.parquet",), leaks="report",
+        hashes=folder / "out.parquet.hashes.sqlite",
     )  # fmt: skip
     assert "leak" not in result.dropped and result.pairs["leak"] == 1
 
