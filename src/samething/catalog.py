@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import hashlib
+import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
@@ -19,7 +21,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Int
 
 from samething.errors import ArtefactError, InputError
-from samething.files import Json, atomic_path, fingerprint
+from samething.files import atomic_path
 
 FORMAT_VERSION: Final = 1
 
@@ -28,6 +30,12 @@ ROLES: Final = ("train", "val", "query", "index", "query+index")
 
 # What stands for a domain, data set or role that is not given.
 _DEFAULTS: Final = {"domain": "default", "dataset": "default", "role": "train"}
+
+# Columns that tell apart the rows of one picture; the role first.
+PARTS_OF_A_PICTURE: Final = ("role", "box_left", "box_top", "box_right", "box_bottom")
+
+# Rows turned into text together; what there is of them in memory at a time.
+_ROWS_AT_A_TIME: Final = 1 << 16
 
 SCHEMA: Final = pa.schema(
     [
@@ -210,8 +218,15 @@ class Catalog:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Identity of the content: the catalog's own columns but not the root, so a moved folder keeps it."""
-        columns: dict[str, Json] = {name: self.table[name].to_pylist() for name in SCHEMA.names}
-        return fingerprint(columns)
+        # that of samething.files, written piece by piece: millions of rows as Python objects take gigabytes
+        digest = hashlib.sha256()
+        for place, name in enumerate(sorted(SCHEMA.names)):
+            digest.update(f'{"," if place else "{"}"{name}":['.encode())
+            for number, text in enumerate(_json_pieces(self.table[name])):
+                digest.update(b"," + text if number else text)
+            digest.update(b"]")
+        digest.update(b"}")
+        return digest.hexdigest()[:16]
 
     # ---- reading and writing
 
@@ -264,30 +279,35 @@ class Catalog:
     def problems(self, *, check_files: bool = True) -> list[Problem]:
         """What is wrong with the catalog, in row order.
 
-        Errors: a missing file, an empty path or label, the same path twice. Warnings: the same picture (by
-        SHA-256) under two labels.
+        Errors: a missing file, an empty path or label, the same path twice (with the
+        same box and role). Warnings: the same picture (by SHA-256, and box) under two labels.
 
         Args:
             check_files: look on the disk whether each picture is there.
         """
         found: list[Problem] = []
         labels, images, hashes = self.strings("label"), self.strings("image"), self.strings("sha256")
-        first_row_of_path: dict[str, int] = {}
-        first_row_of_hash: dict[str, int] = {}
+        # a picture may have a row for each box in it, and for each role
+        parts = [
+            self.table[name].to_pylist() for name in PARTS_OF_A_PICTURE if name in self.table.column_names
+        ]
+        first_row_of_path: dict[tuple[object, ...], int] = {}
+        first_row_of_hash: dict[tuple[object, ...], int] = {}
         for row, (image, label, sha256) in enumerate(zip(images, labels, hashes, strict=True)):
             if not label.strip():
                 found.append(Problem(row, "error", f"{image} has an empty label"))
             if not image.strip():
                 found.append(Problem(row, "error", "the path is empty"))
                 continue
-            first = first_row_of_path.setdefault(os.path.normpath(image), row)
+            part = tuple(values[row] for values in parts)
+            first = first_row_of_path.setdefault((os.path.normpath(image), *part), row)
             if first != row:
                 found.append(Problem(row, "error", f"{image} is listed twice (first in row {first})"))
             if check_files and not (self.root / image).is_file():
                 found.append(Problem(row, "error", f"{self.root / image} does not exist"))
             if not sha256:
                 continue
-            other = first_row_of_hash.setdefault(sha256, row)
+            other = first_row_of_hash.setdefault((sha256, *part[1:]), row)
             if labels[other] != label:
                 message = (
                     f"{image} is the same picture as {images[other]} (row {other}), which has the label "
@@ -353,6 +373,14 @@ class Catalog:
             roles[np.isin(classes, order[:num_val])] = "val"
             roles[np.isin(classes, order[num_val : num_val + num_test])] = "query+index"
         return self.with_column("role", roles)
+
+
+def _json_pieces(column: pa.ChunkedArray) -> Iterator[bytes]:
+    """The values of a column as JSON, separated by commas, some thousands at a time."""
+    for chunk in column.chunks:
+        for start in range(0, len(chunk), _ROWS_AT_A_TIME):
+            values = chunk.slice(start, _ROWS_AT_A_TIME).to_pylist()
+            yield json.dumps(values, ensure_ascii=True, separators=(",", ":"))[1:-1].encode()
 
 
 def require_shares(*, val: float, test: float, seed: int) -> None:

@@ -32,10 +32,15 @@ def survey_pictures(listing: Listing) -> tuple[Catalog, list[Dropped]]:
     """
     catalog = listing.catalog
     images = catalog.strings("image")
+    # a picture of several rows (its boxes, its roles) is opened once
+    once, rows_once = np.unique(images, return_inverse=True)
+    paths = [catalog.root / image for image in once]
+    results = list(_with_progress(_look_at_all(paths), len(paths)))
     seen: list[tuple[int, int, str]] = []
     kept: list[int] = []
     dropped: list[Dropped] = []
-    for row, result in enumerate(_with_progress(_look_at_all(catalog.paths), len(catalog))):
+    for row, number in enumerate(rows_once):
+        result = results[number]
         if isinstance(result, str):
             place = "" if listing.rows is None else f"row {listing.rows[row]}: "
             dropped.append(Dropped(images[row], place + result))

@@ -1,0 +1,31 @@
+"""The real thing, where it is on this disk: what is read has the published numbers.
+
+pytest tests/test_datasets_published.py --data-root FOLDER, or SAMETHING_DATA_ROOT=FOLDER.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from samething.datasets import DATASETS, read_dataset
+
+
+@pytest.fixture(scope="module")
+def data_root(request) -> Path:
+    given = request.config.getoption("--data-root")
+    if not given:
+        pytest.skip(
+            "no data root: give --data-root FOLDER or set SAMETHING_DATA_ROOT to check real data sets"
+        )
+    return Path(given)
+
+
+@pytest.mark.parametrize("key", [key for key, dataset in DATASETS.items() if dataset.published])
+def test_what_is_read_has_the_published_numbers(data_root, key):
+    dataset = DATASETS[key]
+    missing = dataset.missing(data_root)
+    if missing:
+        pytest.skip(f"{dataset.title} is not below {data_root}: {', '.join(missing)} missing")
+    table = read_dataset(key, data_root=data_root).catalog.table
+    for published in dataset.published:
+        assert not published.differs(table), f"{published.describe()}, found {published.count(table)}"
