@@ -42,7 +42,7 @@ def train(
     output: Path = Path("run"),
     recipe: str = "universal",
     resume: bool = True,
-    loss_option: dict[str, float] | None = None,
+    loss_option: dict[str, float | bool | str] | None = None,
     options: Annotated[TrainOptions, Parameter(name="*")] = _UNCHANGED,  # type: ignore[valid-type]
 ) -> Any:
     """Train a head on the train pictures of a feature folder and validate it on the val pictures.
@@ -55,7 +55,9 @@ def train(
         output: the run folder to write.
         recipe: universal (best on unseen domains), demo (Sub-Center ArcFace) or paper (the paper's winner).
         resume: continue an unfinished run; --no-resume starts it over.
-        loss_option: further options of a loss, such as --loss-option.h 0.333 for adaface.
+        loss_option: further options of a loss by their names in docs/losses.md, such as --loss-option.h 0.333
+            for adaface, --loss-option.dynamic true for adacos and --loss-option.schedule inverse_root for
+            dynm-arcface.
         options: changes to the recipe.
     """
     changes = {name: value for name, value in dataclasses.asdict(options).items() if value is not None}

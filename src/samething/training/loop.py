@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from rich.progress import Progress
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -48,7 +49,7 @@ from samething.training.run import (
     write_records,
     write_tensorboard,
 )
-from samething.training.schedule import learning_rate, warmup_steps
+from samething.training.schedule import checkpoint_steps, learning_rate, warmup_steps
 from samething.training.validation import validation_scores
 
 CONFIG_NAME: Final = "config.json"
@@ -170,6 +171,7 @@ class Trainer:
             bias=config.bias,
             standardise=config.standardise,
             initialise=config.initialise,
+            hidden_dim=config.hidden_dim,
         )
         self.head = build_head(head_config, features.rows.shape[1], seed=config.seed)
         self.head.fit(features.rows, data.rows)
@@ -189,6 +191,7 @@ class Trainer:
         self.start = [parameter.detach().clone() for parameter in self.head.parameters()]
         self.step = 0
         self.records: list[dict[str, Any]] = []
+        self.losses: list[float] = []
         self.num_logged = 0
         self.best_score: float | None = None
         self.best_head: dict[str, Tensor] | None = None
@@ -224,7 +227,10 @@ class Trainer:
         # gradients that are summed, clipped or ascended first must be there whole
         in_one_go = distributed.world_size() == 1 and not config.gradient_clip and not config.sam_rho
         return FusedMarginStep(
-            self.margin_head, self.optimiser if in_one_go else None, precision=config.precision
+            self.margin_head,
+            self.optimiser if in_one_go else None,
+            precision=config.precision,
+            compiled=config.compile,
         )
 
     def _autocast(self) -> torch.autocast:
@@ -236,32 +242,49 @@ class Trainer:
         """Train from the last checkpoint, or from the start, to the end."""
         self._resume()
         stride = max(1, round(self.config.validate_every * self.steps_per_epoch))
+        between = checkpoint_steps(self.config, steps_per_epoch=self.steps_per_epoch)
         batches: list[Int[np.ndarray, " b"]] = []
-        losses: list[float] = []
-        with (
-            contextlib.closing(self.reader),
-            progress_bar(
-                "steps", "{task.fields[loss]} {task.fields[score]}", disable=not distributed.is_first()
-            ) as progress,
-        ):
-            task = progress.add_task("train", total=self.num_steps, completed=self.step, loss="", score="")
+        with contextlib.closing(self.reader), self._progress_bar() as progress:
+            task = progress.tasks[0].id
             while self.step < self.num_steps and not self.stopped_early:
                 epoch, position = divmod(self.step, self.steps_per_epoch)
                 if position == 0 or not batches:
                     batches = self._epoch(epoch)
                     self._read_ahead(batches, position)
-                losses.append(self._train_step(batches[position]))
+                self.losses.append(self._train_step(batches[position]))
                 self.step += 1
                 if self.step % max(1, self.steps_per_epoch // RECORDS_AN_EPOCH) == 0:
-                    self._record(loss=float(np.mean(losses)))
-                    progress.update(task, loss=f"loss {np.mean(losses):.3f}")
-                    losses = []
+                    self._record(loss=float(np.mean(self.losses)))
+                    progress.update(task, loss=f"loss {np.mean(self.losses):.3f}")
+                    self.losses = []
                 if self.step % stride == 0 or self.step == self.num_steps:
                     self._validate()
                     self._save()
                     if self.best_score is not None:
                         progress.update(task, score=f"best mMP@5 {self.best_score:.1%}")
-                progress.advance(task)
+                elif between is not None and self.step % between == 0:
+                    self._save()
+                progress.advance(task, len(batches[position]))
+
+    def _progress_bar(self) -> Progress:
+        """Pictures done, of all, and a second; loss; validation score; time left."""
+        bar = progress_bar(
+            "pictures", "{task.fields[loss]} {task.fields[score]}", disable=not distributed.is_first()
+        )
+        bar.add_task(
+            "train",
+            total=self._num_pictures(self.num_steps),
+            completed=self._num_pictures(self.step),
+            loss="",
+            score="" if self.best_score is None else f"best mMP@5 {self.best_score:.1%}",
+        )
+        return bar
+
+    def _num_pictures(self, num_steps: int) -> int:
+        """Pictures that so many steps look at; epochs of one length are assumed."""
+        sizes = [len(batch) for batch in self._epoch(0)]
+        epochs, rest = divmod(num_steps, self.steps_per_epoch)
+        return epochs * sum(sizes) + sum(sizes[:rest])
 
     def _epoch(self, epoch: int) -> list[Int[np.ndarray, " b"]]:
         config = self.config
@@ -402,6 +425,7 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
             "records": self.records,
+            "losses": self.losses,
             "best_score": self.best_score,
             "best_head": self.best_head,
             "validations_without_gain": self.validations_without_gain,
@@ -412,6 +436,9 @@ class Trainer:
             buffer = io.BytesIO()
             torch.save(state, buffer)
             partial.write_bytes(buffer.getbuffer())
+        if self.config.keep_checkpoints:
+            head = self.current_head()
+            write_head(self.folder / "checkpoints" / f"head-{self.step:09d}.safetensors", head)
         write_records(self.folder, self.records)
         self.num_logged = write_tensorboard(self.folder, self.records, self.num_logged)
 
@@ -428,6 +455,7 @@ class Trainer:
         for name in (
             "step",
             "records",
+            "losses",
             "best_score",
             "best_head",
             "validations_without_gain",
@@ -451,7 +479,7 @@ def _margin_options(config: TrainConfig) -> dict[str, Any]:
 
 def _finish(folder: Path, trainer: Trainer, made_from: dict[str, Any]) -> None:
     head = trainer.result()
-    write_head(folder, head)
+    write_head(folder / "head.safetensors", head)
     write_records(folder, trainer.records)
     write_plots(folder, trainer.records)
     features = trainer.features
