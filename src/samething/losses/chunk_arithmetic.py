@@ -111,7 +111,8 @@ class TorchArithmetic:
         torch.exp2(exponents, out=piece.exponentials)
         if places is not None:
             piece.flat_exponentials.index_fill_(0, places, 0.0)
-        torch.sum(piece.exponentials, dim=0, dtype=piece.sums.dtype, out=piece.sums)
+        # a sum that is wider than what it adds is not vectorised
+        piece.sums.copy_(torch.sum(piece.exponentials, dim=0, dtype=piece.lengths.dtype))
 
     def give_to_nearest(self, piece: Piece) -> None:
         """What was kept goes to each class's nearest centre; the others get zero."""

@@ -48,7 +48,8 @@ def train(
     """Train a head on the train pictures of a feature folder and validate it on the val pictures.
 
     A killed run continues from its last checkpoint and ends with the same weights as an undisturbed one. The
-    recipe sets every option; options given beside it change it.
+    recipe sets every option; options given beside it change it. Several processes or GPUs share each batch
+    when they are started by torchrun --standalone --nproc-per-node 2 --no-python samething train …
 
     Args:
         features: the feature folder.
@@ -60,7 +61,10 @@ def train(
             dynm-arcface.
         options: changes to the recipe.
     """
+    from samething.training.distributed import is_first_by_environment
+
     changes = {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
     if loss_option:
         changes["loss_options"] = loss_option
-    return samething.training.train(features, output=output, recipe=recipe, resume=resume, **changes)
+    run = samething.training.train(features, output=output, recipe=recipe, resume=resume, **changes)
+    return run if is_first_by_environment() else None  # several processes print one result
