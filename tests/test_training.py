@@ -391,6 +391,17 @@ def test_another_configuration_in_the_same_folder_is_refused(features, tmp_path)
     assert fresh.config.dropout == 0.3 and not fresh.was_finished
 
 
+def test_a_folder_of_an_older_version_is_still_known(features, tmp_path):
+    """Options that came later have defaults that do what was done before."""
+    run = train(features.folder, output=tmp_path / "run", **QUICK)
+    record = json.loads((run.folder / "config.json").read_text())
+    del record["config"]["compile"], record["config"]["hidden_dim"]
+    (run.folder / "config.json").write_text(json.dumps(record))
+    assert train(features.folder, output=tmp_path / "run", **QUICK).was_finished
+    with pytest.raises(FingerprintError, match="compile"):
+        train(features.folder, output=tmp_path / "run", compile=True, **QUICK)
+
+
 def test_singles_are_left_out_and_said(tmp_path):
     found = feature_folder(tmp_path / "f", num_classes=40, per_class=1)
     with pytest.raises(InputError, match="0 classes with at least two"):

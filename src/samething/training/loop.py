@@ -19,7 +19,6 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from samething.catalog import Catalog
 from samething.errors import InputError
 from samething.features import FeatureSet
 from samething.features.reading import RowReader
@@ -30,6 +29,7 @@ from samething.files import (
     disk_errors,
     is_finished,
     only_one_writer,
+    read_json,
     write_manifest,
 )
 from samething.heads import Head, HeadConfig, build_head, reduced_head
@@ -39,6 +39,7 @@ from samething.progress import progress_bar
 from samething.sampling import SamplingConfig, epoch_batches
 from samething.training import distributed
 from samething.training.config import TrainConfig
+from samething.training.data import TrainingData
 from samething.training.optimisers import build_optimiser, take_step
 from samething.training.run import (
     FORMAT_VERSION,
@@ -54,61 +55,6 @@ from samething.training.validation import validation_scores
 
 CONFIG_NAME: Final = "config.json"
 RECORDS_AN_EPOCH: Final = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingData:
-    """The training rows of a feature folder, and the pictures that validate."""
-
-    rows: Int[np.ndarray, " n"]
-    """Rows of the feature folder that are trained on."""
-    classes: Int[np.ndarray, " n"]
-    """Their classes, 0…."""
-    domains: Int[np.ndarray, " n"]
-    """Their domains, 0…."""
-    class_counts: Int[np.ndarray, " c"]
-    """Pictures a class."""
-    val_rows: Int[np.ndarray, " v"]
-    """Rows of the validation pictures."""
-    val_catalog: Catalog
-    notes: tuple[str, ...]
-    """What was left out, and why."""
-
-    @classmethod
-    def of(cls, features: FeatureSet) -> TrainingData:
-        """Choose the rows; classes with a single picture cannot be learned from and are left out.
-
-        Raises:
-            InputError: fewer than two classes remain.
-        """
-        catalog = features.catalog
-        rows = np.flatnonzero(catalog.has_role("train"))
-        ids = catalog.class_ids()
-        sizes = np.bincount(ids[rows], minlength=ids.max() + 1)
-        kept = rows[sizes[ids[rows]] > 1]
-        notes = []
-        if len(kept) < len(rows):
-            notes.append(f"{len(rows) - len(kept):,} labels with one picture only were left out of training")
-        labels, classes = np.unique(ids[kept], return_inverse=True)
-        if len(labels) < 2:
-            raise InputError(
-                f"{len(labels)} classes with at least two training pictures in {features.folder}",
-                expected="at least two",
-                next_step="check the labels and roles of the catalog: samething catalog prints their counts",
-            )
-        val_rows = np.flatnonzero(catalog.has_role("val"))
-        if len(val_rows) == 0:
-            notes.append("no validation pictures: the last head is kept, not the best")
-        domains = np.unique(catalog.strings("domain")[kept].astype(str), return_inverse=True)[1]
-        return cls(
-            rows=kept,
-            classes=classes.astype(np.int64),
-            domains=domains.astype(np.int64),
-            class_counts=np.bincount(classes).astype(np.int64),
-            val_rows=val_rows,
-            val_catalog=catalog.take(val_rows),
-            notes=tuple(notes),
-        )
 
 
 def run_training(features: FeatureSet, config: TrainConfig, folder: Path, *, resume: bool) -> Run:
@@ -146,10 +92,24 @@ def _claim(folder: Path, made_from: dict[str, Any], *, resume: bool) -> None:
     claim_folder(
         folder,
         CONFIG_NAME,
-        made_from,
+        _as_recorded(folder, made_from),
         kind=KIND,
         next_step="choose another folder with -o, or start this one over with --no-resume",
     )
+
+
+def _as_recorded(folder: Path, made_from: dict[str, Any]) -> dict[str, Any]:
+    """What the run is made from, but for options that are newer than its folder and at their defaults."""
+    record = folder / CONFIG_NAME
+    if not record.exists():
+        return made_from
+    recorded, defaults = read_json(record).get("config", {}), TrainConfig().to_json()
+    config = {
+        name: value
+        for name, value in made_from["config"].items()
+        if name in recorded or value != defaults[name]
+    }
+    return {**made_from, "config": config}
 
 
 class Trainer:
