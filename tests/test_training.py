@@ -15,7 +15,7 @@ import torch
 from samething.cli import build_app
 from samething.errors import ArtefactError, FingerprintError, InputError
 from samething.evaluation import evaluate, evaluate_embeddings
-from samething.heads import HeadConfig, fitted_head
+from samething.heads import HeadConfig, fitted_head, reduced_head
 from samething.training import RECIPES, TrainConfig, train
 from samething.training.config import paper
 from samething.training.optimisers import build_optimiser, take_step
@@ -108,7 +108,7 @@ def test_same_seed_same_run(features, tmp_path):
         {"loss": "adaface", "loss_options": {"h": 0.4}},
         {"loss": "adacos", "loss_options": {"dynamic": True}},
         {"loss": "dynm-arcface"},
-        {"train_dim": 16},
+        {"train_dim": 16, "whiten": 0.5},
         {"distill": 10.0, "pull_to_start": 0.01, "interpolate": 0.7},
     ],
     ids=lambda options: "-".join(f"{value}" for value in options.values()),
@@ -148,6 +148,33 @@ def test_losses_since_the_last_record_survive_a_checkpoint(tmp_path):
     whole = train(found.folder, output=tmp_path / "whole", **settings)
     interrupted(found, tmp_path / "part", settings, after=1)
     assert train(found.folder, output=tmp_path / "part", **settings).records == whole.records
+
+
+def test_members_are_runs_of_their_own_and_resume(features, tmp_path):
+    settings = {**QUICK, "epochs": 4.0, "members": 3, "train_dim": 12, "whiten": 0.5}
+    whole = train(features.folder, output=tmp_path / "whole", **settings)
+    members = [Run.open(tmp_path / "whole" / "members" / name) for name in "012"]
+    assert [member.config.seed for member in members] == [0, 1, 2]
+    alone = train(
+        features.folder, output=tmp_path / "alone", **{**QUICK, "epochs": 4.0, "embedding_dim": 12}, seed=1
+    )
+    assert same_weights(alone, members[1])
+    rows = np.flatnonzero(features.catalog.has_role("train"))
+    expected = reduced_head([run.head for run in members], features.rows, 8, rows=rows, whiten=0.5)
+    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in weights(whole).items())
+    assert whole.manifest.content["num_class_parameters"] == 3 * 12 * 2 * 12
+    assert whole.best_score == whole.records[-1]["val/mmp@5"] > 0.1
+    # stopped in the second member, whose own checkpoint it goes on from
+    interrupted(features, tmp_path / "part", settings, after=3)
+    assert Run.open(tmp_path / "part" / "members" / "0").config.members == 1
+    part = train(features.folder, output=tmp_path / "part", **settings)
+    assert same_weights(whole, part) and whole.records == part.records
+    again = train(features.folder, output=tmp_path / "part", **settings)
+    assert again.was_finished
+    fresh = train(features.folder, output=tmp_path / "part", resume=False, **{**settings, "members": 2})
+    assert not (fresh.folder / "members" / "2").exists()
+    with pytest.raises(InputError, match="--members 2 with --head mlp"):
+        train(features.folder, output=tmp_path / "run", **QUICK, head="mlp", members=2)
 
 
 def test_progress_counts_pictures(features, tmp_path, capsys):

@@ -37,6 +37,12 @@ class TrainConfig:
     train_dim: int = 0
     """Numbers in an embedding while it is trained; at the end its principal components over the training
     pictures bring it to embedding_dim. 0: the same."""
+    members: int = 1
+    """Heads that are trained one after the other from the seeds seed, seed + 1, …; the principal components
+    of all their embeddings together bring them to embedding_dim, as one linear map."""
+    whiten: float = 0.0
+    """Whitening of these components (train_dim, members), in [0, 1]: each is divided by its standard
+    deviation to this power."""
     bias: bool = True
     """Whether the linear map has a bias."""
     standardise: bool = True
@@ -79,8 +85,8 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the matrix products; weights and optimiser stay float32."""
     compile: bool = False
-    """On a CPU: let this machine's C compiler translate the elementwise part of the step first; an eighth to a
-    quarter faster on one thread, the same up to rounding."""
+    """On a CPU: let this machine's C compiler translate the elementwise part of the step first; on one thread
+    an eighth to a quarter faster, the same up to rounding."""
 
     epochs: float = 40.0
     """Passes over the training pictures."""
@@ -137,11 +143,12 @@ class TrainConfig:
                 expected="--head linear",
                 next_step="use --head linear, or --initialise random",
             )
-        if self.train_dim and (self.head != "linear" or self.matryoshka_dims):
+        if (self.train_dim or self.members > 1) and (self.head != "linear" or self.matryoshka_dims):
             raise InputError(
-                f"--train-dim {self.train_dim} with --head {self.head} and prefixes {self.matryoshka_dims}",
+                f"--train-dim {self.train_dim}, --members {self.members} with --head {self.head} and "
+                f"prefixes {self.matryoshka_dims}",
                 expected="--head linear and no --matryoshka-dims",
-                next_step="set --train-dim 0",
+                next_step="set --train-dim 0 --members 1",
             )
         if 0 < self.train_dim < self.embedding_dim:
             raise InputError(
@@ -177,6 +184,8 @@ _LARGE: Final = 1e12
 _RANGES: Final = (
     ("num_centers", 1, _LARGE, "at least 1"),
     ("embedding_dim", 1, _LARGE, "at least 1"),
+    ("members", 1, _LARGE, "at least 1"),
+    ("whiten", 0, 1, "a power in [0, 1]"),
     ("hidden_dim", 1, _LARGE, "at least 1"),
     ("dropout", 0, 1, "a share in [0, 1)"),
     ("sam_rho", 0, _LARGE, "at least 0"),

@@ -40,6 +40,7 @@ from samething.sampling import SamplingConfig, epoch_batches
 from samething.training import distributed
 from samething.training.config import TrainConfig
 from samething.training.data import TrainingData
+from samething.training.members import Trained, joined, member_configs
 from samething.training.optimisers import build_optimiser, take_step
 from samething.training.run import (
     FORMAT_VERSION,
@@ -73,10 +74,18 @@ def run_training(features: FeatureSet, config: TrainConfig, folder: Path, *, res
         distributed.wait_for_all()
         if is_finished(folder):
             return Run.open(folder)
-        trainer = Trainer(features, data, config, folder)
-        trainer.run()
+        if config.members > 1:
+            runs = [
+                run_training(features, member, folder / "members" / str(number), resume=True)
+                for number, member in enumerate(member_configs(config))
+            ]
+            trained = joined(runs, config, features, data)
+        else:
+            trainer = Trainer(features, data, config, folder)
+            trainer.run()
+            trained = trainer.trained()
         if distributed.is_first():
-            _finish(folder, trainer, made_from)
+            _finish(folder, features, data, trained, made_from)
         distributed.wait_for_all()
     return dataclasses.replace(Run.open(folder), was_finished=False)
 
@@ -86,7 +95,7 @@ def _claim(folder: Path, made_from: dict[str, Any], *, resume: bool) -> None:
         # the configuration goes last: until then the folder is known to be a run's
         for name in ("manifest.json", "metrics.jsonl", "head.safetensors"):
             (folder / name).unlink(missing_ok=True)
-        for name in ("checkpoints", "plots", "tensorboard"):
+        for name in ("checkpoints", "plots", "tensorboard", "members"):
             shutil.rmtree(folder / name, ignore_errors=True)
         (folder / CONFIG_NAME).unlink()
     claim_folder(
@@ -349,7 +358,8 @@ class Trainer:
                 for parameter, start in zip(head.parameters(), self.start, strict=True):
                     parameter.lerp_(start, 1 - self.config.interpolate)
         if self.config.train_dim > self.config.embedding_dim:
-            return reduced_head(head, self.features.rows[self.data.rows], self.config.embedding_dim)
+            dim, rows = self.config.embedding_dim, self.data.rows
+            return reduced_head(head, self.features.rows, dim, rows=rows, whiten=self.config.whiten)
         return head
 
     def _validate(self) -> None:
@@ -367,6 +377,16 @@ class Trainer:
         else:
             self.validations_without_gain += 1
             self.stopped_early = 0 < self.config.patience <= self.validations_without_gain
+
+    def trained(self) -> Trained:
+        """What came out."""
+        return Trained(
+            head=self.result(),
+            records=self.records,
+            num_steps=self.step,
+            num_class_parameters=sum(each.numel() for each in self.margin_head.parameters()),
+            best_score=self.best_score,
+        )
 
     def result(self) -> Head:
         """The head that the run is for."""
@@ -437,12 +457,13 @@ def _margin_options(config: TrainConfig) -> dict[str, Any]:
     return options
 
 
-def _finish(folder: Path, trainer: Trainer, made_from: dict[str, Any]) -> None:
-    head = trainer.result()
+def _finish(
+    folder: Path, features: FeatureSet, data: TrainingData, trained: Trained, made_from: dict[str, Any]
+) -> None:
+    head = trained.head
     write_head(folder / "head.safetensors", head)
-    write_records(folder, trainer.records)
-    write_plots(folder, trainer.records)
-    features = trainer.features
+    write_records(folder, trained.records)
+    write_plots(folder, trained.records)
     content = {
         # relative, so that a project folder can be moved as a whole
         "features": os.path.relpath(features.folder.resolve(), folder.resolve()),
@@ -450,13 +471,13 @@ def _finish(folder: Path, trainer: Trainer, made_from: dict[str, Any]) -> None:
         "num_backbone_parameters": features.manifest.content.get("num_backbone_parameters"),
         "width": head.width,
         "head": dataclasses.asdict(head.config),
-        "num_classes": len(trainer.data.class_counts),
-        "num_pictures": len(trainer.data.rows),
-        "num_steps": trainer.step,
+        "num_classes": len(data.class_counts),
+        "num_pictures": len(data.rows),
+        "num_steps": trained.num_steps,
         "num_head_parameters": sum(parameter.numel() for parameter in head.parameters()),
-        "num_class_parameters": sum(parameter.numel() for parameter in trainer.margin_head.parameters()),
-        "best_score": trainer.best_score,
-        "notes": list(trainer.data.notes),
+        "num_class_parameters": trained.num_class_parameters,
+        "best_score": trained.best_score,
+        "notes": list(data.notes),
     }
     write_manifest(
         folder, Manifest(kind=KIND, format_version=FORMAT_VERSION, made_from=made_from, content=content)
