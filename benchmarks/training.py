@@ -37,6 +37,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -97,9 +98,9 @@ def pml_step(classes: int, k: int, batch: int) -> Step:
     return autograd_step(losses.ArcFaceLoss(**options), classes, batch)
 
 
-def plain_step(classes: int, k: int, batch: int, *, loss: str = "arcface") -> Step:
+def plain_step(classes: int, k: int, batch: int, *, loss: str = "arcface", **options: Any) -> Step:
     """Our own loss by autograd, with torch's fused Adam."""
-    return autograd_step(our_head(classes, k, loss), classes, batch, fused=True)
+    return autograd_step(our_head(classes, k, loss, **options), classes, batch, fused=True)
 
 
 def autograd_step(
@@ -120,11 +121,11 @@ def autograd_step(
     return step
 
 
-def our_head(classes: int, k: int, loss: str = "arcface") -> MarginHead:
+def our_head(classes: int, k: int, loss: str = "arcface", **head_options: Any) -> MarginHead:
     options = {"scale": SCALE, "margin_radians": MARGIN} if loss == "arcface" else {}
     counts = [3 + i % 97 for i in range(classes)]
     margin = build_margin(loss, num_classes=classes, class_counts=counts, **options)
-    return MarginHead(DIM, classes, margin, num_centers=k)
+    return MarginHead(DIM, classes, margin, num_centers=k, **head_options)
 
 
 def fused_step(
@@ -135,8 +136,9 @@ def fused_step(
     precision: str = "float32",
     loss: str = "arcface",
     compiled: bool = False,
+    **options: Any,
 ) -> Step:
-    linear, head = projection(), our_head(classes, k, loss)
+    linear, head = projection(), our_head(classes, k, loss, **options)
     optimiser = torch.optim.Adam([*linear.parameters(), head.weight], **ADAM, fused=True)
     fused = FusedMarginStep(head, optimiser, precision=precision, compiled=compiled)
     features, labels = batch_of(batch, classes)
@@ -188,14 +190,22 @@ MAKERS: dict[str, Callable[[int, int, int], Step]] = {
     FLOOR: floor_step,
     FLOOR_BFLOAT16: partial(floor_step, bfloat16=True),
 }
-for _loss in LOSSES:
-    MAKERS[f"plain:{_loss}"] = partial(plain_step, loss=_loss)
-    MAKERS[f"fused:{_loss}"] = partial(fused_step, loss=_loss)
-    MAKERS[f"fused, bfloat16:{_loss}"] = partial(fused_step, loss=_loss, precision="bfloat16")
-    MAKERS[f"compiled:{_loss}"] = partial(fused_step, loss=_loss, compiled=True)
-    MAKERS[f"compiled, bfloat16:{_loss}"] = partial(
-        fused_step, loss=_loss, precision="bfloat16", compiled=True
-    )
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{loss: {"loss": loss} for loss in LOSSES},
+    "arcface, prefixes 16 32 64": {"prefixes": (16, 32, 64)},
+    "arcface, half of the dimensions": {"dimension_fraction": 0.5},
+    "arcface, 0.3 of the classes": {"class_fraction": 0.3},
+}
+"""Every loss, and ArcFace with the options that look at parts."""
+WRITINGS: dict[str, Callable[..., Step]] = {
+    "plain": plain_step,
+    "fused": fused_step,
+    "compiled": partial(fused_step, compiled=True),
+    "fused, bfloat16": partial(fused_step, precision="bfloat16"),
+    "compiled, bfloat16": partial(fused_step, precision="bfloat16", compiled=True),
+}
+for (_writing, _maker), (_variant, _options) in itertools.product(WRITINGS.items(), VARIANTS.items()):
+    MAKERS[f"{_writing}:{_variant}"] = partial(_maker, **_options)
 IN_THE_TABLE = [name for name in MAKERS if ":" not in name]
 
 
@@ -292,13 +302,14 @@ def print_times(classes: int, k: int, batch: int, rounds: int) -> None:
 
 def print_losses(classes: int, k: int, batch: int, rounds: int) -> None:
     print(f"\nk = {k}, batch {batch}, {classes:,} classes: ms of CPU a step, one thread\n")
-    writings = ("plain", "fused", "compiled", "fused, bfloat16", "compiled, bfloat16")
-    print("| | " + " | ".join(writings) + " | fused is × plain |\n" + "| --- " * (len(writings) + 2) + "|")
-    for loss in LOSSES:
-        names = [f"{writing}:{loss}" for writing in writings]
+    print("| | " + " | ".join(WRITINGS) + " | fused is × plain |\n" + "| --- " * (len(WRITINGS) + 2) + "|")
+    for variant in VARIANTS:
+        names = [f"{writing}:{variant}" for writing in WRITINGS]
         times = times_of(names, (classes, k, batch), rounds)
         medians = [f"{statistics.median(each):.1f}" for each in times.values()]
-        print(f"| {loss} | " + " | ".join(medians) + f" | {ratio(times, names[0], names[1])} |")
+        print(
+            f"| {variant} | " + " | ".join(medians) + f" | {ratio(times, names[0], names[1])} |", flush=True
+        )
 
 
 def ratio(times: dict[str, list[float]], rival: str, ours: str) -> str:

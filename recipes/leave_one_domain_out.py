@@ -45,6 +45,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "two members": {"train_dim": 256, "num_centers": 1, "members": 2},
     "two members, half whitened": {"train_dim": 256, "num_centers": 1, "members": 2, "whiten": 0.5},
     "four members": {"train_dim": 256, "num_centers": 1, "members": 4},
+    "four members, half whitened": {"train_dim": 256, "num_centers": 1, "members": 4, "whiten": 0.5},
     "PCA start": {"initialise": "pca", **SMALL_STEP},
     "distil 10": {"distill": 10.0},
     "distil 100": {"distill": 100.0},
