@@ -8,10 +8,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
-from samething.datasets.source import Source
-
-BOX_COLUMNS: Final = ("box_left", "box_top", "box_right", "box_bottom")
-"""Pixels of the upright picture, the margin included; right and bottom are the first pixels outside."""
+from samething.catalog import BOX_COLUMNS
+from samething.datasets.official import OfficialFiles
 
 # Polygons, run lengths and key points make up nearly all of a COCO file and are not read here.
 _NOT_READ: Final = frozenset({"segmentation", "keypoints", "landmarks", "counts"})
@@ -32,7 +30,7 @@ def box_columns(
             Where they are not known it ends at the picture's edge when it is cut.
 
     Returns:
-        The four columns of :data:`BOX_COLUMNS`, int32, rounded to the nearest pixel.
+        The four box columns of a catalog, int32, rounded to the nearest pixel.
 
     >>> columns = box_columns(np.array([[10.0, 20.0, 110.0, 70.0]]), margin_percent=2.0)
     >>> [columns[name][0].as_py() for name in BOX_COLUMNS]
@@ -48,7 +46,7 @@ def box_columns(
     return {name: pa.array(pixels[:, place]) for place, name in enumerate(BOX_COLUMNS)}
 
 
-def coco_rows(source: Source, annotations: str, pictures: str, *, names: bool) -> pa.Table:
+def coco_rows(source: OfficialFiles, annotations: str, pictures: str, *, names: bool) -> pa.Table:
     """A row for each box of a COCO annotation file.
 
     Boxes without an extent are left out: nothing is to be seen in them.
@@ -110,7 +108,7 @@ def coco_rows(source: Source, annotations: str, pictures: str, *, names: bool) -
 
 
 def _by_id(
-    source: Source, annotations: str, name: str, entries: list[Any], needed: str
+    source: OfficialFiles, annotations: str, name: str, entries: list[Any], needed: str
 ) -> dict[object, dict[str, Any]]:
     found: dict[object, dict[str, Any]] = {}
     for number, entry in enumerate(entries):
