@@ -169,6 +169,13 @@ def test_a_data_set_without_pictures(tmp_path):
         catalog(tmp_path / "hub", output=tmp_path / "c.parquet")
 
 
+def test_several_labels_a_picture_are_none(photos, tmp_path):
+    plain = table_of(photos, [0] * 6).remove_columns("thing")
+    plain.add_column("labels", [["a", "b"]] * 6).save_to_disk(tmp_path / "hub")
+    with pytest.raises(InputError, match="its labels are list"):
+        catalog(tmp_path / "hub", output=tmp_path / "c.parquet")
+
+
 def test_an_unfinished_data_set(photos, tmp_path):
     table_of(photos, [0, 0, 1, 1, 2, 2]).save_to_disk(tmp_path / "hub")
     next((tmp_path / "hub").glob("*.arrow")).unlink()

@@ -543,7 +543,14 @@ MALFORMED = [
         "line 3 has the status 'other'",
     ),
     ("guiec", "guiec/query/loose.jpg", "", "holds guiec/query/loose.jpg"),
+    ("furniture180", "furniture_180/furniture180_train.csv", "img_path\na\n", "without label"),
+    ("ilias", "ilias/image_ids/image_query_ids.txt", "P000.jpg\n", "line 1 is"),
+    ("mini_ilias", "ilias/image_ids/image_query_ids.txt", "", "lists no pictures"),
 ]
+
+
+def test_every_reader_meets_a_malformed_file():
+    assert {key for key, *_ in MALFORMED} == {*DATASETS}
 
 
 @pytest.mark.parametrize(("key", "name", "content", "words"), MALFORMED, ids=lambda value: str(value)[:30])
@@ -563,6 +570,34 @@ def test_bytes_that_are_no_text(tree):
     root = tree("hm")
     (root / "hm_personalized_fashion/articles.csv").write_bytes(b"article_id,product_code\n\xff\xfe,1\n")
     assert "cannot be read" in refusal("hm", root).given
+
+
+@pytest.mark.parametrize("key", ["guiec", "gpr1200", "furniture180"])
+def test_folders_without_pictures(tree, key):
+    root = tree(key)
+    for path in root.rglob("*.*"):
+        path.unlink()
+    assert "pictures" in refusal(key, root).given
+
+
+def test_missing_label_files(tree):
+    root = tree("fashion200k")
+    (root / "fashion200k/labels/top_train_detect_all.txt").unlink()
+    assert "top_train_detect_all.txt does not exist" in refusal("fashion200k", root).given
+    shutil.rmtree(root / "fashion200k/labels")
+    assert "fashion200k/train.csv" in refusal("fashion200k", root).given
+
+
+def test_boxes_in_which_nothing_is_to_be_seen(tree):
+    root = tree("food_rec22")
+    content = miniatures.coco()
+    # beyond the right edge, and less than half a pixel wide
+    content["annotations"][0]["bbox"], content["annotations"][1]["bbox"] = [70, 0, 5, 5], [1, 1, 0.4, 9]
+    miniatures.jsonl(root / "fr22_train_v2/annotations.json", content)
+    assert boxes(read_dataset("food_rec22", data_root=root)) == [(5, 5, 26, 15)]
+    content["annotations"] = content["annotations"][:2]
+    miniatures.jsonl(root / "fr22_train_v2/annotations.json", content)
+    assert "nothing that can be seen" in refusal("food_rec22", root).given
 
 
 # ---- what is missing, what is asked for

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import rich.console
 
-from samething.datasets.boxes import box_columns
+from samething.datasets.boxes import box_columns, without_empty_boxes
 from samething.datasets.description import Dataset, Published
 from samething.datasets.official import OfficialFiles, joined
 from samething.progress import progress_bar
@@ -94,9 +94,10 @@ def read_deep_fashion2(source: OfficialFiles) -> pa.Table:
                 labels.append(label)
                 boxes.append(box)
     columns = box_columns(np.asarray(boxes, np.float64).reshape(-1, 4), margin_percent=source.margin)
-    return source.rows(
+    rows = source.rows(
         folder, image=pa.array(files, pa.string()), label=pa.array(labels, pa.string()), **columns
     )
+    return without_empty_boxes(rows)
 
 
 def _items_of(source: OfficialFiles, where: str) -> list[tuple[str, list[float]]]:
@@ -106,10 +107,8 @@ def _items_of(source: OfficialFiles, where: str) -> list[tuple[str, list[float]]
         for name, item in content.items():
             if re.fullmatch(r"item\d+", name) and int(item["style"]) > 0:
                 left, top, right, bottom = map(float, item["bounding_box"])
-                if right > left and bottom > top:
-                    found.append(
-                        (f"{int(content['pair_id'])}_{int(item['style'])}", [left, top, right, bottom])
-                    )
+                label = f"{int(content['pair_id'])}_{int(item['style'])}"
+                found.append((label, [left, top, right, bottom]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise source.malformed(
             where,

@@ -49,7 +49,7 @@ def box_columns(
 def coco_rows(source: OfficialFiles, annotations: str, pictures: str, *, names: bool) -> pa.Table:
     """A row for each box of a COCO annotation file.
 
-    Boxes without an extent are left out: nothing is to be seen in them.
+    Boxes without an extent are left out.
 
     Args:
         source: where to read; its margin is added to the boxes.
@@ -73,17 +73,18 @@ def coco_rows(source: OfficialFiles, annotations: str, pictures: str, *, names: 
         )
     images = _by_id(source, annotations, "images", content["images"], "file_name")
     categories = (
-        _by_id(source, annotations, "categories", content.get("categories", []), "name") if names else {}
+        _by_id(source, annotations, "categories", content.get("categories") or [], "name") if names else {}
     )
     files: list[str] = []
     labels: list[str] = []
     boxes: list[list[float]] = []
-    sizes: list[tuple[float, float]] = []
+    sizes: list[tuple[float, ...]] = []
     for number, entry in enumerate(content["annotations"]):
         try:
             picture = images[entry["image_id"]]
             left, top, width, height = map(float, entry["bbox"])
             label = categories[entry["category_id"]]["name"] if names else entry["category_id"]
+            size = tuple(float(picture.get(side) or np.nan) for side in ("width", "height"))
         except (KeyError, TypeError, ValueError) as error:
             raise source.malformed(
                 annotations,
@@ -91,20 +92,27 @@ def coco_rows(source: OfficialFiles, annotations: str, pictures: str, *, names: 
                 expected="the image_id of a listed picture, the category_id of a listed category, "
                 "and bbox as [left, top, width, height]",
             ) from error
-        if width > 0 and height > 0:
-            files.append(picture["file_name"])
-            labels.append(str(label))
-            boxes.append([left, top, left + width, top + height])
-            sizes.append((picture.get("width") or np.nan, picture.get("height") or np.nan))
+        files.append(str(picture["file_name"]))
+        labels.append(str(label))
+        boxes.append([left, top, left + width, top + height])
+        sizes.append(size)
     columns = box_columns(
         np.asarray(boxes, np.float64).reshape(-1, 4),
         margin_percent=source.margin,
         size=np.asarray(sizes, np.float64).reshape(-1, 2),
     )
     image = pa.array(files, pa.string())
-    return source.rows(
+    rows = source.rows(
         annotations, image=image, folder=pictures, label=pa.array(labels, pa.string()), **columns
     )
+    return without_empty_boxes(rows)
+
+
+def without_empty_boxes(table: pa.Table) -> pa.Table:
+    """The rows whose box has an extent of at least a pixel; in the others nothing is to be seen."""
+    left, top, right, bottom = (table[name].to_numpy() for name in BOX_COLUMNS)
+    kept = (right > left) & (bottom > top)
+    return table if kept.all() else table.filter(pa.array(kept))
 
 
 def _by_id(

@@ -165,7 +165,14 @@ def _texts(column: pa.ChunkedArray, kind: Mapping[str, Any]) -> pa.ChunkedArray:
     """Labels as texts: class numbers by their names; a number without a name is no label."""
     names = kind.get("names")
     if kind.get("_type") != "ClassLabel" or not names:
-        return column.cast(pa.string())
+        try:
+            return column.cast(pa.string())
+        except pa.ArrowException as error:
+            raise InputError(
+                f"its labels are {column.type} ({error})",
+                expected="texts or numbers, one a picture",
+                next_step="write a column label with one label a picture",
+            ) from error
     number = column.cast(pa.int64())
     is_named = pc.and_(pc.greater_equal(number, 0), pc.less(number, len(names)))
     return pa.chunked_array(

@@ -33,7 +33,7 @@ from samething.errors import ArtefactError, InputError
 from samething.images.sources import container_of
 
 # fmt: off
-DATASETS: Final[Mapping[str, Dataset]] = {
+DATASETS: Final[dict[str, Dataset]] = {
     row.key: row
     for row in (
         # the paper's fifteen, in its order, and what it made of them
@@ -108,7 +108,12 @@ def read_dataset(
     missing = dataset.missing(data_root)
     if missing:
         raise source.missing(*missing)
-    table = _of_part(source, dataset.reader(source))
+    table = dataset.reader(source)
+    if not table.num_rows:
+        raise source.malformed(
+            dataset.files[0], "lists nothing that can be seen", expected="at least one row"
+        )
+    table = _of_part(source, table)
     warnings = [
         f"{dataset.title}, {published.describe()} are published; here there are "
         "{:,} classes, {:,} pictures".format(*published.count(table))

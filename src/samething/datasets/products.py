@@ -85,6 +85,7 @@ SHOPEE = Dataset(
     files=("shopee/train.csv", "shopee/train_images/"),
     layout="data page of the competition",
     reader=read_shopee,
+    published=(Published(classes=11_014, pictures=34_250),),
     note="34,250 offers; several offers use the same picture, and a picture is one row",
 )
 
