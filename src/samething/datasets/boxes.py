@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 from samething.catalog import BOX_COLUMNS
 from samething.datasets.official import OfficialFiles
 
+__all__ = ["BOX_COLUMNS", "box_columns", "coco_rows", "without_empty_boxes"]
+
 # Polygons, run lengths and key points make up nearly all of a COCO file and are not read here.
 _NOT_READ: Final = frozenset({"segmentation", "keypoints", "landmarks", "counts"})
 
