@@ -1,19 +1,17 @@
 """One's own data in other people's formats: COCO boxes, and Hugging Face data sets on disk."""
 
 import json
-import sys
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
+import datasets
 import miniatures
-from samething.catalog import Catalog
+from samething.catalog import BOX_COLUMNS, Catalog
 from samething.datasets import Dropped, catalog
-from samething.datasets.boxes import BOX_COLUMNS
-from samething.errors import ArtefactError, InputError, MissingExtraError
+from samething.errors import ArtefactError, InputError
 from samething.images import decode
 
 # ---- COCO
@@ -45,7 +43,7 @@ def test_a_coco_file(boxes, tmp_path):
 
 def test_cocos_pictures_may_be_elsewhere(boxes, tmp_path):
     (boxes.parent / "images").rename(tmp_path / "elsewhere")
-    with pytest.raises(ArtefactError, match="none of the first 3 pictures") as caught:
+    with pytest.raises(ArtefactError, match="none of the first 2 pictures") as caught:
         catalog(boxes, output=tmp_path / "c.parquet")
     assert "--root" in caught.value.next_step
     assert len(catalog(boxes, root=tmp_path / "elsewhere", output=tmp_path / "c.parquet").catalog) == 3
@@ -120,21 +118,20 @@ def embedded(data: datasets.Dataset) -> datasets.Dataset:
     return inside.cast_column("photo", datasets.Image())
 
 
-def test_embedded_pictures_are_written_beside_the_catalog(photos, tmp_path):
-    embedded(table_of(photos, [0, 0, 1, 1, 2, 2])).save_to_disk(tmp_path / "hub")
+def test_embedded_pictures_stay_where_they_are(photos, tmp_path):
+    embedded(table_of(photos, [0, 0, 1, 1, 2, 2])).save_to_disk(tmp_path / "hub", num_shards=2)
+    before = sorted((tmp_path / "hub").rglob("*"))
     report = catalog(tmp_path / "hub", domain="furniture", output=tmp_path / "out" / "c.parquet")
     read = Catalog.read(report.path)
     assert list(read.strings("label")) == ["chair", "chair", "table", "table", "lamp", "lamp"]
     assert {*read.strings("domain")} == {"furniture"} and {*read.strings("dataset")} == {"hub"}
-    assert read.table["image"].to_pylist()[:2] == ["train/00000000.jpg", "train/00000001.png"]
-    for path, original in zip(read.paths, photos, strict=True):
-        assert path.is_relative_to(tmp_path / "out" / "c.parquet.pictures")
-        assert path.read_bytes() == original.read_bytes()
-        assert np.array_equal(np.asarray(decode(path)), np.asarray(Image.open(original).convert("RGB")))
-    before = [path.stat().st_mtime_ns for path in read.paths]
-    again = catalog(tmp_path / "hub", domain="furniture", output=tmp_path / "out" / "c.parquet")
-    assert [path.stat().st_mtime_ns for path in read.paths] == before, "written once"
-    assert again.catalog.fingerprint == report.catalog.fingerprint
+    assert read.table["image"][3].as_py() == "arrow://photo/0::data-00001-of-00002.arrow"
+    assert read.table["width"].to_pylist() == [60] * 6
+    for source, original in zip(read.sources, photos, strict=True):
+        assert source.read() == original.read_bytes()
+        assert np.array_equal(np.asarray(decode(source)), np.asarray(Image.open(original).convert("RGB")))
+    assert sorted((tmp_path / "hub").rglob("*")) == before
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"c.parquet"}
 
 
 def test_splits_are_roles_and_files_stay_where_they_are(photos, tmp_path):
@@ -172,6 +169,13 @@ def test_a_data_set_without_pictures(tmp_path):
         catalog(tmp_path / "hub", output=tmp_path / "c.parquet")
 
 
+def test_several_labels_a_picture_are_none(photos, tmp_path):
+    plain = table_of(photos, [0] * 6).remove_columns("thing")
+    plain.add_column("labels", [["a", "b"]] * 6).save_to_disk(tmp_path / "hub")
+    with pytest.raises(InputError, match="its labels are list"):
+        catalog(tmp_path / "hub", output=tmp_path / "c.parquet")
+
+
 def test_an_unfinished_data_set(photos, tmp_path):
     table_of(photos, [0, 0, 1, 1, 2, 2]).save_to_disk(tmp_path / "hub")
     next((tmp_path / "hub").glob("*.arrow")).unlink()
@@ -179,10 +183,13 @@ def test_an_unfinished_data_set(photos, tmp_path):
         catalog(tmp_path / "hub", output=tmp_path / "c.parquet")
 
 
-def test_without_the_package(photos, tmp_path, monkeypatch):
+def test_a_selection_must_be_written_whole(photos, tmp_path):
     table_of(photos, [0, 0, 1, 1, 2, 2]).save_to_disk(tmp_path / "hub")
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'samething\[hf\]'"):
+    state = json.loads((tmp_path / "hub/state.json").read_text())
+    (tmp_path / "hub/state.json").write_text(
+        json.dumps(state | {"_indices_files": [{"filename": "i.arrow"}]})
+    )
+    with pytest.raises(ArtefactError, match="a selection of the rows"):
         catalog(tmp_path / "hub", output=tmp_path / "c.parquet")
 
 
@@ -191,4 +198,4 @@ def test_a_row_without_a_picture_is_left_out(photos, tmp_path):
     content = {"image": [{"path": str(photos[0]), "bytes": None}, None], "label": ["a", "b"]}
     datasets.Dataset.from_dict(content, features=features).save_to_disk(tmp_path / "hub")
     report = catalog(tmp_path / "hub", output=tmp_path / "c.parquet")
-    assert report.dropped == (Dropped("", "row 1 of train has no picture"),)
+    assert report.dropped == (Dropped("", f"row 1 of {tmp_path / 'hub'} has no picture"),)

@@ -9,12 +9,13 @@ import pytest
 
 import miniatures
 from line import samething
-from samething.catalog import Catalog
+from samething.catalog import BOX_COLUMNS, Catalog
 from samething.datasets import DATASETS, Dropped, Published, catalog, datasets, read_dataset
-from samething.datasets.boxes import BOX_COLUMNS, box_columns
+from samething.datasets.boxes import box_columns
 from samething.datasets.known import find_dataset
 from samething.datasets.uned import DOMAINS, splits
 from samething.errors import ArtefactError, InputError, SamethingError
+from samething.images import decode
 
 
 def rows(listing) -> list[tuple[str, str, str, str]]:
@@ -51,7 +52,7 @@ def test_a_miniature_is_read(trees, key):
     listing = read_dataset(key, data_root=trees / key, check_files=key != "uned")
     found = listing.catalog
     assert len(found) >= 2
-    assert all(path.exists() or path.parent.suffix == ".tar" for path in found.paths)
+    assert all(decode(source).size[0] > 0 for source in found.sources), "every picture can be read"
     assert all(label.startswith(f"{key}/") for label in found.strings("label"))
     domain = DATASETS[key].domain
     assert domain == "several" or found.domains == [domain]
@@ -327,13 +328,13 @@ def test_ilias_has_queries_positives_and_distractors(trees):
     assert core[2][:2] == ("ilias/ilias_core/bold_bimp_000/pos/P000_00.jpg", "ilias_core/bold_bimp_000")
     whole = rows(read_dataset("ilias", data_root=trees / "ilias"))
     assert len(whole) == 5 + 6
-    assert whole[-1][0] == "ilias/yfcc100m/yfcc100m_00001.tar/12ab.jpg"
+    assert whole[-1][0] == "tar://12ab.jpg::ilias/yfcc100m/yfcc100m_00001.tar"
     assert whole[-1][3] == "index"
     assert len({label for _, label, *_ in whole[5:]}) == 6, "a distractor is a thing of its own"
     mini = [image for image, *_ in rows(read_dataset("mini_ilias", data_root=trees / "mini_ilias"))][5:]
     assert mini == [
-        "ilias/yfcc100m/yfcc100m_00000.tar/01ab.jpg",
-        "ilias/yfcc100m/yfcc100m_00001.tar/12ab.jpg",
+        "tar://01ab.jpg::ilias/yfcc100m/yfcc100m_00000.tar",
+        "tar://12ab.jpg::ilias/yfcc100m/yfcc100m_00001.tar",
     ]
 
 
@@ -350,7 +351,9 @@ def test_a_shard_that_is_cut_off(tree):
     root = tree("ilias")
     path = root / "ilias/yfcc100m/yfcc100m_00001.tar"
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(InputError, match=r"yfcc100m_00001\.tar: cannot be read") as caught:
+    with pytest.raises(
+        InputError, match=r"yfcc100m_00001\.tar: is no whole, uncompressed tar file"
+    ) as caught:
         read_dataset("ilias", data_root=root)
     assert "download_ilias.sh" in caught.value.next_step
 
@@ -418,7 +421,7 @@ def test_missing_pictures_are_noticed_without_looking_for_all(tree, key):
             path.write_bytes(b"")
     assert removed
     error = refusal(key, root)
-    assert "pictures looked for is there" in error.given or "cannot be read" in error.given
+    assert "pictures looked for is there" in error.given or "is no whole" in error.given
 
 
 MALFORMED = [
@@ -540,7 +543,14 @@ MALFORMED = [
         "line 3 has the status 'other'",
     ),
     ("guiec", "guiec/query/loose.jpg", "", "holds guiec/query/loose.jpg"),
+    ("furniture180", "furniture_180/furniture180_train.csv", "img_path\na\n", "without label"),
+    ("ilias", "ilias/image_ids/image_query_ids.txt", "P000.jpg\n", "line 1 is"),
+    ("mini_ilias", "ilias/image_ids/image_query_ids.txt", "", "lists no pictures"),
 ]
+
+
+def test_every_reader_meets_a_malformed_file():
+    assert {key for key, *_ in MALFORMED} == {*DATASETS}
 
 
 @pytest.mark.parametrize(("key", "name", "content", "words"), MALFORMED, ids=lambda value: str(value)[:30])
@@ -560,6 +570,34 @@ def test_bytes_that_are_no_text(tree):
     root = tree("hm")
     (root / "hm_personalized_fashion/articles.csv").write_bytes(b"article_id,product_code\n\xff\xfe,1\n")
     assert "cannot be read" in refusal("hm", root).given
+
+
+@pytest.mark.parametrize("key", ["guiec", "gpr1200", "furniture180"])
+def test_folders_without_pictures(tree, key):
+    root = tree(key)
+    for path in root.rglob("*.*"):
+        path.unlink()
+    assert "pictures" in refusal(key, root).given
+
+
+def test_missing_label_files(tree):
+    root = tree("fashion200k")
+    (root / "fashion200k/labels/top_train_detect_all.txt").unlink()
+    assert "top_train_detect_all.txt does not exist" in refusal("fashion200k", root).given
+    shutil.rmtree(root / "fashion200k/labels")
+    assert "fashion200k/train.csv" in refusal("fashion200k", root).given
+
+
+def test_boxes_in_which_nothing_is_to_be_seen(tree):
+    root = tree("food_rec22")
+    content = miniatures.coco()
+    # beyond the right edge, and less than half a pixel wide
+    content["annotations"][0]["bbox"], content["annotations"][1]["bbox"] = [70, 0, 5, 5], [1, 1, 0.4, 9]
+    miniatures.jsonl(root / "fr22_train_v2/annotations.json", content)
+    assert boxes(read_dataset("food_rec22", data_root=root)) == [(5, 5, 26, 15)]
+    content["annotations"] = content["annotations"][:2]
+    miniatures.jsonl(root / "fr22_train_v2/annotations.json", content)
+    assert "nothing that can be seen" in refusal("food_rec22", root).given
 
 
 # ---- what is missing, what is asked for

@@ -147,7 +147,8 @@ def trained_angles(
 
     from samething.heads import head_from_state
     from samething.training.config import RECIPES
-    from samething.training.loop import TrainingData, run_training
+    from samething.training.data import TrainingData
+    from samething.training.loop import run_training
 
     made_from = {**features.manifest.made_from, "catalog": catalog.fingerprint}
     manifest = dataclasses.replace(features.manifest, made_from=made_from)

@@ -77,7 +77,7 @@ def catalog(
     Args:
         source: folder with a sub-folder for each thing, or a table (.csv, .parquet) with the columns
             img_path,label[,domain,dataset,role], or a COCO file (.json), or a Hugging Face data set on disk,
-            whose embedded pictures are written beside OUTPUT, in the folder OUTPUT.pictures.
+            whose pictures stay inside its files.
         dataset: key of a public data set to read in place of SOURCE; samething datasets lists them.
         data_root: folder that holds the folders of all public data sets.
         part: of a public data set, only its train, val or test rows (test: queries and index).
@@ -126,7 +126,7 @@ def catalog(
                 expected="a folder, table or COCO file as SOURCE; or --dataset KEY --data-root FOLDER",
                 next_step="samething datasets lists the keys",
             )
-        listing = _list(Path(source), domain=domain, labels=labels, root=root, margin=margin, output=output)
+        listing = _list(Path(source), domain=domain, labels=labels, root=root, margin=margin)
         what = str(source)
     return _write(listing, what, opened=dataset is None or checksums, labels=labels, output=output,
                   val=val, test=test, seed=seed)  # fmt: skip
@@ -143,7 +143,7 @@ def _others(source: Path | None, data_root: Path | None, root: Path | None, labe
 
 
 def _list(
-    source: Path, *, domain: str | None, labels: Labels, root: Path | None, margin: float | None, output: Path
+    source: Path, *, domain: str | None, labels: Labels, root: Path | None, margin: float | None
 ) -> Listing:
     """The pictures of one's own folder, table, COCO file or Hugging Face data set."""
     if not source.exists():
@@ -165,9 +165,7 @@ def _list(
         listing.catalog.require_files()
         return listing
     if source.is_dir() and is_hugging_face(source):
-        require_writable(output)
-        pictures = output.with_name(f"{output.name}.pictures")
-        return list_hugging_face(source, pictures=pictures, domain=domain, labels=labels)
+        return list_hugging_face(source, domain=domain, labels=labels)
     if source.is_dir():
         return list_folder(source, domain=domain, labels=labels, root=root)
     listing = list_table(source, domain=domain, labels=labels, root=root)

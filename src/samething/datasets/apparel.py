@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import rich.console
 
-from samething.datasets.boxes import box_columns
+from samething.datasets.boxes import box_columns, without_empty_boxes
 from samething.datasets.description import Dataset, Published
-from samething.datasets.source import Source, joined
+from samething.datasets.official import OfficialFiles, joined
 from samething.progress import progress_bar
 
 
-def read_deep_fashion(source: Source) -> pa.Table:
+def read_deep_fashion(source: OfficialFiles) -> pa.Table:
     """``deepfashion_train.json``: group → item → paths relative to ``deepfashion/``."""
     where = "deepfashion/deepfashion_train.json"
     content = source.json(where)
@@ -36,7 +36,7 @@ def read_deep_fashion(source: Source) -> pa.Table:
     return source.rows(where, image=pa.array(images, pa.string()), label=pa.array(labels, pa.string()))
 
 
-def read_hm(source: Source) -> pa.Table:
+def read_hm(source: OfficialFiles) -> pa.Table:
     """``articles.csv`` (article_id, product_code, …); pictures in folders named by the first three digits."""
     where = "hm_personalized_fashion/articles.csv"
     table = source.csv(where, ("article_id", "product_code"))
@@ -52,7 +52,7 @@ def read_hm(source: Source) -> pa.Table:
     return source.rows(where, image=joined(folder, "/", article, ".jpg"), label=table["product_code"])
 
 
-def read_fashion200k(source: Source) -> pa.Table:
+def read_fashion200k(source: OfficialFiles) -> pa.Table:
     """``train.csv`` (img_path, img_id), or the official label files of the training part."""
     where = "fashion200k/train.csv"
     if source.exists(where):
@@ -78,7 +78,7 @@ def read_fashion200k(source: Source) -> pa.Table:
     return pa.concat_tables(parts)
 
 
-def read_deep_fashion2(source: Source) -> pa.Table:
+def read_deep_fashion2(source: OfficialFiles) -> pa.Table:
     """``annos/<id>.json`` for each picture of ``image/``; a box for each item whose style is above 0."""
     folder = "deepfashion2/annos"
     names = sorted(path.name for path in source.path(folder).glob("*.json"))
@@ -94,22 +94,21 @@ def read_deep_fashion2(source: Source) -> pa.Table:
                 labels.append(label)
                 boxes.append(box)
     columns = box_columns(np.asarray(boxes, np.float64).reshape(-1, 4), margin_percent=source.margin)
-    return source.rows(
+    rows = source.rows(
         folder, image=pa.array(files, pa.string()), label=pa.array(labels, pa.string()), **columns
     )
+    return without_empty_boxes(rows)
 
 
-def _items_of(source: Source, where: str) -> list[tuple[str, list[float]]]:
+def _items_of(source: OfficialFiles, where: str) -> list[tuple[str, list[float]]]:
     content: Any = source.json(where, without=frozenset({"segmentation", "landmarks"}))
     found = []
     try:
         for name, item in content.items():
             if re.fullmatch(r"item\d+", name) and int(item["style"]) > 0:
                 left, top, right, bottom = map(float, item["bounding_box"])
-                if right > left and bottom > top:
-                    found.append(
-                        (f"{int(content['pair_id'])}_{int(item['style'])}", [left, top, right, bottom])
-                    )
+                label = f"{int(content['pair_id'])}_{int(item['style'])}"
+                found.append((label, [left, top, right, bottom]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise source.malformed(
             where,
@@ -119,7 +118,7 @@ def _items_of(source: Source, where: str) -> list[tuple[str, list[float]]]:
     return found
 
 
-def read_in_shop(source: Source) -> pa.Table:
+def read_in_shop(source: OfficialFiles) -> pa.Table:
     """``list_eval_partition.txt`` (a count, a header, then image_name item_id evaluation_status)."""
     where = "in_shop/Eval/list_eval_partition.txt"
     table = source.spaced(where, ("image_name", "item_id", "status"), skip_rows=2)

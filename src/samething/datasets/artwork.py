@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from samething.datasets.description import Dataset, Published
-from samething.datasets.source import Source
+from samething.datasets.official import OfficialFiles
 
 
-def read_met(source: Source) -> pa.Table:
+def read_met(source: OfficialFiles) -> pa.Table:
     """``MET_database.json``: a list of {id, path}, with paths in ``MET/`` (and in some copies with it)."""
     where = "met_dataset/ground_truth/MET_database.json"
     paths: list[pa.Array] = []

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from samething.datasets.description import Dataset, Published
-from samething.datasets.source import Source
+from samething.datasets.official import OfficialFiles
 
 
-def read_cub_200(source: Source) -> pa.Table:
+def read_cub_200(source: OfficialFiles) -> pa.Table:
     """``images.txt`` and ``image_class_labels.txt``: the first 100 species train, the others are searched."""
     where, classes_file = "CUB_200_2011/images.txt", "CUB_200_2011/image_class_labels.txt"
     images = source.spaced(where, ("id", "path"))

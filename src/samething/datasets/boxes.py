@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Int
 
-from samething.datasets.source import Source
+from samething.catalog import BOX_COLUMNS
+from samething.datasets.official import OfficialFiles
 
-BOX_COLUMNS: Final = ("box_left", "box_top", "box_right", "box_bottom")
-"""Pixels of the upright picture, the margin included; right and bottom are the first pixels outside."""
+__all__ = ["BOX_COLUMNS", "box_columns", "coco_rows", "without_empty_boxes"]
 
 # Polygons, run lengths and key points make up nearly all of a COCO file and are not read here.
 _NOT_READ: Final = frozenset({"segmentation", "keypoints", "landmarks", "counts"})
@@ -32,7 +32,7 @@ def box_columns(
             Where they are not known it ends at the picture's edge when it is cut.
 
     Returns:
-        The four columns of :data:`BOX_COLUMNS`, int32, rounded to the nearest pixel.
+        The four box columns of a catalog, int32, rounded to the nearest pixel.
 
     >>> columns = box_columns(np.array([[10.0, 20.0, 110.0, 70.0]]), margin_percent=2.0)
     >>> [columns[name][0].as_py() for name in BOX_COLUMNS]
@@ -48,10 +48,10 @@ def box_columns(
     return {name: pa.array(pixels[:, place]) for place, name in enumerate(BOX_COLUMNS)}
 
 
-def coco_rows(source: Source, annotations: str, pictures: str, *, names: bool) -> pa.Table:
+def coco_rows(source: OfficialFiles, annotations: str, pictures: str, *, names: bool) -> pa.Table:
     """A row for each box of a COCO annotation file.
 
-    Boxes without an extent are left out: nothing is to be seen in them.
+    Boxes without an extent are left out.
 
     Args:
         source: where to read; its margin is added to the boxes.
@@ -75,17 +75,18 @@ def coco_rows(source: Source, annotations: str, pictures: str, *, names: bool) -
         )
     images = _by_id(source, annotations, "images", content["images"], "file_name")
     categories = (
-        _by_id(source, annotations, "categories", content.get("categories", []), "name") if names else {}
+        _by_id(source, annotations, "categories", content.get("categories") or [], "name") if names else {}
     )
     files: list[str] = []
     labels: list[str] = []
     boxes: list[list[float]] = []
-    sizes: list[tuple[float, float]] = []
+    sizes: list[tuple[float, ...]] = []
     for number, entry in enumerate(content["annotations"]):
         try:
             picture = images[entry["image_id"]]
             left, top, width, height = map(float, entry["bbox"])
             label = categories[entry["category_id"]]["name"] if names else entry["category_id"]
+            size = tuple(float(picture.get(side) or np.nan) for side in ("width", "height"))
         except (KeyError, TypeError, ValueError) as error:
             raise source.malformed(
                 annotations,
@@ -93,24 +94,31 @@ def coco_rows(source: Source, annotations: str, pictures: str, *, names: bool) -
                 expected="the image_id of a listed picture, the category_id of a listed category, "
                 "and bbox as [left, top, width, height]",
             ) from error
-        if width > 0 and height > 0:
-            files.append(picture["file_name"])
-            labels.append(str(label))
-            boxes.append([left, top, left + width, top + height])
-            sizes.append((picture.get("width") or np.nan, picture.get("height") or np.nan))
+        files.append(str(picture["file_name"]))
+        labels.append(str(label))
+        boxes.append([left, top, left + width, top + height])
+        sizes.append(size)
     columns = box_columns(
         np.asarray(boxes, np.float64).reshape(-1, 4),
         margin_percent=source.margin,
         size=np.asarray(sizes, np.float64).reshape(-1, 2),
     )
     image = pa.array(files, pa.string())
-    return source.rows(
+    rows = source.rows(
         annotations, image=image, folder=pictures, label=pa.array(labels, pa.string()), **columns
     )
+    return without_empty_boxes(rows)
+
+
+def without_empty_boxes(table: pa.Table) -> pa.Table:
+    """The rows whose box has an extent of at least a pixel; in the others nothing is to be seen."""
+    left, top, right, bottom = (table[name].to_numpy() for name in BOX_COLUMNS)
+    kept = (right > left) & (bottom > top)
+    return table if kept.all() else table.filter(pa.array(kept))
 
 
 def _by_id(
-    source: Source, annotations: str, name: str, entries: list[Any], needed: str
+    source: OfficialFiles, annotations: str, name: str, entries: list[Any], needed: str
 ) -> dict[object, dict[str, Any]]:
     found: dict[object, dict[str, Any]] = {}
     for number, entry in enumerate(entries):

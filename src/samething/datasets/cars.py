@@ -8,29 +8,29 @@ import numpy as np
 import pyarrow as pa
 
 from samething.datasets.description import Dataset, Published
-from samething.datasets.source import Source
+from samething.datasets.official import OfficialFiles
 from samething.errors import MissingExtraError
 
 _PICTURES: Final = "stanford_cars/cars_train/cars_train/"
 
 
-def read_stanford_cars(source: Source) -> pa.Table:
+def read_stanford_cars(source: OfficialFiles) -> pa.Table:
     """``sc_train.csv`` (image, and Label or Class)."""
     return _from_csv(source, "stanford_cars/sc_train.csv")
 
 
-def read_stanford_cars_refined(source: Source) -> pa.Table:
+def read_stanford_cars_refined(source: OfficialFiles) -> pa.Table:
     """``refined_train.csv`` (image, and Class as model_colour)."""
     return _from_csv(source, "stanford_cars/refined_train.csv")
 
 
-def _from_csv(source: Source, where: str) -> pa.Table:
+def _from_csv(source: OfficialFiles, where: str) -> pa.Table:
     label = "Class" if "Class" in source.header(where) else "Label"
     table = source.csv(where, ("image", label))
     return source.rows(where, image=table["image"], folder=_PICTURES, label=table[label])
 
 
-def read_cars196(source: Source) -> pa.Table:
+def read_cars196(source: OfficialFiles) -> pa.Table:
     """``cars_annos.mat``: the first 98 models for training, the others searched for among each other."""
     try:
         import scipy.io

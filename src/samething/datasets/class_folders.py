@@ -5,20 +5,20 @@ from __future__ import annotations
 import pyarrow as pa
 
 from samething.datasets.description import Dataset
-from samething.datasets.source import Source
+from samething.datasets.official import OfficialFiles
 
 
-def read_furniture180(source: Source) -> pa.Table:
+def read_furniture180(source: OfficialFiles) -> pa.Table:
     """``furniture_180/<class>/<picture>``."""
     return _read(source, "furniture_180", "furniture180_train.csv")
 
 
-def read_storefronts146(source: Source) -> pa.Table:
+def read_storefronts146(source: OfficialFiles) -> pa.Table:
     """``storefronts_146/<class>/<picture>``."""
     return _read(source, "storefronts_146", "storefronts146_train.csv")
 
 
-def _read(source: Source, folder: str, listing: str) -> pa.Table:
+def _read(source: OfficialFiles, folder: str, listing: str) -> pa.Table:
     """The paper's list of pictures where it is there, else all pictures of all sub-folders."""
     if source.exists(f"{folder}/{listing}"):
         table = source.csv(f"{folder}/{listing}", ("img_path", "label"))

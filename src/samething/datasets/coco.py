@@ -11,10 +11,10 @@ from samething.catalog import Catalog
 from samething.datasets.boxes import coco_rows
 from samething.datasets.description import Dataset
 from samething.datasets.listing import Listing
-from samething.datasets.source import Source
+from samething.datasets.official import OfficialFiles
 
 
-def _read(source: Source) -> pa.Table:
+def _read(source: OfficialFiles) -> pa.Table:
     return coco_rows(source, source.dataset.files[0], "", names=True)
 
 
@@ -53,7 +53,7 @@ def list_coco(
         reader=_read,
         margin_percent=0.0,
     )
-    reading = Source(dataset=dataset, data_root=source.parent, margin_percent=margin, label_prefix="")
+    reading = OfficialFiles(dataset=dataset, data_root=source.parent, margin_percent=margin, label_prefix="")
     beside = source.parent / "images"
     own = beside if beside.is_dir() else source.parent
     catalog = Catalog.from_table(

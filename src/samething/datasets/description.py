@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 if TYPE_CHECKING:
-    from samething.datasets.source import Source
+    from samething.datasets.official import OfficialFiles
 
 Part: TypeAlias = Literal["all", "train", "val", "test"]
 
-Reader: TypeAlias = "Callable[[Source], pa.Table]"
+Reader: TypeAlias = "Callable[[OfficialFiles], pa.Table]"
 """From the official files of a data set to the columns of a catalog, paths relative to the data root."""
 
 

@@ -6,15 +6,15 @@ import pyarrow as pa
 
 from samething.datasets.boxes import coco_rows
 from samething.datasets.description import Dataset, Published
-from samething.datasets.source import Source
+from samething.datasets.official import OfficialFiles
 
 
-def read_food_rec22(source: Source) -> pa.Table:
+def read_food_rec22(source: OfficialFiles) -> pa.Table:
     """``annotations.json`` (COCO); a row for each box, labelled by its category."""
     return coco_rows(source, "fr22_train_v2/annotations.json", "fr22_train_v2/images/", names=False)
 
 
-def read_food101(source: Source) -> pa.Table:
+def read_food101(source: OfficialFiles) -> pa.Table:
     """``meta/test.json``: class → pictures; the paper trains on this part, whose labels were cleaned."""
     where = "food-101/meta/test.json"
     content = source.json(where)

@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from samething.datasets.description import Dataset, Published
-from samething.datasets.source import Source
+from samething.datasets.official import OfficialFiles
 
 # A kind is 200 categories, in this order (eval/GPR1200.py of the source).
 _KINDS: Final = ("landmarks", "nature", "sketches", "objects", "packaged goods", "faces")
 _CATEGORIES_OF_A_KIND: Final = 200
 
 
-def read_gpr1200(source: Source) -> pa.Table:
+def read_gpr1200(source: OfficialFiles) -> pa.Table:
     """``images/<category>_<name>.jpg``; the kind of a category follows from its number."""
     where = "GPR1200/images"
     names = pa.array(source.pictures(where), pa.string())

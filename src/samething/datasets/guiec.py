@@ -8,10 +8,10 @@ from __future__ import annotations
 import pyarrow as pa
 
 from samething.datasets.description import Dataset
-from samething.datasets.source import Source
+from samething.datasets.official import OfficialFiles
 
 
-def read_guiec(source: Source) -> pa.Table:
+def read_guiec(source: OfficialFiles) -> pa.Table:
     """``query/[DOMAIN/]THING/picture`` and ``index/[DOMAIN/]THING/picture``.
 
     A picture directly in ``index/`` or ``index/DOMAIN/`` (beside folders of things) is a distractor: a thing
@@ -44,7 +44,7 @@ def read_guiec(source: Source) -> pa.Table:
     )
 
 
-def _pictures_of(source: Source, folder: str) -> list[tuple[str | None, str | None, str]]:
+def _pictures_of(source: OfficialFiles, folder: str) -> list[tuple[str | None, str | None, str]]:
     """Domain, thing and path of every picture of a folder."""
     found: list[tuple[str | None, str | None, str]] = [
         (None, None, f"{folder}/{name}") for name in source.pictures(folder)

@@ -1,19 +1,24 @@
-"""A Hugging Face data set on disk (``save_to_disk``): its pictures, labels and splits."""
+"""A Hugging Face data set on disk (``save_to_disk``): its pictures, labels and splits.
+
+Written is a folder a split with ``dataset_info.json`` (the types of the columns), ``state.json`` (the names
+of the Arrow files) and the files, and above several splits a ``dataset_dict.json``. Pictures are structs of
+bytes and path inside the files. They stay there: the catalog names cells, which are read where they lie.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from samething.catalog import Catalog
 from samething.datasets.listing import Dropped, Labels, Listing
-from samething.errors import ArtefactError, InputError, MissingExtraError
-from samething.files import disk_errors
-from samething.images import PICTURE_SUFFIXES
-
-if TYPE_CHECKING:
-    import datasets
+from samething.errors import ArtefactError, InputError
+from samething.files import read_json
 
 _ROLES: Final[Mapping[str, str]] = {
     "train": "train", "training": "train",
@@ -24,10 +29,6 @@ _ROLES: Final[Mapping[str, str]] = {
 }  # fmt: skip
 """Name of a split → role."""
 
-_SUFFIXES: Final = ((b"\xff\xd8\xff", ".jpg"), (b"\x89PNG", ".png"), (b"GIF8", ".gif"), (b"RIFF", ".webp"))
-
-_ROWS_AT_A_TIME: Final = 64
-
 
 def is_hugging_face(folder: Path) -> bool:
     """Whether a folder was written by ``save_to_disk``."""
@@ -36,133 +37,162 @@ def is_hugging_face(folder: Path) -> bool:
     )
 
 
-def list_hugging_face(
-    folder: Path, *, pictures: Path, domain: str | None = None, labels: Labels = "folder"
-) -> Listing:
-    """A row for each picture of a data set, or of all its splits.
+def list_hugging_face(folder: Path, *, domain: str | None = None, labels: Labels = "folder") -> Listing:
+    """A row for each picture of a data set, or of all its splits; no picture is opened.
 
-    The label is the column of class labels (by name), or one named label; a column domain is kept. Splits
-    named train, validation, test, query or index give the roles; other names, or one split alone, give none.
+    The label is the column named label, or the first of class labels, by name; a column domain is kept.
+    Splits named train, validation, test, query or index give the roles; other names, or one split alone, give
+    none.
 
     Args:
-        folder: written by ``save_to_disk``.
-        pictures: folder for the pictures that are embedded in the tables; those that are there already with
-            the same size are left as they are.
+        folder: written by ``save_to_disk``; the catalog's root.
         domain: domain of all pictures, where there is no such column.
         labels: ``none`` makes each picture its own thing, for the index only.
 
     Raises:
-        ArtefactError: the folder cannot be read.
-        InputError: there is no column of pictures, or none of labels.
-        MissingExtraError: the package ``datasets`` is not installed.
+        ArtefactError: a file is missing or cannot be read.
+        InputError: there is no column of pictures, or none of labels, or no row has both.
     """
-    splits = _load(folder)
-    role_of = {name: _ROLES.get(name.lower()) for name in splits}
-    has_roles = len(splits) > 1 and all(role_of.values())
-    rows: list[dict[str, object]] = []
+    names = _splits(folder)
+    role_of = {name: _ROLES.get(name.lower()) for name in names}
+    has_roles = len(names) > 1 and all(role_of.values())
+    tables: list[pa.Table] = []
     dropped: list[Dropped] = []
-    for name, split in splits.items():
-        read = _pictures_of(folder, name, split, pictures, labels=labels)
-        for number, (image, label, own_domain) in enumerate(read):
-            if image is None or not label:
-                what = "picture" if image is None else "label"
-                dropped.append(Dropped(image or "", f"row {number} of {name} has no {what}"))
-                continue
-            role = "index" if labels == "none" else role_of[name] if has_roles else "train"
-            rows.append({"image": image, "label": label, "domain": own_domain or domain, "role": role})
-    if not rows:
+    for name in names:
+        role = "index" if labels == "none" else (role_of[name] or "train") if has_roles else "train"
+        row = 0
+        for part in _parts(folder, name, domain=domain, labels=labels):
+            table = part.append_column("role", pa.repeat(pa.scalar(role), part.num_rows))
+            kept = np.ones(len(table), dtype=bool)
+            for column, what in (("image", "picture"), ("label", "label")):
+                blank = pc.equal(pc.fill_null(table[column], ""), "").to_numpy()
+                for number in np.flatnonzero(blank & kept):
+                    image = table["image"][int(number)].as_py() or ""
+                    dropped.append(Dropped(image, f"row {row + number} of {name or folder} has no {what}"))
+                kept &= ~blank
+            tables.append(table.filter(pa.array(kept)))
+            row += len(table)
+    rows = pa.concat_tables(tables)
+    if not rows.num_rows:
         raise InputError(
             f"{folder} holds no pictures with a label",
             expected="at least one",
             next_step="check the data set",
         )
-    for row in rows:
-        row["dataset"] = folder.resolve().name
+    name = folder.resolve().name
     return Listing(
-        catalog=Catalog.from_rows(rows, root=pictures),
+        catalog=Catalog.from_table(rows, root=folder, where=str(folder), dataset=name),
         has_roles=has_roles or labels == "none",
         dropped=tuple(dropped),
     )
 
 
-def _load(folder: Path) -> dict[str, datasets.Dataset]:
-    try:
-        import datasets
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("datasets", extra="hf") from error
-    try:
-        loaded = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtefactError(
-            f"{folder} cannot be read as a Hugging Face data set ({error})",
-            expected="a whole folder written by save_to_disk",
-            next_step="write it again with Dataset.save_to_disk or DatasetDict.save_to_disk",
-        ) from error
-    return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+def _splits(folder: Path) -> list[str]:
+    """Names of the splits; one empty name for a data set without splits."""
+    if not (folder / "dataset_dict.json").is_file():
+        return [""]
+    names = read_json(folder / "dataset_dict.json").get("splits")
+    if not isinstance(names, list) or not names:
+        raise _unreadable(folder / "dataset_dict.json", "it names no splits")
+    return names
 
 
-def _pictures_of(
-    folder: Path, name: str, split: datasets.Dataset, pictures: Path, *, labels: Labels
-) -> Iterator[tuple[str | None, str, str | None]]:
-    """Path, label and domain of each row; writes the pictures that are embedded."""
-    import datasets
+def _parts(folder: Path, split: str, *, domain: str | None, labels: Labels) -> Iterator[pa.Table]:
+    """Picture, label and domain of the rows of each Arrow file of a split."""
+    info, state = read_json(folder / split / "dataset_info.json"), read_json(folder / split / "state.json")
+    features, files = info.get("features") or {}, state.get("_data_files") or []
+    if state.get("_indices_files"):
+        raise _unreadable(folder / split, "it is a selection of the rows of its files")
+    image, label = _columns(folder / split, features, labels)
+    for file in files:
+        below = f"{split}/{file['filename']}".lstrip("/")
+        table = _open(folder / below)
+        cells = _struct(table[image])
+        own_path = pc.struct_field(cells, "path").cast(pa.string())
+        has_bytes = pc.is_valid(pc.struct_field(cells, "bytes"))
+        address = [f"arrow://{image}/{row}::{below}" for row in range(table.num_rows)]
+        # a picture that is only referred to is a file of its own
+        place = pc.if_else(has_bytes, pa.array(address, pa.string()), own_path)
+        own_domain = table["domain"].cast(pa.string()) if "domain" in table.column_names else None
+        yield pa.table(
+            {
+                "image": place,
+                "label": place if label is None else _texts(table[label], features[label]),
+                "domain": pa.repeat(pa.scalar(domain or ""), table.num_rows)
+                if own_domain is None
+                else own_domain,
+            }
+        )
 
-    features = split.features
-    image = next((key for key, kind in features.items() if isinstance(kind, datasets.Image)), None)
-    label = _label_column(features) if labels == "folder" else None
+
+def _columns(folder: Path, features: Mapping[str, Any], labels: Labels) -> tuple[str, str | None]:
+    """The columns of pictures and of labels."""
+    kinds = {name: kind.get("_type") if isinstance(kind, dict) else None for name, kind in features.items()}
+    image = next((name for name, kind in kinds.items() if kind == "Image"), None)
+    label = next(
+        (name for name in ("label", "labels") if name in kinds),
+        next((name for name, kind in kinds.items() if kind == "ClassLabel"), None),
+    )
     lacking = [
-        what
-        for what, column in (("pictures", image), ("labels", label))
-        if column is None and not (what == "labels" and labels == "none")
+        *(["pictures"] if image is None else []),
+        *(["labels"] if label is None and labels != "none" else []),
     ]
-    if lacking:
+    if image is None or lacking:
         raise InputError(
-            f"{folder}: the split {name} has the columns {', '.join(features)}, "
-            f"none of {' and none of '.join(lacking)}",
+            f"{folder} has the columns {', '.join(features)}, none of {' and none of '.join(lacking)}",
             expected="a column of the type Image, and one of the type ClassLabel or named label",
             next_step="rename the column to label, or give --labels none to index the pictures only",
         )
-    kept = [column for column in (image, label, "domain") if column in features]
-    split = split.select_columns(kept).cast_column(image, datasets.Image(decode=False))
-    row = 0
-    for batch in split.iter(batch_size=_ROWS_AT_A_TIME):
-        for place, value in enumerate(batch[image]):
-            path = _path_of(value, pictures, f"{name}/{row:08}")
-            text = path or "" if label is None else _label_text(features[label], batch[label][place])
-            yield path, text, batch["domain"][place] if "domain" in kept else None
-            row += 1
+    return image, None if labels == "none" else label
 
 
-def _label_column(features: Mapping[str, Any]) -> str | None:
-    import datasets
+def _struct(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The cells of pictures as structs of bytes and path; plain bytes and plain paths are taken too."""
+    kind = column.type
+    if pa.types.is_struct(kind):
+        return column
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    nothing = pa.nulls(len(column), pa.null())
+    whole = column.combine_chunks()
+    names = ["bytes", "path"]
+    cells = pa.StructArray.from_arrays(
+        [nothing.cast(pa.binary()), whole] if is_text else [whole, nothing], names
+    )
+    return pa.chunked_array([cells])
 
-    named = next((name for name in ("label", "labels") if name in features), None)
-    return named or next(
-        (name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)), None
+
+def _texts(column: pa.ChunkedArray, kind: Mapping[str, Any]) -> pa.ChunkedArray:
+    """Labels as texts: class numbers by their names; a number without a name is no label."""
+    names = kind.get("names")
+    if kind.get("_type") != "ClassLabel" or not names:
+        try:
+            return column.cast(pa.string())
+        except pa.ArrowException as error:
+            raise InputError(
+                f"its labels are {column.type} ({error})",
+                expected="texts or numbers, one a picture",
+                next_step="write a column label with one label a picture",
+            ) from error
+    number = column.cast(pa.int64())
+    is_named = pc.and_(pc.greater_equal(number, 0), pc.less(number, len(names)))
+    return pa.chunked_array(
+        [pa.array(names, pa.string()).take(pc.if_else(is_named, number, None).combine_chunks())]
     )
 
 
-def _label_text(kind: Any, value: object) -> str:
-    import datasets
+def _open(path: Path) -> pa.Table:
+    """An Arrow file, mapped and not read into memory."""
+    try:
+        with pa.memory_map(str(path)) as stream:
+            table: pa.Table = pa.ipc.open_stream(stream).read_all()
+            return table
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path, str(error)) from error
 
-    if value is None or (isinstance(kind, datasets.ClassLabel) and isinstance(value, int) and value < 0):
-        return ""
-    return str(kind.int2str(value)) if isinstance(kind, datasets.ClassLabel) else str(value)
 
-
-def _path_of(value: Mapping[str, Any] | None, pictures: Path, name: str) -> str | None:
-    """The picture's own file, or a new one that holds its bytes."""
-    content, own = (value or {}).get("bytes"), (value or {}).get("path")
-    if content is None:
-        return None if own is None else str(Path(own).resolve())
-    suffix = Path(own or "").suffix.lower()
-    if suffix not in PICTURE_SUFFIXES:
-        suffix = next((ending for start, ending in _SUFFIXES if content.startswith(start)), ".jpg")
-    target = pictures / f"{name}{suffix}"
-    if not (target.is_file() and target.stat().st_size == len(content)):
-        with disk_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{target.name}.tmp")
-            partial.write_bytes(content)
-            partial.replace(target)
-    return f"{name}{suffix}"
+def _unreadable(path: Path, why: str) -> ArtefactError:
+    return ArtefactError(
+        f"{path} cannot be read as a Hugging Face data set ({why})",
+        expected="a whole folder written by save_to_disk",
+        next_step="write it again with Dataset.save_to_disk or DatasetDict.save_to_disk",
+    )

@@ -6,7 +6,6 @@ Layout and numbers: https://github.com/ilias-vrg/ilias (``download/``, ``evaluat
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Final
@@ -16,31 +15,33 @@ import pyarrow.compute as pc
 import rich.console
 
 from samething.datasets.description import Dataset, Published
-from samething.datasets.source import Source, joined
+from samething.datasets.official import OfficialFiles, joined
+from samething.errors import ArtefactError
 from samething.images import PICTURE_SUFFIXES
+from samething.images.shards import tar_members
 from samething.progress import progress_bar
 
 _SHARDS: Final = "ilias/yfcc100m"
 _MINI: Final = "ilias/image_ids/mini_ilias_yfcc100m_ids.txt"
 
 
-def read_ilias_core(source: Source) -> pa.Table:
+def read_ilias_core(source: OfficialFiles) -> pa.Table:
     """Queries and positives, by ``image_ids/image_query_ids.txt`` and ``positive_ids.txt``."""
     return pa.concat_tables(_core(source))
 
 
-def read_ilias(source: Source) -> pa.Table:
+def read_ilias(source: OfficialFiles) -> pa.Table:
     """Queries, positives, and the pictures of all shards in ``yfcc100m/``."""
     return pa.concat_tables([*_core(source), *_distractors(source, None)])
 
 
-def read_mini_ilias(source: Source) -> pa.Table:
+def read_mini_ilias(source: OfficialFiles) -> pa.Table:
     """Queries, positives, and those pictures of the shards that ``mini_ilias_yfcc100m_ids.txt`` names."""
     wanted = pc.utf8_trim_whitespace(source.lines(_MINI))
     return pa.concat_tables([*_core(source), *_distractors(source, wanted)])
 
 
-def _core(source: Source) -> Iterator[pa.Table]:
+def _core(source: OfficialFiles) -> Iterator[pa.Table]:
     """An identifier is ``<thing>/query/Qxxx_yy.jpg`` or ``<thing>/pos/Pxxx_zz.jpg``; other cells are left."""
     for name, role, folder in (
         ("image_query_ids.txt", "query", "query"),
@@ -61,7 +62,7 @@ def _core(source: Source) -> Iterator[pa.Table]:
         yield source.rows(where, image=identifier, folder="ilias/ilias_core/", label=thing, role=role)
 
 
-def _distractors(source: Source, wanted: pa.Array | None) -> Iterator[pa.Table]:
+def _distractors(source: OfficialFiles, wanted: pa.Array | None) -> Iterator[pa.Table]:
     """A table for each shard; a shard is a tar file, or the folder that it was unpacked to."""
     folder = source.path(_SHARDS)
     shards = sorted(path for path in folder.glob("*") if path.suffix == ".tar" or path.is_dir())
@@ -75,31 +76,29 @@ def _distractors(source: Source, wanted: pa.Array | None) -> Iterator[pa.Table]:
                 source.pictures(where) if path.is_dir() else _pictures_in(source, where), pa.string()
             )
             if wanted is not None:
-                keys = pc.replace_substring_regex(names, r"\.[^.]*$", "")
+                keys = pc.replace_substring_regex(names, r"\.[^/]*$", "")  # as WebDataset does
                 names = names.filter(pc.is_in(keys, value_set=wanted))
             if len(names):
                 count += len(names)
                 # each is a thing of its own, which no query shows
                 label = joined(f"distractor/{path.stem}/", names)
-                yield source.rows(where, image=names, folder=f"{where}/", label=label, role="index")
+                # members are read where they lie
+                image = joined(f"{where}/", names) if path.is_dir() else joined("tar://", names, f"::{where}")
+                yield source.rows(where, image=image, label=label, role="index")
     if not count:
         found = "hold no pictures" if wanted is None else f"hold none of the pictures that {_MINI} names"
         raise source.malformed(_SHARDS, f"its {len(shards)} shards {found}", expected="the official shards")
 
 
-def _pictures_in(source: Source, where: str) -> list[str]:
+def _pictures_in(source: OfficialFiles, where: str) -> list[str]:
     """Names of the pictures in a tar file; only the headers are read."""
     try:
-        with tarfile.open(source.path(where)) as archive:
-            return [
-                member.name
-                for member in archive
-                if member.isfile() and PurePosixPath(member.name).suffix.lower() in PICTURE_SUFFIXES
-            ]
-    except (tarfile.TarError, OSError) as error:
+        names = tar_members(str(source.path(where)))
+    except ArtefactError as error:
         raise source.malformed(
-            where, f"cannot be read ({str(error).splitlines()[0]})", expected="a whole tar file"
+            where, "is no whole, uncompressed tar file", expected=error.expected
         ) from error
+    return [name for name in names if PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES]
 
 
 _LICENCE: Final = "own pictures CC BY 4.0, others each its own; distractors CC (YFCC100M)"

@@ -12,11 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from samething.catalog import Catalog
+from samething.catalog import BOX_COLUMNS, Catalog
 from samething.datasets.apparel import DEEP_FASHION, DEEP_FASHION2, FASHION200K, HM, IN_SHOP
 from samething.datasets.artwork import MET_ART
 from samething.datasets.birds import CUB_200
-from samething.datasets.boxes import BOX_COLUMNS
 from samething.datasets.cars import CARS196, STANFORD_CARS, STANFORD_CARS_REFINED
 from samething.datasets.class_folders import FURNITURE180, STOREFRONTS146
 from samething.datasets.description import Dataset, Part
@@ -27,13 +26,14 @@ from samething.datasets.ilias import ILIAS, ILIAS_CORE, MINI_ILIAS
 from samething.datasets.landmarks import GLDV2
 from samething.datasets.listing import Dropped, Listing
 from samething.datasets.m4d import M4D_35K
+from samething.datasets.official import OfficialFiles
 from samething.datasets.products import PRODUCTS_10K, RP2K, SHOPEE, SOP
-from samething.datasets.source import Source
 from samething.datasets.uned import UNED
 from samething.errors import ArtefactError, InputError
+from samething.images.sources import container_of
 
 # fmt: off
-DATASETS: Final[Mapping[str, Dataset]] = {
+DATASETS: Final[dict[str, Dataset]] = {
     row.key: row
     for row in (
         # the paper's fifteen, in its order, and what it made of them
@@ -102,11 +102,18 @@ def read_dataset(
     dataset = find_dataset(key)
     data_root = Path(data_root)
     _require_fitting(dataset, domains=domains, margin=margin)
-    source = Source(dataset=dataset, data_root=data_root, part=part, domains=domains, margin_percent=margin)
+    source = OfficialFiles(
+        dataset=dataset, data_root=data_root, part=part, domains=domains, margin_percent=margin
+    )
     missing = dataset.missing(data_root)
     if missing:
         raise source.missing(*missing)
-    table = _of_part(source, dataset.reader(source))
+    table = dataset.reader(source)
+    if not table.num_rows:
+        raise source.malformed(
+            dataset.files[0], "lists nothing that can be seen", expected="at least one row"
+        )
+    table = _of_part(source, table)
     warnings = [
         f"{dataset.title}, {published.describe()} are published; here there are "
         "{:,} classes, {:,} pictures".format(*published.count(table))
@@ -144,7 +151,7 @@ def _require_fitting(dataset: Dataset, *, domains: tuple[str, ...], margin: floa
         )
 
 
-def _of_part(source: Source, table: pa.Table) -> pa.Table:
+def _of_part(source: OfficialFiles, table: pa.Table) -> pa.Table:
     """The rows of the part and the domains wanted."""
     kept = np.ones(table.num_rows, dtype=bool)
     # a reader that reads a part alone gives its pictures the roles they have there
@@ -166,7 +173,7 @@ def _of_part(source: Source, table: pa.Table) -> pa.Table:
     return table.filter(pa.array(kept))
 
 
-def _is_read(where: Mapping[str, str], source: Source, table: pa.Table) -> bool:
+def _is_read(where: Mapping[str, str], source: OfficialFiles, table: pa.Table) -> bool:
     """Whether a published part is among what was read: all was wanted, or rows of the part are there."""
     if not where:
         return source.part == "all" and not source.domains
@@ -207,10 +214,10 @@ def _without_missing(table: pa.Table, data_root: Path) -> tuple[pa.Table, list[D
     row = 0
     for batch in table["image"].chunks:
         for image in batch.to_pylist():
-            folder, _, name = image.rpartition("/")
+            folder, _, name = container_of(image).rpartition("/")
             if folder not in names:
                 names[folder] = _listed(data_root / folder)
-            there[row] = name in names[folder] or (folder.endswith(".tar") and (data_root / folder).is_file())
+            there[row] = name in names[folder]
             row += 1
     gone = table["image"].filter(pa.array(~there)).to_pylist()
     rows = np.flatnonzero(~there)
@@ -226,7 +233,7 @@ def _listed(folder: Path) -> frozenset[str]:
         return frozenset()
 
 
-def _look_at_some(source: Source, table: pa.Table) -> list[str]:
+def _look_at_some(source: OfficialFiles, table: pa.Table) -> list[str]:
     """Look for pictures evenly spaced over the rows.
 
     Raises:
@@ -234,7 +241,7 @@ def _look_at_some(source: Source, table: pa.Table) -> list[str]:
     """
     places = np.unique(np.linspace(0, table.num_rows - 1, _PICTURES_LOOKED_AT).astype(np.int64))
     images = table["image"].take(pa.array(places)).to_pylist()
-    gone = [image for image in images if not _is_there(source, image)]
+    gone = [image for image in images if not source.exists(container_of(image))]
     if len(gone) == len(images):
         raise ArtefactError(
             f"{source.dataset.title}: none of {len(images)} pictures looked for is there, for instance "
@@ -249,8 +256,3 @@ def _look_at_some(source: Source, table: pa.Table) -> list[str]:
         f"of {len(images)} pictures looked for, {len(gone)} are missing, for instance {gone[0]}; "
         "--check-files looks for all and leaves the missing ones out"
     ]
-
-
-def _is_there(source: Source, image: str) -> bool:
-    folder = image.rpartition("/")[0]
-    return source.exists(image) or (folder.endswith(".tar") and source.path(folder).is_file())

@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from samething.datasets.description import Dataset, Published
-from samething.datasets.source import Source, joined
+from samething.datasets.official import OfficialFiles, joined
 
 
-def read_gldv2(source: Source) -> pa.Table:
+def read_gldv2(source: OfficialFiles) -> pa.Table:
     """``train.csv`` (id, landmark_id); a picture is three folders deep, by the first digits of its id."""
     where = "google_landmark_recognition_2021/train.csv"
     table = source.csv(where, ("id", "landmark_id"))

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from samething.datasets.description import Dataset, Published
-from samething.datasets.source import Source
+from samething.datasets.official import OfficialFiles
 
 # First folder of a path → data set and domain.
 _PARTS: Final = {
@@ -19,7 +19,7 @@ _PARTS: Final = {
 }
 
 
-def read_m4d_35k(source: Source) -> pa.Table:
+def read_m4d_35k(source: OfficialFiles) -> pa.Table:
     """``m4d-35k_train.csv`` (img_path, label); the data set of a row is the first folder of its path."""
     where = "m4d-35k_train.csv"
     table = source.csv(where, ("img_path", "label"))

@@ -6,31 +6,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from samething.datasets.description import Dataset, Published
-from samething.datasets.source import Source
+from samething.datasets.official import OfficialFiles
 
 
-def read_products_10k(source: Source) -> pa.Table:
+def read_products_10k(source: OfficialFiles) -> pa.Table:
     """``train.csv`` (name, class, group), pictures in ``train/``."""
     where = "products-10k/train.csv"
     table = source.csv(where, ("name", "class"))
     return source.rows(where, image=table["name"], folder="products-10k/train/", label=table["class"])
 
 
-def read_shopee(source: Source) -> pa.Table:
+def read_shopee(source: OfficialFiles) -> pa.Table:
     """``train.csv`` (posting_id, image, image_phash, title, label_group), pictures in ``train_images/``."""
     where = "shopee/train.csv"
     table = source.csv(where, ("image", "label_group"))
     return source.rows(where, image=table["image"], folder="shopee/train_images/", label=table["label_group"])
 
 
-def read_rp2k(source: Source) -> pa.Table:
+def read_rp2k(source: OfficialFiles) -> pa.Table:
     """``train.csv`` (img_path, img_id) with paths below ``train/``."""
     where = "rp2k/train.csv"
     table = source.csv(where, ("img_path", "img_id"))
     return source.rows(where, image=table["img_path"], folder="rp2k/train/", label=table["img_id"])
 
 
-def read_sop(source: Source) -> pa.Table:
+def read_sop(source: OfficialFiles) -> pa.Table:
     """``Ebay_train.txt`` and ``Ebay_test.txt`` (image_id class_id super_class_id path, with a header)."""
     columns = ("image_id", "class_id", "super_class_id", "path")
     parts = []
@@ -85,6 +85,7 @@ SHOPEE = Dataset(
     files=("shopee/train.csv", "shopee/train_images/"),
     layout="data page of the competition",
     reader=read_shopee,
+    published=(Published(classes=11_014, pictures=34_250),),
     note="34,250 offers; several offers use the same picture, and a picture is one row",
 )
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from samething.datasets.description import Dataset, Part, Published
-from samething.datasets.source import Source
+from samething.datasets.official import OfficialFiles
 from samething.errors import InputError
 
 
@@ -96,7 +96,7 @@ def splits(domain: str, part: Part) -> dict[str, str]:
     return test if part == "test" else {"train": "train", "val": "val", **test}
 
 
-def read_uned(source: Source) -> pa.Table:
+def read_uned(source: OfficialFiles) -> pa.Table:
     """``info_files/<domain>/<split>.json``: lists of {path, class_id}, a class_id being a number or several.
 
     The column ``split`` keeps the authors' name of the file. A picture with several classes has the first as
@@ -134,7 +134,7 @@ def read_uned(source: Source) -> pa.Table:
     )
 
 
-def _read_split(source: Source, domain: str, split: str, role: str) -> Iterator[pa.Table]:
+def _read_split(source: OfficialFiles, domain: str, split: str, role: str) -> Iterator[pa.Table]:
     where = f"uned/info_files/{domain}/{split}.json"
     group = "" if DOMAINS[domain].one_numbering else f"{'test' if split == 'index' else split}/"
     escaped: bool | None = None
@@ -203,7 +203,7 @@ def escaped_name(path: str) -> str:
     return re.sub(r"[^\x00-\x7f]", lambda found: f"#U{ord(found[0]):04x}", path)
 
 
-def _has_escaped_names(source: Source, paths: list[str]) -> bool:
+def _has_escaped_names(source: OfficialFiles, paths: list[str]) -> bool:
     path = next((path for path in paths if not path.isascii()), None)
     return (
         path is not None

@@ -28,7 +28,7 @@ _BETWEEN_OBJECTS: Final = re.compile(r"[\s,]*")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
+class OfficialFiles:
     """What a reader reads from: paths are relative to the data root and use slashes."""
 
     dataset: Dataset
