@@ -78,9 +78,7 @@ def backbone_of(run: Run, features: FeatureSet, *, weights: Path | None) -> Back
         FingerprintError: it is another one as it loads now.
     """
     tuned = run.folder / TUNED_NAME
-    if weights is None and tuned.exists():
-        weights = tuned
-    backbone = load_backbone(features.backbone["name"], weights=weights)
+    backbone = load_backbone(features.backbone["name"], weights=tuned if tuned.exists() else weights)
     backbone = backbone.with_preprocessing(features.preprocessing)
     require_same(
         dict(features.backbone),

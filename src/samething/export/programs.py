@@ -65,28 +65,28 @@ class PreparedInside(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """Unit-length vectors."""
         height, width = pictures.shape[2], pictures.shape[3]
-        size, resize = self.size, self.resize
-        if resize == "squash":
-            new_height, new_width = size, size
-        elif resize == "longer_side_pad":
-            longer = max(height, width)
-            new_height, new_width = max(1, round(height * (size / longer))), max(1, round(width * (size / longer)))
-        else:
+        size = self.size
+        new_height, new_width = size, size
+        if self.resize == "longer_side_pad":
+            scale = size / max(height, width)
+            new_height, new_width = max(1, int(round(height * scale))), max(1, int(round(width * scale)))
+        if self.resize == "short_side_crop":
             shorter = min(height, width)
             new_height, new_width = self.short * height // shorter, self.short * width // shorter
         pixels = F.interpolate(
             pictures.float(), size=[new_height, new_width], mode=self.mode, align_corners=False, antialias=True
         )
         pixels = pixels.round().clamp(0, 255)
-        if resize == "longer_side_pad":
+        if self.resize == "longer_side_pad":
             square = self.fill.expand(pixels.shape[0], 3, size, size).clone()
             top, left = (size - new_height) // 2, (size - new_width) // 2
             square[:, :, top : top + new_height, left : left + new_width] = pixels
             pixels = square
-        elif resize != "squash":
-            top, left = round((new_height - size) / 2.0), round((new_width - size) / 2.0)
+        if self.resize == "short_side_crop":
+            top, left = int(round((new_height - size) / 2.0)), int(round((new_width - size) / 2.0))
             pixels = pixels[:, :, top : top + size, left : left + size]
-        return self.network(pixels.to(torch.uint8))
+        vectors: Tensor = self.network(pixels.to(torch.uint8))
+        return vectors
 
 
 def write_program(

@@ -71,7 +71,7 @@ def mixed_source(
             average([head.state_dict(), start.state_dict()], shares=(interpolate, 1 - interpolate))
         )
     runs = [(run, *others)[place] for place in chosen]
-    source, tuned = _with_mixed_backbone(source, runs, interpolate)
+    source, tuned = _with_mixed_backbone(source, runs, interpolate, weights)
     mix = {
         "runs": [each.manifest.fingerprint for each in runs],
         "names": [each.folder.name for each in runs],
@@ -215,14 +215,16 @@ def greedy_choice(runs: Sequence[Run], ends: Sequence[Head], features: FeatureSe
     return sorted(chosen)
 
 
-def _with_mixed_backbone(source: Source, runs: Sequence[Run], interpolate: float) -> tuple[Source, bool]:
+def _with_mixed_backbone(
+    source: Source, runs: Sequence[Run], interpolate: float, weights: Path | None
+) -> tuple[Source, bool]:
     """The source with the average of the runs' backbones, where they were tuned."""
     if not is_tuned(runs[0]) or (len(runs) == 1 and interpolate == 1):
         return source, False
     networks = [backbone_of(run, run.features(), weights=None).network.state_dict() for run in runs]
     mean = average(networks)
     if interpolate < 1:
-        original = load_backbone(source.features.backbone["name"])
+        original = load_backbone(source.features.backbone["name"], weights=weights)
         mean = average([mean, original.network.state_dict()], shares=(interpolate, 1 - interpolate))
     backbone = copy.deepcopy(source.backbone)
     backbone.network.load_state_dict(mean)
