@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,10 +47,16 @@ class Run:
     """The lines of metrics.jsonl."""
     was_finished: bool = True
     """Whether the run was found finished, with nothing left to do."""
+    moved: tuple[Path, ...] = ()
+    """Where feature folders are now, if they were moved after the training."""
 
     @classmethod
-    def open(cls, folder: Path) -> Run:
+    def open(cls, folder: Path, *, moved: Iterable[Path] = ()) -> Run:
         """Open a finished run.
+
+        Args:
+            folder: the run folder.
+            moved: where feature folders are now, if they were moved after the training.
 
         Raises:
             ArtefactError: missing, unfinished or damaged.
@@ -67,7 +74,7 @@ class Run:
         head = head_from_state(manifest.content["head"], manifest.content["width"], state)
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         config = TrainConfig.from_json(manifest.made_from["config"])
-        return cls(folder, manifest, config, head, [json.loads(line) for line in lines])
+        return cls(folder, manifest, config, head, [json.loads(line) for line in lines], moved=tuple(moved))
 
     def features(self, *moved: Path) -> FeatureSet:
         """The features that the run was trained on.
@@ -79,8 +86,10 @@ class Run:
         Raises:
             ArtefactError: no folder holds these features.
         """
-        wanted = self.manifest.made_from["features"]
+        # a fine-tuned run has features of its own, by its own backbone
+        wanted = self.manifest.content.get("features_fingerprint", self.manifest.made_from["features"])
         named = (self.folder / str(self.manifest.content["features"])).resolve()
+        moved = (*moved, *self.moved)
         for folder in map(Path, moved):
             found = FeatureSet.open(folder)
             if found.manifest.fingerprint == wanted:
