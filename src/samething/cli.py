@@ -35,6 +35,10 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "catalog": Command(
         "samething.datasets:catalog", "List a folder of pictures, or read a table or a public data set."
     ),
+    "curate": Command(
+        "samething.curate.command:curate",
+        "Choose what to train on: rules, budgets, no copies, no leaks, no doubtful labels.",
+    ),
     "features": Command(
         "samething.features:features", "Describe every picture with a frozen backbone, once."
     ),

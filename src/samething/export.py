@@ -94,6 +94,7 @@ def export(
     output: Path = Path("model"),
     name: str | None = None,
     weights: Path | None = None,
+    features: Path | None = None,
 ) -> Exported:
     """Write a model folder: ONNX, safetensors, configuration and a card, checked against torch.
 
@@ -102,6 +103,7 @@ def export(
         output: the model folder to write.
         name: name of the model; by default the folder's.
         weights: the backbone's checkpoint, if the features were made from one.
+        features: where the feature folder is now, if it was moved after the training.
 
     Returns:
         The finished model.
@@ -112,10 +114,10 @@ def export(
     """
     trained = Run.open(run)
     output = Path(output)
-    features = trained.features()
+    described = trained.features(*([] if features is None else [features]))
     made_from = {
         "run": trained.manifest.fingerprint,
-        "backbone": dict(features.backbone),
+        "backbone": dict(described.backbone),
         "head": file_sha256(trained.folder / "head.safetensors"),
     }
     with only_one_writer(output), disk_errors(output):
@@ -128,18 +130,18 @@ def export(
                 next_step="choose another folder with -o, or remove this one",
             )
             return Exported(output, dict(Embedder.load(output).config), None)
-        backbone = load_backbone(features.backbone["name"], weights=weights)
-        backbone = backbone.with_preprocessing(features.preprocessing)
+        backbone = load_backbone(described.backbone["name"], weights=weights)
+        backbone = backbone.with_preprocessing(described.preprocessing)
         require_same(
-            dict(features.backbone),
+            dict(described.backbone),
             backbone.describe(),
             what="the backbone as it loads now is not the one the features were made with",
             next_step="give the checkpoint with --weights, or compute the features again",
         )
         model = EmbeddingModel(backbone, trained.head).eval()
-        embeddings = trained.head.embed(features.rows)
-        result = evaluate_embeddings(embeddings, features.catalog) if _has_test(features.catalog) else None
-        config = _config(name or output.resolve().name, trained, features, backbone, result)
+        embeddings = trained.head.embed(described.rows)
+        result = evaluate_embeddings(embeddings, described.catalog) if _has_test(described.catalog) else None
+        config = _config(name or output.resolve().name, trained, described, backbone, result)
         write_json(output / "config.json", config)
         write_text(output / "README.md", _card(config))
         with atomic_path(output / "model.safetensors") as partial:
@@ -153,7 +155,7 @@ def export(
         )
         write_manifest(output, manifest)
         try:
-            difference = _check(model, Embedder.load(output), features.catalog)
+            difference = _check(model, Embedder.load(output), described.catalog)
         except ArtefactError:
             (output / MANIFEST_NAME).unlink()
             raise
