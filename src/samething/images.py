@@ -11,7 +11,7 @@ import dataclasses
 import io
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, TypeAlias, get_args
 
@@ -91,6 +91,14 @@ class Preprocessing:
     """Subtracted from red, green and blue after scaling to [0, 1]."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Divides red, green and blue after the mean is subtracted."""
+    place: tuple[float, float] = (0.5, 0.5)
+    """Where ``short_side_crop`` cuts: shares of the spare room left of it and above it, in [0, 1]."""
+    flip: bool = False
+    """Mirror the prepared picture, left for right."""
+    views: tuple[Preprocessing, ...] = ()
+    """Several preparations of the same picture, one below the other on a canvas; the other fields are then
+    those of the canvas: its width is ``size``, the widest view's, and each view is normalised by its own
+    ``mean`` and ``std``."""
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -115,13 +123,32 @@ class Preprocessing:
                 )
         if min(self.std) <= 0:
             raise InputError(f"std={self.std}", expected="numbers above 0", next_step="give another std")
+        if not all(0 <= share <= 1 for share in self.place):
+            raise InputError(
+                f"place={self.place}", expected="two shares in [0, 1]", next_step="give another place"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of a prepared picture, in pixels."""
+        if self.views:
+            return sum(view.shape[0] for view in self.views), max(view.shape[1] for view in self.views)
+        return self.size, self.size
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, for fingerprints and configuration files."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in dataclasses.asdict(self).items()
-        }
+        """Plain JSON values, for fingerprints and configuration files.
+
+        What came later than the format (place, flip, views) is left out where it says nothing.
+        """
+        value: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            item = getattr(self, field.name)
+            if field.name in _LATER_FIELDS and item == field.default:
+                continue
+            if field.name == "views":
+                item = [view.to_json() for view in item]
+            value[field.name] = list(item) if isinstance(item, tuple) else item
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Preprocessing:
@@ -129,7 +156,12 @@ class Preprocessing:
         fields: dict[str, Any] = {
             key: tuple(item) if isinstance(item, list) else item for key, item in value.items()
         }
+        if "views" in fields:
+            fields["views"] = tuple(cls.from_json(view) for view in fields["views"])
         return cls(**fields)
+
+
+_LATER_FIELDS: Final = ("place", "flip", "views")
 
 
 def decode(picture: Picture, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -305,12 +337,14 @@ def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
-    """Resize and crop a decoded picture to uint8 (3, size, size).
+    """Resize and crop a decoded picture to uint8 (3, height, width): (3, size, size), or a canvas of views.
 
     The arithmetic is Pillow's antialiased resampling and torchvision's rounding of sides and crop offsets,
     so that the pixels equal those of timm's evaluation transform. Only strips longer than 64 times their
     width may differ under ``short_side_crop``: their ends, which the crop leaves out, are cut off first.
     """
+    if preprocessing.views:
+        return _canvas([prepare(image, view) for view in preprocessing.views], preprocessing.shape)
     size, resampling = preprocessing.size, _RESAMPLING[preprocessing.interpolation]
     if preprocessing.resize == "squash":
         square = image.resize((size, size), resampling)
@@ -322,12 +356,29 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
         square = Image.new("RGB", (size, size), fill)
         square.paste(fitted, ((size - fitted.width) // 2, (size - fitted.height) // 2))
     else:
-        square = _short_side_crop(image, size, int(size / preprocessing.crop_fraction), resampling)
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+        short_side = int(size / preprocessing.crop_fraction)
+        square = _short_side_crop(image, size, short_side, resampling, preprocessing.place)
+    pixels = np.asarray(square).transpose(2, 0, 1)
+    return np.ascontiguousarray(pixels[:, :, ::-1] if preprocessing.flip else pixels)
+
+
+def _canvas(views: Sequence[Pixels], shape: tuple[int, int]) -> Pixels:
+    """Views of one picture, one below the other; what a narrower one leaves free is black and never read."""
+    canvas = np.zeros((3, *shape), np.uint8)
+    top = 0
+    for view in views:
+        height, width = view.shape[1:]
+        canvas[:, top : top + height, :width] = view
+        top += height
+    return canvas
 
 
 def _short_side_crop(
-    image: Image.Image, size: int, short_side: int, resampling: Image.Resampling
+    image: Image.Image,
+    size: int,
+    short_side: int,
+    resampling: Image.Resampling,
+    place: tuple[float, float],
 ) -> Image.Image:
     image = _without_far_ends(image)
     width, height = image.size
@@ -335,7 +386,7 @@ def _short_side_crop(
         resized = (short_side, int(short_side * height / width))
     else:
         resized = (int(short_side * width / height), short_side)
-    left, top = round((resized[0] - size) / 2.0), round((resized[1] - size) / 2.0)
+    left, top = round((resized[0] - size) * place[0]), round((resized[1] - size) * place[1])
     scaled = image if image.size == resized else image.resize(resized, resampling)
     return scaled.crop((left, top, left + size, top + size))
 

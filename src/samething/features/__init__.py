@@ -22,10 +22,16 @@ def features(
     output: Path = Path("features"),
     weights: Path | None = None,
     resize: ResizePolicy | None = None,
+    pooling: Literal["own", "class", "mean", "gem", "map", "class+mean"] = "own",
+    views: str = "own",
+    combine: Literal["average", "keep"] = "average",
+    sizes: tuple[int, ...] = (),
     root: Path | None = None,
     batch_size: int = 64,
     num_workers: int | None = None,
-    runtime: Literal["auto", "torch", "onnxruntime"] = "auto",
+    runtime: Literal[
+        "auto", "torch", "torch-bfloat16", "onnxruntime", "openvino", "openvino-bfloat16"
+    ] = "auto",
 ) -> FeatureSet:
     """Describe every picture of a catalog with a frozen backbone, once.
 
@@ -35,14 +41,22 @@ def features(
 
     Args:
         catalog: the catalog's file.
-        backbone: a name from the table of backbones, or timm:NAME.
+        backbone: a name that samething backbones lists, timm:NAME, open_clip:NAME/WEIGHTS or hf:NAME; several
+            joined by + stand side by side in one feature.
         output: the feature folder to write.
-        weights: a checkpoint on this disk, instead of the backbone's own source.
+        weights: a checkpoint on this disk, instead of the backbone's own source, or a folder of checkpoints
+            named after the backbones.
         resize: another way to bring pictures to the input size than the backbone's own.
+        pooling: another way from tokens to a feature than the backbone's own.
+        views: views of each picture joined by +: own, crop, squash, pad, start, end, zoom, mirror, a corner
+            such as top-left, or several at once: aspect, crops, five.
+        combine: average the features of views and sizes, or keep them side by side.
+        sizes: other sides of the input than the backbone's own, in pixels; several are views.
         root: folder of the pictures, if they were moved since the catalog was made.
         batch_size: pictures a batch; also what a killed run loses at most.
         num_workers: processes that decode pictures; by default one less than the cores, at least one.
-        runtime: what computes on a CPU; auto takes ONNX Runtime where its features agree with torch's.
+        runtime: what computes; auto measures, and takes the fastest whose features agree with torch's in
+            float32.
 
     Returns:
         The finished feature set.
@@ -61,6 +75,7 @@ def features(
         folder=Path(output),
         weights=weights,
         resize=resize,
+        options={"pooling": pooling, "views": views, "combine": combine, "sizes": sizes},
         batch_size=batch_size,
         num_workers=num_workers,
         runtime=runtime,

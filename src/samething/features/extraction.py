@@ -54,6 +54,7 @@ def extract(
     folder: Path,
     weights: Path | None,
     resize: ResizePolicy | None,
+    options: Mapping[str, Any],
     batch_size: int,
     num_workers: int | None,
     runtime: RuntimeName,
@@ -71,7 +72,7 @@ def extract(
             expected="a batch of at least 1 picture, and no or some worker processes",
             next_step="give other numbers, or leave them out",
         )
-    backbone = load_backbone(backbone_name, weights=weights, resize=resize)
+    backbone = load_backbone(backbone_name, weights=weights, resize=resize, **options)
     job = made_from(backbone.describe())
     with only_one_writer(folder), disk_errors(folder):
         claim_folder(
