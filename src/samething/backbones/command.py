@@ -41,11 +41,11 @@ class BackboneList:
     def __rich_console__(
         self, console: rich.console.Console, options: rich.console.ConsoleOptions
     ) -> rich.console.RenderResult:
-        """The table, one block a family; long lines are left to the terminal."""
+        """The table, one block a family."""
         longest = max(len(row.name) for row in self.rows) + 2
 
         def line(text: str) -> Text:
-            return Text.from_markup(text, overflow="ignore")
+            return Text.from_markup(text, overflow="fold")
 
         yield line(f"[bold]{'name':<{longest}} {'width':>6} {'size':>5} {'M params':>9} here  weights[/]")
         family = ""
