@@ -34,6 +34,9 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "catalog": Command(
         "samething.datasets:catalog", "List a folder of pictures, or read an annotation table."
     ),
+    "backbones": Command(
+        "samething.backbones.command:backbones", "List the backbones, and which are already on this disk."
+    ),
     "features": Command(
         "samething.features:features", "Describe every picture with a frozen backbone, once."
     ),

@@ -144,12 +144,12 @@ class Embedder:
                 vectors = self.embed_pixels(
                     np.stack([pixels for _, pixels in good])
                     if good
-                    else np.empty((0, 3, preprocessing.size, preprocessing.size), np.uint8)
+                    else np.empty((0, 3, *preprocessing.shape), np.uint8)
                 )
                 yield EmbeddedBatch([position for position, _ in good], vectors, bad)
 
     def embed_pixels(self, pixels: PixelBatch) -> Embeddings:
-        """Embed prepared pixels, uint8 (b, 3, size, size)."""
+        """Embed prepared pixels, uint8 (b, 3, height, width)."""
         if len(pixels) == 0:
             return np.empty((0, self.dim), np.float32)
         vectors: Embeddings = self.session.run(None, {"pixels": pixels})[0]

@@ -21,7 +21,7 @@ from rich.markup import escape
 from torch import Tensor, nn
 
 import samething
-from samething.backbones import Backbone, load_backbone, write_onnx
+from samething.backbones import Backbone, load_described, write_onnx
 from samething.catalog import Catalog
 from samething.embedder import FORMAT_VERSION, KIND, Embedder
 from samething.errors import ArtefactError, ImageError
@@ -128,8 +128,7 @@ def export(
                 next_step="choose another folder with -o, or remove this one",
             )
             return Exported(output, dict(Embedder.load(output).config), None)
-        backbone = load_backbone(features.backbone["name"], weights=weights)
-        backbone = backbone.with_preprocessing(features.preprocessing)
+        backbone = load_described(features.backbone, weights=weights)
         require_same(
             dict(features.backbone),
             backbone.describe(),
@@ -144,7 +143,7 @@ def export(
         write_text(output / "README.md", _card(config))
         with atomic_path(output / "model.safetensors") as partial:
             _write_tensors(model, partial)
-        _write_graph(model, output, size=backbone.preprocessing.size)
+        _write_graph(model, output, size=backbone.preprocessing.shape)
         manifest = Manifest(
             kind=KIND,
             format_version=FORMAT_VERSION,
@@ -184,7 +183,7 @@ def _write_tensors(model: EmbeddingModel, target: Path) -> None:
         raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
-def _write_graph(model: EmbeddingModel, output: Path, *, size: int) -> None:
+def _write_graph(model: EmbeddingModel, output: Path, *, size: tuple[int, int]) -> None:
     """Write the ONNX graph in a folder of its own first: large graphs are two files."""
     partial = output / ".onnx"
     shutil.rmtree(partial, ignore_errors=True)
@@ -253,8 +252,8 @@ def _check(model: EmbeddingModel, embedder: Embedder, catalog: Catalog) -> float
         except ImageError:
             continue
     if not pixels:  # the pictures may have moved since; noise still compares the arithmetic
-        size = embedder.preprocessing.size
-        pixels = list(np.random.default_rng(0).integers(0, 256, (NUM_CHECKED, 3, size, size), np.uint8))
+        shape = (NUM_CHECKED, 3, *embedder.preprocessing.shape)
+        pixels = list(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
     batch = np.stack(pixels)
     with torch.inference_mode():
         expected = model(torch.from_numpy(batch)).numpy()

@@ -107,7 +107,7 @@ def _with_onnxruntime(backbone: Backbone) -> Describe:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()  # knows of OMP_NUM_THREADS
     with tempfile.TemporaryDirectory() as folder:
-        graph = write_onnx(backbone, Path(folder) / "backbone.onnx", size=backbone.preprocessing.size)
+        graph = write_onnx(backbone, Path(folder) / "backbone.onnx", size=backbone.preprocessing.shape)
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def describe(pixels: UInt8[torch.Tensor, "b 3 height width"]) -> Float[np.ndarray, "b w"]:

@@ -29,6 +29,10 @@ def features(
     output: Path = ...,
     weights: Path | None = ...,
     resize: ResizePolicy | None = ...,
+    pooling: Literal["own", "class", "mean", "gem", "map", "class+mean"] = ...,
+    views: str = ...,
+    combine: Literal["average", "keep"] = ...,
+    sizes: tuple[int, ...] = ...,
     exact: bool = ...,
     scaled: bool = ...,
     root: Path | None = ...,
@@ -48,6 +52,10 @@ def features(
     output: Path = ...,
     weights: Path | None = ...,
     resize: ResizePolicy | None = ...,
+    pooling: Literal["own", "class", "mean", "gem", "map", "class+mean"] = ...,
+    views: str = ...,
+    combine: Literal["average", "keep"] = ...,
+    sizes: tuple[int, ...] = ...,
     exact: bool = ...,
     scaled: bool = ...,
     root: Path | None = ...,
@@ -66,6 +74,10 @@ def features(
     output: Path = Path("features"),
     weights: Path | None = None,
     resize: ResizePolicy | None = None,
+    pooling: Literal["own", "class", "mean", "gem", "map", "class+mean"] = "own",
+    views: str = "own",
+    combine: Literal["average", "keep"] = "average",
+    sizes: tuple[int, ...] = (),
     exact: bool = False,
     scaled: bool = False,
     root: Path | None = None,
@@ -86,10 +98,17 @@ def features(
 
     Args:
         catalog: the catalog's file. Its pictures may be files, URLs (s3, gs, http, …) or members of shards.
-        backbone: a name from the table of backbones, or timm:NAME.
+        backbone: a name that samething backbones lists, timm:NAME, open_clip:NAME/WEIGHTS or hf:NAME; several
+            joined by + stand side by side in one feature.
         output: the feature folder to write.
-        weights: a checkpoint on this disk, instead of the backbone's own source.
+        weights: a checkpoint on this disk, instead of the backbone's own source, or a folder of checkpoints
+            named after the backbones.
         resize: another way to bring pictures to the input size than the backbone's own.
+        pooling: another way from tokens to a feature than the backbone's own.
+        views: views of each picture joined by +: own, crop, squash, pad, start, end, zoom, mirror, a corner
+            such as top-left, or several at once: aspect, crops, five.
+        combine: average the features of views and sizes, or keep them side by side.
+        sizes: other sides of the input than the backbone's own, in pixels; several are views.
         exact: decode and resize with Pillow, as the backbones' own libraries do. Otherwise with faster code
             whose pixels differ from that by 2 of 255 at most.
         scaled: unpack large JPEG files at a fraction of their size, at least twice what the backbone sees:
@@ -98,7 +117,8 @@ def features(
         batch_size: pictures a batch; also what a killed run loses at most (twice as many on a GPU).
         num_workers: processes that decode pictures; by default one less than the cores, at least one. On a
             cluster: processes that describe them; by default what it has room for.
-        runtime: what computes on a CPU; auto takes the fastest whose features agree with torch's.
+        runtime: what computes on a CPU; auto measures, and takes the fastest whose
+            features agree with torch's in float32.
         cluster: "local" or the address of a Ray cluster (ray://HOST:10001, or HOST:6379): many workers on
             many machines read and describe, this process writes. Pictures must be readable from there.
         dry_run: measure a sample, say what the whole would take in time, memory and disk, and write nothing.
@@ -123,6 +143,7 @@ def features(
         folder=Path(output),
         weights=weights,
         resize=resize,
+        options={"pooling": pooling, "views": views, "combine": combine, "sizes": sizes},
         decoding=decoding,
         dry_run=dry_run,
         work=Work(batch_size=batch_size, num_workers=num_workers, runtime=runtime, cluster=cluster),

@@ -63,10 +63,10 @@ class Accelerator:
         self.network: Callable[[torch.Tensor], torch.Tensor] = (
             torch.compile(network, dynamic=False) if compiled else network
         )
-        side, pinned = backbone.preprocessing.size, self.device.type == "cuda"
+        shape, pinned = backbone.preprocessing.shape, self.device.type == "cuda"
         self._stages = [
             _Stage(
-                torch.zeros(batch_size, 3, side, side, dtype=torch.uint8, pin_memory=pinned),
+                torch.zeros(batch_size, 3, *shape, dtype=torch.uint8, pin_memory=pinned),
                 torch.empty(batch_size, backbone.width, pin_memory=pinned),
             )
             for _ in range(2)

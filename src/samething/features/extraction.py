@@ -6,9 +6,10 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +60,7 @@ def extract(
     folder: Path,
     weights: Path | None,
     resize: ResizePolicy | None,
+    options: Mapping[str, Any],
     decoding: Decoding,
     dry_run: bool,
     work: Work,
@@ -70,7 +72,7 @@ def extract(
             expected="at least one picture",
             next_step="make another with: samething catalog FOLDER",
         )
-    backbone = load_backbone(backbone_name, weights=weights, resize=resize)
+    backbone = load_backbone(backbone_name, weights=weights, resize=resize, **options)
     backbone = backbone.with_preprocessing(dataclasses.replace(backbone.preprocessing, decoding=decoding))
     if dry_run:
         return _estimated(catalog, backbone, folder, work)

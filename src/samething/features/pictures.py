@@ -106,9 +106,8 @@ def read_one_batch(
     pixels: UInt8[np.ndarray, "b 3 height width"] | None = None,
 ) -> Batch:
     """Prepare one batch in this process."""
-    size = reader.preprocessing.size
     if pixels is None:
-        pixels = np.empty((len(rows), 3, size, size), np.uint8)
+        pixels = np.empty((len(rows), 3, *reader.preprocessing.shape), np.uint8)
     reasons: dict[int, str] = {}
     asked = list(reader.read_batch(rows, pixels, reasons))
     good = [row for row in asked if row not in reasons]
@@ -138,14 +137,14 @@ class PictureStream:
         # where a process cannot be forked, memory could not be shared like this
         self.num_workers = min(num_workers, len(batches)) if sys.platform == "linux" else 0
         self._num_slots = self.num_workers * _TASKS_A_WORKER + 1
-        self._side = reader.preprocessing.size
+        self._shape = (3, *reader.preprocessing.shape)
         self.batch_size = max(map(len, batches.values()), default=0)
         self._workers: list[_Worker] = []
 
     @property
     def num_bytes(self) -> int:
         """Memory for prepared pictures."""
-        return self._num_slots * self.batch_size * 3 * self._side**2
+        return self._num_slots * self.batch_size * math.prod(self._shape)
 
     def memory_bytes(self) -> int:
         """Memory that the workers hold now beside what they share with this process, in bytes."""
@@ -166,7 +165,7 @@ class PictureStream:
         with contextlib.ExitStack() as stack:
             # not /dev/shm, of which containers have little
             memory = mmap.mmap(-1, max(1, self.num_bytes))
-            shape = (self._num_slots, self.batch_size, 3, self._side, self._side)
+            shape = (self._num_slots, self.batch_size, *self._shape)
             slots = np.frombuffer(memory, np.uint8, count=math.prod(shape)).reshape(shape)
             stack.callback(self._stop)
             self._workers = [_Worker(self.reader, slots) for _ in range(self.num_workers)]
