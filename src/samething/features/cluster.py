@@ -8,6 +8,7 @@ begun. Batches that a machine has done and not yet sent are lost with it, and do
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import pickle
@@ -143,7 +144,8 @@ class _Plan:
         import ray.data
 
         settings = ray.data.DataContext.get_current()
-        settings.enable_progress_bars = False  # there is one already
+        settings.enable_progress_bars = settings.print_on_execution_start = False  # there is a bar already
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         items = [{"number": number, "rows": rows} for number, rows in self.batches.items()]
         dataset = ray.data.from_items(items, override_num_blocks=math.ceil(len(items) / _BATCHES_A_TASK))
         described = dataset.map_batches(
@@ -151,12 +153,16 @@ class _Plan:
             fn_constructor_args=(self.job, self.name, _batch_size(self.batches)),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=self.num_workers),
-            max_restarts=-1,
-            max_task_retries=_TRIES_A_TASK,
+            ray_remote_args_fn=_many_lives,
             **self.place,
         )
         for row in described.iter_rows():
             yield row["content"]
+
+
+def _many_lives() -> dict[str, int]:
+    """A worker may die any number of times; a batch may end its worker a few times only."""
+    return {"max_restarts": -1, "max_task_retries": _TRIES_A_TASK}
 
 
 def _results(ray: Any, plan: _Plan) -> Iterator[bytes]:
