@@ -246,9 +246,9 @@ def _check(model: EmbeddingModel, embedder: Embedder, catalog: Catalog) -> float
         ArtefactError: they differ by more than :data:`LARGEST_DIFFERENCE`.
     """
     pixels: list[Any] = []
-    for path in catalog.paths[:: max(1, len(catalog) // NUM_CHECKED)][:NUM_CHECKED]:
+    for row in range(0, len(catalog), max(1, len(catalog) // NUM_CHECKED))[:NUM_CHECKED]:
         try:
-            pixels.append(prepare(decode(path), embedder.preprocessing))
+            pixels.append(prepare(decode(catalog.source(row)), embedder.preprocessing))
         except ImageError:
             continue
     if not pixels:  # the pictures may have moved since; noise still compares the arithmetic

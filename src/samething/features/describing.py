@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 
 from samething.backbones import Backbone
-from samething.backbones.runtimes import RuntimeName, choose_runtime
+from samething.backbones.runtimes import Runtime, RuntimeName, choose_runtime
 from samething.features.accelerator import Accelerator, choose_accelerator
 from samething.features.pictures import Batch, PictureStream
 
@@ -26,6 +26,7 @@ def describe_all(
     runtime: str,
     num_pictures: int,
     chosen: Callable[[str], None],
+    made: Runtime | None = None,
 ) -> Iterator[Description]:
     """Describe every batch of a stream; what computes is chosen on the first batch with a picture.
 
@@ -38,9 +39,10 @@ def describe_all(
         runtime: what computes, as in :func:`samething.backbones.runtimes.choose_runtime`.
         num_pictures: pictures of the whole job.
         chosen: is told the name of what was chosen, before the first features.
+        made: a runtime that is ready, instead of a choice.
     """
     empty = np.empty((0, backbone.width), np.float32)
-    describe: Callable[[torch.Tensor], np.ndarray] | None = None
+    describe = None if made is None else made.describe
     accelerator: Accelerator | None = None
     under_way: deque[tuple[Batch, Callable[[], np.ndarray]]] = deque()
     for batch in stream:

@@ -134,7 +134,7 @@ def _pinned_batch_size(blocks: Path, batch_size: int, *, write: bool) -> int:
 def _is_whole(block: Path) -> bool:
     """Whether a block is there, and not cut short by a loss of power."""
     try:
-        with np.load(block) as content:
+        with block.open("rb") as stream, np.load(stream) as content:
             return len(content["rows"]) == len(content["features"]) and "reasons" in content
     except FileNotFoundError:
         return False
