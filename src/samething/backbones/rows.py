@@ -15,6 +15,9 @@ CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
+PLACE_ROUNDED_DOWN: Final = (0.4999, 0.4999)
+"""Centre crop of transformers, whose offset is rounded down; timm's and open_clip's is rounded to even."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BackboneRow:
@@ -63,6 +66,7 @@ class Family:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    place: tuple[float, float] = (0.5, 0.5)
 
     def row(
         self,
@@ -96,6 +100,7 @@ class Family:
                 interpolation=self.interpolation,
                 mean=(0.5, 0.5, 0.5) if half else self.mean,
                 std=(0.5, 0.5, 0.5) if half else self.std,
+                place=self.place,
             ),
             parameters_millions=millions,
             licence=self.licence,

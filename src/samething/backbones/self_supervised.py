@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from samething.backbones.rows import IMAGENET_MEAN, IMAGENET_STD, BackboneRow, Family
+from samething.backbones.rows import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PLACE_ROUNDED_DOWN,
+    BackboneRow,
+    Family,
+)
 from samething.images import Preprocessing
 
 _DINOV2: Final = Family(
@@ -39,11 +45,13 @@ _MLCD: Final = Family(
     title="MLCD (An et al. 2024), UNICOM's successor",
     licence="Apache-2.0",
     good_at="clusters of look-alikes: products, text in pictures",
+    place=PLACE_ROUNDED_DOWN,
 )
 _MLCD_MIT: Final = Family(
     title="MLCD (An et al. 2024), UNICOM's successor",
     licence="MIT",
     good_at="clusters of look-alikes: products, text in pictures",
+    place=PLACE_ROUNDED_DOWN,
 )
 
 # fmt: off

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from samething.backbones.rows import PLACE_ROUNDED_DOWN
 from samething.backbones.timm_networks import three
 from samething.errors import ArtefactError, InputError, MissingExtraError
 from samething.images import Preprocessing
@@ -131,6 +132,7 @@ def processor_preprocessing(processor: Any) -> Preprocessing:
         interpolation=_RESAMPLING[int(processor.resample)],
         mean=three(processor.image_mean),
         std=three(processor.image_std),
+        place=PLACE_ROUNDED_DOWN if crop else (0.5, 0.5),
     )
 
 
