@@ -65,7 +65,7 @@ def estimate(
         memory = max(memory, _memory_bytes() + stream.memory_bytes())
         if len(ticks) > fill and ticks[-1][0] - ticks[fill - 1][0] > SAMPLE_S:
             break
-    if missing and not names:
+    if missing and not names and not generation.reused:
         raise InputError(
             f"none of {num_sampled:,} pictures could be read",
             expected="pictures to measure on",

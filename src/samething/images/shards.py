@@ -117,7 +117,7 @@ class _Tar:
         if size > max_bytes:
             return b"\0" * (max_bytes + 1)  # refused by its length; the content is not read
         self.stream.seek(offset)
-        content = self.stream.read(size)
+        content: bytes = self.stream.read(size)
         if len(content) < size:
             raise ValueError(f"{member} is cut off: the shard ends early")
         return content
