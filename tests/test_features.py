@@ -646,7 +646,7 @@ def test_the_accelerators_arithmetic_and_order(weights):
     np.testing.assert_allclose(np.concatenate([first(), second()]), expected, rtol=1e-3, atol=1e-4)
     sample = torch.from_numpy(pixels[:4])
     name, chosen = choose_accelerator(backbone, sample, batch_size=4, num_pictures=9, device="cpu")
-    cosine = parity_cosine(chosen.describe, accelerator.describe, sample)
+    cosine = parity_cosine(chosen.describe(sample), accelerator.describe(sample))
     assert cosine >= PARITY_COSINE
     assert (name == "cuda-float32") == (chosen.dtype == torch.float32)
     pinned, _ = choose_accelerator(

@@ -41,7 +41,8 @@ def features(
     runtime: RuntimeChoice = ...,
     cluster: str | None = ...,
     dry_run: Literal[False] = ...,
-) -> FeatureSet: ...
+) -> FeatureSet:
+    """A job that is done gives the feature set."""
 
 
 @overload
@@ -64,7 +65,8 @@ def features(
     runtime: RuntimeChoice = ...,
     cluster: str | None = ...,
     dry_run: bool,
-) -> FeatureSet | Estimate: ...
+) -> FeatureSet | Estimate:
+    """A dry run gives the estimate."""
 
 
 def features(

@@ -137,7 +137,7 @@ def choose_accelerator(
             backbone, batch_size=batch_size, device=device, dtype=dtype, compiled=compiled
         )
         try:
-            agrees = parity_cosine(accelerator.describe, reference.describe, sample) >= PARITY_COSINE
+            agrees = parity_cosine(accelerator.describe(sample), reference.describe(sample)) >= PARITY_COSINE
         except Exception:  # a network that cannot be compiled or has no kernel in half precision
             agrees = False
         if agrees or candidate == name:
