@@ -19,7 +19,7 @@ Embeddings may be memory-mapped: they are converted a block at a time. torch mul
 float32 jobs where it is installed, numpy elsewhere.
 """
 
-from samething.retrieval.ranks import RankCounter, Relevant, positive_ranks
+from samething.retrieval.ranks import RankCounter, Relevant, positive_ranks, ranks_of_scores
 from samething.retrieval.scores import Distance, Precision, require_directions
 from samething.retrieval.topk import TopK, exact_topk
 
@@ -31,5 +31,6 @@ __all__ = [
     "TopK",
     "exact_topk",
     "positive_ranks",
+    "ranks_of_scores",
     "require_directions",
 ]

@@ -254,6 +254,33 @@ class RankCounter:
         return sorted_ranks
 
 
+def ranks_of_scores(
+    scores: Float[np.ndarray, "q g"], relevant: Relevant, *, leave_out: Int[np.ndarray, " q"] | None = None
+) -> Int[np.ndarray, " p"]:
+    """What ``positive_ranks`` gives, from scores that were made in another way.
+
+    Args:
+        scores: every query with every entry, higher is nearer; ties go to the lower row.
+        relevant: the relevant entries.
+        leave_out: entry that each query may not retrieve; -1 for none.
+
+    >>> ranks_of_scores(np.array([[0.5, 0.9, 0.5]]), Relevant.by_label(np.array([1]), np.array([0, 0, 1])))
+    array([3])
+    """
+    found = [np.empty(0, dtype=np.int64)]
+    stops = np.cumsum(relevant.counts)
+    for query in np.flatnonzero(relevant.counts):
+        rows = relevant.rows[stops[query] - relevant.counts[query] : stops[query]]
+        row = scores[query].copy()
+        own = rows[np.lexsort((-rows, row[rows]))]
+        values = row[own]
+        row[own] = -np.inf
+        if leave_out is not None and leave_out[query] >= 0:
+            row[leave_out[query]] = -np.inf
+        found.append((_num_ahead(row, 0, values, own) + np.arange(len(own), 0, -1))[::-1])
+    return np.concatenate(found)
+
+
 def _num_ahead(
     row: Float[np.ndarray, " c"],
     first_row: int,
