@@ -5,7 +5,7 @@
 
 Every way runs on one thread, in turns, in this process (FAISS in its own, started in the same run, because
 OpenBLAS chooses its kernel when it is loaded); process CPU time. The peak is the rate of torch's float32
-matrix product: *square* of 2,048 x 2,048, *as here* of the blocks that the search multiplies, nothing else done.
+matrix product: *square* of 2,048 x 2,048, *as here* of the blocks that the search multiplies.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def table(num_queries: int, num_entries: int, rounds: int) -> None:
     rates: dict[str, list[float]] = {name: [] for name in ways}
     faiss: dict[str, list[float]] = {kernel: [] for kernel in FAISS_KERNELS}
     peaks: dict[str, list[float]] = {"square": [], "as here": []}
-    for name, way in ways.items():  # warm
+    for way in ways.values():  # warm
         way(queries[:256], gallery)
     for _ in range(rounds):
         peaks["square"].append(peak_square())
@@ -153,10 +153,10 @@ def table(num_queries: int, num_entries: int, rounds: int) -> None:
                 own = exact_topk(queries[:64], gallery, K, precision="float32")
                 assert np.allclose(own.scores, found["scores"], atol=1e-5), "FAISS found other entries"
     print(
-        f"\n{num_queries:,} queries x {num_entries:,} entries x {WIDTH}-d, k = {K}, median of {rounds} rounds\n"
+        f"\n{num_queries:,} queries x {num_entries:,} entries x {WIDTH}-d, k = {K}, median of {rounds} rounds\n"  # noqa: E501
     )
     print(
-        "| way | GFLOP/s | of the peak, square | of the peak, as here | ours is × |\n| --- | --- | --- | --- | --- |"
+        "| way | GFLOP/s | of the peak, square | of the peak, as here | ours is × |\n| --- | --- | --- | --- | --- |"  # noqa: E501
     )
     everything = rates | {
         f"FAISS IndexFlatIP, OPENBLAS_CORETYPE {kernel}": found for kernel, found in faiss.items()
@@ -190,8 +190,8 @@ def full() -> None:
     assert np.allclose(found.scores[own], exact.scores, atol=1e-6)
     same = float(np.mean(found.indices[own] == exact.indices))
     print(
-        f"\nUnED's size, {num_queries:,} x {num_entries:,} x {WIDTH}-d, top-{K}: {wall:.0f} s, {cpu:.0f} s of CPU, "
-        f"{operations / cpu / 1e9:.0f} GFLOP/s; embeddings {(queries.nbytes + gallery.nbytes) / 2**20:,.0f} MiB, "
+        f"\nUnED's size, {num_queries:,} x {num_entries:,} x {WIDTH}-d, top-{K}: {wall:.0f} s, {cpu:.0f} s of CPU, "  # noqa: E501
+        f"{operations / cpu / 1e9:.0f} GFLOP/s; embeddings {(queries.nbytes + gallery.nbytes) / 2**20:,.0f} MiB, "  # noqa: E501
         f"peak of the process {peak / 2**10:,.0f} MiB, of which {before / 2**10:,.0f} before the search; "
         f"40 queries searched again in float64: {same:.1%} of the entries are the same"
     )

@@ -1,4 +1,4 @@
-"""What a result looks like picture by picture: hits, failures, near-misses, confusions, similarities, a map."""
+"""What a result looks like picture by picture: hits, failures, near-misses, confusions, a map."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -131,7 +131,9 @@ class Calibration:
                 next_step="export the model again, or pip install --upgrade samething",
             )
         missing = {"threshold": math.inf, "precision": math.nan}
-        values = {name: missing.get(name) if content[name] is None else content[name] for name in names}
+        values: dict[str, Any] = {
+            name: missing.get(name) if content[name] is None else content[name] for name in names
+        }
         return cls(**values)
 
 

@@ -56,7 +56,7 @@ class Comparison:
         distractors: Sequence[Path] = (),
         shown: Protocol = "merged",
     ) -> Comparison:
-        """Evaluate every embedding; arguments and errors as in :func:`evaluate_embeddings`, ``gains`` by name."""
+        """Evaluate every embedding, ``gains`` by name; else as :func:`evaluate_embeddings`."""
         if not embeddings:
             raise InputError(
                 "no embeddings", expected="at least one", next_step="name what is to be compared"
@@ -127,7 +127,7 @@ class Comparison:
         )
 
     def differences(self, reference: str) -> dict[str, dict[str, PairedDifference]]:
-        """Every other embedding minus the reference in the first metric: name -> domain or mean -> difference."""
+        """Every other embedding minus the reference, first metric: name -> domain -> difference."""
         domains = (*self.results[reference].domains, MEAN)
         return {
             name: {
@@ -163,7 +163,7 @@ class Comparison:
         means.add_column("embedding", no_wrap=True)
         means.add_column("dim", justify="right")
         by_domain = Table(
-            title=f"{title_of(featured)} a domain, {title_of_scope(self.scope)}, % ± half of the 95 % interval",
+            title=f"{title_of(featured)} a domain, {title_of_scope(self.scope)}, % ± half of the 95 % interval",  # noqa: E501
             box=SIMPLE_HEAD,
         )
         by_domain.add_column("embedding", no_wrap=True)
@@ -187,7 +187,7 @@ class Comparison:
 
     def _differences_table(self, reference: str) -> Table:
         table = Table(
-            title=f"{title_of(self.metrics[0])} against {escape(reference)}, points (95 % interval; p by randomisation)",
+            title=f"{title_of(self.metrics[0])} against {escape(reference)}, points (95 % interval; p by randomisation)",  # noqa: E501
             box=SIMPLE_HEAD,
         )
         table.add_column("embedding", no_wrap=True)
@@ -214,4 +214,4 @@ def difference_cell(difference: PairedDifference) -> str:
     if difference.num_queries == 0:
         return "–"
     p = f"{difference.p_value:.3f}".replace("0.", ".", 1)
-    return f"{100 * difference.difference:+.1f} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f}; p {p})"
+    return f"{100 * difference.difference:+.1f} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f}; p {p})"  # noqa: E501

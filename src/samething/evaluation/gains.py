@@ -98,8 +98,8 @@ def reciprocal_reranking(
     equations 3 to 12: the k1-reciprocal neighbours of each picture, widened by those of half their depth that
     overlap by two thirds, weighted by ``exp(-d)``, averaged over the k2 nearest, and compared by Jaccard
     distance; ``own_share`` is the weight of the first distance. Distances are ``1 - cosine`` among gallery
-    entries and to the query alone: queries do not see each other, so that the answer to one does not depend on
-    which others are asked. k1 is smaller than the paper's 20, because an instance has few pictures here.
+    entries and to the query alone: queries do not see each other, so that the answer to one does not depend
+    on which others are asked. k1 is smaller than the paper's 20, because an instance has few pictures here.
 
     Raises:
         InputError: there are so many pictures that the matrices do not fit.

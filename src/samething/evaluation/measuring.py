@@ -51,9 +51,9 @@ def evaluate_embeddings(
             validation pictures among themselves.
         memory_mib: ceiling of the search's working memory in MiB, beyond the embeddings of queries and index.
         rules: a protocol's name or its rules.
-        distractors: further ``.npy`` files of index rows that are relevant to nothing and belong to no domain;
+        distractors: further ``.npy`` files of index rows that are relevant to nothing, of no domain;
             they are read a block at a time, and only the merged index holds them.
-        gain: what is done with the vectors of each search before its ranking counts, such as one of ``GAINS``.
+        gain: what is done with the vectors of each search before its ranking counts: see ``GAINS``.
         show_progress: show a bar.
 
     Raises:

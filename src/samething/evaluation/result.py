@@ -77,7 +77,7 @@ class EvaluationResult:
         if metric not in self.metrics or protocol not in self.scopes:
             raise InputError(
                 f"{metric} over {title_of_scope(protocol)}",
-                expected=f"{', '.join(self.metrics)} over {' or '.join(map(title_of_scope, self.scopes))}, as in the "
+                expected=f"{', '.join(self.metrics)} over {' or '.join(map(title_of_scope, self.scopes))}, as in the "  # noqa: E501
                 f"protocol {self.rules.name}",
                 next_step="evaluate by a protocol that has it",
             )
@@ -117,7 +117,7 @@ class EvaluationResult:
         return composite_weights(known, self.rules.domain_shares or {})
 
     def rounded(self, metric: Metric, *, domain: str = MEAN, protocol: Protocol | None = None) -> float:
-        """A value as the protocol's authors print it: domains rounded, and the mean of those rounded again."""
+        """A value as the protocol's authors print it: domains rounded, their mean rounded again."""
         decimals = self.rules.decimals if self.rules.decimals is not None else 17
         if domain != MEAN:
             return float(np.round(self.value(metric, domain=domain, protocol=protocol), decimals))
@@ -253,7 +253,7 @@ class EvaluationResult:
             return "no composite score: none of the domains is one of the challenge's"
         value, low, high = self.composite(metric)
         parts = ", ".join(f"{domain} {100 * weight:.0f} %" for domain, weight in weights.items())
-        return f"composite {title_of(metric)} {100 * value:.1f} ({100 * low:.1f}–{100 * high:.1f}), weights: {parts}"
+        return f"composite {title_of(metric)} {100 * value:.1f} ({100 * low:.1f}–{100 * high:.1f}), weights: {parts}"  # noqa: E501
 
 
 # ---- printing

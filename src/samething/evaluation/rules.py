@@ -1,4 +1,4 @@
-"""Evaluation protocols by name: which metrics, over which index, by which distance, and how they are averaged."""
+"""Evaluation protocols by name: metrics, index, distance, and how they are averaged."""
 
 from __future__ import annotations
 
@@ -126,13 +126,15 @@ GUIEC_SHARES: Final[Mapping[str, float]] = {
 
 _CHALLENGE_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "apparel": ("apparel", "clothing", "clothes", "fashion", "inshop", "deep_fashion", "deep_fashion2", "hm"),
-    "packaged goods": ("packaged goods", "products", "product", "packaged", "rp2k", "sop", "products_10k", "shopee"),
+    "packaged goods": ("packaged goods", "products", "product", "packaged", "rp2k", "sop", "products_10k",
+                       "shopee"),
     "landmarks": ("landmarks", "landmark", "gldv2"),
     "furniture": ("furniture", "home decor", "furniture180"),
     "storefronts": ("storefronts", "storefront", "shops", "storefronts146"),
     "dishes": ("dishes", "dish", "food", "food2k", "food101", "food_rec22"),
     "artwork": ("artwork", "artworks", "art", "paintings", "met", "met_art"),
-    "memes, illustrations and cars": ("memes", "illustrations", "illustration", "cars", "car", "stanford_cars", "cars196"),
+    "memes, illustrations and cars": ("memes", "illustrations", "illustration", "cars", "car",
+                                      "stanford_cars", "cars196"),
     "toys": ("toys", "toy"),
 }  # fmt: skip
 

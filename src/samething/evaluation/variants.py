@@ -35,8 +35,8 @@ def reduced(rows: Embeddings, train: Embeddings, dim: int) -> Embeddings:
 def stored_as(rows: Embeddings, train: Embeddings, dtype: str) -> Embeddings:
     """Embeddings as they come back from a narrower type, as float32.
 
-    ``int8``: whole steps of one size, the largest magnitude among training embeddings being 127. ``binary``: the
-    sign of each coordinate minus its median over training embeddings, as ±1, whose cosine orders as the
+    ``int8``: whole steps of one size, the largest magnitude among training embeddings being 127. ``binary``:
+    the sign of each coordinate minus its median over training embeddings, as ±1, whose cosine orders as the
     Hamming distance does.
     """
     unit, unit_train = _unit(rows), _unit(train)

@@ -92,7 +92,8 @@ def topk(
 def _as_products(rows: Prepared, side: str) -> Float[np.ndarray, "b e"]:
     """Rows whose products are scores: for distances 2 q·g - |g|², which orders as -|q - g|² does."""
     if rows.squares is None:
-        return rows.parts[0]
+        products: np.ndarray = rows.parts[0]
+        return products
     if side == "queries":
         return np.concatenate([2 * rows.parts[0], -np.ones_like(rows.squares)[:, None]], axis=1)
     return np.concatenate([rows.parts[0], rows.squares[:, None]], axis=1)

@@ -202,7 +202,8 @@ class RankCounter:
     @property
     def _num_prepared(self) -> int:
         width = max(1, self._queries.shape[1])
-        return max(1, self._memory_mib * 2**20 // 8 // (BYTES_PER_COORDINATE * width))
+        num_rows: int = max(1, self._memory_mib * 2**20 // 8 // (BYTES_PER_COORDINATE * width))
+        return num_rows
 
     def count(self, gallery: Gallery, *, show_progress: bool = False) -> None:
         """Meet the next gallery rows; they are numbered on from those met before.
