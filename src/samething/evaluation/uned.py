@@ -3,7 +3,8 @@
 A JSON object: data set -> split -> rows. Their programs write each split as a list of one list of rows
 (``{"cars": {"test": [[[0.1, …], …]]}}``, universal_embedding/knn_utils.py of
 github.com/nikosips/Universal-Image-Embeddings), their README describes a plain list of rows; both are read,
-the first is written, because their program takes the first element. Queries are the split ``test``. The index is
+the first is written, because their program takes the first element.
+Queries are the split ``test``. The index is
 ``index`` where queries and index differ, else ``test`` again.
 """
 
