@@ -292,8 +292,8 @@ def test_groups_find_what_float64_finds(monkeypatch, multiplication, distance, m
     if multiplication == "numpy":
         monkeypatch.setattr(groups, "_multiplication", lambda _: groups._with_numpy)
     else:
-        torch = pytest.importorskip("torch")
-        monkeypatch.setattr(groups, "_multiplication", lambda _: groups._with_torch(torch))
+        pytest.importorskip("torch")
+        monkeypatch.setattr(groups, "_multiplication", lambda _: groups._with_torch)
     generator = np.random.default_rng(3)
     gallery = generator.standard_normal((5003, 24)).astype(np.float32)
     queries = gallery[:300] + 0.1 * generator.standard_normal((300, 24)).astype(np.float32)
