@@ -81,7 +81,8 @@ class Coder:
         """Bytes of unit-length vectors, one row each."""
         if self.kind == "int8":
             steps = np.rint(vectors / self.arrays["scale"]).clip(-127, 127)
-            return steps.astype(np.int8).view(np.uint8)
+            whole: Codes = steps.astype(np.int8).view(np.uint8)
+            return whole
         if self.kind == "binary":
             packed: Codes = np.packbits(vectors > self.arrays["mean"], axis=1)
             return packed

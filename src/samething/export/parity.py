@@ -120,7 +120,7 @@ class Parity:
         )
         domains = ", ".join(f"{domain} {100 * change:+.1f}" for change, domain in worst)
         raise ArtefactError(
-            f"{folder}: this form loses {100 * self.fall:.1f} points of mMP@5, the mean over domains ({domains})",
+            f"{folder}: this form loses {100 * self.fall:.1f} points of mMP@5 on the mean ({domains})",
             expected=f"a fall of at most {100 * self.tolerance:.1f} points (--tolerance {self.tolerance:g})",
             next_step="run the same command with --allow-quality-loss, which keeps what was computed, "
             "or choose a milder form",

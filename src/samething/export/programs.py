@@ -84,7 +84,7 @@ class PreparedInside(nn.Module):
         )
         pixels = pixels.round().clamp(0, 255)
         if self.resize == "longer_side_pad":
-            square = self.fill.expand(pixels.shape[0], 3, size, size).clone()
+            square = self.fill.expand(pixels.shape[0], 3, size, size).clone()  # type: ignore[operator]
             top, left = (size - new_height) // 2, (size - new_width) // 2
             square[:, :, top : top + new_height, left : left + new_width] = pixels
             pixels = square
@@ -187,7 +187,7 @@ def _resized_here(
     return vector
 
 
-# The calls of the challenge's host: load, evaluation mode, one picture at its own size, the output's first row.
+# The calls of the challenge's host: load, evaluation mode, one picture at its own size, the first row out.
 _HOST_SEQUENCE: Final = """
 import sys, zipfile, tempfile, numpy as np, torch
 for name in ("samething", "timm", "torchvision", "open_clip"):
