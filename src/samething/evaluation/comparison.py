@@ -210,8 +210,10 @@ def difference_cell(difference: PairedDifference) -> str:
 
     >>> difference_cell(PairedDifference(difference=0.01, low=0.0, high=0.02, num_queries=9, p_value=0.5))
     '+1.0 (+0.0 to +2.0; p .500)'
+    >>> difference_cell(PairedDifference(difference=0.01, low=0.0, high=0.02, num_queries=9, p_value=0.0004))
+    '+1.0 (+0.0 to +2.0; p < .001)'
     """
     if difference.num_queries == 0:
         return "–"
-    p = f"{difference.p_value:.3f}".replace("0.", ".", 1)
+    p = f"{difference.p_value:.3f}".replace("0.", ".", 1) if difference.p_value >= 0.001 else "< .001"
     return f"{100 * difference.difference:+.1f} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f}; p {p})"  # noqa: E501

@@ -109,7 +109,10 @@ def _differences(comparison: Comparison, featured: str) -> dict[str, Any] | None
             {
                 "name": name,
                 "cells": [
-                    {"text": difference_cell(found), "is_sure": found.low > 0 or found.high < 0}
+                    {
+                        "parts": difference_cell(found).split(" ", 1),
+                        "is_sure": found.low > 0 or found.high < 0,
+                    }
                     for found in by_domain.values()
                 ],
             }
