@@ -13,25 +13,32 @@ from typing import Final
 
 from samething.errors import InputError
 from samething.index.description import COLUMNS, ColumnKind, IndexDescription, Items
-from samething.index.interface import AbstractIndex, Hits, Verification, Where
+from samething.index.interface import AbstractIndex, Between, Hits, Verification, Where
 from samething.index.lance import LanceIndex
+from samething.index.milvus import MilvusIndex
 
 __all__ = [
     "COLUMNS",
     "ENGINES",
     "AbstractIndex",
+    "Between",
     "ColumnKind",
     "Hits",
     "IndexDescription",
     "Items",
     "LanceIndex",
+    "MilvusIndex",
     "Verification",
     "Where",
     "create_index",
     "open_index",
 ]
 
-ENGINES: Final[dict[str, type[AbstractIndex]]] = {"lance": LanceIndex}
+ENGINES: Final[dict[str, type[AbstractIndex]]] = {
+    "lance": LanceIndex,
+    "milvus": MilvusIndex,
+    "milvus-lite": MilvusIndex,
+}
 """URL scheme -> engine. A location without a scheme is a folder, which is ``lance``."""
 
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)

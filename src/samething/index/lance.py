@@ -25,7 +25,6 @@ import os
 import re
 import shutil
 import threading
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -36,9 +35,9 @@ from jaxtyping import Float, Int, UInt
 from samething.arrays import Embeddings, Queries
 from samething.errors import ArtefactError, InputError, SamethingError
 from samething.files import disk_errors, write_manifest
-from samething.index.checksums import Checksums
+from samething.index.checksums import Checksums, vector_crc32
 from samething.index.description import ColumnKind, IndexDescription, RecordBatch, Schema, Table
-from samething.index.interface import AbstractIndex, Hits, Verification
+from samething.index.interface import AbstractIndex, Between, Condition, Hits, Verification
 from samething.index.lance_folder import (
     CHECKSUMS,
     TABLE,
@@ -122,7 +121,7 @@ class LanceIndex(AbstractIndex):
     def _upsert(self, vectors: Embeddings, items: Table) -> None:
         import pyarrow as pa
 
-        checks = pa.array(_crc32(items["id"].to_pylist(), vectors), pa.uint32())
+        checks = pa.array(vector_crc32(items["id"].to_pylist(), vectors), pa.uint32())
         flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.dim)
         columns = [*items.columns, flat, checks]
         rows = pa.table(columns, schema=_table_schema(self.description))
@@ -152,7 +151,7 @@ class LanceIndex(AbstractIndex):
         with self._store_errors():
             return int(self._current().table.count_rows())
 
-    def _search(self, queries: Queries, k: int, where: dict[str, list[str]], columns: list[str]) -> Hits:
+    def _search(self, queries: Queries, k: int, where: dict[str, Condition], columns: list[str]) -> Hits:
         view, matrix = self._loaded()
         rows = self._matching(view, where) if where else None
         gallery = matrix.vectors if rows is None else matrix.vectors[rows]
@@ -167,18 +166,17 @@ class LanceIndex(AbstractIndex):
         ids = np.array(found["id"].to_pylist(), dtype=object).reshape(hits.shape)
         return Hits(ids, top.scores, found)
 
-    def _matching(self, view: _View, where: dict[str, list[str]]) -> Int[np.ndarray, " n"]:
+    def _matching(self, view: _View, where: dict[str, Condition]) -> Int[np.ndarray, " n"]:
         """Rows of the matrix that the filter lets through."""
-        import pyarrow as pa
         import pyarrow.compute as pc
 
         keep: Any = None
-        for name, values in where.items():
+        for name, condition in where.items():
             with self._guard, self._store_errors():
                 column = view.column(name)
-            one = pc.is_in(column, value_set=pa.array(values, pa.string()))
+            one = _meets(column, condition)
             keep = one if keep is None else pc.and_(keep, one)
-        return np.flatnonzero(keep.to_numpy()).astype(np.int64)
+        return np.flatnonzero(keep.to_numpy(zero_copy_only=False)).astype(np.int64)
 
     def _items(self, columns: list[str]) -> Iterator[RecordBatch]:
         with self._store_errors():
@@ -303,7 +301,10 @@ class LanceIndex(AbstractIndex):
             names = [*self.description.columns, "vector", "vector_crc32"]
             for batch in view.table.search().select(names).limit(None).to_batches():
                 ids = batch["id"].to_pylist()
-                wrong = _crc32(ids, _matrix_of(batch["vector"], self.dim)) != batch["vector_crc32"].to_numpy()
+                wrong = (
+                    vector_crc32(ids, _matrix_of(batch["vector"], self.dim))
+                    != batch["vector_crc32"].to_numpy()
+                )
                 problems += [
                     f"the vector of {ids[row]!r} is not what was written" for row in wrong.nonzero()[0]
                 ]
@@ -345,7 +346,7 @@ class _View:
             rows = self._read(["id", "vector", "vector_crc32"])
             ids = rows["id"].combine_chunks()
             vectors = _matrix_of(rows["vector"].combine_chunks(), rows.schema.field("vector").type.list_size)
-            if (_crc32(ids.to_pylist(), vectors) != rows["vector_crc32"].to_numpy()).any():
+            if (vector_crc32(ids.to_pylist(), vectors) != rows["vector_crc32"].to_numpy()).any():
                 return None
             self._matrix = _Matrix(ids, vectors, rows["_rowid"].to_numpy())
         return self._matrix
@@ -363,18 +364,30 @@ class _View:
         return rows.take(pc.sort_indices(rows["id"]))
 
 
+def _meets(column: Any, condition: Condition) -> Any:
+    """Arrow booleans: which values of a column meet a condition; what is null does not."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column = column.combine_chunks()
+    if isinstance(condition, Between):
+        keep = pc.is_valid(column)
+        for end, compare in ((condition.low, pc.greater_equal), (condition.high, pc.less_equal)):
+            if end is not None:
+                keep = pc.and_(keep, pc.fill_null(compare(column, pa.scalar(end)), False))
+        return keep
+    values = pa.array(condition, pa.string())
+    if not pa.types.is_list(column.type):
+        return pc.is_in(column, value_set=values)
+    owners = pc.list_parent_indices(column).filter(pc.is_in(pc.list_flatten(column), value_set=values))
+    keep = np.zeros(len(column), dtype=bool)
+    keep[owners.to_numpy()] = True
+    return pa.array(keep)
+
+
 def _matrix_of(column: Any, dim: int) -> Float[np.ndarray, "n d"]:
     flat = column.flatten().to_numpy(zero_copy_only=False)
     return np.ascontiguousarray(flat, dtype=np.float32).reshape(-1, dim)
-
-
-def _crc32(ids: list[str], vectors: Float[np.ndarray, "n d"]) -> UInt[np.ndarray, " n"]:
-    """CRC-32 over id and vector of each row; it changes with certainty when a single byte does."""
-    checks = [
-        zlib.crc32(row, zlib.crc32(name.encode()))
-        for name, row in zip(ids, np.ascontiguousarray(vectors), strict=True)
-    ]
-    return np.asarray(checks, dtype=np.uint32)
 
 
 def _table_schema(description: IndexDescription) -> Schema:
