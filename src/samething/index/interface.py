@@ -46,6 +46,17 @@ class Between:
                     next_step="leave an end out to keep it open",
                 )
 
+    def of_whole_numbers(self) -> Between:
+        """The same range of 64-bit whole numbers, its ends whole.
+
+        >>> Between(0.5, 1e30).of_whole_numbers()
+        Between(low=1, high=9223372036854775807)
+        """
+        least, most = -(2**63) + 1, 2**63 - 1
+        low = None if self.low is None else min(max(math.ceil(self.low), least), most)
+        high = None if self.high is None else min(max(math.floor(self.high), least), most)
+        return Between(low, high)
+
 
 Condition: TypeAlias = list[str] | Between
 """What one column of a row must meet: one of these texts, or a number in this range."""
@@ -355,7 +366,7 @@ class AbstractIndex(abc.ABC):
                 raise InputError(
                     f"a range for the column {name!r}", expected="texts", next_step="give the values as text"
                 )
-            return values
+            return values.of_whole_numbers() if kinds[name] == "integer" else values
         if is_numeric:
             raise InputError(
                 f"a filter on {name!r} with the value {values!r}",

@@ -27,6 +27,7 @@ from samething.index.checksums import vector_crc32
 from samething.index.description import ColumnKind, IndexDescription, RecordBatch, Table
 from samething.index.interface import AbstractIndex, Condition, Hits, Verification
 from samething.index.milvus_schema import (
+    bound_to,
     collection_schema,
     entities,
     expression,
@@ -36,6 +37,7 @@ from samething.index.milvus_schema import (
 )
 from samething.retrieval import exact_topk
 
+_PROPERTY: Final = "samething"
 _TIMEOUT_S: Final = 30.0
 _ROWS_A_WRITE: Final = 500
 """Milvus takes messages of 64 MB; rows with a thumbnail have some 20 kB."""
@@ -180,7 +182,9 @@ class MilvusIndex(AbstractIndex):
                     expected="a collection that samething index made",
                     next_step=f"make it with: samething index FOLDER --model MODEL -o {shown}",
                 )
-            text = client.describe_collection(place.collection)["description"]
+            found = client.describe_collection(place.collection)
+            # Lite forgets descriptions and keeps properties; Milvus 2.3 knows few properties
+            text = found["description"] or found.get("properties", {}).get(_PROPERTY, "")
             index = cls(str(location), place, client, read_description(text, shown))
             if model_fingerprint is not None:
                 index.require_model(model_fingerprint, model_name)
@@ -349,6 +353,7 @@ def new_collection(client: Any, place: MilvusPlace, description: IndexDescriptio
         schema=collection_schema(description),
         index_params=parameters,
         consistency_level="Strong",
+        properties={_PROPERTY: bound_to(description)},
     )
     return name
 

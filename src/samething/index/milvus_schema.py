@@ -18,6 +18,7 @@ Milvus 2.3, which has no null and escapes nothing in texts, is enough.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import sys
@@ -37,6 +38,10 @@ MOST_TEXTS: Final = 4096
 """Texts in a list of Milvus."""
 _NO_TEXT: Final = "-"
 _NO_NUMBER: Final = {"integer": -(2**63), "number": -sys.float_info.max}
+_HAS_NUMBER: Final = {
+    "integer": f"F_{{}} >= {-(2**63) + 1}",  # Milvus reads the digits before it reads the sign
+    "number": f"F_{{}} > {_NO_NUMBER['number']!r}",
+}
 FORMAT_VERSION: Final = 1
 
 
@@ -53,15 +58,8 @@ def collection_schema(description: IndexDescription) -> Any:
     """The fields of a new collection; what the index is bound to is its description."""
     from pymilvus import DataType, MilvusClient
 
-    bound = {
-        "samething_index": FORMAT_VERSION,
-        "dim": description.dim,
-        "model_name": description.model_name,
-        "model_fingerprint": description.model_fingerprint,
-        "extra_columns": dict(description.extra_columns),
-    }
     schema = MilvusClient.create_schema(
-        auto_id=False, enable_dynamic_field=False, description=json.dumps(bound)
+        auto_id=False, enable_dynamic_field=False, description=bound_to(description)
     )
     schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=32)
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=description.dim)
@@ -82,6 +80,11 @@ def collection_schema(description: IndexDescription) -> Any:
         elif kind != "bytes":
             schema.add_field(f"F_{name}", DataType.INT64 if kind == "integer" else DataType.DOUBLE)
     return schema
+
+
+def bound_to(description: IndexDescription) -> str:
+    """The inverse of :func:`read_description`."""
+    return json.dumps({"samething_index": FORMAT_VERSION, **dataclasses.asdict(description)})
 
 
 def read_description(text: str, location: str) -> IndexDescription:
@@ -170,23 +173,13 @@ def expression(where: Mapping[str, Condition], description: IndexDescription) ->
     for name, condition in where.items():
         kind = description.columns[name]
         if isinstance(condition, Between):
-            parts.append(f"F_{name} > {_NO_NUMBER[kind]!r}")
+            parts.append(_HAS_NUMBER[kind].format(name))
             for end, sign in ((condition.low, ">="), (condition.high, "<=")):
                 if end is not None:
-                    parts.append(f"F_{name} {sign} {_number(end, kind, sign)!r}")
+                    parts.append(f"F_{name} {sign} {end!r}")
             continue
         values = "[" + ", ".join(f'"{key(value)}"' for value in condition) + "]"
         parts.append(
             f"array_contains_any(F_{name}, {values})" if kind == "texts" else f"F_{name} in {values}"
         )
     return " and ".join(parts)
-
-
-def _number(end: float | int, kind: str, sign: str) -> float | int:
-    """An end of a range; for whole numbers the next whole one inside."""
-    if kind == "number":
-        return float(end)
-    whole = int(end)
-    if whole != end:
-        whole = int(np.ceil(end)) if sign == ">=" else int(np.floor(end))
-    return min(max(whole, -(2**63) + 1), 2**63 - 1)
