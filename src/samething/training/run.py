@@ -76,10 +76,12 @@ class Run:
         """
         folder = (self.folder / str(self.manifest.content["features"])).resolve()
         found = FeatureSet.open(folder)
-        if found.manifest.fingerprint != self.manifest.made_from["features"]:
+        # a fine-tuned run has features of its own, by its own backbone
+        expected = self.manifest.content.get("features_fingerprint", self.manifest.made_from["features"])
+        if found.manifest.fingerprint != expected:
             raise ArtefactError(
                 f"{folder} holds other features than those {self.folder} was trained on",
-                expected=f"features with the fingerprint {self.manifest.made_from['features']}",
+                expected=f"features with the fingerprint {expected}",
                 next_step="put the right feature folder back at that place, or train again",
             )
         return found
