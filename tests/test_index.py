@@ -67,6 +67,10 @@ class MemoryIndex(AbstractIndex):
             index.require_model(model_fingerprint, model_name)
         return index
 
+    @classmethod
+    def exists(cls, location):
+        return str(location) in cls.stores
+
     @property
     def store(self) -> dict[str, tuple[list[float], dict[str, Any]]]:
         if self.__dict__.get("is_closed"):

@@ -1,6 +1,8 @@
 """Embedder and index together: growing an index, killing it, asking it."""
 
+import csv
 import io
+import json
 import os
 import shutil
 import signal
@@ -18,7 +20,8 @@ from line import ENVIRONMENT
 from samething.catalog import Catalog
 from samething.embedder import Embedder
 from samething.errors import ArtefactError, ImageError, InputError
-from samething.search import Match, Matches, Searcher, find, index
+from samething.images import Box
+from samething.search import Changes, Match, Matches, Searcher, duplicates, find, index, sync
 from scenes import write_things
 
 
@@ -37,7 +40,10 @@ def test_only_what_is_new_is_embedded(line, pictures, made, tmp_path):
     target = pictures / "thing 00 é" / "view 0.jpg"
     shutil.copy(target, pictures / "thing 00 é" / "one more.jpg")
     again = index(pictures, model=line / "model", output=tmp_path / "index")
-    assert (again.num_added, again.num_kept, again.index.count()) == (1, 12, 13)
+    assert (again.num_added, again.num_kept, again.index.count()) == (0, 12, 12)  # a copy, stored once
+    assert again.changes.num_moved == 1
+    copies = find(pictures / "thing 00 é" / "view 0.jpg", index=tmp_path / "index", k=1).matches[0].copies
+    assert [Path(path).name for path in copies] == ["view 0.jpg"]
     Image.open(pictures / "thing 02 é" / "view 0.jpg").transpose(Image.Transpose.ROTATE_90).save(target)
     changed = index(pictures, model=line / "model", output=tmp_path / "index")
     assert (changed.num_added, changed.num_kept, changed.index.count()) == (1, 12, 13)
@@ -45,8 +51,9 @@ def test_only_what_is_new_is_embedded(line, pictures, made, tmp_path):
 
 
 def test_stored_vectors_are_the_models(line, made):
-    ids = [row["id"] for batch in made.index.items() for row in batch.to_pylist()]
-    expected = Embedder.load(line / "model").embed(ids)
+    rows = [row for batch in made.index.items() for row in batch.to_pylist()]
+    ids = [row["id"] for row in rows]
+    expected = Embedder.load(line / "model").embed([row["path"] for row in rows])
     np.testing.assert_allclose(made.index.vectors(ids), expected, atol=1e-5)
     row = made.index.rows(ids[:1], ["label", "width", "height", "thumbnail"]).to_pylist()[0]
     assert (row["width"], row["height"]) == (96, 96) and row["label"].startswith("thing")
@@ -63,10 +70,19 @@ def test_a_filter_by_domain(line, pictures, tmp_path):
     index(moved, model=line / "model", output=tmp_path / "index", root=tmp_path / "others")
     query = pictures / "thing 00 é" / "view 1.jpg"
     both = find(query, index=tmp_path / "index", k=13).matches
-    assert {match.domain for match in both} == {"cars", "things"} and len(both) == 13
-    only = find(query, index=tmp_path / "index", k=5, domain="cars").matches
-    assert [(match.label, match.domain, match.rank) for match in only] == [("a", "cars", 1)]
-    assert find(query, index=tmp_path / "index", domain="no such domain").matches == ()
+    assert len(both) == 12  # the picture of both domains is stored once, and found in both
+    only = find(query, index=tmp_path / "index", k=5, domain=["cars"]).matches
+    assert [len(match.copies) for match in only] == [1]
+    things = find(query, index=tmp_path / "index", k=20, domain=["things"]).matches
+    assert only[0].id in {match.id for match in things} and len(things) == 12
+    assert find(query, index=tmp_path / "index", domain=["no such domain"]).matches == ()
+    folder = pictures / "thing 01 é"
+    assert len(find(query, index=tmp_path / "index", k=20, folder=folder).matches) == 4
+    assert len(find(query, index=tmp_path / "index", k=20, with_label=["a"]).matches) == 1
+    for conditions, number in ((["width=96..96", "height=..96"], 12), (["width=97.."], 0)):
+        assert len(find(query, index=tmp_path / "index", k=20, where=conditions).matches) == number
+    with pytest.raises(InputError, match="colour"):
+        find(query, index=tmp_path / "index", where=["colour=red"])
 
 
 def test_matches_come_best_first_with_scores_in_range(made, pictures):
@@ -124,8 +140,8 @@ def test_markup_in_unreadable_paths_is_text(line, made, pictures):
 
 
 KILLED = """
-import sys, samething.search
-samething.search._ROWS_A_WRITE = 2
+import sys, samething.search.searcher
+samething.search.searcher._ROWS_A_WRITE = 2
 from samething.cli import main
 main(sys.argv[1:])
 """
@@ -156,7 +172,7 @@ def test_kill_and_resume_lose_nothing(line, tmp_path):
     assert kills > 0 and 0 < kept < 80
     assert (done.num_kept, done.num_added, done.index.count()) == (kept, 80 - kept, 80)
     whole = index(pictures, model=line / "model", output=tmp_path / "whole")
-    ids = sorted(str(path.resolve()) for path in pictures.rglob("*.jpg"))
+    ids = sorted(row["id"] for batch in whole.index.items([]) for row in batch.to_pylist())
     np.testing.assert_allclose(done.index.vectors(ids), whole.index.vectors(ids), atol=1e-5)
     assert not done.index.verify().problems
 
@@ -164,3 +180,114 @@ def test_kill_and_resume_lose_nothing(line, tmp_path):
 def stored(folder: Path) -> int:
     """Data files of the index so far, without opening it."""
     return len(list(folder.rglob("*.lance")))
+
+
+# ---- keeping current
+
+
+def test_sync_follows_every_kind_of_change(line, pictures, made, tmp_path):
+    """Renamed and moved files keep their vectors; changed ones are embedded; deleted ones go."""
+    place = tmp_path / "index"
+    before = {row["path"]: row["id"] for batch in made.index.items() for row in batch.to_pylist()}
+    quiet = sync(place)
+    assert quiet.changes == Changes(num_kept=12)
+    first, second, third = (pictures / f"thing 0{number} é" / "view 0.jpg" for number in range(3))
+    (pictures / "elsewhere").mkdir()
+    first.rename(pictures / "elsewhere" / "renamed.jpg")
+    second.unlink()
+    Image.open(third).transpose(Image.Transpose.ROTATE_90).save(third)
+    shutil.copy(third, pictures / "new.jpg")
+    done = sync(place).changes
+    assert (done.num_added, done.num_kept, done.num_moved, done.num_dropped) == (1, 9, 1, 2)
+    assert done.num_read == 3  # what did not change is not read
+    rows = {row["id"]: row for batch in made.index.items() for row in batch.to_pylist()}
+    assert len(rows) == 11
+    moved = rows[before[str(first)]]
+    assert (Path(moved["path"]).name, moved["label"]) == ("renamed.jpg", "elsewhere")
+    assert before[str(second)] not in rows and before[str(third)] not in rows
+    assert find(pictures / "new.jpg", index=place, k=1).matches[0].score == pytest.approx(1, abs=1e-4)
+    assert sync(place).changes == Changes(num_kept=12)
+    assert not made.index.verify().problems
+
+
+def test_a_folder_that_is_gone_drops_nothing(line, pictures, made, tmp_path):
+    pictures.rename(tmp_path / "unmounted")
+    with pytest.raises(InputError, match="does not exist"):
+        sync(tmp_path / "index")
+    assert made.index.count() == 12
+    (tmp_path / "unmounted").rename(pictures)
+    with pytest.raises(InputError, match="does not say which folders"):
+        (tmp_path / "index" / "collections.json").unlink()
+        sync(tmp_path / "index")
+
+
+def test_an_unreadable_file_is_listed_and_its_old_row_goes(pictures, made, tmp_path):
+    """Content that was replaced by something unreadable must not be found any more."""
+    broken = pictures / "thing 00 é" / "view 0.jpg"
+    broken.write_bytes(b"\xff\xd8\xff no picture")
+    done = sync(tmp_path / "index")
+    assert done.exit_status == 3 and [path for path, _ in done.unreadable] == [str(broken)]
+    assert done.index.count() == 11
+
+
+def test_two_folders_and_a_moved_index(line, made, pictures, tmp_path):
+    others = write_things(tmp_path / "others", num_things=4)
+    shutil.copy(pictures / "thing 00 é" / "view 0.jpg", others / "copy.jpg")
+    grown = index(others, model=line / "model", output=tmp_path / "index")
+    assert grown.index.count() == len({row["id"] for b in grown.index.items([]) for row in b.to_pylist()})
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"index", "others"} <= names
+    assert sync(tmp_path / "index").changes.num_added == 0
+    shutil.rmtree(others)
+    with pytest.raises(InputError, match="others"):
+        sync(tmp_path / "index")
+    only = sync(tmp_path / "index", pictures)
+    assert only.index.count() == 12
+
+
+def test_several_pictures_a_crop_a_label_and_a_row(made, pictures):
+    views = [pictures / "thing 01 é" / f"view {number}.jpg" for number in range(3)]
+    mean, most = (made.find(*views, k=4, combine=how) for how in ("mean", "max"))
+    for found in (mean, most):
+        assert {match.label for match in found.matches[:3]} == {"thing 01 é"}
+    assert most.matches[2].score == pytest.approx(1, abs=1e-4) > mean.matches[2].score
+    whole = made.find(views[0], k=3, crop=Box(0, 0, 96, 96))
+    assert [match.id for match in whole.matches] == [match.id for match in made.find(views[0], k=3).matches]
+    part = made.find(views[0], k=3, crop=Box(0, 0, 40, 40))
+    assert part.matches[0].score < 0.9999
+    with pytest.raises(InputError, match="crop"):
+        made.find(*views, crop=Box(0, 0, 9, 9))
+    by_label = made.find_label("thing 01 é", k=20)
+    assert len(by_label.matches) == 8 and "thing 01 é" not in {match.label for match in by_label.matches}
+    with pytest.raises(InputError, match="no such thing"):
+        made.find_label("no such thing")
+    row = mean.matches[0].id
+    assert row not in {match.id for match in made.find_row(row, k=20).matches}
+
+
+def test_matches_are_written_as_asked(made, pictures, tmp_path):
+    found = made.find(pictures / "thing 01 é" / "view 0.jpg", k=3)
+    value = json.loads(found.write(tmp_path / "m.json").read_text())
+    assert [match["path"] for match in value["matches"]] == [match.path for match in found.matches]
+    rows = list(csv.DictReader(io.StringIO(found.write(tmp_path / "m.csv").read_text())))
+    assert [float(row["score"]) for row in rows] == pytest.approx([m.score for m in found.matches], abs=1e-6)
+    page = found.write(tmp_path / "m.html", query_picture=pictures / "thing 01 é" / "view 0.jpg").read_text()
+    assert page.count("data:image/jpeg") == 4 and "https://" not in page
+    with pytest.raises(InputError, match=r"\.json, \.csv or \.html"):
+        found.write(tmp_path / "m.txt")
+
+
+def test_near_duplicates_are_grouped(line, pictures, tmp_path):
+    original = pictures / "thing 00 é" / "view 0.jpg"
+    Image.open(original).save(pictures / "again.jpg", quality=60)
+    shutil.copy(pictures / "thing 02 é" / "view 1.jpg", pictures / "copy.jpg")
+    made = index(pictures, model=line / "model", output=tmp_path / "index")
+    found = duplicates(tmp_path / "index", min_score=0.995, output=tmp_path / "d.json")
+    groups = [{Path(path).name for item in group.items for path in item["paths"]} for group in found.groups]
+    assert {"again.jpg", "view 0.jpg"} in groups and {"copy.jpg", "view 1.jpg"} in groups
+    assert json.loads((tmp_path / "d.json").read_text())["num_pictures"] == made.index.count() == 13
+    vectors = made.index.vectors(ids := [r["id"] for b in made.index.items([]) for r in b.to_pylist()])
+    linked = (vectors @ vectors.T >= 0.995).sum() - len(ids)
+    assert linked > 0 and sum(len(group.items) - 1 for group in found.groups) <= linked
+    with pytest.raises(InputError, match="similarity"):
+        duplicates(tmp_path / "index", min_score=0.0)

@@ -254,7 +254,8 @@ def _write_files(
 
 
 _GIT_ATTRIBUTES: Final = "".join(
-    f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in ("*.onnx", "*.onnx.data", "*.safetensors", "*.npz")
+    f"{pattern} filter=lfs diff=lfs merge=lfs -text\n"
+    for pattern in ("*.onnx", "*.onnx.data", "*.safetensors", "*.npz")
 )
 
 

@@ -101,7 +101,9 @@ def average(
         if not first.is_floating_point():
             mean[name] = first
             continue
-        total = torch.stack([share * state[name].double() for share, state in zip(parts, states, strict=True)])
+        total = torch.stack(
+            [share * state[name].double() for share, state in zip(parts, states, strict=True)]
+        )
         mean[name] = total.sum(0).to(first.dtype)
     return mean
 

@@ -31,6 +31,7 @@ __all__ = [
     "Verification",
     "Where",
     "create_index",
+    "exists_index",
     "open_index",
 ]
 
@@ -69,6 +70,12 @@ def open_index(
     """Open an index with the engine that the location asks for. See :meth:`AbstractIndex.open`."""
     engine, place = _engine(location)
     return engine.open(place, model_fingerprint=model_fingerprint, model_name=model_name)
+
+
+def exists_index(location: str | Path) -> bool:
+    """Whether there is an index at a location, finished or not readable by this version included."""
+    engine, place = _engine(location)
+    return engine.exists(place)
 
 
 def _engine(location: str | Path) -> tuple[type[AbstractIndex], str | Path]:

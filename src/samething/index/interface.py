@@ -155,6 +155,11 @@ class AbstractIndex(abc.ABC):
             FingerprintError: it was made by another model.
         """
 
+    @classmethod
+    @abc.abstractmethod
+    def exists(cls, location: str | Path) -> bool:
+        """Whether there is a finished index at this place."""
+
     # ---- what it is
 
     @property

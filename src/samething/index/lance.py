@@ -34,7 +34,7 @@ from jaxtyping import Float, Int, UInt
 
 from samething.arrays import Embeddings, Queries
 from samething.errors import ArtefactError, InputError, SamethingError
-from samething.files import disk_errors, write_manifest
+from samething.files import disk_errors, is_finished, write_manifest
 from samething.index.checksums import Checksums, vector_crc32
 from samething.index.description import ColumnKind, IndexDescription, RecordBatch, Schema, Table
 from samething.index.interface import AbstractIndex, Between, Condition, Hits, Verification
@@ -115,6 +115,11 @@ class LanceIndex(AbstractIndex):
             index.require_model(model_fingerprint, model_name)
         index._current()  # finds truncated and missing files now rather than later
         return index
+
+    @classmethod
+    def exists(cls, location: str | Path) -> bool:
+        """Whether there is a manifest. See :meth:`AbstractIndex.exists`."""
+        return is_finished(Path(location))
 
     # ---- changing
 

@@ -99,7 +99,8 @@ class MilvusPlace:
         user = urllib.parse.unquote(url.username or "")
         password = urllib.parse.unquote(url.password or "")
         token = f"{user}:{password}" if password else user
-        return cls(uri, collection, *(folders or ["default"]), token=token, index=index, ef=ef)
+        database = folders[0] if folders else "default"
+        return cls(uri, collection, database, token=token, index=index, ef=ef)
 
     def connect(self) -> Any:
         """A client.
@@ -190,6 +191,14 @@ class MilvusIndex(AbstractIndex):
                 index.require_model(model_fingerprint, model_name)
             client.load_collection(place.collection)
         return index
+
+    @classmethod
+    def exists(cls, location: str | Path) -> bool:
+        """Whether there is a collection of this name. See :meth:`AbstractIndex.exists`."""
+        place = MilvusPlace.of(str(location))
+        client = place.connect()
+        with _server_errors(_without_password(str(location))), contextlib.closing(client):
+            return bool(client.has_collection(place.collection))
 
     # ---- changing
 

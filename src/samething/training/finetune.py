@@ -221,9 +221,7 @@ class Finetuner:
             batch_size=self.tune.tune_batch_size,
             seed=self.config.seed + 3,
             epoch=epoch,
-            config=SamplingConfig(
-                kind=self.config.sampling, temperature=self.config.sampling_temperature
-            ),
+            config=SamplingConfig(kind=self.config.sampling, temperature=self.config.sampling_temperature),
         )
 
     def _batches(self) -> Iterator[tuple[Int[np.ndarray, " b"], UInt8[np.ndarray, "b 3 height width"]]]:
