@@ -71,6 +71,25 @@ class MemoryIndex(AbstractIndex):
     def exists(cls, location):
         return str(location) in cls.stores
 
+    def beside(self, *, dim, model_fingerprint, model_name):
+        successor = type(self).create(
+            f"{self.location} next {model_fingerprint}",
+            dim=dim,
+            model_fingerprint=model_fingerprint,
+            model_name=model_name,
+            extra_columns=self.description.extra_columns,
+        )
+        successor.known = dict(self.store)
+        return successor
+
+    def take_place(self, of):
+        if self.known != of.store:
+            self.known = dict(of.store)
+            return False
+        self.stores[of.location] = self.stores.pop(self.location)
+        self.location = of.location
+        return True
+
     @property
     def store(self) -> dict[str, tuple[list[float], dict[str, Any]]]:
         if self.__dict__.get("is_closed"):
@@ -546,6 +565,33 @@ def test_an_index_is_not_made_twice_nor_found_where_none_is(engine: Engine) -> N
     assert index.count() == 1
     with pytest.raises(ArtefactError):
         engine.kind.open(engine.new_location())
+
+
+# ---- being replaced
+
+
+def test_another_index_takes_the_place_in_one_step(engine: Engine) -> None:
+    """Until then the old one is found; a change of it in the meantime is noticed."""
+    old = engine.create(extra_columns={"season": "text"})
+    old.add(unit(3), named(3))
+    new_model = {"model_fingerprint": "new0", "model_name": "new-4"}
+    new = old.beside(dim=4, **new_model)
+    new.add(np.eye(4, dtype=np.float32), [{"id": f"n{row}", "season": "été"} for row in range(4)])
+    assert engine.kind.open(old.location, **MODEL).count() == 3
+    old.add(unit(1), [{"id": "late"}])
+    assert not new.take_place(old)
+    assert new.take_place(old)
+    found = engine.kind.open(old.location, **new_model)
+    assert (found.count(), found.dim, found.model_name) == (4, 4, "new-4")
+    assert found.search(np.eye(4, dtype=np.float32)[1:2], 1, where={"season": "été"}).ids.tolist() == [["n1"]]
+    assert new.count() == 4
+    with pytest.raises(FingerprintError, match="new-4"):
+        engine.kind.open(old.location, **MODEL)
+    again = found.beside(dim=DIM, **MODEL)
+    again.add(unit(2), named(2))
+    assert again.take_place(found)
+    assert engine.kind.open(old.location, **MODEL).count() == 2
+    assert again.verify().problems == ()
 
 
 # ---- against the reference

@@ -296,9 +296,6 @@ def test_near_duplicates_are_grouped(line, pictures, tmp_path):
     expected = [group for group in expected if len(group) > 1 or copied in group]
     groups = [{item["id"] for item in group.items} for group in found.groups]
     assert sorted(map(sorted, groups)) == sorted(map(sorted, expected))
-    assert any(
-        {"again.jpg", "view 0.jpg"} <= {Path(rows[name]["path"]).name for name in group} for group in groups
-    )
     assert json.loads((tmp_path / "d.json").read_text())["num_pictures"] == made.index.count() == 13
     with pytest.raises(InputError, match="similarity"):
         duplicates(tmp_path / "index", min_score=0.0)

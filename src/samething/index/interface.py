@@ -160,6 +160,24 @@ class AbstractIndex(abc.ABC):
     def exists(cls, location: str | Path) -> bool:
         """Whether there is a finished index at this place."""
 
+    # ---- being replaced
+
+    @abc.abstractmethod
+    def beside(self, *, dim: int, model_fingerprint: str, model_name: str) -> AbstractIndex:
+        """An index that is to take this one's place: empty, or as far as a killed process came with it.
+
+        It has the same extra columns. Nobody finds it until :meth:`take_place` is called on it.
+        """
+
+    @abc.abstractmethod
+    def take_place(self, of: AbstractIndex) -> bool:
+        """Take the place of the index that this one was made beside, in one step.
+
+        Returns:
+            Whether it happened; False when rows of the other one changed after :meth:`beside`, or after the
+            last call that returned False.
+        """
+
     # ---- what it is
 
     @property

@@ -39,10 +39,13 @@ from samething.index.checksums import Checksums, vector_crc32
 from samething.index.description import ColumnKind, IndexDescription, RecordBatch, Schema, Table
 from samething.index.interface import AbstractIndex, Between, Condition, Hits, Verification
 from samething.index.lance_folder import (
-    CHECKSUMS,
     TABLE,
+    checksums_of,
+    manifest_stamp,
     new_manifest,
+    noted_next,
     read_description,
+    remove_tables,
     require_free,
     turn_to_write,
 )
@@ -63,12 +66,15 @@ class LanceIndex(AbstractIndex):
         """Use ``create`` or ``open``."""
         super().__init__(str(folder), description)
         self.folder = folder
-        self._table_name = table_name
-        self._checksums = Checksums(folder / CHECKSUMS, folder / f"{table_name}.lance")
+        self.table_name = table_name
+        self._checksums = Checksums(folder / checksums_of(table_name), folder / f"{table_name}.lance")
         self._unchecked: list[str] = []
         self._view: _View | None = None
         self._is_closed = False
         self._guard = threading.RLock()
+        self._manifest = manifest_stamp(folder)
+        self.succeeds = -1
+        """State of the index that this one is made beside, when it was last looked at."""
 
     # ---- making and opening
 
@@ -97,12 +103,17 @@ class LanceIndex(AbstractIndex):
             # what is here was left by a process that was killed before it could finish an empty index
             shutil.rmtree(index._checksums.folder, ignore_errors=True)
             index._checksums.listing.unlink(missing_ok=True)
-            with index._store_errors(writing=True):
-                _connect(folder).create_table(TABLE, schema=_table_schema(description))
-            index._checksums.add_new_files()
+            index._make_table()
             with disk_errors(folder):
                 write_manifest(folder, new_manifest(description))
         return index
+
+    def _make_table(self) -> None:
+        with self._store_errors(writing=True):
+            shutil.rmtree(self._checksums.folder, ignore_errors=True)  # of a process that was killed here
+            schema = _table_schema(self.description)
+            _connect(self.folder).create_table(self.table_name, schema=schema)
+        self._checksums.add_new_files()
 
     @classmethod
     def open(
@@ -120,6 +131,53 @@ class LanceIndex(AbstractIndex):
     def exists(cls, location: str | Path) -> bool:
         """Whether there is a manifest. See :meth:`AbstractIndex.exists`."""
         return is_finished(Path(location))
+
+    # ---- being replaced
+
+    def beside(self, *, dim: int, model_fingerprint: str, model_name: str) -> LanceIndex:
+        """Another table in the same folder. See :meth:`AbstractIndex.beside`."""
+        description = dataclasses.replace(
+            self.description, dim=dim, model_fingerprint=model_fingerprint, model_name=model_name
+        )
+        with turn_to_write(self.folder):
+            table_name = noted_next(self.folder, description, instead_of=self.table_name)
+            successor = LanceIndex(self.folder, description, table_name)
+            if not successor._checksums.listing.exists():
+                successor._make_table()
+            successor.succeeds = self._checksums.size()
+        return successor
+
+    def take_place(self, of: AbstractIndex) -> bool:
+        """Write a manifest that names this table. See :meth:`AbstractIndex.take_place`."""
+        assert isinstance(of, LanceIndex)
+        with turn_to_write(self.folder):
+            state = of._checksums.size()
+            if state != self.succeeds:
+                self.succeeds = state
+                return False
+            with disk_errors(self.folder):
+                write_manifest(self.folder, new_manifest(self.description, self.table_name))
+            self._manifest = manifest_stamp(self.folder)
+            remove_tables(self.folder, keep=self.table_name)
+        return True
+
+    def compact(self) -> LanceIndex:
+        """Write all rows anew into as few files as need be; what was deleted or replaced leaves the disk.
+
+        A killed process leaves the index as it was.
+
+        Returns:
+            The index to use from now on; this handle says that it was replaced.
+        """
+        identity = {"model_fingerprint": self.model_fingerprint, "model_name": self.model_name}
+        fresh = self.beside(dim=self.dim, **identity)
+        while True:
+            fresh.delete([name for batch in fresh.items([]) for name in batch["id"].to_pylist()])
+            for batch in self.items(list(self.description.columns)):
+                names = batch["id"].to_pylist()
+                fresh.add(self.vectors(names), _as_table(batch))
+            if fresh.take_place(self):
+                return fresh
 
     # ---- changing
 
@@ -238,6 +296,15 @@ class LanceIndex(AbstractIndex):
                     expected="an open index",
                     next_step="open it again",
                 )
+            if (
+                manifest_stamp(self.folder) != self._manifest
+                and read_description(self.folder)[1] != self.table_name
+            ):
+                raise ArtefactError(
+                    f"the index {self.location} was rebuilt or compacted since it was opened",
+                    expected="a handle of the index as it is now",
+                    next_step="open it again",
+                )
             size = self._checksums.size()
             if self._view is None or self._view.checksums_size != size:
                 self._unchecked += self._checksums.read_on()
@@ -259,7 +326,7 @@ class LanceIndex(AbstractIndex):
             return view, matrix
 
     def _open_table(self) -> Any:
-        return _connect(self.folder).open_table(self._table_name)
+        return _connect(self.folder).open_table(self.table_name)
 
     @contextlib.contextmanager
     def _store_errors(self, *, writing: bool = False) -> Iterator[None]:
@@ -388,6 +455,12 @@ def _meets(column: Any, condition: Condition) -> Any:
     keep = np.zeros(len(column), dtype=bool)
     keep[owners.to_numpy()] = True
     return pa.array(keep)
+
+
+def _as_table(batch: RecordBatch) -> Table:
+    import pyarrow as pa
+
+    return pa.Table.from_batches([batch])
 
 
 def _matrix_of(column: Any, dim: int) -> Float[np.ndarray, "n d"]:

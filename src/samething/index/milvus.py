@@ -134,6 +134,8 @@ class MilvusIndex(AbstractIndex):
         super().__init__(_without_password(location), description)
         self._place = place
         self._client: Any = client
+        self._alias = place.collection
+        self._succeeds = -1
 
     # ---- making and opening
 
@@ -199,6 +201,42 @@ class MilvusIndex(AbstractIndex):
         client = place.connect()
         with _server_errors(_without_password(str(location))), contextlib.closing(client):
             return bool(client.has_collection(place.collection))
+
+    # ---- being replaced
+
+    def beside(self, *, dim: int, model_fingerprint: str, model_name: str) -> MilvusIndex:
+        """Another collection of the same server. See :meth:`AbstractIndex.beside`."""
+        description = dataclasses.replace(
+            self.description, dim=dim, model_fingerprint=model_fingerprint, model_name=model_name
+        )
+        with self._server_errors():
+            name = new_collection(self._open, self._place, description, resume=True)
+        place = dataclasses.replace(self._place, collection=name)
+        successor = MilvusIndex(self.location, place, place.connect(), description)
+        successor._alias = self._place.collection
+        successor._succeeds = self._state()
+        return successor
+
+    def take_place(self, of: AbstractIndex) -> bool:
+        """Let the alias name this collection. See :meth:`AbstractIndex.take_place`.
+
+        Changes of the other one are noticed by its number of rows, which is less than the embedded engine
+        notices: let no other process write while an index of Milvus is rebuilt.
+        """
+        assert isinstance(of, MilvusIndex)
+        state = of._state()
+        if state != self._succeeds:
+            self._succeeds = state
+            return False
+        with self._server_errors():
+            old = self._open.describe_collection(self._alias)["collection_name"]
+            self._open.alter_alias(self._place.collection, self._alias)
+            self._open.drop_collection(old)
+        self._place = dataclasses.replace(self._place, collection=self._alias)
+        return True
+
+    def _state(self) -> int:
+        return self.count()
 
     # ---- changing
 
@@ -349,10 +387,18 @@ class MilvusIndex(AbstractIndex):
             client.close()
 
 
-def new_collection(client: Any, place: MilvusPlace, description: IndexDescription) -> str:
-    """Make the collection behind an alias, named after alias and model; returns its name."""
+def new_collection(
+    client: Any, place: MilvusPlace, description: IndexDescription, *, resume: bool = False
+) -> str:
+    """Make the collection behind an alias, named after alias and model; returns its name.
+
+    A process that was killed may have left one; it is gone on with, or else made anew.
+    """
     name = f"{place.collection}__{key(description.model_fingerprint)[:8]}"
-    if client.has_collection(name):  # left by a process that was killed before it could name it
+    if client.has_collection(name):
+        if resume:
+            client.load_collection(name)
+            return name
         client.drop_collection(name)
     parameters = client.prepare_index_params()
     graph = {"M": 16, "efConstruction": 200} if place.index == "hnsw" else {}

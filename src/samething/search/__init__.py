@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,7 @@ __all__ = [
     "duplicates",
     "find",
     "index",
+    "rebuild",
     "sync",
 ]
 
@@ -213,3 +215,51 @@ def duplicates(
     if output is not None:
         write_json(output, found.to_json())
     return found
+
+
+def rebuild(
+    index: str | Path = "index",
+    *,
+    model: str | Path,
+    source: list[Path] | None = None,
+    domain: str = "default",
+) -> Searcher:
+    """Embed all pictures of an index anew with another model, then let the result take the index's place.
+
+    The old index is searched until the new one is whole; the change is one step. A killed rebuild goes on where
+    it stopped when it is run again with the same model. Pictures that are not there any more are left out.
+
+    Args:
+        index: the index folder, or the URL of a distributed engine.
+        model: the new model's folder, or its hub id.
+        source: the folders and catalogs to take the pictures from, instead of the files that the index knows.
+        domain: domain of the pictures of folders named with --source.
+
+    Returns:
+        The searcher over the new index.
+
+    Raises:
+        InputError: none of the pictures can be read.
+    """
+    from samething.search.syncing import known_files
+
+    embedder = Embedder.load(model)
+    old = open_index(index)
+    identity = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
+    successor = Searcher(embedder, old.beside(dim=embedder.dim, **identity))
+    added = 0
+    while True:
+        collections = [Collection(place, domain) for place in source or ()]
+        files = [file for part in collections for file in part.files()] or known_files(old)
+        successor = successor.update_files(files, drop=True)
+        added += successor.num_added
+        if successor.index.count() == 0 and files:
+            raise InputError(
+                f"none of the {len(files):,} pictures of {index} can be read",
+                expected="the pictures where the index knows them",
+                next_step=f"name their new place: samething index rebuild {index} --model {model} --source …",
+            )
+        if successor.index.take_place(old):
+            break
+    remember_model(index, Path(model))
+    return dataclasses.replace(successor, changes=dataclasses.replace(successor.changes, num_added=added))

@@ -89,6 +89,15 @@ def _differ(files: list[PictureFile], others: list[PictureFile]) -> bool:
     return {file.place: file for file in files} != {file.place: file for file in others}
 
 
+def known_files(index: AbstractIndex) -> list[PictureFile]:
+    """Every file that an index knows.
+
+    Raises:
+        InputError: an index of an earlier version, which does not know its files.
+    """
+    return [file for files in _known_rows(index).values() for file in files]
+
+
 def _known_rows(index: AbstractIndex) -> dict[str, list[PictureFile]]:
     if not FILE_COLUMNS.keys() <= index.description.extra_columns.keys():
         raise InputError(
