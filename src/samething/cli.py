@@ -45,6 +45,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "export": Command("samething.export:export", "Write a model folder that runs without torch."),
     "index": Command("samething.search:index", "Make a folder of pictures searchable."),
     "index sync": Command("samething.search:sync", "Bring an index up to date with its folders."),
+    "index tune": Command("samething.search:tune", "Search a large index approximately, at a chosen recall."),
     "index rebuild": Command("samething.search:rebuild", "Make an index anew with another model."),
     "find": Command("samething.search:find", "Find the same thing as in a picture."),
     "duplicates": Command("samething.search:duplicates", "Group the near-duplicates of an index."),

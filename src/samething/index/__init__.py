@@ -15,6 +15,7 @@ from samething.errors import InputError
 from samething.index.description import COLUMNS, ColumnKind, IndexDescription, Items
 from samething.index.interface import AbstractIndex, Between, Hits, Verification, Where
 from samething.index.lance import LanceIndex
+from samething.index.lance_approximate import RecallReport
 from samething.index.milvus import MilvusIndex
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Items",
     "LanceIndex",
     "MilvusIndex",
+    "RecallReport",
     "Verification",
     "Where",
     "create_index",

@@ -38,9 +38,18 @@ from samething.files import disk_errors, is_finished, write_manifest
 from samething.index.checksums import Checksums, vector_crc32
 from samething.index.description import ColumnKind, IndexDescription, RecordBatch, Schema, Table
 from samething.index.interface import AbstractIndex, Between, Condition, Hits, Verification
+from samething.index.lance_approximate import (
+    RecallReport,
+    build_cells,
+    choose_probes,
+    filter_sql,
+    require_recall,
+    search_cells,
+)
 from samething.index.lance_folder import (
     TABLE,
     checksums_of,
+    is_noted_next,
     manifest_stamp,
     new_manifest,
     noted_next,
@@ -51,6 +60,9 @@ from samething.index.lance_folder import (
 )
 from samething.index.nearest import nearest
 
+_MANY_QUERIES: Final = 64
+"""From so many queries at once on, exact search in memory is the quicker one."""
+_LEAST_FOR_CELLS: Final = 1000
 _DISK_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -215,6 +227,9 @@ class LanceIndex(AbstractIndex):
             return int(self._current().table.count_rows())
 
     def _search(self, queries: Queries, k: int, where: dict[str, Condition], columns: list[str]) -> Hits:
+        report = self.recall_report()
+        if report is not None and len(queries) < _MANY_QUERIES:
+            return self._search_cells(report, queries, k, where, columns)
         view, matrix = self._loaded()
         rows = self._matching(view, where) if where else None
         gallery = matrix.vectors if rows is None else matrix.vectors[rows]
@@ -228,6 +243,77 @@ class LanceIndex(AbstractIndex):
         found = self._take(view, matrix, hits.ravel(), columns)
         ids = np.array(found["id"].to_pylist(), dtype=object).reshape(hits.shape)
         return Hits(ids, top.scores, found)
+
+    def _search_cells(
+        self,
+        report: RecallReport,
+        queries: Queries,
+        k: int,
+        where: dict[str, Condition],
+        columns: list[str],
+    ) -> Hits:
+        table = self._current().table
+        chosen = filter_sql(where, self.description.columns) if where else None
+        with self._store_errors():
+            found = search_cells(table, queries, k, num_probes=report.num_probes, where=chosen)
+        if found is None:
+            raise self._damaged("vectors differ from their checksums")
+        ids, scores, row_ids = found
+        if ids.size == 0:
+            return Hits(ids, scores, self.description.item_schema.empty_table().select(columns))
+        return Hits(ids, scores, self._taken(table, row_ids.ravel(), ids.ravel().tolist(), columns))
+
+    def tune(self, recall: float = 0.98, *, k: int = 5, num_queries: int = 200) -> RecallReport:
+        """Let searches be approximate from now on, at a recall measured on the index's own vectors.
+
+        The measurement needs all vectors in memory once; searches after it do not.
+
+        Args:
+            recall: share of the exact nearest rows that is to be found, in (0, 1].
+            k: neighbours a query.
+            num_queries: rows of the index to ask for.
+
+        Raises:
+            InputError: a recall out of range, or too few rows.
+        """
+        require_recall(recall)
+        _, matrix = self._loaded()
+        if len(matrix.vectors) < _LEAST_FOR_CELLS:
+            raise InputError(
+                f"an index of {len(matrix.vectors)} rows",
+                expected=f"at least {_LEAST_FOR_CELLS:,}: smaller ones are searched exactly in no time",
+                next_step="leave it as it is",
+            )
+        with self._writing() as table:
+            num_cells = build_cells(table, num_rows=len(matrix.vectors))
+        random = np.random.default_rng(0)
+        sample = random.choice(len(matrix.vectors), min(num_queries, len(matrix.vectors)), replace=False)
+        with self._store_errors():
+            report = choose_probes(
+                self._open_table(),
+                matrix.ids.to_pylist(),
+                matrix.vectors,
+                sample,
+                target=recall,
+                num_cells=num_cells,
+                k=k,
+            )
+        with disk_errors(self.folder):
+            report.write(self._report_path)
+        self._view = None  # lets go of the vectors
+        return report
+
+    def search_exactly(self) -> None:
+        """Let searches be exact again."""
+        self._report_path.unlink(missing_ok=True)
+
+    def recall_report(self) -> RecallReport | None:
+        """How approximate searches are, or None where they are exact."""
+        return RecallReport.read(self._report_path)
+
+    @property
+    def _report_path(self) -> Path:
+        return self.folder / f"recall-{self.table_name}.json"
 
     def _matching(self, view: _View, where: dict[str, Condition]) -> Int[np.ndarray, " n"]:
         """Rows of the matrix that the filter lets through."""
@@ -272,15 +358,21 @@ class LanceIndex(AbstractIndex):
         self, view: _View, matrix: _Matrix, positions: Int[np.ndarray, " n"], columns: list[str]
     ) -> Table:
         """Metadata of rows of the matrix, in the order given."""
-        import pyarrow.compute as pc
-
         if len(positions) == 0:
             return self.description.item_schema.empty_table().select(columns)
+        names = matrix.ids.take(positions)
+        return self._taken(view.table, matrix.row_ids[positions], names, columns)
+
+    def _taken(self, table: Any, row_ids: UInt[np.ndarray, " n"], ids: Any, columns: list[str]) -> Table:
+        """Metadata of rows by their place in the table, in the order of their ids."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         with self._store_errors():
-            row_ids = matrix.row_ids[np.unique(positions)].tolist()
-            found = view.table.take_row_ids(row_ids).select(columns).to_arrow()
+            found = table.take_row_ids(np.unique(row_ids).tolist()).select(columns).to_arrow()
         # the store returns each row once and in its own order
-        order = pc.index_in(matrix.ids.take(positions), value_set=found["id"].combine_chunks())
+        names = pa.array(ids, pa.string()) if isinstance(ids, list) else ids
+        order = pc.index_in(names, value_set=found["id"].combine_chunks())
         if order.null_count:
             raise self._damaged("ids read at different times differ")
         return found.take(order)
@@ -296,15 +388,7 @@ class LanceIndex(AbstractIndex):
                     expected="an open index",
                     next_step="open it again",
                 )
-            if (
-                manifest_stamp(self.folder) != self._manifest
-                and read_description(self.folder)[1] != self.table_name
-            ):
-                raise ArtefactError(
-                    f"the index {self.location} was rebuilt or compacted since it was opened",
-                    expected="a handle of the index as it is now",
-                    next_step="open it again",
-                )
+            self._require_in_place()
             size = self._checksums.size()
             if self._view is None or self._view.checksums_size != size:
                 self._unchecked += self._checksums.read_on()
@@ -315,6 +399,19 @@ class LanceIndex(AbstractIndex):
                 with self._store_errors():
                     self._view = _View(self._open_table(), size)
             return self._view
+
+    def _require_in_place(self) -> None:
+        stamp = manifest_stamp(self.folder)
+        if stamp == self._manifest:
+            return
+        table_name = read_description(self.folder)[1]
+        if table_name != self.table_name and not is_noted_next(self.folder, self.table_name):
+            raise ArtefactError(
+                f"the index {self.location} was rebuilt or compacted since it was opened",
+                expected="a handle of the index as it is now",
+                next_step="open it again",
+            )
+        self._manifest = stamp
 
     def _loaded(self) -> tuple[_View, _Matrix]:
         with self._guard:

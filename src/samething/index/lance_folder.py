@@ -120,6 +120,12 @@ def noted_next(folder: Path, description: IndexDescription, *, instead_of: str) 
     return next_table(instead_of)
 
 
+def is_noted_next(folder: Path, table: str) -> bool:
+    """Whether a table is the one being made to take the place of the one in use."""
+    path = folder / NEXT
+    return path.exists() and read_json(path)["table"] == table
+
+
 def manifest_stamp(folder: Path) -> tuple[int, int]:
     """Changes when the manifest is written anew; quick to ask for."""
     try:

@@ -9,7 +9,7 @@ from typing import Literal
 from samething.embedder import Embedder
 from samething.errors import InputError
 from samething.images import Box
-from samething.index import Where, create_index, exists_index, open_index
+from samething.index import LanceIndex, RecallReport, Where, create_index, exists_index, open_index
 from samething.search.collection import FILE_COLUMNS, Collection
 from samething.search.groups import Duplicates, near_duplicates
 from samething.search.matches import Match, Matches
@@ -32,6 +32,7 @@ __all__ = [
     "index",
     "rebuild",
     "sync",
+    "tune",
 ]
 
 
@@ -122,6 +123,36 @@ def sync(
 
         return watch_collections(searcher, collections)
     return searcher
+
+
+def tune(
+    index: str | Path = "index", *, recall: float = 0.98, k: int = 5, exact: bool = False
+) -> RecallReport | str:
+    """Choose how a large index is searched, by a recall measured on its own vectors.
+
+    Searches are exact until this is called, which needs the vectors in memory: 350 MB a million. Afterwards
+    they are approximate; those with a filter stay exact.
+
+    Args:
+        index: the index folder.
+        recall: share of the exact nearest pictures that is to be found.
+        k: neighbours a query that the recall is about.
+        exact: search exactly again, instead.
+
+    Raises:
+        InputError: an engine elsewhere, which has its own settings; or a recall out of range.
+    """
+    opened = open_index(index)
+    if not isinstance(opened, LanceIndex):
+        raise InputError(
+            f"{index} is not an index folder",
+            expected="an index of the embedded engine",
+            next_step="a Milvus index is chosen by its URL: ?index=hnsw&ef=NUMBER",
+        )
+    if exact:
+        opened.search_exactly()
+        return f"{index} is searched exactly"
+    return opened.tune(recall, k=k)
 
 
 def find(
@@ -226,8 +257,8 @@ def rebuild(
 ) -> Searcher:
     """Embed all pictures of an index anew with another model, then let the result take the index's place.
 
-    The old index is searched until the new one is whole; the change is one step. A killed rebuild goes on where
-    it stopped when it is run again with the same model. Pictures that are not there any more are left out.
+    The old index is searched until the new one is whole; the change is one step. A killed rebuild goes on
+    where it stopped when it is run again with the same model. Pictures that are gone are left out.
 
     Args:
         index: the index folder, or the URL of a distributed engine.
