@@ -22,7 +22,7 @@ from samething.catalog import Catalog
 from samething.embedder import Embedder
 from samething.errors import ArtefactError, ImageError, InputError
 from samething.images import Box
-from samething.search import Changes, Match, Matches, Searcher, duplicates, find, index, sync
+from samething.search import Changes, Match, Matches, Searcher, duplicates, find, index, rebuild, sync
 from scenes import write_things
 
 
@@ -299,3 +299,67 @@ def test_near_duplicates_are_grouped(line, pictures, tmp_path):
     assert json.loads((tmp_path / "d.json").read_text())["num_pictures"] == made.index.count() == 13
     with pytest.raises(InputError, match="similarity"):
         duplicates(tmp_path / "index", min_score=0.0)
+
+
+def test_rebuild_takes_the_place_in_one_step(line, pictures, made, tmp_path):
+    """With the same model here: what matters is that nothing is lost, and the old index serves meanwhile."""
+    place = tmp_path / "index"
+    (pictures / "thing 00 é" / "view 0.jpg").unlink()
+    before = {row["id"] for batch in made.index.items([]) for row in batch.to_pylist()}
+    done = rebuild(place, model=line / "model")
+    assert (done.num_added, done.exit_status, done.index.count()) == (11, 3, 11)
+    assert {row["id"] for batch in done.index.items([]) for row in batch.to_pylist()} < before
+    again = Searcher.open(place)
+    assert again.index.verify().problems == () and sync(place).changes == Changes(num_kept=11)
+    shutil.move(pictures, tmp_path / "moved")
+    with pytest.raises(InputError, match="none of the 11 pictures"):
+        rebuild(place, model=line / "model")
+    assert Searcher.open(place).index.count() == 11
+    assert rebuild(place, model=line / "model", source=[tmp_path / "moved"]).index.count() == 11
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["sync", "rebuild", "compact"])
+def test_killed_changes_lose_nothing_acknowledged(line, tmp_path, what):
+    """Killed at growing delays until one run comes through; at every moment the index opens and is whole."""
+    pictures, place = write_things(tmp_path / "p", num_things=8, num_views=6), tmp_path / "index"
+    index(pictures, model=line / "model", output=place)
+    kept = set(pictures.rglob("*.jpg"))
+    if what == "sync":
+        for number, path in enumerate(sorted(kept)):
+            if number % 4 == 0:
+                path.unlink()
+            elif number % 4 == 1:
+                path.rename(path.with_name(f"renamed {number}.jpg"))
+            elif number % 4 == 2:
+                Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
+    code = {
+        "sync": KILLED,
+        "rebuild": KILLED,
+        "compact": "import sys\nfrom samething.index import open_index\nopen_index(sys.argv[1]).compact()",
+    }[what]
+    command = {
+        "sync": ["index", "sync", str(place)],
+        "rebuild": ["index", "rebuild", str(place), "--model", str(line / "model")],
+        "compact": [str(place)],
+    }[what]
+    kills, delay = 0, 1.0
+    while True:
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen([sys.executable, "-c", code, *command], env=ENVIRONMENT, **quiet)
+        try:
+            assert process.wait(timeout=delay) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+        opened = Searcher.open(place)
+        assert opened.index.verify().problems == () and opened.index.count() >= 36
+        for path in pictures.rglob("renamed*.jpg"):  # a moved picture is findable at every moment
+            assert opened.find(path, k=1).matches[0].score > 0.999
+        delay *= 1.25
+    assert kills > 2
+    final = Searcher.open(place).index
+    paths = {path for batch in final.items() for row in batch.to_pylist() for path in row["paths"]}
+    assert paths == {str(path) for path in pictures.rglob("*.jpg")}

@@ -30,14 +30,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float, Int, UInt
+from jaxtyping import Int, UInt
 
 from samething.arrays import Embeddings, Queries
 from samething.errors import ArtefactError, InputError, SamethingError
 from samething.files import disk_errors, is_finished, write_manifest
 from samething.index.checksums import Checksums, vector_crc32
 from samething.index.description import ColumnKind, IndexDescription, RecordBatch, Schema, Table
-from samething.index.interface import AbstractIndex, Between, Condition, Hits, Verification
+from samething.index.interface import AbstractIndex, Condition, Hits, Verification
 from samething.index.lance_approximate import (
     RecallReport,
     build_cells,
@@ -58,11 +58,13 @@ from samething.index.lance_folder import (
     require_free,
     turn_to_write,
 )
+from samething.index.lance_view import Matrix, View, matrix_of, meets
 from samething.index.nearest import nearest
 
 _MANY_QUERIES: Final = 64
 """From so many queries at once on, exact search in memory is the quicker one."""
 _LEAST_FOR_CELLS: Final = 1000
+_ROWS_A_COPY: Final = 10_000
 _DISK_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -81,7 +83,7 @@ class LanceIndex(AbstractIndex):
         self.table_name = table_name
         self._checksums = Checksums(folder / checksums_of(table_name), folder / f"{table_name}.lance")
         self._unchecked: list[str] = []
-        self._view: _View | None = None
+        self._view: View | None = None
         self._is_closed = False
         self._guard = threading.RLock()
         self._manifest = manifest_stamp(folder)
@@ -185,9 +187,10 @@ class LanceIndex(AbstractIndex):
         fresh = self.beside(dim=self.dim, **identity)
         while True:
             fresh.delete([name for batch in fresh.items([]) for name in batch["id"].to_pylist()])
-            for batch in self.items(list(self.description.columns)):
-                names = batch["id"].to_pylist()
-                fresh.add(self.vectors(names), _as_table(batch))
+            names = [name for batch in self.items([]) for name in batch["id"].to_pylist()]
+            for start in range(0, len(names), _ROWS_A_COPY):
+                part = names[start : start + _ROWS_A_COPY]
+                fresh.add(self.vectors(part), self.rows(part, list(self.description.columns)))
             if fresh.take_place(self):
                 return fresh
 
@@ -315,7 +318,7 @@ class LanceIndex(AbstractIndex):
     def _report_path(self) -> Path:
         return self.folder / f"recall-{self.table_name}.json"
 
-    def _matching(self, view: _View, where: dict[str, Condition]) -> Int[np.ndarray, " n"]:
+    def _matching(self, view: View, where: dict[str, Condition]) -> Int[np.ndarray, " n"]:
         """Rows of the matrix that the filter lets through."""
         import pyarrow.compute as pc
 
@@ -323,7 +326,7 @@ class LanceIndex(AbstractIndex):
         for name, condition in where.items():
             with self._guard, self._store_errors():
                 column = view.column(name)
-            one = _meets(column, condition)
+            one = meets(column, condition)
             keep = one if keep is None else pc.and_(keep, one)
         return np.flatnonzero(keep.to_numpy(zero_copy_only=False)).astype(np.int64)
 
@@ -340,7 +343,7 @@ class LanceIndex(AbstractIndex):
         _, matrix = self._loaded()
         return np.take(matrix.vectors, self._positions(matrix, ids), axis=0)
 
-    def _positions(self, matrix: _Matrix, ids: list[str]) -> Int[np.ndarray, " n"]:
+    def _positions(self, matrix: Matrix, ids: list[str]) -> Int[np.ndarray, " n"]:
         positions = np.empty(len(ids), dtype=np.int64)
         stored = range(len(matrix.ids))
         for number, name in enumerate(ids):
@@ -355,7 +358,7 @@ class LanceIndex(AbstractIndex):
         return positions
 
     def _take(
-        self, view: _View, matrix: _Matrix, positions: Int[np.ndarray, " n"], columns: list[str]
+        self, view: View, matrix: Matrix, positions: Int[np.ndarray, " n"], columns: list[str]
     ) -> Table:
         """Metadata of rows of the matrix, in the order given."""
         if len(positions) == 0:
@@ -379,7 +382,7 @@ class LanceIndex(AbstractIndex):
 
     # ---- the state of the table
 
-    def _current(self) -> _View:
+    def _current(self) -> View:
         """The table as it was last acknowledged, by any process."""
         with self._guard:
             if self._is_closed:
@@ -397,7 +400,7 @@ class LanceIndex(AbstractIndex):
                     raise self._damaged("; ".join(damage))
                 self._unchecked.clear()
                 with self._store_errors():
-                    self._view = _View(self._open_table(), size)
+                    self._view = View(self._open_table(), size)
             return self._view
 
     def _require_in_place(self) -> None:
@@ -413,7 +416,7 @@ class LanceIndex(AbstractIndex):
             )
         self._manifest = stamp
 
-    def _loaded(self) -> tuple[_View, _Matrix]:
+    def _loaded(self) -> tuple[View, Matrix]:
         with self._guard:
             view = self._current()
             with self._store_errors():
@@ -471,7 +474,7 @@ class LanceIndex(AbstractIndex):
             for batch in view.table.search().select(names).limit(None).to_batches():
                 ids = batch["id"].to_pylist()
                 wrong = (
-                    vector_crc32(ids, _matrix_of(batch["vector"], self.dim))
+                    vector_crc32(ids, matrix_of(batch["vector"], self.dim))
                     != batch["vector_crc32"].to_numpy()
                 )
                 problems += [
@@ -486,83 +489,6 @@ class LanceIndex(AbstractIndex):
         with self._guard:
             self._view = None
             self._is_closed = True
-
-
-@dataclasses.dataclass(frozen=True)
-class _Matrix:
-    """The vectors in memory, ordered by id, so that ties go to the lower id."""
-
-    ids: Any
-    """Arrow text array."""
-    vectors: Float[np.ndarray, "n d"]
-    """float32, length 1."""
-    row_ids: UInt[np.ndarray, " n"]
-    """Where each row is in this state of the table."""
-
-
-class _View:
-    """One state of the table and what was loaded of it. It does not change when the table does."""
-
-    def __init__(self, table: Any, checksums_size: int) -> None:
-        self.table = table
-        self.checksums_size = checksums_size
-        self._matrix: _Matrix | None = None
-        self._columns: dict[str, Any] = {}
-
-    def matrix(self) -> _Matrix | None:
-        """The vectors, or None when one of them is not what was written."""
-        if self._matrix is None:
-            rows = self._read(["id", "vector", "vector_crc32"])
-            ids = rows["id"].combine_chunks()
-            vectors = _matrix_of(rows["vector"].combine_chunks(), rows.schema.field("vector").type.list_size)
-            if (vector_crc32(ids.to_pylist(), vectors) != rows["vector_crc32"].to_numpy()).any():
-                return None
-            self._matrix = _Matrix(ids, vectors, rows["_rowid"].to_numpy())
-        return self._matrix
-
-    def column(self, name: str) -> Any:
-        """A metadata column in the order of the matrix."""
-        if name not in self._columns:
-            self._columns[name] = self._read(list({"id": 0, name: 0}))[name]
-        return self._columns[name]
-
-    def _read(self, columns: list[str]) -> Table:
-        import pyarrow.compute as pc
-
-        rows = self.table.search().select(columns).with_row_id(True).limit(None).to_arrow()
-        return rows.take(pc.sort_indices(rows["id"]))
-
-
-def _meets(column: Any, condition: Condition) -> Any:
-    """Arrow booleans: which values of a column meet a condition; what is null does not."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    column = column.combine_chunks()
-    if isinstance(condition, Between):
-        keep = pc.is_valid(column)
-        for end, compare in ((condition.low, pc.greater_equal), (condition.high, pc.less_equal)):
-            if end is not None:
-                keep = pc.and_(keep, pc.fill_null(compare(column, pa.scalar(end)), False))
-        return keep
-    values = pa.array(condition, pa.string())
-    if not pa.types.is_list(column.type):
-        return pc.is_in(column, value_set=values)
-    owners = pc.list_parent_indices(column).filter(pc.is_in(pc.list_flatten(column), value_set=values))
-    keep = np.zeros(len(column), dtype=bool)
-    keep[owners.to_numpy()] = True
-    return pa.array(keep)
-
-
-def _as_table(batch: RecordBatch) -> Table:
-    import pyarrow as pa
-
-    return pa.Table.from_batches([batch])
-
-
-def _matrix_of(column: Any, dim: int) -> Float[np.ndarray, "n d"]:
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    return np.ascontiguousarray(flat, dtype=np.float32).reshape(-1, dim)
 
 
 def _table_schema(description: IndexDescription) -> Schema:

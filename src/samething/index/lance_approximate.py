@@ -9,6 +9,7 @@ vectors that the filter lets through, so its recall is 1 however few they are.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,7 +78,7 @@ def build_cells(table: Any, *, num_rows: int) -> int:
     """Group the vectors of a table into cells, some 1,000 rows each; returns the number of cells."""
     from lancedb.index import IvfFlat
 
-    num_cells = max(2, round(min(num_rows / 500, 4 * num_rows**0.5)))
+    num_cells = max(2, round(min(num_rows / 500, 4 * math.sqrt(num_rows))))
     table.create_index("vector", config=IvfFlat(distance_type="dot", num_partitions=num_cells), replace=True)
     return num_cells
 
@@ -196,7 +197,7 @@ def require_recall(target: float) -> None:
 def _matrix(found: Any) -> Float[np.ndarray, "m d"]:
     column = found["vector"].combine_chunks()
     flat = column.flatten().to_numpy(zero_copy_only=False)
-    return np.ascontiguousarray(flat, dtype=np.float32).reshape(len(column), -1)
+    return np.ascontiguousarray(flat, dtype=np.float32).reshape(-1, column.type.list_size)
 
 
 def filter_sql(where: Mapping[str, Condition], kinds: Mapping[str, str]) -> str:
