@@ -41,8 +41,8 @@ def thumbnail(image: Image.Image, *, longer_side: int) -> bytes:
     return buffer.getvalue()
 
 
-def dimensions(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Width and height of a picture file in pixels, upright, from its header alone.
+def dimensions(path: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height of a picture file (or of its bytes) in pixels, upright, from its header alone.
 
     A file that is cut off after its header has dimensions but cannot be decoded. A PNG that keeps its EXIF
     data behind its pixels is taken as upright.

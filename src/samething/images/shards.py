@@ -97,11 +97,15 @@ class _Tar:
         self.stream = _binary(container)
         self.places: dict[str, tuple[int, int]] = {}
         # "r:" refuses compressed files, in which no member could be reached without reading all before it
-        with tarfile.open(fileobj=self.stream, mode="r:") as archive:
-            for member in archive:
-                if member.isfile():
-                    self.places[member.name] = (member.offset_data, member.size)
-                archive.members = []  # type: ignore[attr-defined]  # or each of a million is kept
+        try:
+            with tarfile.open(fileobj=self.stream, mode="r:") as archive:
+                for member in archive:
+                    if member.isfile():
+                        self.places[member.name] = (member.offset_data, member.size)
+                    archive.members = []  # type: ignore[attr-defined]  # or each of a million is kept
+        except BaseException:
+            self.stream.close()
+            raise
 
     def read(self, member: str, max_bytes: int) -> bytes:
         if member not in self.places:
