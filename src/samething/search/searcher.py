@@ -202,6 +202,8 @@ class Searcher:
     def _embed(self, plan: Plan, unreadable: list[tuple[str, str]]) -> int:
         waiting = list(plan.new.items())
         num_added = 0
+        if not waiting:
+            return num_added
         with progress_bar("pictures") as progress:
             task = progress.add_task("index", total=len(waiting))
             for start in range(0, len(waiting), _ROWS_A_WRITE):
