@@ -40,6 +40,9 @@ COMMANDS: Final[Mapping[str, Command]] = {
         "samething.curate.command:curate",
         "Choose what to train on: rules, budgets, no copies, no leaks, no doubtful labels.",
     ),
+    "backbones": Command(
+        "samething.backbones.command:backbones", "List the backbones, and which are already on this disk."
+    ),
     "features": Command(
         "samething.features:features", "Describe every picture with a frozen backbone, once."
     ),

@@ -179,6 +179,14 @@ class Catalog:
         locations = [located(self.root, image) for image in self.strings("image")]
         return [Source(*pair) for pair in zip(locations, self.boxes, strict=True)]
 
+    def source(self, row: int) -> Source:
+        """Where the picture of one row is, and which part of it is meant."""
+        location = located(self.root, self.table["image"][row].as_py() or "")
+        if BOX_COLUMNS[0] not in self.table.column_names:
+            return Source(location)
+        sides = [self.table[name][row].as_py() for name in BOX_COLUMNS]
+        return Source(location, None if sides[0] is None else Box(*sides))
+
     @property
     def boxes(self) -> list[Box | None]:
         """The part of its picture that each row shows; None for all of it."""

@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from samething.embedder import Embedder
 from samething.errors import ArtefactError, ImageError
+from samething.evaluation.calibration import Calibration
 from samething.files import read_json, write_json
 from samething.images import Box, Picture, decode, thumbnail
 from samething.index import AbstractIndex, Where, open_index
@@ -79,6 +80,12 @@ class Searcher:
         return cls(
             embedder, open_index(location, model_fingerprint=embedder.fingerprint, model_name=embedder.name)
         )
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What the scores of this model mean, where it was exported with that."""
+        content = self.embedder.config.get("calibration")
+        return None if content is None else Calibration.from_json(content)
 
     # ---- asking
 
@@ -149,7 +156,16 @@ class Searcher:
                 if hit["id"] not in left_out and hit["score"] > best.get(hit["id"], {"score": -2})["score"]:
                     best[hit["id"]] = hit
         ranked = sorted(best.values(), key=lambda hit: (-hit["score"], hit["id"]))[:k]
-        return Matches(name, tuple(self._match(rank, hit) for rank, hit in enumerate(ranked, start=1)))
+        found = tuple(self._match(rank, hit) for rank, hit in enumerate(ranked, start=1))
+        calibration = self.calibration
+        if calibration is None:
+            return Matches(name, found)
+        chances = calibration.probability(np.array([match.score for match in found])).tolist()
+        calibrated = [
+            dataclasses.replace(match, probability=chance)
+            for match, chance in zip(found, chances, strict=True)
+        ]
+        return Matches(name, tuple(calibrated), threshold=calibration.threshold)
 
     def _match(self, rank: int, hit: dict[str, Any]) -> Match:
         path = hit.pop("path") or ""
