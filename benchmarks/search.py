@@ -4,8 +4,8 @@
     python benchmarks/search.py sync --pictures 100000        # bringing an unchanged folder up to date
 
 Query: vectors of 64 dimensions around 35,000 centres, and queries around the same centres. Each engine
-answers the same queries in turns (a slice of them a round), with one client and with eight threads. Recall@5 is the
-share of the five nearest rows, by float64, that an engine returns. The floor is the bytes of the float32
+answers the same queries in turns (a slice of them a round), with one client and with eight threads.
+Recall@5 is the share of the five nearest rows, by float64, that an engine returns. The floor is the bytes of the float32
 vectors over the rate at which this machine reads memory, measured between the rounds.
 
 Sync: a folder of small files that all have the names of pictures and different content; no picture is opened,
@@ -204,7 +204,8 @@ def compare_queries(num_rows: int, *, num_queries: int, rounds: int, scratch: Pa
     flat = statistics.median(found["FAISS flat", 1])
     print(f"memory is read at {statistics.median(rates) / 1e9:.1f} GB/s; floor {1e3 * floor:.2f} ms a query")
     print(
-        "| engine | recall@5 | p50 ms | p95 ms | × floor | × FAISS flat | 8 clients: p50 ms | p95 ms | queries/s |"
+        "| engine | recall@5 | p50 ms | p95 ms | × floor | × FAISS flat "
+        "| 8 clients: p50 ms | p95 ms | queries/s |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for name in asked:

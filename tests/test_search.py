@@ -327,6 +327,7 @@ def test_the_clipboard_as_a_query(made, pictures, monkeypatch):
     assert "give its path" in error.value.next_step
 
 
+@pytest.mark.filterwarnings("ignore:Image.Image.getdata is deprecated")  # in textual-image
 def test_thumbnails_in_the_terminal(made, pictures, monkeypatch):
     from textual_image.renderable import HalfcellImage
 
