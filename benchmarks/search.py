@@ -5,8 +5,8 @@
 
 Query: vectors of 64 dimensions around 35,000 centres, and queries around the same centres. Each engine
 answers the same queries in turns (a slice of them a round), with one client and with eight threads.
-Recall@5 is the share of the five nearest rows, by float64, that an engine returns. The floor is the bytes of the float32
-vectors over the rate at which this machine reads memory, measured between the rounds.
+Recall@5 is the share of the five nearest rows, by float64, that an engine returns. The floor is the bytes
+of the float32 vectors over the rate at which this machine reads memory, measured between the rounds.
 
 Sync: a folder of small files that all have the names of pictures and different content; no picture is opened,
 because none changed. The rival is our own writing of what rclip (github.com/yurijmikhalevich/rclip) does at
