@@ -21,10 +21,11 @@ from PIL import Image, ImageGrab
 from line import ENVIRONMENT
 from samething.catalog import Catalog
 from samething.embedder import Embedder
-from samething.errors import ArtefactError, ImageError, InputError
+from samething.errors import ArtefactError, FingerprintError, ImageError, InputError
 from samething.evaluation.calibration import Calibration
 from samething.images import Box
 from samething.search import Changes, Match, Matches, Searcher, duplicates, find, index, rebuild, sync
+from samething.search.known import KnownVectors
 from samething.search.matches import with_thumbnails
 from scenes import write_things
 
@@ -307,6 +308,43 @@ def test_a_calibrated_model_gives_probabilities_and_no_match(made, pictures):
     config = {**config, "calibration": {**config["calibration"], "threshold": None}}
     never = dataclasses.replace(made, embedder=dataclasses.replace(made.embedder, config=config)).find(query)
     assert never.is_no_match and json.loads(json.dumps(never.to_json(), allow_nan=False))["threshold"] is None
+
+
+def test_a_feature_folder_skips_the_backbone(line, tmp_path, monkeypatch):
+    usual = index(line / "things.parquet", model=line / "model", output=tmp_path / "usual")
+    sent = []
+    embed_stream = Embedder.embed_stream
+
+    def counted(self, pictures, **options):
+        sent.extend(pictures)
+        return embed_stream(self, pictures, **options)
+
+    monkeypatch.setattr(Embedder, "embed_stream", counted)
+    quick = index(line / "features", model=line / "model", output=tmp_path / "quick")
+    assert len(sent) <= 4 < quick.num_added == usual.num_added  # a few are compared with the whole model
+    ids = sorted(row["id"] for batch in usual.index.items([]) for row in batch.to_pylist())
+    ours, theirs = quick.index.vectors(ids), usual.index.vectors(ids)
+    assert np.einsum("nd,nd->n", ours, theirs).min() > 0.999
+    columns = [name for name in usual.index.description.columns if name != "id"]
+    assert quick.index.rows(ids, columns).to_pylist() == usual.index.rows(ids, columns).to_pylist()
+    assert sync(tmp_path / "quick").changes == Changes(num_kept=quick.changes.num_added)
+
+
+def test_features_of_another_backbone_or_of_other_weights_are_refused(line, line_copy):
+    embedder = Embedder.load(line / "model")
+    backbone = {**embedder.config["backbone"], "weights": "0" * 16}
+    other = dataclasses.replace(embedder, config={**embedder.config, "backbone": backbone})
+    with pytest.raises(FingerprintError, match="weights"):
+        KnownVectors(other, line / "features")
+    pooled = dataclasses.replace(
+        embedder, config={**embedder.config, "head": {**embedder.config["head"], "kind": "mlp"}}
+    )
+    with pytest.raises(InputError, match="linear head"):
+        KnownVectors(pooled, line / "features")
+    array = next((line_copy / "features").glob("data-*/features.npy"))
+    np.save(array, np.load(array)[::-1])
+    with pytest.raises(FingerprintError, match="cosine"):
+        KnownVectors(embedder, line_copy / "features")
 
 
 def test_the_clipboard_as_a_query(made, pictures, monkeypatch):

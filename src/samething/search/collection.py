@@ -196,9 +196,14 @@ def _with_content_id(file: PictureFile) -> tuple[PictureFile, str | ImageError]:
     except OSError as error:
         reason = error.strerror or str(error)
         return file, ImageError(f"{file.path}: {reason}", expected="a readable file", next_step="check it")
-    if file.box is None:
-        return file, sha256
-    return file, hashlib.sha256(f"{sha256}\x1f{','.join(map(str, file.box))}".encode()).hexdigest()
+    return file, content_id(sha256, file.box)
+
+
+def content_id(sha256: str, box: tuple[int, ...] | None) -> str:
+    """Identity of what a picture shows: the SHA-256 of its file, and with a box of file and box."""
+    if box is None:
+        return sha256
+    return hashlib.sha256(f"{sha256}\x1f{','.join(map(str, box))}".encode()).hexdigest()
 
 
 def row_of(content_id: str, files: list[PictureFile]) -> dict[str, Any]:

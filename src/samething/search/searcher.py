@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from rich.markup import escape
 
+from samething.arrays import Embeddings
 from samething.embedder import Embedder
 from samething.errors import ArtefactError, ImageError
 from samething.evaluation.calibration import Calibration
@@ -20,6 +21,7 @@ from samething.images import Box, Picture, decode, thumbnail
 from samething.index import AbstractIndex, Where, open_index
 from samething.progress import progress_bar
 from samething.search.collection import Collection, PictureFile, row_of
+from samething.search.known import KnownVectors
 from samething.search.matches import Match, Matches
 from samething.search.queries import query_vector, together, vectors_of_label
 from samething.search.syncing import Plan, make_plan
@@ -198,11 +200,13 @@ class Searcher:
         """
         return self.update_files([file for part in collections for file in part.files()], drop=drop)
 
-    def update_files(self, files: Sequence[PictureFile], *, drop: bool = False) -> Searcher:
-        """As :meth:`update`, with the files themselves."""
+    def update_files(
+        self, files: Sequence[PictureFile], *, drop: bool = False, known: Sequence[KnownVectors] = ()
+    ) -> Searcher:
+        """As :meth:`update`, with the files themselves; those whose vectors are known are not embedded."""
         plan = make_plan(self.index, files, drop=drop)
         unreadable = list(plan.unreadable)
-        num_added = self._embed(plan, unreadable)
+        num_added = self._embed(plan, unreadable, known)
         self._move(plan)
         self.index.delete(plan.gone)
         changes = Changes(
@@ -215,7 +219,9 @@ class Searcher:
         )
         return dataclasses.replace(self, changes=changes)
 
-    def _embed(self, plan: Plan, unreadable: list[tuple[str, str]]) -> int:
+    def _embed(
+        self, plan: Plan, unreadable: list[tuple[str, str]], known: Sequence[KnownVectors] = ()
+    ) -> int:
         waiting = list(plan.new.items())
         num_added = 0
         if not waiting:
@@ -224,33 +230,41 @@ class Searcher:
             task = progress.add_task("index", total=len(waiting))
             for start in range(0, len(waiting), _ROWS_A_WRITE):
                 part = waiting[start : start + _ROWS_A_WRITE]
-                num_added += self._embed_part(part, unreadable)
+                vectors, rows = self._embedded(part, unreadable, known)
+                if rows:
+                    fingerprint = self.embedder.fingerprint
+                    self.index.add(np.concatenate(vectors), rows, model_fingerprint=fingerprint)
+                num_added += len(rows)
                 progress.advance(task, len(part))
         return num_added
 
-    def _embed_part(
-        self, part: list[tuple[str, list[PictureFile]]], unreadable: list[tuple[str, str]]
-    ) -> int:
-        vectors, rows = [], []
+    def _embedded(
+        self,
+        part: list[tuple[str, list[PictureFile]]],
+        unreadable: list[tuple[str, str]],
+        known: Sequence[KnownVectors],
+    ) -> tuple[list[Embeddings], list[dict[str, Any]]]:
+        """Vectors and rows of pictures; from features where there are any."""
+        vectors: list[Embeddings] = []
+        rows: list[dict[str, Any]] = []
+        for source in known:
+            here = [(name, files) for name, files in part if name in source]
+            part = [(name, files) for name, files in part if name not in source]
+            made = [row for name, files in here if (row := _described(name, files, unreadable))]
+            if made:
+                vectors.append(source.vectors([row["id"] for row in made]))
+                rows += made
         for batch in self.embedder.embed_stream([files[0].source for _, files in part]):
             for position, error in batch.unreadable.items():
                 unreadable += [(file.path, error.given) for file in part[position][1]]
             good = []
             for place, position in enumerate(batch.positions):
-                content_id, files = part[position]
-                try:
-                    image = decode(files[0].source)
-                except ImageError as error:  # it was readable a moment ago
-                    unreadable += [(file.path, error.given) for file in files]
-                    continue
-                good.append(place)
-                size = {"width": image.width, "height": image.height}
-                small = thumbnail(image, longer_side=THUMBNAIL_SIDE)
-                rows.append({**row_of(content_id, files), **size, "thumbnail": small})
+                row = _described(*part[position], unreadable)
+                if row is not None:  # else it was readable a moment ago
+                    good.append(place)
+                    rows.append(row)
             vectors.append(batch.vectors[good])
-        if rows:
-            self.index.add(np.concatenate(vectors), rows, model_fingerprint=self.embedder.fingerprint)
-        return len(rows)
+        return vectors, rows
 
     def _move(self, plan: Plan) -> None:
         """Write the new files of rows whose content is known; vectors and thumbnails are taken over."""
@@ -299,6 +313,20 @@ class Searcher:
             lines.append(f"[yellow]{len(self.unreadable):,} pictures could not be read:[/yellow]")
             lines += [escape(f"  {path}: {reason}") for path, reason in self.unreadable[:5]]
         return "\n".join(lines)
+
+
+def _described(
+    content_id: str, files: list[PictureFile], unreadable: list[tuple[str, str]]
+) -> dict[str, Any] | None:
+    """A picture's row with size and thumbnail; None, and listed, when it cannot be read."""
+    try:
+        image = decode(files[0].source)
+    except ImageError as error:
+        unreadable += [(file.path, error.given) for file in files]
+        return None
+    size = {"width": image.width, "height": image.height}
+    small = thumbnail(image, longer_side=THUMBNAIL_SIDE)
+    return {**row_of(content_id, files), **size, "thumbnail": small}
 
 
 def _shown(pictures: Sequence[Picture]) -> str:
