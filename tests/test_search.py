@@ -24,7 +24,19 @@ from samething.embedder import Embedder
 from samething.errors import ArtefactError, FingerprintError, ImageError, InputError
 from samething.evaluation.calibration import Calibration
 from samething.images import Box
-from samething.search import Changes, Match, Matches, Searcher, duplicates, find, index, rebuild, sync
+from samething.index import create_index
+from samething.search import (
+    Changes,
+    Match,
+    Matches,
+    Searcher,
+    compact,
+    duplicates,
+    find,
+    index,
+    rebuild,
+    sync,
+)
 from samething.search.known import KnownVectors
 from samething.search.matches import with_thumbnails
 from scenes import write_things
@@ -345,6 +357,19 @@ def test_features_of_another_backbone_or_of_other_weights_are_refused(line, line
     np.save(array, np.load(array)[::-1])
     with pytest.raises(FingerprintError, match="cosine"):
         KnownVectors(embedder, line_copy / "features")
+
+
+def test_compaction_frees_the_disk_and_keeps_what_is_found(made, pictures, tmp_path):
+    query = pictures / "thing 01 é" / "view 0.jpg"
+    before = [match.id for match in made.find(query, k=8).matches]
+    done = compact(tmp_path / "index")
+    assert done.startswith("12 rows in ")
+    again = Searcher.open(tmp_path / "index")
+    assert [match.id for match in again.find(query, k=8).matches] == before
+    assert sync(tmp_path / "index").changes == Changes(num_kept=12)
+    create_index(f"milvus-lite://{tmp_path}/lite.db/a", dim=2, model_fingerprint="f", model_name="n").close()
+    with pytest.raises(InputError, match="not an index folder"):
+        compact(f"milvus-lite://{tmp_path}/lite.db/a")
 
 
 def test_the_clipboard_as_a_query(made, pictures, monkeypatch):

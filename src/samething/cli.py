@@ -54,6 +54,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "index": Command("samething.search:index", "Make a folder of pictures searchable."),
     "index sync": Command("samething.search:sync", "Bring an index up to date with its folders."),
     "index tune": Command("samething.search:tune", "Search a large index approximately, at a chosen recall."),
+    "index compact": Command("samething.search:compact", "Write an index anew into as few files as need be."),
     "index rebuild": Command("samething.search:rebuild", "Make an index anew with another model."),
     "find": Command("samething.search:find", "Find the same thing as in a picture."),
     "duplicates": Command("samething.search:duplicates", "Group the near-duplicates of an index."),

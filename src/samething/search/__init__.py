@@ -28,6 +28,7 @@ __all__ = [
     "Match",
     "Matches",
     "Searcher",
+    "compact",
     "duplicates",
     "find",
     "index",
@@ -149,17 +150,43 @@ def tune(
     Raises:
         InputError: an engine elsewhere, which has its own settings; or a recall out of range.
     """
-    opened = open_index(index)
-    if not isinstance(opened, LanceIndex):
-        raise InputError(
-            f"{index} is not an index folder",
-            expected="an index of the embedded engine",
-            next_step="a Milvus index is chosen by its URL: ?index=hnsw&ef=NUMBER",
-        )
+    opened = _embedded(index, otherwise="a Milvus index is chosen by its URL: ?index=hnsw&ef=NUMBER")
     if exact:
         opened.search_exactly()
         return f"{index} is searched exactly"
     return opened.tune(recall, k=k)
+
+
+def compact(index: str | Path = "index") -> str:
+    """Write an index anew into few files; what was deleted or replaced leaves the disk.
+
+    The old files are searched meanwhile; a killed process leaves them as they were. A tuned index is exact
+    afterwards: tune it again.
+
+    Args:
+        index: the index folder.
+
+    Raises:
+        InputError: an engine elsewhere, which does this by itself.
+    """
+    old = _embedded(index, otherwise="a Milvus server compacts its collections by itself")
+    before = _num_bytes(Path(index))
+    fresh = old.compact()
+    after = _num_bytes(Path(index))
+    return f"{fresh.count():,} rows in {after / 1e6:,.1f} MB; before {before / 1e6:,.1f} MB"
+
+
+def _embedded(index: str | Path, *, otherwise: str) -> LanceIndex:
+    opened = open_index(index)
+    if not isinstance(opened, LanceIndex):
+        raise InputError(
+            f"{index} is not an index folder", expected="an index of the embedded engine", next_step=otherwise
+        )
+    return opened
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def find(
