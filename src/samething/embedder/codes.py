@@ -130,7 +130,8 @@ def _parts(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "parts n widt
     """Every four numbers apart; the last part is filled up with zeros."""
     missing = -vectors.shape[1] % PART_WIDTH
     filled = np.pad(vectors, ((0, 0), (0, missing)))
-    return filled.reshape(len(vectors), -1, PART_WIDTH).transpose(1, 0, 2)
+    num_parts = filled.shape[1] // PART_WIDTH  # said, because -1 fails without rows
+    return filled.reshape(len(vectors), num_parts, PART_WIDTH).transpose(1, 0, 2)
 
 
 def _nearest(

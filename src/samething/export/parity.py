@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -210,7 +211,7 @@ def decoded(coder: Coder, vectors: Embeddings, catalog: Catalog, role: Role) -> 
 
 
 def evaluate_both(
-    before: Embeddings, after: Embeddings, catalog: Catalog, role: Role
+    before: Float[np.ndarray, "n full"], after: Float[np.ndarray, "n short"], catalog: Catalog, role: Role
 ) -> tuple[EvaluationResult, EvaluationResult]:
     """Both embeddings of the same pictures on the same queries."""
     results = (evaluate_embeddings(vectors, catalog, role=role) for vectors in (before, after))
