@@ -31,8 +31,13 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "demo": Command(
         "samething.demo:demo", "Run everything on real pictures, from data set to search report."
     ),
+    "datasets": Command("samething.datasets:datasets", "Say which public data sets can be read, and where."),
     "catalog": Command(
-        "samething.datasets:catalog", "List a folder of pictures, or read an annotation table."
+        "samething.datasets:catalog", "List a folder of pictures, or read a table or a public data set."
+    ),
+    "curate": Command(
+        "samething.curate.command:curate",
+        "Choose what to train on: rules, budgets, no copies, no leaks, no doubtful labels.",
     ),
     "features": Command(
         "samething.features:features", "Describe every picture with a frozen backbone, once."

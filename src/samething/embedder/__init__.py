@@ -243,7 +243,9 @@ def _checked_config(folder: Path, manifest: Manifest) -> Mapping[str, Json]:
             next_step="export the run again without --format",
         )
     listed = manifest.content.get("sha256", {})
-    needed = {"model.onnx"} | {name for name in listed if name.startswith("model.onnx") or name == "codes.npz"}
+    needed = {"model.onnx"} | {
+        name for name in listed if name.startswith("model.onnx") or name == "codes.npz"
+    }
     require_whole(folder, manifest, sorted(needed))
     return config
 

@@ -41,7 +41,7 @@ class Coder:
     kind: CodeKind
     dim: int
     """Numbers in a vector."""
-    arrays: Mapping[str, Shaped[np.ndarray, "..."]]
+    arrays: Mapping[str, Shaped[np.ndarray, ...]]
     """What was fitted: ``scale`` (d,) of int8; ``mean`` and ``magnitude`` (d,) of binary; ``centres``
     (parts, 256, 4) of pq, whose last part is filled up with zeros."""
 

@@ -42,6 +42,7 @@ def evaluate(
     json: Path | None = None,
     merged: Annotated[bool, cyclopts.Parameter(negative="--per-domain")] = True,
     baselines: bool = True,
+    features: list[Path] | None = None,
 ) -> Comparison | EvaluationResult:
     """Measure retrieval on the test pictures: runs side by side, or any model's embeddings.
 
@@ -56,6 +57,7 @@ def evaluate(
         json: write all numbers of both protocols here.
         merged: print the protocol with one index over all domains, or the one with an index a domain.
         baselines: with runs: also the backbone at full width, average-pooled and PCA.
+        features: with runs: where a feature folder is now, if it was moved since; may be repeated.
 
     Raises:
         InputError: neither runs nor embeddings, or they do not belong together.
@@ -76,7 +78,12 @@ def evaluate(
         )
     from samething.evaluation.runs import compare_runs
 
-    comparison = compare_runs(runs, baselines=baselines, shown="merged" if merged else "per_domain")
+    comparison = compare_runs(
+        runs,
+        baselines=baselines,
+        shown="merged" if merged else "per_domain",
+        features=features or (),
+    )
     if json is not None:
         write_json(json, comparison.to_json())
     return comparison

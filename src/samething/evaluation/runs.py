@@ -17,7 +17,11 @@ from samething.training.run import Run
 
 
 def compare_runs(
-    folders: Sequence[Path], *, baselines: bool = True, shown: Protocol = "merged"
+    folders: Sequence[Path],
+    *,
+    baselines: bool = True,
+    shown: Protocol = "merged",
+    features: Sequence[Path] = (),
 ) -> Comparison:
     """Evaluate runs on the test pictures of their common catalog.
 
@@ -25,14 +29,21 @@ def compare_runs(
     dimension (the paper's zero-shot baseline), and their principal components, fitted to the training
     pictures.
 
+    Args:
+        folders: finished run folders.
+        baselines: whether to measure them.
+        shown: the protocol that is printed.
+        features: feature folders that were moved since the runs were trained; each run finds its own.
+
     Raises:
+        ArtefactError: a run's features are nowhere.
         InputError: the catalogs differ, or hold no test pictures.
     """
     runs = [Run.open(folder) for folder in folders]
-    feature_sets = [run.features() for run in runs]
+    feature_sets = [run.features(*features) for run in runs]
     catalog = feature_sets[0].catalog
-    for run, features in zip(runs, feature_sets, strict=True):
-        if features.catalog.fingerprint != catalog.fingerprint:
+    for run, found in zip(runs, feature_sets, strict=True):
+        if found.catalog.fingerprint != catalog.fingerprint:
             raise InputError(
                 f"{run.folder} and {runs[0].folder} were trained on features of different catalogs",
                 expected="runs on one catalog, so that they are asked the same questions",
@@ -46,13 +57,13 @@ def compare_runs(
             next_step="make the catalog with a share for the test: samething catalog FOLDER --test 0.2",
         )
     embeddings: dict[str, np.ndarray] = {}
-    backbones = {str(features.backbone["name"]) for features in feature_sets}
-    for run, features in zip(runs, feature_sets, strict=True):
+    backbones = {str(found.backbone["name"]) for found in feature_sets}
+    for run, found in zip(runs, feature_sets, strict=True):
         if baselines:
-            prefix = f"{features.backbone['name']} " if len(backbones) > 1 else ""
-            for name, rows in _baselines(features, run.head.embedding_dim, tested).items():
+            prefix = f"{found.backbone['name']} " if len(backbones) > 1 else ""
+            for name, rows in _baselines(found, run.head.embedding_dim, tested).items():
                 embeddings.setdefault(prefix + name, rows)
-        embeddings[_name(run, runs)] = run.head.embed(np.asarray(features.rows[tested]))
+        embeddings[_name(run, runs)] = run.head.embed(np.asarray(found.rows[tested]))
     return dataclasses.replace(Comparison.of(embeddings, catalog.take(tested)), shown=shown)
 
 

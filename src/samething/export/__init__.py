@@ -54,6 +54,7 @@ def export(
     output: Path = Path("model"),
     name: str | None = None,
     weights: Path | None = None,
+    features: tuple[Path, ...] = (),
     format: Format = "folder",  # noqa: A002 (the option's name)
     head_only: bool = False,
     preprocessing_inside: bool = False,
@@ -76,6 +77,7 @@ def export(
         output: the model folder to write.
         name: name of the model; by default the folder's.
         weights: the backbone's checkpoint, if the features were made from one.
+        features: where feature folders are now, if they were moved after the training.
         format: folder; hub (as folder, for the Hugging Face hub); guiec (the challenge's submission.zip);
             sentence-transformers; torch-export or aot-inductor (a program for torch alone).
         head_only: keep only the head in model.safetensors; model.onnx is always whole.
@@ -117,6 +119,7 @@ def export(
         form,
         name=name,
         weights=weights,
+        features=tuple(Path(folder) for folder in features),
         average=tuple(Path(other) for other in average),
         soup=soup,
         interpolate=interpolate,

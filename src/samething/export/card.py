@@ -69,7 +69,9 @@ def card(config: Mapping[str, Json]) -> str:
 
     templates = jinja2.Environment(loader=jinja2.PackageLoader("samething"), keep_trailing_newline=True)
     text = templates.get_template("model_card.md").render(**config, percent=percent)
-    return (_hub_header(config) if config["form"]["format"] in ("hub", "sentence-transformers") else "") + text
+    return (
+        _hub_header(config) if config["form"]["format"] in ("hub", "sentence-transformers") else ""
+    ) + text
 
 
 def _hub_header(config: Mapping[str, Json]) -> str:
@@ -86,5 +88,7 @@ def _hub_header(config: Mapping[str, Json]) -> str:
     }
     lines = ["---"]
     for key, value in header.items():
-        lines += [f"{key}:", *(f"- {item}" for item in value)] if isinstance(value, list) else [f"{key}: {value}"]
+        lines += (
+            [f"{key}:", *(f"- {item}" for item in value)] if isinstance(value, list) else [f"{key}: {value}"]
+        )
     return "\n".join([*lines, "---", "", ""])

@@ -76,6 +76,7 @@ def write_model(
     *,
     name: str | None,
     weights: Path | None,
+    features: Sequence[Path],
     average: Sequence[Path],
     soup: Soup,
     interpolate: float,
@@ -83,12 +84,12 @@ def write_model(
     allow_quality_loss: bool,
 ) -> Exported:
     """Write a model folder; see :func:`samething.export.export`."""
-    trained = Run.open(run)
-    others = [Run.open(other) for other in average]
-    features = trained.features()
+    trained = Run.open(run, moved=features)
+    others = [Run.open(other, moved=features) for other in average]
+    described = trained.features()
     made_from: dict[str, Json] = {
         "run": trained.manifest.fingerprint,
-        "backbone": dict(features.backbone),
+        "backbone": dict(described.backbone),
         "head": file_sha256(trained.folder / "head.safetensors"),
         **form.made_from,
     }
@@ -254,7 +255,8 @@ def _write_files(
 
 
 _GIT_ATTRIBUTES: Final = "".join(
-    f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in ("*.onnx", "*.onnx.data", "*.safetensors", "*.npz")
+    f"{pattern} filter=lfs diff=lfs merge=lfs -text\n"
+    for pattern in ("*.onnx", "*.onnx.data", "*.safetensors", "*.npz")
 )
 
 

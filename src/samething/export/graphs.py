@@ -236,7 +236,9 @@ def _padded(preprocessing: Preprocessing, node: Any, constant: Any, pictures: st
     after = node("Sub", [spare, before], "after")
     pads = node("Concat", [before, after], "pads", axis=0)
     relative = node("Sub", [pictures, fill], "relative")
-    padded = node("Pad", [relative, pads, constant("nothing", 0, np.float32), constant("axes", [2, 3])], "padded")
+    padded = node(
+        "Pad", [relative, pads, constant("nothing", 0, np.float32), constant("axes", [2, 3])], "padded"
+    )
     return str(node("Add", [padded, fill], "filled"))
 
 

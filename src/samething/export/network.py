@@ -111,6 +111,9 @@ def first_dims(head: Head, dim: int) -> Head:
     shorter = Head(dataclasses.replace(head.config, embedding_dim=dim), head.width)
     wanted = shorter.state_dict()
     shorter.load_state_dict(
-        {name: value[: len(wanted[name])] if value.dim() else value for name, value in head.state_dict().items()}
+        {
+            name: value[: len(wanted[name])] if value.dim() else value
+            for name, value in head.state_dict().items()
+        }
     )
     return shorter.eval()

@@ -219,7 +219,9 @@ def evaluate_both(
     return first, second
 
 
-def pictures_per_second(embedders: Mapping[str, Embedder], pixels: Mapping[str, PixelBatch]) -> dict[str, float]:
+def pictures_per_second(
+    embedders: Mapping[str, Embedder], pixels: Mapping[str, PixelBatch]
+) -> dict[str, float]:
     """Pictures a second through each graph: medians of turns, in batches of 16.
 
     Args:

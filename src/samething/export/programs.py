@@ -74,7 +74,11 @@ class PreparedInside(nn.Module):
             shorter = min(height, width)
             new_height, new_width = self.short * height // shorter, self.short * width // shorter
         pixels = F.interpolate(
-            pictures.float(), size=[new_height, new_width], mode=self.mode, align_corners=False, antialias=True
+            pictures.float(),
+            size=[new_height, new_width],
+            mode=self.mode,
+            align_corners=False,
+            antialias=True,
         )
         pixels = pixels.round().clamp(0, 255)
         if self.resize == "longer_side_pad":
@@ -169,7 +173,9 @@ def _write_submission(
     return float(np.abs(np.stack(found) - expected).max())
 
 
-def _resized_here(model: EmbeddingModel, picture: UInt8[np.ndarray, "3 height width"]) -> Float[np.ndarray, " d"]:
+def _resized_here(
+    model: EmbeddingModel, picture: UInt8[np.ndarray, "3 height width"]
+) -> Float[np.ndarray, " d"]:
     from samething.images import decode, prepare
 
     prepared = prepare(decode(np.ascontiguousarray(picture.transpose(1, 2, 0))), model.backbone.preprocessing)
@@ -258,7 +264,7 @@ def _write_exported(
 
 def in_fresh_process(
     code: str, program: Path, inputs: Sequence[UInt8[np.ndarray, "b 3 height width"]]
-) -> list[Shaped[np.ndarray, "..."]]:
+) -> list[Shaped[np.ndarray, ...]]:
     """Run a program in a Python process of its own, without this package.
 
     Args:

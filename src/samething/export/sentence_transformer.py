@@ -123,11 +123,19 @@ def _head_modules(head: Head) -> list[tuple[str, dict[str, Any], dict[str, Tenso
     shift, scale = _input_shift_and_scale(head)
     for place, layer in enumerate(layers):
         weight = layer.weight.detach().double()
-        bias = torch.zeros(len(weight), dtype=torch.float64) if layer.bias is None else layer.bias.detach().double()
+        bias = (
+            torch.zeros(len(weight), dtype=torch.float64)
+            if layer.bias is None
+            else layer.bias.detach().double()
+        )
         if place == 0:
             weight = weight / scale
             bias = bias - weight @ shift
-        activation = "torch.nn.modules.activation.GELU" if place < len(layers) - 1 else "torch.nn.modules.linear.Identity"
+        activation = (
+            "torch.nn.modules.activation.GELU"
+            if place < len(layers) - 1
+            else "torch.nn.modules.linear.Identity"
+        )
         fields = {
             "in_features": weight.shape[1],
             "out_features": len(weight),

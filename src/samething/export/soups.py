@@ -24,7 +24,7 @@ from samething.errors import ArtefactError, InputError
 from samething.export.network import Source, backbone_of, source_of
 from samething.features import FeatureSet
 from samething.heads import Head, HeadConfig, build_head, head_from_state, reduced_head
-from samething.training.loop import TrainingData
+from samething.training.data import TrainingData
 from samething.training.run import Run
 from samething.training.validation import validation_scores
 
@@ -56,6 +56,13 @@ def mixed_source(
             expected="a share in [0, 1]: 1 is the trained model, 0 its start",
             next_step="for instance --interpolate 0.5",
         )
+    for each in (run, *others):
+        if each.config.members > 1:
+            raise InputError(
+                f"{each.folder} joins {each.config.members} heads into one",
+                expected="runs of one head: a joined one has no single start to average from",
+                next_step="train them with --members 1",
+            )
     source = source_of(run, weights=weights)
     start = start_of(run, source.features)
     for other in others:
@@ -101,7 +108,9 @@ def average(
         if not first.is_floating_point():
             mean[name] = first
             continue
-        total = torch.stack([share * state[name].double() for share, state in zip(parts, states, strict=True)])
+        total = torch.stack(
+            [share * state[name].double() for share, state in zip(parts, states, strict=True)]
+        )
         mean[name] = total.sum(0).to(first.dtype)
     return mean
 

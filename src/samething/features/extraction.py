@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch.utils.data import DataLoader, Dataset
 
-from samething.backbones import Backbone, load_backbone, write_onnx
+from samething.backbones import Backbone, load_backbone
+from samething.backbones.runtimes import Describe, RuntimeName, choose_runtime
 from samething.catalog import Catalog
 from samething.errors import ImageError, InputError
 from samething.features.folder import (
@@ -46,9 +46,6 @@ from samething.progress import progress_bar
 
 RUNTIME_NAME: Final = "runtime.json"
 
-PARITY_COSINE: Final = 0.9998
-"""Least cosine between another runtime's features and torch's on the job's own pictures."""
-
 
 def extract(
     catalog: Catalog,
@@ -59,7 +56,7 @@ def extract(
     resize: ResizePolicy | None,
     batch_size: int,
     num_workers: int | None,
-    runtime: Literal["auto", "torch", "onnxruntime"],
+    runtime: RuntimeName,
 ) -> FeatureSet:
     """Compute the features of a catalog into a folder; see :func:`samething.features.features`."""
     if len(catalog) == 0:
@@ -257,72 +254,21 @@ def _one_thread(worker: int) -> None:
 # ---- describing
 
 
-_Describe: TypeAlias = Callable[[torch.Tensor], np.ndarray]
-"""From prepared pixels, uint8 (b, 3, size, size), to features, float32 (b, w)."""
-
-
-def _with_torch(backbone: Backbone, device: str) -> _Describe:
-    network = backbone.to(device).to(memory_format=torch.channels_last)
-
-    def describe(pixels: UInt8[torch.Tensor, "b 3 height width"]) -> Float[np.ndarray, "b w"]:
-        with torch.inference_mode():
-            batch = pixels.to(device, memory_format=torch.channels_last)
-            features: np.ndarray = network(batch).cpu().numpy()
-            return features
-
-    return describe
-
-
-def _with_onnxruntime(backbone: Backbone) -> _Describe:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()  # knows of OMP_NUM_THREADS
-    with tempfile.TemporaryDirectory() as folder:
-        graph = write_onnx(backbone, Path(folder) / "backbone.onnx", size=backbone.preprocessing.size)
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-    def describe(pixels: UInt8[torch.Tensor, "b 3 height width"]) -> Float[np.ndarray, "b w"]:
-        features: np.ndarray = session.run(None, {"pixels": pixels.numpy()})[0]
-        return features
-
-    return describe
-
-
-def _agree(
-    describe: _Describe, reference: _Describe, pixels: UInt8[torch.Tensor, "b 3 height width"]
-) -> bool:
-    ours, theirs = describe(pixels).astype(np.float64), reference(pixels).astype(np.float64)
-    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    return bool(np.all((ours * theirs).sum(1) >= PARITY_COSINE * norms))  # not so where there is a NaN
-
-
 def _choose_runtime(
     backbone: Backbone,
-    runtime: Literal["auto", "torch", "onnxruntime"],
+    runtime: RuntimeName,
     generation: _Generation,
     sample: UInt8[torch.Tensor, "b 3 height width"],
-) -> _Describe:
+) -> Describe:
     """The runtime asked for; a folder keeps the one it began with, so that all rows are alike."""
     record = generation.runtime
-    if torch.cuda.is_available():
-        write_json(record, "cuda")
-        return _with_torch(backbone, "cuda")
     if record.exists():
         runtime = read_json(record)
     elif generation.previous is not None:
         runtime = generation.previous.manifest.content.get("runtime", runtime)
-    if runtime in ("auto", "onnxruntime"):
-        try:
-            describe = _with_onnxruntime(backbone)
-            agrees = _agree(describe, _with_torch(backbone, "cpu"), sample)
-        except Exception:  # an architecture that cannot be exported is no reason not to describe pictures
-            agrees = False
-        if agrees:
-            write_json(record, "onnxruntime")
-            return describe
-    write_json(record, "torch")
-    return _with_torch(backbone, "cpu")
+    chosen = choose_runtime(backbone, sample, runtime=runtime, num_pictures=len(generation.todo))
+    write_json(record, chosen.name)
+    return chosen.describe
 
 
 def _compute_blocks(
@@ -330,7 +276,7 @@ def _compute_blocks(
     backbone: Backbone,
     *,
     num_workers: int | None,
-    runtime: Literal["auto", "torch", "onnxruntime"],
+    runtime: RuntimeName,
 ) -> int:
     """Write the blocks that are missing; returns how many pictures were described."""
     batches = generation.batches
@@ -344,7 +290,7 @@ def _compute_blocks(
         collate_fn=_collate,
         worker_init_fn=_one_thread,
     )
-    describe: _Describe | None = None
+    describe: Describe | None = None
     num_described = 0
     with progress_bar("pictures") as progress:
         task = progress.add_task("features", total=len(generation.todo))

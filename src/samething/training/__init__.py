@@ -71,7 +71,5 @@ def train(
     if finetune is not None and finetune.unfreeze:
         from samething.training.finetune import run_finetuning
 
-        return run_finetuning(
-            feature_set, config, finetune, Path(output), resume=resume, weights=weights
-        )
+        return run_finetuning(feature_set, config, finetune, Path(output), resume=resume, weights=weights)
     return run_training(feature_set, config, Path(output), resume=resume)

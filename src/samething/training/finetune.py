@@ -49,7 +49,8 @@ from samething.progress import progress_bar
 from samething.sampling import SamplingConfig, epoch_batches
 from samething.training.config import TrainConfig
 from samething.training.finetune_config import FinetuneConfig
-from samething.training.loop import CONFIG_NAME, Trainer, TrainingData, run_training
+from samething.training.data import TrainingData
+from samething.training.loop import CONFIG_NAME, Trainer, run_training
 from samething.training.run import FORMAT_VERSION, KIND, Run, write_head, write_plots, write_records
 from samething.training.schedule import learning_rate
 from samething.training.unfreezing import unfreeze
@@ -221,9 +222,7 @@ class Finetuner:
             batch_size=self.tune.tune_batch_size,
             seed=self.config.seed + 3,
             epoch=epoch,
-            config=SamplingConfig(
-                kind=self.config.sampling, temperature=self.config.sampling_temperature
-            ),
+            config=SamplingConfig(kind=self.config.sampling, temperature=self.config.sampling_temperature),
         )
 
     def _batches(self) -> Iterator[tuple[Int[np.ndarray, " b"], UInt8[np.ndarray, "b 3 height width"]]]:

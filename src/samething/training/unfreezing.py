@@ -107,9 +107,7 @@ def unfreeze(network: nn.Module, tune: FinetuneConfig, *, seed: int) -> Unfrozen
     )
 
 
-def _with_lora(
-    network: nn.Module, chosen: Mapping[str, int], tune: FinetuneConfig, *, seed: int
-) -> Unfrozen:
+def _with_lora(network: nn.Module, chosen: Mapping[str, int], tune: FinetuneConfig, *, seed: int) -> Unfrozen:
     """Low-rank updates of the linear maps and 1 × 1 convolutions (Hu et al., ICLR 2022)."""
     try:
         import peft

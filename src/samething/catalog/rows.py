@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
+import hashlib
+import json
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int
 
-from samething.errors import ArtefactError, InputError
-from samething.files import Json, atomic_path, fingerprint
-
-FORMAT_VERSION: Final = 1
-
-Role: TypeAlias = Literal["train", "val", "query", "index", "query+index"]
-ROLES: Final = ("train", "val", "query", "index", "query+index")
-
-# What stands for a domain, data set or role that is not given.
-_DEFAULTS: Final = {"domain": "default", "dataset": "default", "role": "train"}
-
-SCHEMA: Final = pa.schema(
-    [
-        ("image", pa.string()),
-        ("label", pa.string()),
-        ("domain", pa.string()),
-        ("dataset", pa.string()),
-        ("role", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("sha256", pa.string()),
-    ]
+from samething.catalog.tables import (
+    BOX_COLUMNS,
+    DEFAULTS,
+    FORMAT_VERSION,
+    OPTIONAL,
+    ROLES,
+    SCHEMA,
+    TYPES,
+    Role,
+    cast,
+    check_boxes,
+    check_roles,
+    is_own_format,
+    read_table,
+    with_unique_labels,
 )
+from samething.errors import ArtefactError, InputError
+from samething.files import atomic_path
+from samething.images.sources import Box, Source, container_of, is_url, located
+
+# Rows turned into text together; what there is of them in memory at a time.
+_ROWS_AT_A_TIME: Final = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +60,15 @@ class Catalog:
 
     Columns: ``image`` (path relative to ``root``), ``label`` (instance, unique across domains), ``domain``,
     ``dataset``, ``role`` (``train``, ``val``, ``query``, ``index`` or ``query+index``), ``width`` and
-    ``height`` (pixels, may be null), ``sha256`` (of the file, may be null). Further columns are kept.
+    ``height`` (pixels, may be null), ``sha256`` (of the file, may be null). Further columns are kept; of
+    these ``box_left``, ``box_top``, ``box_right`` and ``box_bottom`` (pixels of the upright picture, null
+    for the whole of it) say which part a row shows, and ``version`` (such as size and ETag) tells contents
+    of one URL apart where there is no ``sha256``. Instead of a path, ``image`` may be a URL or a member of a
+    shard (:mod:`samething.images.sources`).
 
     Raises:
-        InputError: a column is missing or of a type that cannot be cast, or a role is unknown.
+        InputError: a column is missing or of a type that cannot be cast, a role is unknown, or a box has
+            some of its four sides only.
     """
 
     table: pa.Table
@@ -81,12 +84,14 @@ class Catalog:
                 next_step="build the catalog with Catalog.from_rows or samething catalog",
             )
         table = self.table
-        for field in SCHEMA:
+        optional = [field for field in OPTIONAL if field.name in table.column_names]
+        for field in [*SCHEMA, *optional]:
             if table.schema.field(field.name).type != field.type:
                 position = table.column_names.index(field.name)
-                table = table.set_column(position, field, _cast(table[field.name], field))
+                table = table.set_column(position, field, cast(table[field.name], field))
         object.__setattr__(self, "table", table)
-        _check_roles(table, where="")
+        check_roles(table, where="")
+        check_boxes(table)
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, object]], *, root: Path) -> Catalog:
@@ -101,13 +106,13 @@ class Catalog:
         columns: dict[str, pa.Array] = {}
         for name in dict.fromkeys(names):
             values = [row.get(name) for row in rows]
-            if name in SCHEMA.names and SCHEMA.field(name).type == pa.string():
+            if name in TYPES.names and TYPES.field(name).type == pa.string():
                 # numbers and paths are common here, and their text is what is meant
                 columns[name] = pa.array(
                     [None if value is None else str(value) for value in values], pa.string()
                 )
             else:
-                columns[name] = pa.array(values, SCHEMA.field(name).type if name in SCHEMA.names else None)
+                columns[name] = pa.array(values, TYPES.field(name).type if name in TYPES.names else None)
         return cls.from_table(pa.table(columns), root=Path(root), where="the rows given")
 
     @classmethod
@@ -138,11 +143,11 @@ class Catalog:
                 next_step=f"rename or add: {', '.join(missing)}" if missing else f"keep one {doubled[0]}",
             )
         table = table.rename_columns(names).replace_schema_metadata(None)
-        defaults = {**_DEFAULTS, "dataset": dataset}
+        defaults = {**DEFAULTS, "dataset": dataset}
         columns: dict[str, pa.ChunkedArray | pa.Array] = {}
         for field in SCHEMA:
             if field.name in names:
-                column = _cast(table[field.name], field, where=where)
+                column = cast(table[field.name], field, where=where)
             else:
                 column = pa.chunked_array([pa.nulls(table.num_rows, field.type)])
             if field.name in defaults:
@@ -152,8 +157,8 @@ class Catalog:
         for name in names:
             if name not in columns:
                 columns[name] = table[name]
-        table = _with_unique_labels(pa.table(columns), where=where)
-        _check_roles(table, where=where)
+        table = with_unique_labels(pa.table(columns), where=where)
+        check_roles(table, where=where)
         return cls(table, Path(root))
 
     def __len__(self) -> int:
@@ -165,8 +170,32 @@ class Catalog:
 
     @property
     def paths(self) -> list[Path]:
-        """Absolute path of every picture, in catalog order."""
+        """Absolute path of every picture, in catalog order; of no meaning for URLs: see :attr:`sources`."""
         return [self.root / image for image in self.table["image"].to_pylist()]
+
+    @property
+    def sources(self) -> list[Source]:
+        """Where each picture is, and which part of it is meant, in catalog order; made for ``decode``."""
+        locations = [located(self.root, image) for image in self.strings("image")]
+        return [Source(*pair) for pair in zip(locations, self.boxes, strict=True)]
+
+    @property
+    def boxes(self) -> list[Box | None]:
+        """The part of its picture that each row shows; None for all of it."""
+        if BOX_COLUMNS[0] not in self.table.column_names:
+            return [None] * len(self)
+        sides = zip(*(self.table[name].to_pylist() for name in BOX_COLUMNS), strict=True)
+        return [None if box[0] is None else Box(*box) for box in sides]
+
+    def keys(self) -> np.ndarray:
+        """Identity of what each row shows: SHA-256 of the file (or location and version) and box."""
+        hashes, images = self.strings("sha256"), self.strings("image")
+        if "version" in self.table.column_names:
+            versions = self.strings("version")
+            images = np.where(versions == "", images, images + "\x1f" + versions)
+        keys = np.where(hashes == "", images, hashes)
+        boxes = ["" if box is None else f"\x1f{','.join(map(str, box))}" for box in self.boxes]
+        return np.asarray(keys + np.asarray(boxes, dtype=object), dtype=object)
 
     @property
     def domains(self) -> list[str]:
@@ -200,7 +229,7 @@ class Catalog:
 
     def with_column(self, name: str, values: Sequence[object] | np.ndarray) -> Catalog:
         """The catalog with one column replaced or added."""
-        kind = SCHEMA.field(name).type if name in SCHEMA.names else None
+        kind = TYPES.field(name).type if name in TYPES.names else None
         column = pa.array(list(values), kind)
         if name in self.table.column_names:
             position = self.table.column_names.index(name)
@@ -210,8 +239,20 @@ class Catalog:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Identity of the content: the catalog's own columns but not the root, so a moved folder keeps it."""
-        columns: dict[str, Json] = {name: self.table[name].to_pylist() for name in SCHEMA.names}
-        return fingerprint(columns)
+        # that of samething.files, written piece by piece: millions of rows as Python objects take gigabytes
+        optional = [
+            name
+            for name in OPTIONAL.names
+            if name in self.table.column_names and self.table[name].null_count < len(self)
+        ]
+        digest = hashlib.sha256()
+        for place, name in enumerate(sorted([*SCHEMA.names, *optional])):
+            digest.update(f'{"," if place else "{"}"{name}":['.encode())
+            for number, text in enumerate(_json_pieces(self.table[name])):
+                digest.update(b"," + text if number else text)
+            digest.update(b"]")
+        digest.update(b"}")
+        return digest.hexdigest()[:16]
 
     # ---- reading and writing
 
@@ -264,30 +305,37 @@ class Catalog:
     def problems(self, *, check_files: bool = True) -> list[Problem]:
         """What is wrong with the catalog, in row order.
 
-        Errors: a missing file, an empty path or label, the same path twice. Warnings: the same picture (by
-        SHA-256) under two labels.
+        Errors: a missing file, an empty path or label, the same path (with the same box and role) twice, an
+        empty box. Warnings: the same picture (by SHA-256 and box) under two labels.
 
         Args:
             check_files: look on the disk whether each picture is there.
         """
         found: list[Problem] = []
         labels, images, hashes = self.strings("label"), self.strings("image"), self.strings("sha256")
-        first_row_of_path: dict[str, int] = {}
-        first_row_of_hash: dict[str, int] = {}
+        # a picture may be trained on and stand in an index, as in UnED's part of the Met
+        boxes, roles = self.boxes, self.strings("role")
+        first_row_of_path: dict[tuple[str, Box | None, str], int] = {}
+        first_row_of_hash: dict[tuple[str, Box | None], int] = {}
         for row, (image, label, sha256) in enumerate(zip(images, labels, hashes, strict=True)):
             if not label.strip():
                 found.append(Problem(row, "error", f"{image} has an empty label"))
             if not image.strip():
                 found.append(Problem(row, "error", "the path is empty"))
                 continue
-            first = first_row_of_path.setdefault(os.path.normpath(image), row)
+            box = boxes[row]
+            place = image if is_url(image) else os.path.normpath(image)
+            first = first_row_of_path.setdefault((place, box, roles[row]), row)
             if first != row:
                 found.append(Problem(row, "error", f"{image} is listed twice (first in row {first})"))
-            if check_files and not (self.root / image).is_file():
-                found.append(Problem(row, "error", f"{self.root / image} does not exist"))
+            if box is not None and (box.left >= box.right or box.top >= box.bottom):
+                found.append(Problem(row, "error", f"{image} has the empty box {tuple(box)}"))
+            file = container_of(located(self.root, image))
+            if check_files and not is_url(file) and not Path(file).is_file():
+                found.append(Problem(row, "error", f"{file} does not exist"))
             if not sha256:
                 continue
-            other = first_row_of_hash.setdefault(sha256, row)
+            other = first_row_of_hash.setdefault((sha256, box), row)
             if labels[other] != label:
                 message = (
                     f"{image} is the same picture as {images[other]} (row {other}), which has the label "
@@ -297,12 +345,14 @@ class Catalog:
         return found
 
     def require_files(self) -> None:
-        """Refuse a catalog whose pictures have moved.
+        """Refuse a catalog whose pictures have moved. What is behind a URL is not looked at.
 
         Raises:
             ArtefactError: none of the first pictures is under the root.
         """
-        sample = self.take(np.arange(min(len(self), 100))).paths
+        first = self.strings("image")[:100]
+        files = dict.fromkeys(container_of(located(self.root, image)) for image in first)
+        sample = [] if any(map(is_url, files)) else [Path(file) for file in files]
         if sample and not any(path.exists() for path in sample):
             raise ArtefactError(
                 f"none of the first {len(sample)} pictures of the catalog is under {self.root} "
@@ -355,6 +405,14 @@ class Catalog:
         return self.with_column("role", roles)
 
 
+def _json_pieces(column: pa.ChunkedArray) -> Iterator[bytes]:
+    """The values of a column as JSON, separated by commas, some thousands at a time."""
+    for chunk in column.chunks:
+        for start in range(0, len(chunk), _ROWS_AT_A_TIME):
+            values = chunk.slice(start, _ROWS_AT_A_TIME).to_pylist()
+            yield json.dumps(values, ensure_ascii=True, separators=(",", ":"))[1:-1].encode()
+
+
 def require_shares(*, val: float, test: float, seed: int) -> None:
     """Refuse shares of a split that cannot be.
 
@@ -367,106 +425,6 @@ def require_shares(*, val: float, test: float, seed: int) -> None:
             expected="shares in [0, 1) whose sum is below 1, and a seed of at least 0",
             next_step="give smaller shares, or another seed",
         )
-
-
-def read_table(source: Path) -> pa.Table:
-    """Read a ``.csv`` or Parquet file as it is; in a CSV file every column is text, so ``007`` stays ``007``.
-
-    Raises:
-        ArtefactError: the file is missing or unreadable.
-    """
-    source = Path(source)
-    if not source.is_file():
-        raise ArtefactError(
-            f"{source} does not exist" if not source.exists() else f"{source} is not a file",
-            expected="a catalog (.parquet) or a table with img_path,label[,domain,role] (.csv)",
-            next_step="make one with: samething catalog FOLDER -o catalog.parquet",
-        )
-    try:
-        return _read_csv(source) if source.suffix.lower() == ".csv" else pq.read_table(source)
-    except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ArtefactError(
-            f"{source} cannot be read ({error})",
-            expected="a Parquet table, or a CSV table in UTF-8 whose rows all have the header's columns",
-            next_step="make the catalog again, or check that the file is whole",
-        ) from error
-
-
-def is_own_format(table: pa.Table) -> bool:
-    """Whether a table was written by :meth:`Catalog.write`."""
-    return b"samething.format_version" in (table.schema.metadata or {})
-
-
-def _read_csv(source: Path) -> pa.Table:
-    with source.open(encoding="utf-8-sig", newline="") as stream:
-        header = next(csv.reader(stream), [])
-    if header.count("") or len(set(header)) < len(header):
-        raise csv.Error(f"its header is {','.join(header)!r}: empty or doubled names")
-    options = pa.csv.ConvertOptions(
-        column_types=dict.fromkeys(header, pa.string()),
-        strings_can_be_null=False,
-        quoted_strings_can_be_null=False,
-    )
-    return pa.csv.read_csv(
-        source, convert_options=options, parse_options=pa.csv.ParseOptions(newlines_in_values=True)
-    )
-
-
-def _cast(column: pa.ChunkedArray, field: pa.Field, *, where: str = "the table") -> pa.ChunkedArray:
-    """A column with the catalog's type; an empty cell of a number column (CSV) is a missing value."""
-    try:
-        if field.type != pa.string() and pa.types.is_string(column.type):
-            column = pc.if_else(pc.equal(column, ""), None, column)
-        return column.cast(field.type)
-    except pa.ArrowException as error:
-        raise InputError(
-            f"{where}: the column {field.name} holds {column.type} ({error})",
-            expected=f"values that are {field.type}",
-            next_step=f"correct or remove the column {field.name}",
-        ) from error
-
-
-def _check_roles(table: pa.Table, *, where: str) -> None:
-    known = pc.is_in(table["role"], value_set=pa.array(ROLES))
-    row = pc.index(known, False).as_py()
-    if row >= 0:
-        place = f"{where}, row {row}" if where else f"row {row}"
-        raise InputError(
-            f"{place}: role {table['role'][row].as_py()!r}",
-            expected=f"one of {', '.join(ROLES)}",
-            next_step="correct the role column",
-        )
-
-
-def _with_unique_labels(table: pa.Table, *, where: str) -> pa.Table:
-    """Prefix the labels that occur in several domains with their domain.
-
-    Raises:
-        InputError: a prefixed label is taken already, such as ``a/x`` beside ``x`` in the domain ``a``.
-    """
-    position = table.column_names.index("label")
-    labels, domains = table["label"].fill_null(""), table["domain"]
-    pairs = pa.table({"label": labels, "domain": domains}).group_by(["label", "domain"]).aggregate([])
-    per_label = pairs.group_by("label").aggregate([("domain", "count")])
-    # an empty label is a mistake to be reported, not an instance to be told apart
-    several = pc.and_(pc.greater(per_label["domain_count"], 1), pc.not_equal(per_label["label"], ""))
-    shared = per_label.filter(several)["label"]
-    if len(shared) > 0:
-        shared = shared.combine_chunks()
-        prefixed = pc.binary_join_element_wise(pairs["domain"], pairs["label"], "/")
-        new = pc.if_else(pc.is_in(pairs["label"], value_set=shared), prefixed, pairs["label"])
-        clash = next(
-            (label for label, count in Counter(new.to_pylist()).items() if label and count > 1), None
-        )
-        if clash is not None:
-            raise InputError(
-                f"{where}: labels of several domains become domain/label, and {clash!r} is there already",
-                expected="labels that are unique across domains, or at least after that",
-                next_step=f"rename the label {clash!r}",
-            )
-        prefixed = pc.binary_join_element_wise(domains, labels, "/")
-        labels = pc.if_else(pc.is_in(labels, value_set=shared), prefixed, labels)
-    return table.set_column(position, "label", labels)
 
 
 def _relative(root: Path, folder: Path) -> str:

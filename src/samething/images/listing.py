@@ -1,0 +1,102 @@
+"""Picture files on a disk: which there are, and what their headers say."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from PIL import Image
+
+from samething.errors import InputError
+from samething.images.decoding import MAX_PIXELS, opened, orientation
+
+# fmt: off
+PICTURE_SUFFIXES: Final = frozenset({
+    ".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe",
+    ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+})
+
+# First bytes of the formats people keep pictures in, to find those whose name does not say so.
+_SIGNATURES: Final = (
+    b"\xff\xd8\xff",  # JPEG
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF87a",
+    b"GIF89a",
+    b"II*\x00",  # TIFF, little-endian
+    b"MM\x00*",  # TIFF, big-endian
+)
+# fmt: on
+
+
+def thumbnail(image: Image.Image, *, longer_side: int) -> bytes:
+    """A JPEG of the picture whose longer side is at most ``longer_side`` pixels."""
+    small = image.copy()
+    small.thumbnail((longer_side, longer_side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def dimensions(path: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height of a picture file (or of its bytes) in pixels, upright, from its header alone.
+
+    A file that is cut off after its header has dimensions but cannot be decoded. A PNG that keeps its EXIF
+    data behind its pixels is taken as upright.
+
+    Raises:
+        ImageError: not a picture, empty, too large or not readable.
+    """
+    with opened(path, max_pixels=max_pixels) as image:
+        width, height = image.size
+        if image.format == "TIFF":  # Pillow reports the upright size of these
+            return width, height
+        # the base class's method, because the one for PNG unpacks the whole picture
+        turned = orientation(lambda: Image.Image.getexif(image)) in (5, 6, 7, 8)
+        return (height, width) if turned else (width, height)
+
+
+def is_picture_file(path: Path) -> bool:
+    """Whether a file looks like a picture: by its suffix, or for other names by its first bytes.
+
+    A broken link named like a picture counts, so that it is listed; pipes and devices do not.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False
+        if path.suffix.lower() in PICTURE_SUFFIXES:
+            return True
+        with path.open("rb") as stream:
+            head = stream.read(16)
+    except OSError:
+        return path.suffix.lower() in PICTURE_SUFFIXES
+    return head.startswith(_SIGNATURES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+
+
+def find_pictures(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """Walk a folder in sorted order and yield every file with whether it looks like a picture.
+
+    Hidden files and folders (names starting with a dot) are passed over. Links to folders are not followed;
+    they are yielded as files that are no pictures.
+
+    Raises:
+        InputError: a folder cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(
+            f"cannot list the folder {error.filename}: {error.strerror}",
+            expected="folders that this user may read",
+            next_step="change the folder's permissions, or move it elsewhere",
+        ) from error
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted([*names, *links]):
+            if not name.startswith("."):
+                path = Path(parent, name)
+                yield path, is_picture_file(path)

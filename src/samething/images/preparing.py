@@ -1,0 +1,177 @@
+"""A decoded picture to the pixels a backbone sees, and the choice of how."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from samething.arrays import PixelBatch, Pixels
+from samething.errors import InputError
+from samething.images.sources import Box
+
+ResizePolicy: TypeAlias = Literal["short_side_crop", "squash", "longer_side_pad"]
+
+Decoding: TypeAlias = Literal["exact", "fast", "scaled"]
+
+RESAMPLING: Final = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+_LONGEST_STRIP: Final = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How a decoded picture becomes a backbone's input."""
+
+    size: int
+    """Side of the square input, in pixels."""
+    resize: ResizePolicy = "short_side_crop"
+    """``short_side_crop``: shorter side to ``size / crop_fraction``, then the central square;
+    ``squash``: both sides to ``size``; ``longer_side_pad``: longer side to ``size``, the rest filled."""
+    crop_fraction: float = 1.0
+    """Share of the resized shorter side that the central crop keeps, in (0, 1]; for ``short_side_crop``."""
+    interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
+    """Resampling filter, antialiased."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Subtracted from red, green and blue after scaling to [0, 1]."""
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Divides red, green and blue after the mean is subtracted."""
+    decoding: Decoding = "exact"
+    """``exact``: Pillow alone, the reference; ``fast``: libjpeg-turbo and torch, within 2 of 255 of it;
+    ``scaled``: as fast, but large JPEG files are unpacked at a half, a quarter or an eighth of their size,
+    at least twice the input's, which changes pixels. See :func:`samething.images.read_pixels`."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise InputError(
+                f"size={self.size}", expected="a side of at least 1 pixel", next_step="give another size"
+            )
+        if not 0 < self.crop_fraction <= 1:
+            raise InputError(
+                f"crop_fraction={self.crop_fraction}",
+                expected="a share in (0, 1]",
+                next_step="give another crop_fraction",
+            )
+        for name, value, legal in (
+            ("resize", self.resize, get_args(ResizePolicy)),
+            ("interpolation", self.interpolation, tuple(RESAMPLING)),
+            ("decoding", self.decoding, get_args(Decoding)),
+        ):
+            if value not in legal:
+                raise InputError(
+                    f"{name}={value!r}",
+                    expected=f"one of {', '.join(legal)}",
+                    next_step=f"give another {name}",
+                )
+        if min(self.std) <= 0:
+            raise InputError(f"std={self.std}", expected="numbers above 0", next_step="give another std")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, for fingerprints and configuration files."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self).items()
+            if (key, value) != ("decoding", "exact")  # what was made before there was a choice is exact
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Preprocessing:
+        """The inverse of :meth:`to_json`."""
+        fields: dict[str, Any] = {
+            key: tuple(item) if isinstance(item, list) else item for key, item in value.items()
+        }
+        return cls(**fields)
+
+
+def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
+    """Resize and crop a decoded picture to uint8 (3, size, size).
+
+    The arithmetic is Pillow's antialiased resampling and torchvision's rounding of sides and crop offsets,
+    so that the pixels equal those of timm's evaluation transform. Only strips longer than 64 times their
+    width may differ under ``short_side_crop``: their ends, which the crop leaves out, are cut off first.
+    """
+    layout = layout_of(image.width, image.height, preprocessing)
+    scaled = image if layout.cut is None else image.crop(layout.cut)
+    if scaled.size != layout.resized:
+        scaled = scaled.resize(layout.resized, RESAMPLING[preprocessing.interpolation])
+    return laid_out(np.asarray(scaled), layout, preprocessing)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the pixels of a picture come to lie in a backbone's square input."""
+
+    cut: Box | None
+    """Part of the picture to resize; None for all of it."""
+    resized: tuple[int, int]
+    """Width and height after resizing."""
+    offset: tuple[int, int]
+    """Left and top of the square in the resized picture; negative where the square reaches beyond it."""
+
+
+def layout_of(width: int, height: int, preprocessing: Preprocessing) -> Layout:
+    """The layout of a picture of that size.
+
+    >>> layout_of(640, 480, Preprocessing(size=224, crop_fraction=0.875))
+    Layout(cut=None, resized=(341, 256), offset=(58, 16))
+    """
+    size = preprocessing.size
+    if preprocessing.resize == "squash":
+        return Layout(None, (size, size), (0, 0))
+    if preprocessing.resize == "longer_side_pad":
+        scale = size / max(width, height)
+        resized = max(1, round(width * scale)), max(1, round(height * scale))
+        return Layout(None, resized, (-((size - resized[0]) // 2), -((size - resized[1]) // 2)))
+    cut = _without_far_ends(width, height)
+    if cut is not None:
+        width, height = cut.right - cut.left, cut.bottom - cut.top
+    short_side = int(size / preprocessing.crop_fraction)
+    if width <= height:
+        resized = (short_side, int(short_side * height / width))
+    else:
+        resized = (int(short_side * width / height), short_side)
+    return Layout(cut, resized, (round((resized[0] - size) / 2.0), round((resized[1] - size) / 2.0)))
+
+
+def laid_out(
+    resized: UInt8[np.ndarray, "tall wide 3"], layout: Layout, preprocessing: Preprocessing
+) -> Pixels:
+    """Cut the square out of the resized picture, or put the picture into it; uint8 (3, size, size)."""
+    size, (left, top) = preprocessing.size, layout.offset
+    if left >= 0 and top >= 0:
+        square = resized[top : top + size, left : left + size]
+    else:
+        square = np.empty((size, size, 3), np.uint8)
+        square[:] = [round(255 * channel) for channel in preprocessing.mean]
+        tall, wide = resized.shape[:2]
+        square[-top : tall - top, -left : wide - left] = resized
+    return np.ascontiguousarray(square.transpose(2, 0, 1))
+
+
+def _without_far_ends(width: int, height: int) -> Box | None:
+    """A strip cut to 64 times its width: resized whole, one of 1 × 60,000 pixels would need gigabytes."""
+    longest = _LONGEST_STRIP * min(width, height)
+    if max(width, height) <= longest:
+        return None
+    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+    return Box(left, top, left + min(width, longest), top + min(height, longest))
+
+
+def normalise(pixels: PixelBatch, preprocessing: Preprocessing) -> Float[np.ndarray, "b 3 height width"]:
+    """Scale uint8 pixels to [0, 1], subtract the mean and divide by the standard deviation; float32."""
+    mean = np.asarray(preprocessing.mean, np.float32)[:, None, None]
+    std = np.asarray(preprocessing.std, np.float32)[:, None, None]
+    return (pixels.astype(np.float32) / np.float32(255) - mean) / std
+
+
+def to_batch(pixels: list[Pixels]) -> UInt8[np.ndarray, "b 3 height width"]:
+    """Stack prepared pictures of one size."""
+    return np.stack(pixels)
