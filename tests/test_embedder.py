@@ -231,7 +231,7 @@ def test_pictures_by_their_address(embedder, web):
     given = [f"{address}/missing.png", f"{address}/a.png", f"{address}/b.png", "http://127.0.0.1:1/a.png"]
     (batch,) = embedder.embed_stream(given)
     assert batch.positions == [1] and set(batch.unreadable) == {0, 2, 3}
-    assert "404" in batch.unreadable[0].given or "Not Found" in batch.unreadable[0].given
+    assert "404" in batch.unreadable[0].given
     with pytest.raises(ImageError, match="MiB"):
         fetch(f"{address}/a.png", max_bytes=10)
     with pytest.raises(ImageError, match="cannot be fetched"):

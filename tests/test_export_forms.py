@@ -15,10 +15,10 @@ from samething.catalog import Catalog
 from samething.embedder import FORMAT_VERSION, Embedder
 from samething.embedder.codes import Coder, k_means
 from samething.errors import ArtefactError, FingerprintError, InputError
+from samething.evaluation import evaluate_embeddings
 from samething.export import Form, export
 from samething.export.folder import read_tensors
 from samething.export.parity import Parity, changes_of
-from samething.evaluation import evaluate_embeddings
 from samething.files import file_sha256, read_json, read_manifest, write_json
 from samething.heads import build_head
 from samething.training import train
@@ -64,7 +64,7 @@ def test_whole_numbers_are_smaller_and_find_nearly_the_same(tiny, vectors):
     quantised = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     assert not any("head." in name for name in quantised)  # the head stays as it was
     found = Embedder.load(tiny / "int8").embed(photographs())
-    # 256 pictures' worth of ranges on random weights, where neighbouring vectors differ little: near, not equal
+    # weights are random and photographs unlike the training pictures: near, not equal
     assert (found * vectors).sum(axis=1).mean() > 0.9
     before, after = made.parity.model_bytes
     assert after < before and (tiny / "int8" / "model.onnx").stat().st_size == after
@@ -253,7 +253,7 @@ def test_damaged_weights_each_have_their_own_error(tiny, tmp_path):
     file = folder / "model.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:-100])
-    with pytest.raises(ArtefactError, match="cut short: .* of .* bytes"):
+    with pytest.raises(ArtefactError, match=r"cut short: .* of .* bytes"):
         read_tensors(folder)
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ArtefactError, match="changed or damaged"):
@@ -271,7 +271,7 @@ def as_version_1(folder):
         del config[name]
     write_json(folder / "config.json", config)
     stored = read_json(folder / "manifest.json")
-    names = [name for name in stored["content"]["sha256"]]
+    names = list(stored["content"]["sha256"])
     write_json(
         folder / "manifest.json",
         {
@@ -332,22 +332,30 @@ def test_half_the_way_from_the_start(tiny):
     start = build_head(run.head.config, run.head.width, seed=run.config.seed).projection.weight
     found = safetensors.torch.load_file(tiny / "wise" / "model.safetensors")["head.projection.weight"]
     torch.testing.assert_close(found, 0.25 * run.head.projection.weight + 0.75 * start)
-    with pytest.raises(InputError, match="--interpolate 1.5"):
+    with pytest.raises(InputError, match=r"--interpolate 1\.5"):
         written(tiny, "refused wise", interpolate=1.5)
 
 
 def test_a_head_that_was_reduced_is_averaged_before_the_reduction(tiny):
     for name, epochs in (("wide", 4.0), ("wide longer", 6.0)):
-        train(tiny / "f", output=tiny / name, epochs=epochs, embedding_dim=8, train_dim=32, members=1, keep="last")
+        train(
+            tiny / "f",
+            output=tiny / name,
+            epochs=epochs,
+            embedding_dim=8,
+            train_dim=32,
+            members=1,
+            keep="last",
+        )
     same = written(tiny, "soup of one", run="wide", average=(tiny / "wide",))
     alone = written(tiny, "alone", run="wide")
     assert same.config["metrics"]["merged"]["mean"] == alone.config["metrics"]["merged"]["mean"]
-    chosen = written(
-        tiny, "greedy soup", run="wide", average=(tiny / "wide longer",), soup="greedy"
-    ).config["training"]["mix"]
+    chosen = written(tiny, "greedy soup", run="wide", average=(tiny / "wide longer",), soup="greedy").config[
+        "training"
+    ]["mix"]
     assert sorted([*chosen["names"], *chosen["left_out"]]) == ["wide", "wide longer"]
     shutil.rmtree(tiny / "wide longer" / "checkpoints")
-    with pytest.raises(ArtefactError, match="last checkpoint|does not exist"):
+    with pytest.raises(ArtefactError, match="does not exist"):
         written(tiny, "no checkpoint", run="wide", average=(tiny / "wide longer",))
 
 
@@ -358,6 +366,4 @@ def test_the_metrics_are_those_of_the_form(tiny):
     tested = catalog.take(catalog.has_role("query", "index", "query+index"))
     vectors = Embedder.load(tiny / "prefix 2").embed(tested.paths)
     result = evaluate_embeddings(vectors, tested)
-    assert made.config["metrics"]["merged"]["mean"]["mmp@5"] == pytest.approx(
-        result.value("mmp@5"), abs=0.02
-    )
+    assert made.config["metrics"]["merged"]["mean"]["mmp@5"] == pytest.approx(result.value("mmp@5"), abs=0.02)

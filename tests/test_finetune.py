@@ -7,12 +7,12 @@ import pytest
 import safetensors.torch
 import torch
 
+from samething.backbones import load_backbone
 from samething.embedder import Embedder
 from samething.errors import FingerprintError, InputError
 from samething.evaluation import evaluate
 from samething.export import export
 from samething.export.parity import prepared_pictures
-from samething.backbones import load_backbone
 from samething.training import FinetuneConfig, train
 from samething.training.finetune import Finetuner
 from samething.training.run import Run
@@ -68,7 +68,9 @@ def test_backbone_and_head_learn_and_the_run_is_like_any_other(tiny):
     with torch.inference_mode():
         expected = backbone(torch.from_numpy(pixels)).numpy()
     stride = len(features.rows) // 4
-    np.testing.assert_allclose(np.asarray(features.rows[::stride][:4], np.float32), expected, rtol=5e-3, atol=5e-3)
+    np.testing.assert_allclose(
+        np.asarray(features.rows[::stride][:4], np.float32), expected, rtol=5e-3, atol=5e-3
+    )
     comparison = evaluate(tiny / "run", tiny / "tuned").to_json()
     assert {"run", "tuned"} <= set(comparison)
     made = export(tiny / "tuned", output=tiny / "model")

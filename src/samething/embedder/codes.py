@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
@@ -81,7 +81,8 @@ class Coder:
         """Bytes of unit-length vectors, one row each."""
         if self.kind == "int8":
             steps = np.rint(vectors / self.arrays["scale"]).clip(-127, 127)
-            return steps.astype(np.int8).view(np.uint8)
+            whole: Codes = steps.astype(np.int8).view(np.uint8)
+            return whole
         if self.kind == "binary":
             return np.packbits(vectors > self.arrays["mean"], axis=1)
         pairs = zip(_parts(vectors.astype(np.float32)), self.arrays["centres"], strict=True)
@@ -99,12 +100,18 @@ class Coder:
             parts = [centres[place][codes[:, place]] for place in range(len(centres))]
             vectors = np.concatenate(parts, axis=1)[:, : self.dim]
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+        unit: Embeddings = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+        return unit
 
     def write(self, target: Path) -> None:
         """Write to an open temporary path, as ``.npz``."""
         with target.open("wb") as stream:
-            np.savez(stream, kind=np.asarray(self.kind), dim=np.asarray(self.dim), **self.arrays)
+            named: dict[str, Any] = {
+                "kind": np.asarray(self.kind),
+                "dim": np.asarray(self.dim),
+                **self.arrays,
+            }
+            np.savez(stream, **named)
 
     @classmethod
     def read(cls, source: Path) -> Coder:

@@ -324,7 +324,7 @@ def _calibration_pixels(source: Source) -> np.ndarray:
     if len(pixels) < graphs.CALIBRATION_BATCH:
         raise ArtefactError(
             f"{len(pixels)} training pictures can be read",
-            expected=f"at least {graphs.CALIBRATION_BATCH}, because they decide the ranges of the whole numbers",
+            expected=f"at least {graphs.CALIBRATION_BATCH}: they decide the ranges of the whole numbers",
             next_step="put the pictures back where the catalog says they are, or use --precision float16",
         )
     return pixels
@@ -440,4 +440,5 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """
     manifest = read_manifest(folder, kind=KIND, format_version=FORMAT_VERSION)
     require_whole(folder, manifest, ["model.safetensors"])
-    return safetensors.torch.load_file(folder / "model.safetensors")
+    tensors: dict[str, torch.Tensor] = safetensors.torch.load_file(folder / "model.safetensors")
+    return tensors
