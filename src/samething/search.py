@@ -223,7 +223,7 @@ def index(
     )
     if Path(location).is_dir():
         write_json(
-            Path(location) / MODEL_NAME, os.path.relpath(Path(model).resolve(), Path(location).resolve())
+            Path(location) / MODEL_NAME, os.path.relpath(embedder.folder.resolve(), Path(location).resolve())
         )
     return Searcher(embedder, opened).add(pictures)
 
