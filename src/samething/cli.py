@@ -50,6 +50,9 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "evaluate": Command(
         "samething.evaluation:evaluate", "Measure retrieval on instances never seen in training."
     ),
+    "leaderboard": Command(
+        "samething.leaderboard:leaderboard", "Show published results of the benchmarks beside one's own."
+    ),
     "export": Command("samething.export:export", "Write a model folder that runs without torch."),
     "index": Command("samething.search:index", "Make a folder of pictures searchable."),
     "index sync": Command("samething.search:sync", "Bring an index up to date with its folders."),
