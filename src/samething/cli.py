@@ -49,13 +49,24 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "evaluate": Command(
         "samething.evaluation:evaluate", "Measure retrieval on instances never seen in training."
     ),
+    "study datasets": Command(
+        "samething.study:datasets", "Choose the data sets to train on, on unseen instances."
+    ),
+    "study losses": Command(
+        "samething.study:losses", "Compare the losses, each with the best of its own search."
+    ),
+    "study backbones": Command(
+        "samething.study:backbones", "Compare backbones against their size and speed."
+    ),
     "export": Command("samething.export:export", "Write a model folder that runs without torch."),
     "index": Command("samething.search:index", "Make a folder of pictures searchable."),
     "find": Command("samething.search:find", "Find the same thing as in a picture."),
 }
 """Name of each command, in the order of the work. A name of two words is a command of a group."""
 
-GROUPS: Final[Mapping[str, str]] = {}
+GROUPS: Final[Mapping[str, str]] = {
+    "study": "Ask which data, which loss, which backbone: chosen on validation, tested once.",
+}
 """Groups of commands, with a line for the list."""
 
 _EPILOGUE: Final = (
@@ -132,7 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 _EXTRAS: Final = dict.fromkeys(
-    ("torch", "torchvision", "timm", "open_clip", "onnx", "safetensors", "matplotlib"), "train"
+    ("torch", "torchvision", "timm", "open_clip", "onnx", "safetensors", "matplotlib", "optuna"), "train"
 )
 
 
