@@ -219,7 +219,8 @@ def _concluded(
         title="Backbones",
         facts={
             "backbones": ", ".join(feature_sets),
-            "queries": f"{len(val.domain_of):,} of validation, {len(test.domain_of):,} of test, unseen instances",
+            "queries": f"{len(val.domain_of):,} of validation, {len(test.domain_of):,} of test, "
+            "of unseen instances",
             "domains": ", ".join(test.domains),
         },
         findings=findings,

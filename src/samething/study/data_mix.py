@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -156,7 +157,7 @@ class Mixer:
             return self.folder.scores(tried(""), measure)
         values = np.empty(len(self.val.domain_of))
         for number, domain in enumerate(self.val.domains):
-            found = self.folder.scores(tried(domain), lambda work, domain=domain: measure(work, domain))
+            found = self.folder.scores(tried(domain), functools.partial(measure, without=domain))
             values[self.val.domain_of == number] = found[self.val.domain_of == number]
         return values
 

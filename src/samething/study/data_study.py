@@ -169,11 +169,11 @@ def _concluded(
         else "not told apart from it"
     )  # fmt: skip
     on_val = {"chosen": mixer.scores(findings.mix), "everything": mixer.scores(mixer.everything)}
+    shown = {name: percent(test.mean(values), test.interval(values)) for name, values in on_test.items()}
     findings_said = [
         f"Chosen: {'; '.join(map(named, findings.mix))}.",
         f"On untouched test instances, at the same budget of {terms.budget:,} pictures: "
-        f"{percent(test.mean(on_test['chosen']), test.interval(on_test['chosen']))} % mMP@5, taking everything "
-        f"{percent(test.mean(on_test['everything']), test.interval(on_test['everything']))} %; difference "
+        f"{shown['chosen']} % mMP@5, taking everything {shown['everything']} %; difference "
         f"{shown_difference(difference)} points: {verdict}.",
         _why_it_ended(findings.steps),
     ]
@@ -195,7 +195,8 @@ def _concluded(
         folder=mixer.folder.folder,
         title="Data sets",
         facts={
-            "features": f"{mixer.features.backbone['name']}, fingerprint {mixer.features.manifest.fingerprint}",
+            "features": f"{mixer.features.backbone['name']}, "
+            f"fingerprint {mixer.features.manifest.fingerprint}",
             "groups": f"{terms.by}: {', '.join(mixer.groups)}",
             "budget": f"{terms.budget:,} of {int(mixer.features.catalog.has_role('train').sum()):,} training "
             f"pictures, shared {terms.share}; the same number of steps for every mix",
@@ -241,7 +242,8 @@ def _why_it_ended(steps: Sequence[Step[Part]]) -> str:
     stop = next((step for step in steps if step.kind == "stop"), None)
     if stop is None:
         return "Every group was added: none was left out by the stop rule."
-    return f"The search stopped at {named(stop.part)}, which would have gained {_shown(stop.gain, sign=True)} points."
+    gain = _shown(stop.gain, sign=True)
+    return f"The search stopped at {named(stop.part)}, which would have gained {gain} points."
 
 
 def _shown(gain: Gain, *, sign: bool = False) -> str:
@@ -259,7 +261,7 @@ def _tables(
     tables = [
         Table(
             "Chosen against everything, at the same budget",
-            ["mix", "pictures", "validation mMP@5 %", "test mMP@5 %", *(f"test {name}" for name in test.domains)],
+            ["mix", "pictures", "validation %", "test %", *(f"test {one}" for one in test.domains)],
             [
                 [
                     name, f"{len(mixer.rows(mix)):,}",
@@ -269,7 +271,8 @@ def _tables(
                 ]
                 for name, mix in (("chosen", findings.mix), ("everything", mixer.everything))
             ],
-            note="In brackets 95 % bootstrap intervals over queries, means over seeds. The test was looked at once.",
+            note="mMP@5; in brackets 95 % bootstrap intervals over queries, means over seeds. The test was "
+            "looked at once.",
         ),
         Table(
             "Decisions",
@@ -278,7 +281,8 @@ def _tables(
                 [step.kind, named(step.part), _shown(step.gain, sign=number > 0)]
                 for number, step in enumerate(findings.steps)
             ],
-            note="Of several candidates the best is shown, so its gain is flattered; the test says what is left.",
+            note="Of several candidates the best is shown, so its gain is flattered; the test says what "
+            "is left.",
         ),
     ]  # fmt: skip
     if findings.marginal:
@@ -296,8 +300,8 @@ def _tables(
                     ]
                     for group in _ranked(findings)
                 ],
-                note="The mix with the group minus the mix without it, at the same budget: pictures of one group "
-                "take the place of others'.",
+                note="The mix with the group minus the mix without it, at the same budget: pictures of one "
+                "group take the place of others'.",
             )
         )
     if findings.substitutions:

@@ -110,7 +110,7 @@ def run_loss_study(
                 bar.update(task, description=loss)
                 searches[loss] = search = _searched(study, loss, lambda: bar.advance(task))
                 best[loss] = dict(search.best_trial.params)
-            values = {}
+            values: dict[str, dict[int, PerQuery]] = {}
             for loss in losses:
                 values[loss] = {}
                 for repeat in range(num_seeds):
@@ -182,12 +182,13 @@ def _searched(study: LossStudy, loss: str, advance: Any) -> optuna.Study:
 def _write_storage(folder: Path, searches: Mapping[str, optuna.Study]) -> None:
     """The searches as an Optuna journal, for its dashboard and plots; written anew from the log each time."""
     import optuna
+    from optuna.storages.journal import JournalFileBackend
 
     target = folder / "optuna.log"
     target.unlink(missing_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(target)))
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(target)))
         for loss, search in searches.items():
             copy = optuna.create_study(direction="maximize", study_name=loss, storage=storage)
             copy.add_trials(search.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]))
@@ -273,7 +274,8 @@ def _concluded(
             f"fingerprint {study.features.manifest.fingerprint}",
             "budget": f"{study.num_trials} trials of {study.config.epochs:g} epochs for each loss, "
             f"then {study.num_seeds} seeds",
-            "queries": f"{len(val.domain_of):,} of validation, {len(test.domain_of):,} of test, unseen instances",
+            "queries": f"{len(val.domain_of):,} of validation, {len(test.domain_of):,} of test, "
+            "of unseen instances",
         },
         findings=findings,
         tables=[table, domains],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 Part = TypeVar("Part", bound=Hashable)
 
@@ -18,11 +18,8 @@ class Gain:
     high: float
 
 
-class Compare(Protocol[Part]):
-    """Score of the first mix minus that of the second; the second is None for the first choice of all."""
-
-    def __call__(self, first: Sequence[Part], second: Sequence[Part] | None) -> Gain:
-        """Compare two mixes."""
+Compare: TypeAlias = Callable[[tuple[Part, ...], tuple[Part, ...] | None], Gain]
+"""Score of the first mix minus that of the second; the second is None for the first choice of all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +45,9 @@ def select(
 ) -> tuple[tuple[Part, ...], list[Step[Part]]]:
     """Add the best candidate while that helps for certain, then drop what does not help.
 
-    A candidate is added if it gains at least ``min_gain`` and the interval of its gain lies above 0; the first
-    is the best alone. Afterwards, from the one that is missed least, parts are dropped without which the mix
-    is at least as good. Equal gains go to the earlier candidate.
+    A candidate is added if it gains at least ``min_gain`` and the interval of its gain lies above 0; the
+    first is the best alone. Afterwards, from the one that is missed least, parts are dropped without which
+    the mix is at least as good. Equal gains go to the earlier candidate.
 
     Args:
         candidates: what may be added, such as a data set with a cap.
