@@ -50,8 +50,19 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "evaluate": Command(
         "samething.evaluation:evaluate", "Measure retrieval on instances never seen in training."
     ),
+<<<<<<< HEAD
     "leaderboard": Command(
         "samething.leaderboard:leaderboard", "Show published results of the benchmarks beside one's own."
+=======
+    "study datasets": Command(
+        "samething.study:datasets", "Choose the data sets to train on, on unseen instances."
+    ),
+    "study losses": Command(
+        "samething.study:losses", "Compare the losses, each with the best of its own search."
+    ),
+    "study backbones": Command(
+        "samething.study:backbones", "Compare backbones against their size and speed."
+>>>>>>> study2
     ),
     "export": Command("samething.export:export", "Write a model folder that runs without torch."),
     "index": Command("samething.search:index", "Make a folder of pictures searchable."),
@@ -64,7 +75,9 @@ COMMANDS: Final[Mapping[str, Command]] = {
 }
 """Name of each command, in the order of the work. A name of two words is a command of a group."""
 
-GROUPS: Final[Mapping[str, str]] = {}
+GROUPS: Final[Mapping[str, str]] = {
+    "study": "Ask which data, which loss, which backbone: chosen on validation, tested once.",
+}
 """Groups of commands, with a line for the list."""
 
 _EPILOGUE: Final = (
@@ -156,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 _EXTRAS: Final = dict.fromkeys(
-    ("torch", "torchvision", "timm", "open_clip", "onnx", "safetensors", "matplotlib"), "train"
+    ("torch", "torchvision", "timm", "open_clip", "onnx", "safetensors", "matplotlib", "optuna"), "train"
 )
 
 
