@@ -49,6 +49,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "index rebuild": Command("samething.search:rebuild", "Make an index anew with another model."),
     "find": Command("samething.search:find", "Find the same thing as in a picture."),
     "duplicates": Command("samething.search:duplicates", "Group the near-duplicates of an index."),
+    "serve": Command("samething.web:serve", "Serve an index as a page and a REST interface."),
 }
 """Name of each command, in the order of the work. A name of two words is a command of a group."""
 
@@ -57,7 +58,7 @@ GROUPS: Final[Mapping[str, str]] = {}
 
 _EPILOGUE: Final = (
     "Start with: samething demo. "
-    "On your own pictures: catalog, features, train, evaluate, export, index, find."
+    "On your own pictures: catalog, features, train, evaluate, export, index, find, serve."
 )
 
 

@@ -104,7 +104,7 @@ class Collection:
     def _of_folder(self) -> list[PictureFile]:
         folder = Path(os.path.abspath(self.location))  # noqa: PTH100 - links stay as the user named them
         found = [
-            _on_disk(str(path), label=_label(path, folder), domain=self.domain)
+            on_disk(str(path), label=_label(path, folder), domain=self.domain)
             for path, is_picture in find_pictures(folder)
             if is_picture
         ]
@@ -132,7 +132,7 @@ class Collection:
             if is_url(source.location):
                 found.append(PictureFile(source.location, mark=source.version(), **place))
             else:
-                found.append(_on_disk(os.path.abspath(source.location), **place))  # noqa: PTH100
+                found.append(on_disk(os.path.abspath(source.location), **place))  # noqa: PTH100
         return found
 
     def metadata_kinds(self) -> dict[str, ColumnKind]:
@@ -242,7 +242,8 @@ def folders_above(path: str) -> list[str]:
     return found
 
 
-def _on_disk(path: str, **place: Any) -> PictureFile:
+def on_disk(path: str, **place: Any) -> PictureFile:
+    """A file as the disk describes it, without reading it."""
     try:
         status = os.stat(path)  # noqa: PTH116 - a million times
     except OSError:  # it is listed with its reason when it is read

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -168,7 +168,13 @@ class Searcher:
 
     # ---- growing
 
-    def update(self, collections: Sequence[Collection], *, drop: bool = False) -> Searcher:
+    def update(
+        self,
+        collections: Sequence[Collection],
+        *,
+        drop: bool = False,
+        on_progress: Callable[[int, int], object] | None = None,
+    ) -> Searcher:
         """Store the pictures of folders and catalogs that the index does not hold yet, and follow moved ones.
 
         What was stored stays stored if the process is killed; the next call goes on after it.
@@ -176,17 +182,25 @@ class Searcher:
         Args:
             collections: where the pictures are.
             drop: whether rows without a file leave the index: then ``collections`` must be all there are.
+            on_progress: told how many pictures are embedded so far, and of how many.
 
         Returns:
             This searcher with the counts of what was done.
         """
-        return self.update_files([file for part in collections for file in part.files()], drop=drop)
+        files = [file for part in collections for file in part.files()]
+        return self.update_files(files, drop=drop, on_progress=on_progress)
 
-    def update_files(self, files: Sequence[PictureFile], *, drop: bool = False) -> Searcher:
+    def update_files(
+        self,
+        files: Sequence[PictureFile],
+        *,
+        drop: bool = False,
+        on_progress: Callable[[int, int], object] | None = None,
+    ) -> Searcher:
         """As :meth:`update`, with the files themselves."""
         plan = make_plan(self.index, files, drop=drop)
         unreadable = list(plan.unreadable)
-        num_added = self._embed(plan, unreadable)
+        num_added = self._embed(plan, unreadable, on_progress or (lambda done, total: None))
         self._move(plan)
         self.index.delete(plan.gone)
         changes = Changes(
@@ -199,15 +213,19 @@ class Searcher:
         )
         return dataclasses.replace(self, changes=changes)
 
-    def _embed(self, plan: Plan, unreadable: list[tuple[str, str]]) -> int:
+    def _embed(
+        self, plan: Plan, unreadable: list[tuple[str, str]], on_progress: Callable[[int, int], object]
+    ) -> int:
         waiting = list(plan.new.items())
         num_added = 0
         with progress_bar("pictures") as progress:
             task = progress.add_task("index", total=len(waiting))
             for start in range(0, len(waiting), _ROWS_A_WRITE):
                 part = waiting[start : start + _ROWS_A_WRITE]
+                on_progress(start, len(waiting))
                 num_added += self._embed_part(part, unreadable)
                 progress.advance(task, len(part))
+        on_progress(len(waiting), len(waiting))
         return num_added
 
     def _embed_part(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Final
 
@@ -12,8 +12,10 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from samething.arrays import Pixels
 from samething.embedder import Embedder
 from samething.errors import SamethingError
+from samething.images import prepare
 
 MAX_BATCH: Final = 16
 """Pictures embedded together at most."""
@@ -30,79 +32,100 @@ class BusyError(SamethingError):
         )
 
 
+def prepared(embedder: Embedder, image: Image.Image) -> Pixels:
+    """A decoded picture as the model's graph takes it: small, so that many can wait in little memory."""
+    if embedder.form["input"] == "pixels":
+        return prepare(image, embedder.preprocessing)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
 class Batcher:
-    """Embeds pictures in one thread; whatever waits is embedded together.
+    """Embeds prepared pictures in one thread; whatever waits is embedded together.
 
     Nothing is held back to fill a batch: an idle server answers at once, and under load batches grow by
     themselves while the one before is computed.
+
+    Args:
+        embedder: the model.
+        max_waiting: pictures that may wait; more are refused.
+        on_batch: told the size of each batch that was computed.
     """
 
-    def __init__(self, embedder: Embedder, *, max_waiting: int = 64) -> None:
+    def __init__(
+        self,
+        embedder: Embedder,
+        *,
+        max_waiting: int = 64,
+        on_batch: Callable[[int], object] = lambda size: None,
+    ) -> None:
         self._embedder = embedder
         self._max_waiting = max_waiting
-        self._waiting: queue.SimpleQueue[tuple[Image.Image, Future[Any]] | None] = queue.SimpleQueue()
+        self._on_batch = on_batch
+        self._waiting: queue.SimpleQueue[tuple[Pixels, Future[Any]] | None] = queue.SimpleQueue()
         self._count = 0
+        self._closed = False
         self._guard = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="embedder", daemon=True)
         self._thread.start()
-        self.num_batches = 0
-        """Batches computed so far."""
 
     @property
     def num_waiting(self) -> int:
         """Pictures that were given and are not embedded yet."""
         return self._count
 
-    def submit(self, pictures: Sequence[Image.Image]) -> list[Future[Float[np.ndarray, " d"]]]:
-        """Ask for the embeddings of decoded pictures.
+    def submit(self, pictures: Sequence[Pixels]) -> list[Future[Float[np.ndarray, " d"]]]:
+        """Ask for the embeddings of prepared pictures.
 
         Raises:
-            BusyError: too many wait already; none of these was taken.
+            BusyError: too many wait already, or the server is about to stop; none of these was taken.
         """
+        futures: list[Future[Any]] = [Future() for _ in pictures]
         with self._guard:
-            if self._count + len(pictures) > self._max_waiting:
+            if self._closed or self._count + len(pictures) > self._max_waiting:
                 raise BusyError(self._count)
             self._count += len(pictures)
-        futures: list[Future[Any]] = [Future() for _ in pictures]
-        for item in zip(pictures, futures, strict=True):
-            self._waiting.put(item)
+            for item in zip(pictures, futures, strict=True):
+                self._waiting.put(item)
         return futures
 
     def close(self) -> None:
         """Finish what waits, then stop."""
-        self._waiting.put(None)
+        with self._guard:
+            if not self._closed:
+                self._closed = True
+                self._waiting.put(None)
         self._thread.join(timeout=30)
 
     def _work(self) -> None:
-        while True:
-            first = self._waiting.get()
-            if first is None:
-                return
-            batch = [first]
-            is_last = False
-            while len(batch) < MAX_BATCH:
+        is_last = False
+        while not is_last:
+            item = self._waiting.get()
+            batch = []
+            while item is not None:
+                batch.append(item)
+                if len(batch) == MAX_BATCH:
+                    break
                 try:
                     item = self._waiting.get_nowait()
                 except queue.Empty:
                     break
-                if item is None:
-                    is_last = True
-                    break
-                batch.append(item)
-            self._embed(batch)
-            if is_last:
-                return
+            is_last = item is None
+            if batch:
+                self._embed(batch)
 
-    def _embed(self, batch: list[tuple[Image.Image, Future[Any]]]) -> None:
-        try:
-            vectors = self._embedder.embed([image for image, _ in batch], batch_size=MAX_BATCH)
-            for (_, future), vector in zip(batch, vectors, strict=True):
-                future.set_result(vector)
-        except Exception as error:
-            for _, future in batch:
-                if not future.done():
+    def _embed(self, batch: list[tuple[Pixels, Future[Any]]]) -> None:
+        by_size: dict[tuple[int, ...], list[tuple[Pixels, Future[Any]]]] = {}
+        for item in batch:
+            by_size.setdefault(item[0].shape, []).append(item)
+        for same in by_size.values():
+            try:
+                vectors = self._embedder.embed_pixels(np.stack([pixels for pixels, _ in same]))
+            except Exception as error:
+                for _, future in same:
                     future.set_exception(error)
-        finally:
-            self.num_batches += 1
-            with self._guard:
-                self._count -= len(batch)
+            else:
+                for (_, future), vector in zip(same, vectors, strict=True):
+                    future.set_result(vector)
+            self._on_batch(len(same))
+        with self._guard:
+            self._count -= len(batch)
