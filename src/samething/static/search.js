@@ -258,6 +258,8 @@ stage.addEventListener("pointerup", () => {
 stage.addEventListener("pointercancel", () => { dragged = null; byId("crop").hidden = !state.crop; });
 byId("uncrop").addEventListener("click", () => { setCrop(null); search(); });
 
+if (matchMedia("(max-width: 860px)").matches) byId("filters").open = false; // results first on a small screen
+
 // ---- where pictures come from
 
 for (const id of ["file", "camera"]) byId(id).addEventListener("change", (event) => {
@@ -307,6 +309,16 @@ function showInfo(info) {
       search();
     });
     return chip;
+  }));
+  byId("start").hidden = !info.samples.length;
+  byId("samples").replaceChildren(...info.samples.map((id) => {
+    const link = element("a");
+    link.href = `#similar=${encodeURIComponent(id)}`;
+    const picture = element("img");
+    picture.src = `/thumbnails/${encodeURIComponent(id)}`;
+    picture.alt = "Find what is like this picture";
+    link.append(picture);
+    return link;
   }));
   byId("labels").replaceChildren(...info.labels.map((name) => {
     const option = element("option");

@@ -2,6 +2,7 @@
 // Which view is shown, the map, and the index's own page.
 
 function showView(name) {
+  if (byId(`view-${name}`).hidden) scrollTo({ top: 0 });
   for (const view of ["search", "map", "index"]) byId(`view-${view}`).hidden = view !== name;
   for (const link of document.querySelectorAll("nav [data-view]")) {
     if (link.dataset.view === name) link.setAttribute("aria-current", "page");
@@ -42,9 +43,9 @@ function loadScript(source) {
 
 async function showMap() {
   const mine = (mapAsked += 1);
-  const say = (text) => { byId("map-message").textContent = text; byId("map").hidden = Boolean(text); };
+  const say = (text) => { byId("map-message").textContent = text; byId("map-plot").hidden = Boolean(text); };
   try {
-    if (!byId("map").childElementCount) say("Loading …");
+    if (!byId("map-plot").childElementCount) say("Loading …");
     for (const name of ["bokeh", "bokeh-gl"]) if (!window.Bokeh || name !== "bokeh") await loadScriptOnce(`/static-bokeh/${name}.min.js`);
     let found = await ask(`/map?dark=${isDark()}`);
     while (!found.figure) {
@@ -55,8 +56,8 @@ async function showMap() {
     }
     if (mine !== mapAsked) return;
     say("");
-    byId("map").replaceChildren();
-    await window.Bokeh.embed.embed_item(found.figure, "map");
+    byId("map-plot").replaceChildren();
+    await window.Bokeh.embed.embed_item(found.figure, "map-plot");
   } catch (error) {
     say([error.message, error.nextStep].filter(Boolean).join(": "));
   }
@@ -93,7 +94,8 @@ async function showIndex() {
       return row;
     }));
     showSync(status.sync);
-    byId("sync").disabled = !info.can_change || status.sync.state === "running";
+    byId("sync").disabled = status.sync.state === "running";
+    byId("sync").hidden = !info.can_change;
     byId("add").hidden = !info.can_change;
     byId("read-only").hidden = info.can_change;
     watching = setTimeout(showIndex, status.sync.state === "running" ? 500 : 5000);

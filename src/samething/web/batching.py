@@ -1,4 +1,4 @@
-"""Queries of many people at once, embedded together: one model, one thread, small batches, a bounded queue."""
+"""Queries of many people at once, embedded together: one model, one thread, small batches, a short queue."""
 
 from __future__ import annotations
 

@@ -146,6 +146,8 @@ def drawn(pictures: PictureMap, *, dark: bool) -> dict[str, Any]:
     plot.toolbar.active_scroll = wheel
     plot.toolbar.logo = None
     if plot.legend:
+        plot.add_layout(plot.legend[0], "above")
+        plot.legend.ncols = 4
         plot.legend.click_policy = "hide"
         plot.legend.background_fill_color, plot.legend.background_fill_alpha = ground, 0.85
         plot.legend.label_text_color, plot.legend.border_line_color = ink, None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import dataclasses
+import itertools
 import math
 import os
 import threading
@@ -38,6 +40,7 @@ from samething.web.projection import PictureMap, picture_map
 _OVERVIEW_S: Final = 60.0
 """How long counts of domains and labels are believed while another process may change the index."""
 _MAX_LABELS: Final = 500
+_MAX_SAMPLES: Final = 12
 
 
 class UnknownPictureError(InputError):
@@ -206,9 +209,15 @@ class Service:
         index = self.searcher.index
         domains: Counter[str] = Counter()
         labels: Counter[str] = Counter()
+        samples: dict[str, list[str]] = {}
         for batch in index.items(columns=["label", "domain"]):
             domains.update(name or "" for name in batch.column("domain").to_pylist())
             labels.update(name or "" for name in batch.column("label").to_pylist())
+            for name, row_id in zip(*(batch.column(c).to_pylist() for c in ("domain", "id")), strict=True):
+                kept = samples.setdefault(name or "", [])
+                if len(kept) < _MAX_SAMPLES or row_id < kept[-1]:
+                    bisect.insort(kept, row_id)
+                    del kept[_MAX_SAMPLES:]
         del labels[""]
         found = {
             "num_pictures": domains.total(),
@@ -216,6 +225,7 @@ class Service:
             "dim": index.dim,
             "domains": dict(sorted(domains.items())),
             "num_labels": len(labels),
+            "samples": _spread(list(samples.values()), _MAX_SAMPLES),
             "labels": sorted(name for name, _ in labels.most_common(_MAX_LABELS)),
             "columns": {name: kind for name, kind in index.description.columns.items() if kind != "bytes"},
             "allow_urls": self.allow_urls,
@@ -352,6 +362,16 @@ class Service:
 
         threading.Thread(target=run, name="background", daemon=True).start()
         return job
+
+
+def _spread(groups: list[list[str]], count: int) -> list[str]:
+    """So many of all groups, as evenly as they have them.
+
+    >>> _spread([["a", "b", "c"], ["x"]], 3)
+    ['a', 'x', 'b']
+    """
+    turns = itertools.zip_longest(*groups)
+    return [name for turn in turns for name in turn if name is not None][:count]
 
 
 def plain(found: Matches) -> dict[str, Json]:
