@@ -116,7 +116,8 @@ class Batcher:
     def _embed(self, batch: list[tuple[Pixels, Future[Any]]]) -> None:
         by_size: dict[tuple[int, ...], list[tuple[Pixels, Future[Any]]]] = {}
         for item in batch:
-            by_size.setdefault(item[0].shape, []).append(item)
+            if item[1].set_running_or_notify_cancel():  # nobody waits for the others any more
+                by_size.setdefault(item[0].shape, []).append(item)
         for same in by_size.values():
             try:
                 vectors = self._embedder.embed_pixels(np.stack([pixels for pixels, _ in same]))

@@ -53,7 +53,9 @@ def _ask(url: str, *, max_bytes: int, deadline: float) -> bytes | str:
             ending.daemon = True
             ending.start()
             try:
-                return _answer(plain, parts, port, max_bytes=max_bytes)
+                found = _answer(plain, parts, port, max_bytes=max_bytes)
+                _left(deadline)  # an answer without a length looks whole when it is cut off
+                return found
             finally:
                 ending.cancel()
     except (OSError, http.client.HTTPException, UnicodeError, ValueError) as error:
