@@ -50,10 +50,9 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "evaluate": Command(
         "samething.evaluation:evaluate", "Measure retrieval on instances never seen in training."
     ),
-<<<<<<< HEAD
     "leaderboard": Command(
         "samething.leaderboard:leaderboard", "Show published results of the benchmarks beside one's own."
-=======
+    ),
     "study datasets": Command(
         "samething.study:datasets", "Choose the data sets to train on, on unseen instances."
     ),
@@ -62,7 +61,6 @@ COMMANDS: Final[Mapping[str, Command]] = {
     ),
     "study backbones": Command(
         "samething.study:backbones", "Compare backbones against their size and speed."
->>>>>>> study2
     ),
     "export": Command("samething.export:export", "Write a model folder that runs without torch."),
     "index": Command("samething.search:index", "Make a folder of pictures searchable."),
@@ -72,6 +70,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "index rebuild": Command("samething.search:rebuild", "Make an index anew with another model."),
     "find": Command("samething.search:find", "Find the same thing as in a picture."),
     "duplicates": Command("samething.search:duplicates", "Group the near-duplicates of an index."),
+    "serve": Command("samething.web:serve", "Serve an index as a page and a REST interface."),
 }
 """Name of each command, in the order of the work. A name of two words is a command of a group."""
 
@@ -82,7 +81,7 @@ GROUPS: Final[Mapping[str, str]] = {
 
 _EPILOGUE: Final = (
     "Start with: samething demo. "
-    "On your own pictures: catalog, features, train, evaluate, export, index, find."
+    "On your own pictures: catalog, features, train, evaluate, export, index, find, serve."
 )
 
 
