@@ -84,7 +84,7 @@ class PreparedInside(nn.Module):
         )
         pixels = pixels.round().clamp(0, 255)
         if self.resize == "longer_side_pad":
-            square = self.fill.expand(pixels.shape[0], 3, size, size).clone()  # type: ignore[operator]
+            square = self.fill.expand(pixels.shape[0], 3, size, size).clone()
             top, left = (size - new_height) // 2, (size - new_width) // 2
             square[:, :, top : top + new_height, left : left + new_width] = pixels
             pixels = square
