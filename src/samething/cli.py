@@ -50,6 +50,18 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "evaluate": Command(
         "samething.evaluation:evaluate", "Measure retrieval on instances never seen in training."
     ),
+    "leaderboard": Command(
+        "samething.leaderboard:leaderboard", "Show published results of the benchmarks beside one's own."
+    ),
+    "study datasets": Command(
+        "samething.study:datasets", "Choose the data sets to train on, on unseen instances."
+    ),
+    "study losses": Command(
+        "samething.study:losses", "Compare the losses, each with the best of its own search."
+    ),
+    "study backbones": Command(
+        "samething.study:backbones", "Compare backbones against their size and speed."
+    ),
     "export": Command("samething.export:export", "Write a model folder that runs without torch."),
     "index": Command("samething.search:index", "Make a folder of pictures searchable."),
     "index sync": Command("samething.search:sync", "Bring an index up to date with its folders."),
@@ -58,15 +70,18 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "index rebuild": Command("samething.search:rebuild", "Make an index anew with another model."),
     "find": Command("samething.search:find", "Find the same thing as in a picture."),
     "duplicates": Command("samething.search:duplicates", "Group the near-duplicates of an index."),
+    "serve": Command("samething.web:serve", "Serve an index as a page and a REST interface."),
 }
 """Name of each command, in the order of the work. A name of two words is a command of a group."""
 
-GROUPS: Final[Mapping[str, str]] = {}
+GROUPS: Final[Mapping[str, str]] = {
+    "study": "Ask which data, which loss, which backbone: chosen on validation, tested once.",
+}
 """Groups of commands, with a line for the list."""
 
 _EPILOGUE: Final = (
     "Start with: samething demo. "
-    "On your own pictures: catalog, features, train, evaluate, export, index, find."
+    "On your own pictures: catalog, features, train, evaluate, export, index, find, serve."
 )
 
 
@@ -153,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 _EXTRAS: Final = dict.fromkeys(
-    ("torch", "torchvision", "timm", "open_clip", "onnx", "safetensors", "matplotlib"), "train"
+    ("torch", "torchvision", "timm", "open_clip", "onnx", "safetensors", "matplotlib", "optuna"), "train"
 )
 
 

@@ -30,7 +30,7 @@ class Exported:
     folder: Path
     config: dict[str, Json]
     largest_difference: float | None
-    """Largest difference of the float32 program to torch's vectors; None when the folder was there."""
+    """Largest difference of the float32 program to torch's; None when the folder was there already."""
     parity: Parity | None = None
     """What the form costs, where it may cost something."""
 

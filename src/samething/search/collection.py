@@ -248,6 +248,11 @@ def folders_above(path: str) -> list[str]:
     return found
 
 
+def on_disk(path: str, **place: Any) -> PictureFile:
+    """A file as the disk describes it, without reading it."""
+    return _on_disk(path, _status(path), **place)
+
+
 def _on_disk(path: str, status: os.stat_result | None, **place: Any) -> PictureFile:
     if status is None:  # it is listed with its reason when it is read
         return PictureFile(path, **place)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -186,7 +186,13 @@ class Searcher:
 
     # ---- growing
 
-    def update(self, collections: Sequence[Collection], *, drop: bool = False) -> Searcher:
+    def update(
+        self,
+        collections: Sequence[Collection],
+        *,
+        drop: bool = False,
+        on_progress: Callable[[int, int], object] | None = None,
+    ) -> Searcher:
         """Store the pictures of folders and catalogs that the index does not hold yet, and follow moved ones.
 
         What was stored stays stored if the process is killed; the next call goes on after it.
@@ -194,19 +200,26 @@ class Searcher:
         Args:
             collections: where the pictures are.
             drop: whether rows without a file leave the index: then ``collections`` must be all there are.
+            on_progress: told how many pictures are embedded so far, and of how many.
 
         Returns:
             This searcher with the counts of what was done.
         """
-        return self.update_files([file for part in collections for file in part.files()], drop=drop)
+        files = [file for part in collections for file in part.files()]
+        return self.update_files(files, drop=drop, on_progress=on_progress)
 
     def update_files(
-        self, files: Sequence[PictureFile], *, drop: bool = False, known: Sequence[KnownVectors] = ()
+        self,
+        files: Sequence[PictureFile],
+        *,
+        drop: bool = False,
+        known: Sequence[KnownVectors] = (),
+        on_progress: Callable[[int, int], object] | None = None,
     ) -> Searcher:
         """As :meth:`update`, with the files themselves; those whose vectors are known are not embedded."""
         plan = make_plan(self.index, files, drop=drop)
         unreadable = list(plan.unreadable)
-        num_added = self._embed(plan, unreadable, known)
+        num_added = self._embed(plan, unreadable, known, on_progress or (lambda done, total: None))
         self._move(plan)
         self.index.delete(plan.gone)
         changes = Changes(
@@ -220,7 +233,11 @@ class Searcher:
         return dataclasses.replace(self, changes=changes)
 
     def _embed(
-        self, plan: Plan, unreadable: list[tuple[str, str]], known: Sequence[KnownVectors] = ()
+        self,
+        plan: Plan,
+        unreadable: list[tuple[str, str]],
+        known: Sequence[KnownVectors],
+        on_progress: Callable[[int, int], object],
     ) -> int:
         waiting = list(plan.new.items())
         num_added = 0
@@ -230,12 +247,14 @@ class Searcher:
             task = progress.add_task("index", total=len(waiting))
             for start in range(0, len(waiting), _ROWS_A_WRITE):
                 part = waiting[start : start + _ROWS_A_WRITE]
+                on_progress(start, len(waiting))
                 vectors, rows = self._embedded(part, unreadable, known)
                 if rows:
                     fingerprint = self.embedder.fingerprint
                     self.index.add(np.concatenate(vectors), rows, model_fingerprint=fingerprint)
                 num_added += len(rows)
                 progress.advance(task, len(part))
+        on_progress(len(waiting), len(waiting))
         return num_added
 
     def _embedded(
