@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import rich.console
@@ -40,7 +41,7 @@ class BackboneList:
 
     def __rich_console__(
         self, console: rich.console.Console, options: rich.console.ConsoleOptions
-    ) -> rich.console.RenderResult:
+    ) -> Iterator[Text]:
         """The table, one block a family."""
         longest = max(len(row.name) for row in self.rows) + 2
 
