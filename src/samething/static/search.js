@@ -116,8 +116,9 @@ async function wholePicture(id, signal) {
 // ---- results
 
 function showResults() {
-  const least = Number(byId("threshold").value);
-  byId("threshold-value").textContent = least.toFixed(2);
+  const value = Number(byId("threshold").value);
+  const least = value > 0 ? value : -2; // at its left end the slider hides nothing
+  byId("threshold-value").textContent = value > 0 ? value.toFixed(2) : "any";
   const shown = state.matches.filter((match) => match.score >= least);
   byId("results").replaceChildren(...shown.map(tile));
   const hidden = state.matches.length - shown.length;
