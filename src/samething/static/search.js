@@ -1,7 +1,7 @@
 "use strict";
 // The search view: what is looked for, its crop, the filters, the results.
 
-const state = { files: null, similar: null, crop: null, matches: [], info: null, asking: null, url: null };
+const state = { files: null, uploaded: null, similar: null, crop: null, matches: [], info: null, asking: null, url: null };
 
 // ---- what is looked for
 
@@ -27,7 +27,7 @@ function searchFiles(files) {
     complain(new Error(`The picture is too large: at most ${Math.floor(limits.max_bytes / 2 ** 20)} MB are taken`));
     return;
   }
-  state.files = pictures;
+  state.files = state.uploaded = pictures;
   state.similar = null;
   const name = pictures[0].name || "pasted picture";
   showQuery(pictures[0], pictures.length > 1 ? `${name} and ${pictures.length - 1} more of the same thing` : name);
