@@ -12,11 +12,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from line import ROOT
+from line import ENVIRONMENT, ROOT
 from samething.errors import ArtefactError, InputError
 from samething.index.milvus import MilvusPlace
+from samething.search import index
+from scenes import write_things
 
 PORT = 29530
 
@@ -111,3 +114,38 @@ def test_a_password_is_never_shown() -> None:
 def test_a_server_that_is_not_there() -> None:
     with pytest.raises(ArtefactError, match="no Milvus at"):
         MilvusPlace.of("milvus://127.0.0.1:9/a").connect()
+
+
+LOADER = """
+import os, signal, sys
+from pathlib import Path
+from samething.index import MilvusIndex
+from samething.search import index, searcher
+searcher._ROWS_A_WRITE = 4
+num_batches, add = 0, MilvusIndex.add
+def killed_after_two(self, *arguments, **options):
+    global num_batches
+    add(self, *arguments, **options)
+    num_batches += 1
+    if num_batches == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+MilvusIndex.add = killed_after_two
+index(Path(sys.argv[1]), model=sys.argv[2], output=sys.argv[3])
+"""
+
+
+def test_an_interrupted_load_goes_on_after_what_was_acknowledged(line: Path, tmp_path: Path) -> None:
+    pictures = write_things(tmp_path / "pictures", num_things=4)
+    location = f"milvus-lite://{tmp_path}/lite.db/things"
+    arguments = [sys.executable, "-c", LOADER, str(pictures), str(line / "model"), location]
+    killed = subprocess.run(
+        arguments, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=300
+    )
+    assert killed.returncode == -9, killed.stderr[-2000:]
+    resumed = index(pictures, model=line / "model", output=location)
+    plain = index(pictures, model=line / "model", output=tmp_path / "plain")
+    assert plain.num_added == 16 and (resumed.num_added, resumed.num_kept) == (8, 8)
+    ids = sorted(row["id"] for batch in plain.index.items([]) for row in batch.to_pylist())
+    assert sorted(row["id"] for batch in resumed.index.items([]) for row in batch.to_pylist()) == ids
+    np.testing.assert_allclose(resumed.index.vectors(ids), plain.index.vectors(ids), atol=1e-6)
+    assert resumed.index.verify().problems == ()

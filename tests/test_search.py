@@ -1,6 +1,7 @@
 """Embedder and index together: growing an index, killing it, asking it."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -15,14 +16,29 @@ import numpy as np
 import pytest
 import rich.console
 import scipy.sparse.csgraph
-from PIL import Image
+from PIL import Image, ImageGrab
 
 from line import ENVIRONMENT
 from samething.catalog import Catalog
 from samething.embedder import Embedder
-from samething.errors import ArtefactError, ImageError, InputError
+from samething.errors import ArtefactError, FingerprintError, ImageError, InputError
+from samething.evaluation.calibration import Calibration
 from samething.images import Box
-from samething.search import Changes, Match, Matches, Searcher, duplicates, find, index, rebuild, sync
+from samething.index import create_index
+from samething.search import (
+    Changes,
+    Match,
+    Matches,
+    Searcher,
+    compact,
+    duplicates,
+    find,
+    index,
+    rebuild,
+    sync,
+)
+from samething.search.known import KnownVectors
+from samething.search.matches import with_thumbnails
 from scenes import write_things
 
 
@@ -277,6 +293,114 @@ def test_matches_are_written_as_asked(made, pictures, tmp_path):
     assert page.count("data:image/jpeg") == 4 and "https://" not in page
     with pytest.raises(InputError, match=r"\.json, \.csv or \.html"):
         found.write(tmp_path / "m.txt")
+
+
+def test_a_calibrated_model_gives_probabilities_and_no_match(made, pictures):
+    query = pictures / "thing 01 é" / "view 0.jpg"
+    plain = made.find(query, k=12)
+    assert plain.threshold is None and not plain.is_no_match and plain.matches[0].probability is None
+    scores = np.array([match.score for match in plain.matches])
+    middle = float(scores[:2].mean())
+    fitted = Calibration.fit(scores, scores >= middle, target_precision=1.0)
+    config = {**made.embedder.config, "calibration": json.loads(json.dumps(fitted.to_json()))}
+    calibrated = dataclasses.replace(made, embedder=dataclasses.replace(made.embedder, config=config))
+    found = calibrated.find(query, k=12)
+    assert [match.score for match in found.matches] == [match.score for match in plain.matches]
+    odds = np.exp(fitted.slope * scores + fitted.intercept)
+    assert [match.probability for match in found.matches] == pytest.approx(list(odds / (1 + odds)), rel=1e-9)
+    assert not found.is_no_match and found.threshold == fitted.threshold
+    # the same thing left out, the best that remains is below the threshold
+    best = found.matches[0].id
+    vectors = made.index.vectors([best])
+    rest = calibrated.find_vectors(vectors, name="rest", k=3, leave_out=[best])
+    assert rest.is_no_match and rest.to_json()["no_match"]
+    shown = io.StringIO()
+    rich.console.Console(file=shown, width=200).print(rest)
+    assert "no match" in shown.getvalue() and "%" in shown.getvalue()
+    config = {**config, "calibration": {**config["calibration"], "threshold": None}}
+    never = dataclasses.replace(made, embedder=dataclasses.replace(made.embedder, config=config)).find(query)
+    assert never.is_no_match and json.loads(json.dumps(never.to_json(), allow_nan=False))["threshold"] is None
+
+
+def test_a_feature_folder_skips_the_backbone(line, tmp_path, monkeypatch):
+    usual = index(line / "things.parquet", model=line / "model", output=tmp_path / "usual")
+    sent = []
+    embed_stream = Embedder.embed_stream
+
+    def counted(self, pictures, **options):
+        sent.extend(pictures)
+        return embed_stream(self, pictures, **options)
+
+    monkeypatch.setattr(Embedder, "embed_stream", counted)
+    quick = index(line / "features", model=line / "model", output=tmp_path / "quick")
+    assert len(sent) <= 4 < quick.num_added == usual.num_added  # a few are compared with the whole model
+    ids = sorted(row["id"] for batch in usual.index.items([]) for row in batch.to_pylist())
+    ours, theirs = quick.index.vectors(ids), usual.index.vectors(ids)
+    assert np.einsum("nd,nd->n", ours, theirs).min() > 0.999
+    columns = [name for name in usual.index.description.columns if name != "id"]
+    assert quick.index.rows(ids, columns).to_pylist() == usual.index.rows(ids, columns).to_pylist()
+    assert sync(tmp_path / "quick").changes == Changes(num_kept=quick.changes.num_added)
+
+
+def test_features_of_another_backbone_or_of_other_weights_are_refused(line, line_copy):
+    embedder = Embedder.load(line / "model")
+    backbone = {**embedder.config["backbone"], "weights": "0" * 16}
+    other = dataclasses.replace(embedder, config={**embedder.config, "backbone": backbone})
+    with pytest.raises(FingerprintError, match="weights"):
+        KnownVectors(other, line / "features")
+    pooled = dataclasses.replace(
+        embedder, config={**embedder.config, "head": {**embedder.config["head"], "kind": "mlp"}}
+    )
+    with pytest.raises(InputError, match="linear head"):
+        KnownVectors(pooled, line / "features")
+    array = next((line_copy / "features").glob("data-*/features.npy"))
+    np.save(array, np.load(array)[::-1])
+    with pytest.raises(FingerprintError, match="cosine"):
+        KnownVectors(embedder, line_copy / "features")
+
+
+def test_compaction_frees_the_disk_and_keeps_what_is_found(made, pictures, tmp_path):
+    query = pictures / "thing 01 é" / "view 0.jpg"
+    before = [match.id for match in made.find(query, k=8).matches]
+    done = compact(tmp_path / "index")
+    assert done.startswith("12 rows in ")
+    again = Searcher.open(tmp_path / "index")
+    assert [match.id for match in again.find(query, k=8).matches] == before
+    assert sync(tmp_path / "index").changes == Changes(num_kept=12)
+    create_index(f"milvus-lite://{tmp_path}/lite.db/a", dim=2, model_fingerprint="f", model_name="n").close()
+    with pytest.raises(InputError, match="not an index folder"):
+        compact(f"milvus-lite://{tmp_path}/lite.db/a")
+
+
+def test_the_clipboard_as_a_query(made, pictures, monkeypatch):
+    query = pictures / "thing 01 é" / "view 0.jpg"
+    for content in (Image.open(query), [str(query)]):
+        monkeypatch.setattr(ImageGrab, "grabclipboard", lambda content=content: content)
+        assert made.find("clipboard", k=1).matches[0].path == str(query)
+    monkeypatch.setattr(ImageGrab, "grabclipboard", lambda: None)
+    with pytest.raises(ImageError, match="holds no picture"):
+        made.find("clipboard")
+
+    def no_desktop():
+        raise NotImplementedError("wl-paste or xclip is required for ImageGrab.grabclipboard() on Linux")
+
+    monkeypatch.setattr(ImageGrab, "grabclipboard", no_desktop)
+    with pytest.raises(ImageError, match="clipboard cannot be read") as error:
+        made.find("clipboard")
+    assert "give its path" in error.value.next_step
+
+
+@pytest.mark.filterwarnings("ignore:Image.Image.getdata is deprecated")  # in textual-image
+def test_thumbnails_in_the_terminal(made, pictures, monkeypatch):
+    from textual_image.renderable import HalfcellImage
+
+    monkeypatch.setattr("textual_image.renderable.Image", HalfcellImage)
+    found = made.find(pictures / "thing 01 é" / "view 0.jpg", k=2)
+    shown = io.StringIO()
+    console = rich.console.Console(file=shown, width=200, force_terminal=True, color_system="truecolor")
+    console.print(with_thumbnails(found))
+    assert "▀" in shown.getvalue() or "▄" in shown.getvalue()
+    assert all(match.label in shown.getvalue() for match in found.matches)
 
 
 def test_near_duplicates_are_grouped(line, pictures, tmp_path):

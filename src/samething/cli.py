@@ -32,8 +32,16 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "demo": Command(
         "samething.demo:demo", "Run everything on real pictures, from data set to search report."
     ),
+    "datasets": Command("samething.datasets:datasets", "Say which public data sets can be read, and where."),
     "catalog": Command(
-        "samething.datasets:catalog", "List a folder of pictures, or read an annotation table."
+        "samething.datasets:catalog", "List a folder of pictures, or read a table or a public data set."
+    ),
+    "curate": Command(
+        "samething.curate.command:curate",
+        "Choose what to train on: rules, budgets, no copies, no leaks, no doubtful labels.",
+    ),
+    "backbones": Command(
+        "samething.backbones.command:backbones", "List the backbones, and which are already on this disk."
     ),
     "features": Command(
         "samething.features:features", "Describe every picture with a frozen backbone, once."
@@ -42,10 +50,23 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "evaluate": Command(
         "samething.evaluation:evaluate", "Measure retrieval on instances never seen in training."
     ),
+    "leaderboard": Command(
+        "samething.leaderboard:leaderboard", "Show published results of the benchmarks beside one's own."
+    ),
+    "study datasets": Command(
+        "samething.study:datasets", "Choose the data sets to train on, on unseen instances."
+    ),
+    "study losses": Command(
+        "samething.study:losses", "Compare the losses, each with the best of its own search."
+    ),
+    "study backbones": Command(
+        "samething.study:backbones", "Compare backbones against their size and speed."
+    ),
     "export": Command("samething.export:export", "Write a model folder that runs without torch."),
     "index": Command("samething.search:index", "Make a folder of pictures searchable."),
     "index sync": Command("samething.search:sync", "Bring an index up to date with its folders."),
     "index tune": Command("samething.search:tune", "Search a large index approximately, at a chosen recall."),
+    "index compact": Command("samething.search:compact", "Write an index anew into as few files as need be."),
     "index rebuild": Command("samething.search:rebuild", "Make an index anew with another model."),
     "find": Command("samething.search:find", "Find the same thing as in a picture."),
     "duplicates": Command("samething.search:duplicates", "Group the near-duplicates of an index."),
@@ -53,7 +74,9 @@ COMMANDS: Final[Mapping[str, Command]] = {
 }
 """Name of each command, in the order of the work. A name of two words is a command of a group."""
 
-GROUPS: Final[Mapping[str, str]] = {}
+GROUPS: Final[Mapping[str, str]] = {
+    "study": "Ask which data, which loss, which backbone: chosen on validation, tested once.",
+}
 """Groups of commands, with a line for the list."""
 
 _EPILOGUE: Final = (
@@ -145,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 _EXTRAS: Final = dict.fromkeys(
-    ("torch", "torchvision", "timm", "open_clip", "onnx", "safetensors", "matplotlib"), "train"
+    ("torch", "torchvision", "timm", "open_clip", "onnx", "safetensors", "matplotlib", "optuna"), "train"
 )
 
 

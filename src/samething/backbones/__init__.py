@@ -1,16 +1,20 @@
-"""Frozen foundation models: a table of rows, ``load_backbone(name)``, and the fastest runtime for each."""
+"""Frozen foundation models: a table of rows, ``load_backbone(name)``, and the fastest runtime for each.
+
+The table and the list of it need no torch; what loads a backbone is imported when it is first asked for.
+"""
 
 from __future__ import annotations
 
-from samething.backbones.network import (
-    BACKBONES,
-    Backbone,
-    BackboneRow,
-    efficientnet_lite_state,
-    load_backbone,
-    weights_fingerprint,
-    write_onnx,
-)
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+from samething.backbones.rows import BackboneRow
+from samething.backbones.table import BACKBONES
+
+if TYPE_CHECKING:
+    from samething.backbones.loading import load_backbone, load_described
+    from samething.backbones.network import Backbone, weights_fingerprint, write_onnx
+    from samething.backbones.packaged import efficientnet_lite_state
 
 __all__ = [
     "BACKBONES",
@@ -18,6 +22,18 @@ __all__ = [
     "BackboneRow",
     "efficientnet_lite_state",
     "load_backbone",
+    "load_described",
     "weights_fingerprint",
     "write_onnx",
 ]
+
+_ROOMS: Final = {
+    "Backbone": "network", "efficientnet_lite_state": "packaged", "load_backbone": "loading",
+    "load_described": "loading", "weights_fingerprint": "network", "write_onnx": "network",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), name)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
@@ -81,9 +81,11 @@ class Coder:
         """Bytes of unit-length vectors, one row each."""
         if self.kind == "int8":
             steps = np.rint(vectors / self.arrays["scale"]).clip(-127, 127)
-            return steps.astype(np.int8).view(np.uint8)
+            whole: Codes = steps.astype(np.int8).view(np.uint8)
+            return whole
         if self.kind == "binary":
-            return np.packbits(vectors > self.arrays["mean"], axis=1)
+            packed: Codes = np.packbits(vectors > self.arrays["mean"], axis=1)
+            return packed
         pairs = zip(_parts(vectors.astype(np.float32)), self.arrays["centres"], strict=True)
         return np.stack([_nearest(part, centres) for part, centres in pairs], axis=1).astype(np.uint8)
 
@@ -99,12 +101,18 @@ class Coder:
             parts = [centres[place][codes[:, place]] for place in range(len(centres))]
             vectors = np.concatenate(parts, axis=1)[:, : self.dim]
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+        unit: Embeddings = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+        return unit
 
     def write(self, target: Path) -> None:
         """Write to an open temporary path, as ``.npz``."""
         with target.open("wb") as stream:
-            np.savez(stream, kind=np.asarray(self.kind), dim=np.asarray(self.dim), **self.arrays)
+            named: dict[str, Any] = {
+                "kind": np.asarray(self.kind),
+                "dim": np.asarray(self.dim),
+                **self.arrays,
+            }
+            np.savez(stream, **named)
 
     @classmethod
     def read(cls, source: Path) -> Coder:
@@ -130,7 +138,8 @@ def _parts(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "parts n widt
     """Every four numbers apart; the last part is filled up with zeros."""
     missing = -vectors.shape[1] % PART_WIDTH
     filled = np.pad(vectors, ((0, 0), (0, missing)))
-    return filled.reshape(len(vectors), -1, PART_WIDTH).transpose(1, 0, 2)
+    num_parts = filled.shape[1] // PART_WIDTH  # said, because -1 fails without rows
+    return filled.reshape(len(vectors), num_parts, PART_WIDTH).transpose(1, 0, 2)
 
 
 def _nearest(

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from cyclopts import Parameter
 from rich.console import Group
 from rich.markup import escape
 from rich.text import Text
@@ -29,7 +30,7 @@ class Exported:
     folder: Path
     config: dict[str, Json]
     largest_difference: float | None
-    """Largest difference of the float32 program to torch's vectors; None when the folder was there already."""
+    """Largest difference of the float32 program to torch's; None when the folder was there already."""
     parity: Parity | None = None
     """What the form costs, where it may cost something."""
 
@@ -54,6 +55,7 @@ def export(
     output: Path = Path("model"),
     name: str | None = None,
     weights: Path | None = None,
+    features: tuple[Path, ...] = (),
     format: Format = "folder",  # noqa: A002 (the option's name)
     head_only: bool = False,
     preprocessing_inside: bool = False,
@@ -64,7 +66,7 @@ def export(
     soup: Literal["uniform", "greedy"] = "uniform",
     interpolate: float = 1.0,
     tolerance: float = 0.01,
-    allow_quality_loss: bool = False,
+    allow_quality_loss: Annotated[bool, Parameter(negative=())] = False,
 ) -> Exported:
     """Write a model folder: ONNX, safetensors, configuration and a card, checked against torch.
 
@@ -76,6 +78,7 @@ def export(
         output: the model folder to write.
         name: name of the model; by default the folder's.
         weights: the backbone's checkpoint, if the features were made from one.
+        features: where feature folders are now, if they were moved after the training.
         format: folder; hub (as folder, for the Hugging Face hub); guiec (the challenge's submission.zip);
             sentence-transformers; torch-export or aot-inductor (a program for torch alone).
         head_only: keep only the head in model.safetensors; model.onnx is always whole.
@@ -117,6 +120,7 @@ def export(
         form,
         name=name,
         weights=weights,
+        features=tuple(Path(folder) for folder in features),
         average=tuple(Path(other) for other in average),
         soup=soup,
         interpolate=interpolate,

@@ -19,7 +19,7 @@ from samething.backbones import write_onnx
 from samething.catalog import Catalog
 from samething.embedder import FORMAT_VERSION, KIND, Embedder, open_graph, require_whole
 from samething.embedder.codes import Coder
-from samething.errors import ArtefactError
+from samething.errors import ArtefactError, InputError
 from samething.evaluation import EvaluationResult, evaluate_embeddings
 from samething.export import Exported, graphs
 from samething.export.card import card, configuration
@@ -76,6 +76,7 @@ def write_model(
     *,
     name: str | None,
     weights: Path | None,
+    features: Sequence[Path],
     average: Sequence[Path],
     soup: Soup,
     interpolate: float,
@@ -83,12 +84,12 @@ def write_model(
     allow_quality_loss: bool,
 ) -> Exported:
     """Write a model folder; see :func:`samething.export.export`."""
-    trained = Run.open(run)
-    others = [Run.open(other) for other in average]
-    features = trained.features()
+    trained = Run.open(run, moved=features)
+    others = [Run.open(other, moved=features) for other in average]
+    described = trained.features()
     made_from: dict[str, Json] = {
         "run": trained.manifest.fingerprint,
-        "backbone": dict(features.backbone),
+        "backbone": dict(described.backbone),
         "head": file_sha256(trained.folder / "head.safetensors"),
         **form.made_from,
     }
@@ -220,10 +221,16 @@ def _write_files(
     model = EmbeddingModel(source.backbone, head).eval()
     catalog = source.features.catalog
     preprocessing = source.backbone.preprocessing
+    if preprocessing.views and (not form.has_graph or form.input == "pictures"):
+        raise InputError(
+            f"--format {form.format} with features of several views a picture",
+            expected="features of one view: this form prepares pictures by itself",
+            next_step="use --format folder without --preprocessing-inside, or features of one view",
+        )
     pixels = prepared_pictures(catalog, preprocessing, NUM_CHECKED)
     if len(pixels) < 2:  # the pictures may have moved since; noise still compares the arithmetic
-        side = preprocessing.size
-        pixels = np.random.default_rng(0).integers(0, 256, (NUM_CHECKED, 3, side, side), np.uint8)
+        shape = (NUM_CHECKED, 3, *preprocessing.shape)
+        pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     parity: Parity | None = None
     if not form.has_graph:
         if form.format == "guiec":
@@ -266,7 +273,7 @@ def _write_checked_graph(model: EmbeddingModel, graph: Path, pixels: np.ndarray)
         ArtefactError: they differ by more than :data:`LARGEST_DIFFERENCE`.
     """
     graph.parent.mkdir(parents=True)
-    write_onnx(model, graph, size=model.backbone.preprocessing.size)
+    write_onnx(model, graph, size=model.backbone.preprocessing.shape)
     with torch.inference_mode():
         expected = model(torch.from_numpy(pixels)).numpy()
     found = open_graph(graph).run(None, {"pixels": pixels})[0]
@@ -287,7 +294,7 @@ def _written_form(output: Path, graph: Path, source: Source, head: Any, form: Fo
     if form.loses:  # what it is measured against
         reference = graph.parent.parent / "reference" / "model.onnx"
         reference.parent.mkdir()
-        write_onnx(source.model, reference, size=preprocessing.size)
+        write_onnx(source.model, reference, size=preprocessing.shape)
     if form.precision == "float16":
         graphs.halve_weights(graph)
     elif form.precision == "int8":
@@ -323,7 +330,7 @@ def _calibration_pixels(source: Source) -> np.ndarray:
     if len(pixels) < graphs.CALIBRATION_BATCH:
         raise ArtefactError(
             f"{len(pixels)} training pictures can be read",
-            expected=f"at least {graphs.CALIBRATION_BATCH}, because they decide the ranges of the whole numbers",
+            expected=f"at least {graphs.CALIBRATION_BATCH}: they decide the ranges of the whole numbers",
             next_step="put the pictures back where the catalog says they are, or use --precision float16",
         )
     return pixels
@@ -439,4 +446,5 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """
     manifest = read_manifest(folder, kind=KIND, format_version=FORMAT_VERSION)
     require_whole(folder, manifest, ["model.safetensors"])
-    return safetensors.torch.load_file(folder / "model.safetensors")
+    tensors: dict[str, torch.Tensor] = safetensors.torch.load_file(folder / "model.safetensors")
+    return tensors

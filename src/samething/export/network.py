@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from samething.backbones import Backbone, load_backbone
+from samething.backbones import Backbone, load_described
 from samething.errors import InputError
 from samething.features import FeatureSet
 from samething.files import Json, require_same
@@ -78,8 +78,7 @@ def backbone_of(run: Run, features: FeatureSet, *, weights: Path | None) -> Back
         FingerprintError: it is another one as it loads now.
     """
     tuned = run.folder / TUNED_NAME
-    backbone = load_backbone(features.backbone["name"], weights=tuned if tuned.exists() else weights)
-    backbone = backbone.with_preprocessing(features.preprocessing)
+    backbone = load_described(features.backbone, weights=tuned if tuned.exists() else weights)
     require_same(
         dict(features.backbone),
         backbone.describe(),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -89,7 +90,8 @@ class Parity:
     def __rich__(self) -> Table:
         """The change a domain, size and speed."""
         before, after = (size / 1e6 for size in self.model_bytes)
-        caption = f"graph {before:.1f} → {after:.1f} MB; vector {self.vector_bytes[0]} → {self.vector_bytes[1]} bytes"
+        long, short = self.vector_bytes
+        caption = f"graph {before:.1f} → {after:.1f} MB; vector {long} → {short} bytes"
         if self.pictures_per_s:
             caption += f"; {self.pictures_per_s[0]:.0f} → {self.pictures_per_s[1]:.0f} pictures/s"
         table = Table(title="against float32 at full length, mMP@5 %", caption=caption, box=SIMPLE_HEAD)
@@ -119,7 +121,8 @@ class Parity:
         )
         domains = ", ".join(f"{domain} {100 * change:+.1f}" for change, domain in worst)
         raise ArtefactError(
-            f"{folder}: this form loses {100 * self.fall:.1f} points of mMP@5 on the mean over domains ({domains})",
+            f"{folder}: this form loses {100 * self.fall:.1f} points of mMP@5 on the mean over domains "
+            f"({domains})",
             expected=f"a fall of at most {100 * self.tolerance:.1f} points (--tolerance {self.tolerance:g})",
             next_step="run the same command with --allow-quality-loss, which keeps what was computed, "
             "or choose a milder form",
@@ -186,7 +189,7 @@ def embed_pictures(embedder: Embedder, catalog: Catalog) -> tuple[Embeddings, np
     readable = np.zeros(len(catalog), dtype=bool)
     with progress_bar("pictures") as progress:
         task = progress.add_task("parity", total=len(catalog))
-        for batch in embedder.embed_stream(catalog.paths):
+        for batch in embedder.embed_stream(catalog.sources):
             rows = batch.positions
             vectors[rows] = batch.vectors
             readable[rows] = True
@@ -210,7 +213,7 @@ def decoded(coder: Coder, vectors: Embeddings, catalog: Catalog, role: Role) -> 
 
 
 def evaluate_both(
-    before: Embeddings, after: Embeddings, catalog: Catalog, role: Role
+    before: Float[np.ndarray, "n full"], after: Float[np.ndarray, "n short"], catalog: Catalog, role: Role
 ) -> tuple[EvaluationResult, EvaluationResult]:
     """Both embeddings of the same pictures on the same queries."""
     results = (evaluate_embeddings(vectors, catalog, role=role) for vectors in (before, after))
@@ -242,12 +245,11 @@ def prepared_pictures(catalog: Catalog, preprocessing: Preprocessing, count: int
     from samething.images import decode, prepare
 
     found: list[Any] = []
-    for path in catalog.paths[:: max(1, len(catalog) // count)]:
+    for row in range(0, len(catalog), max(1, len(catalog) // count)):
         if len(found) == count:
             break
         try:
-            found.append(prepare(decode(path), preprocessing))
+            found.append(prepare(decode(catalog.source(row)), preprocessing))
         except ImageError:
             continue
-    size = preprocessing.size
-    return np.stack(found) if found else np.empty((0, 3, size, size), np.uint8)
+    return np.stack(found) if found else np.empty((0, 3, *preprocessing.shape), np.uint8)

@@ -1,4 +1,4 @@
-"""The modules that sentence-transformers loads by itself: a timm model, unit length, linear maps, unit length.
+"""Modules that sentence-transformers loads by itself: a timm model, unit length, linear maps, unit length.
 
 Only the library's own modules are used, so ``SentenceTransformer(path)`` needs neither this package nor trust
 in foreign code. The head's standardisation becomes part of its linear map.
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from samething.backbones import BACKBONES, Backbone
+from samething.backbones.loading import PACKAGED_ARCHITECTURE
 from samething.errors import InputError
 from samething.export.network import EmbeddingModel
 from samething.files import atomic_path, write_json
@@ -98,7 +99,9 @@ def timm_architecture(backbone: Backbone) -> str:
         InputError: it is not one of timm's.
     """
     row = BACKBONES.get(backbone.name)
-    name = row.architecture if row else backbone.name.removeprefix("timm:")
+    name = backbone.name.removeprefix("timm:")
+    if row is not None:
+        name = PACKAGED_ARCHITECTURE if row.loader == "package" else row.identifier
     if not type(backbone.network).__module__.startswith("timm.") or not re.fullmatch(r"[\w.]+", name):
         raise InputError(
             f"--format sentence-transformers of the backbone {backbone.name}",

@@ -19,12 +19,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from samething.backbones import load_backbone
+from samething.backbones import load_described
 from samething.errors import ArtefactError, InputError
 from samething.export.network import Source, backbone_of, source_of
 from samething.features import FeatureSet
 from samething.heads import Head, HeadConfig, build_head, head_from_state, reduced_head
-from samething.training.loop import TrainingData
+from samething.training.data import TrainingData
 from samething.training.run import Run
 from samething.training.validation import validation_scores
 
@@ -56,6 +56,13 @@ def mixed_source(
             expected="a share in [0, 1]: 1 is the trained model, 0 its start",
             next_step="for instance --interpolate 0.5",
         )
+    for each in (run, *others):
+        if each.config.members > 1:
+            raise InputError(
+                f"{each.folder} joins {each.config.members} heads into one",
+                expected="runs of one head: a joined one has no single start to average from",
+                next_step="train them with --members 1",
+            )
     source = source_of(run, weights=weights)
     start = start_of(run, source.features)
     for other in others:
@@ -226,7 +233,7 @@ def _with_mixed_backbone(
     networks = [backbone_of(run, run.features(), weights=None).network.state_dict() for run in runs]
     mean = average(networks)
     if interpolate < 1:
-        original = load_backbone(source.features.backbone["name"], weights=weights)
+        original = load_described(source.features.backbone, weights=weights)
         mean = average([mean, original.network.state_dict()], shares=(interpolate, 1 - interpolate))
     backbone = copy.deepcopy(source.backbone)
     backbone.network.load_state_dict(mean)

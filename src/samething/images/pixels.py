@@ -12,7 +12,7 @@ from PIL import Image
 from samething.arrays import Pixels
 from samething.errors import MissingExtraError
 from samething.images.decoding import MAX_PIXELS, Picture, clipped, decode, name_of, opened, orientation
-from samething.images.preparing import RESAMPLING, Layout, Preprocessing, laid_out, layout_of, prepare
+from samething.images.preparing import RESAMPLING, Preprocessing, canvas, laid_out, layout_of, prepare
 from samething.images.sources import Box, Source
 
 _TORCH_MODES: Final = ("bicubic", "bilinear")
@@ -21,7 +21,7 @@ _TORCH_MODES: Final = ("bicubic", "bilinear")
 def read_pixels(
     picture: Picture, preprocessing: Preprocessing, *, max_pixels: int = MAX_PIXELS, box: Box | None = None
 ) -> Pixels:
-    """Decode and prepare a picture to uint8 (3, size, size), in the way that ``preprocessing.decoding`` says.
+    """Decode and prepare a picture to uint8 (3, height, width), as ``preprocessing.decoding`` says.
 
     ``exact`` is ``prepare(decode(picture))``. ``fast`` unpacks JPEG files with libjpeg-turbo's own buffers
     and resizes with torch's antialiased filter on bytes; whatever that cannot do (CMYK, damaged files, other
@@ -34,12 +34,25 @@ def read_pixels(
     """
     if preprocessing.decoding == "exact":
         return prepare(decode(picture, max_pixels=max_pixels, box=box), preprocessing)
+    try:
+        import simplejpeg  # noqa: F401  (asked for here, where its absence is not taken for a damaged file)
+    except ImportError as error:
+        raise MissingExtraError("simplejpeg", extra="train") from error
     if isinstance(picture, Source):
         box = box or picture.box
         name, picture = str(picture), picture.read()
     else:
         name = name_of(picture)
-    array, layout = _unpacked(picture, preprocessing, max_pixels, box, name)
+    array, size = _unpacked(picture, preprocessing, max_pixels, box, name)
+    if preprocessing.views:
+        return canvas([_prepared(array, size, view) for view in preprocessing.views], preprocessing)
+    return _prepared(array, size, preprocessing)
+
+
+def _prepared(
+    array: UInt8[np.ndarray, "tall wide 3"], size: tuple[int, int], preprocessing: Preprocessing
+) -> Pixels:
+    layout = layout_of(*size, preprocessing)
     if layout.cut is not None:
         array = _part(array, layout.cut)
     if array.shape[1::-1] != layout.resized:
@@ -49,8 +62,8 @@ def read_pixels(
 
 def _unpacked(
     picture: Picture, preprocessing: Preprocessing, max_pixels: int, box: Box | None, name: str
-) -> tuple[UInt8[np.ndarray, "tall wide 3"], Layout]:
-    """Upright RGB pixels with their box cut out, and the layout that the whole picture has."""
+) -> tuple[UInt8[np.ndarray, "tall wide 3"], tuple[int, int]]:
+    """Upright RGB pixels with their box cut out, and the full size that they have before any scaling."""
     jpeg = None
     if isinstance(picture, bytes):
         with opened(picture, max_pixels=max_pixels, name=name) as image:
@@ -67,21 +80,19 @@ def _unpacked(
         inside = clipped(box, width, height, name=name)
         array = _part(array, inside)
         width, height = inside.right - inside.left, inside.bottom - inside.top
-    return array, layout_of(width, height, preprocessing)
+    return array, (width, height)
 
 
 def _turbo(
     content: bytes, size: tuple[int, int], turn: object, preprocessing: Preprocessing, *, boxed: bool
 ) -> tuple[np.ndarray, tuple[int, int]] | None:
     """Upright pixels of a JPEG file and the full upright size; None where the reference has to decide."""
-    try:
-        import simplejpeg
-    except ImportError as error:
-        raise MissingExtraError("simplejpeg", extra="train") from error
+    import simplejpeg
+
     turned = turn in (5, 6, 7, 8)
     upright = size[::-1] if turned else size
     least = {}
-    if preprocessing.decoding == "scaled" and not boxed:
+    if preprocessing.decoding == "scaled" and not boxed and not preprocessing.views:
         layout = layout_of(*upright, preprocessing)
         wide, tall = layout.resized[::-1] if turned else layout.resized
         if layout.cut is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -48,6 +48,14 @@ class Preprocessing:
     """``exact``: Pillow alone, the reference; ``fast``: libjpeg-turbo and torch, within 2 of 255 of it;
     ``scaled``: as fast, but large JPEG files are unpacked at a half, a quarter or an eighth of their size,
     at least twice the input's, which changes pixels. See :func:`samething.images.read_pixels`."""
+    place: tuple[float, float] = (0.5, 0.5)
+    """Where ``short_side_crop`` cuts: shares of the spare room left of it and above it, in [0, 1]."""
+    flip: bool = False
+    """Mirror the prepared picture, left for right."""
+    views: tuple[Preprocessing, ...] = ()
+    """Several preparations of the same picture, one below the other on a canvas; the other fields are then
+    those of the canvas: its width is ``size``, the widest view's, and each view is normalised by its own
+    ``mean`` and ``std``."""
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -73,14 +81,33 @@ class Preprocessing:
                 )
         if min(self.std) <= 0:
             raise InputError(f"std={self.std}", expected="numbers above 0", next_step="give another std")
+        if not all(0 <= share <= 1 for share in self.place):
+            raise InputError(
+                f"place={self.place}", expected="two shares in [0, 1]", next_step="give another place"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of a prepared picture, in pixels."""
+        if self.views:
+            return sum(view.shape[0] for view in self.views), max(view.shape[1] for view in self.views)
+        return self.size, self.size
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, for fingerprints and configuration files."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in dataclasses.asdict(self).items()
-            if (key, value) != ("decoding", "exact")  # what was made before there was a choice is exact
-        }
+        """Plain JSON values, for fingerprints and configuration files.
+
+        What came later than the format is left out where it says nothing: what was made before there was a
+        choice is exact, of one view from the middle.
+        """
+        value: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            item = getattr(self, field.name)
+            if field.name in _LATER_FIELDS and item == field.default:
+                continue
+            if field.name == "views":
+                item = [view.to_json() for view in item]
+            value[field.name] = list(item) if isinstance(item, tuple) else item
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Preprocessing:
@@ -88,16 +115,23 @@ class Preprocessing:
         fields: dict[str, Any] = {
             key: tuple(item) if isinstance(item, list) else item for key, item in value.items()
         }
+        if "views" in fields:
+            fields["views"] = tuple(cls.from_json(view) for view in fields["views"])
         return cls(**fields)
 
 
+_LATER_FIELDS: Final = ("decoding", "place", "flip", "views")
+
+
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
-    """Resize and crop a decoded picture to uint8 (3, size, size).
+    """Resize and crop a decoded picture to uint8 (3, height, width): (3, size, size), or a canvas of views.
 
     The arithmetic is Pillow's antialiased resampling and torchvision's rounding of sides and crop offsets,
     so that the pixels equal those of timm's evaluation transform. Only strips longer than 64 times their
     width may differ under ``short_side_crop``: their ends, which the crop leaves out, are cut off first.
     """
+    if preprocessing.views:
+        return canvas([prepare(image, view) for view in preprocessing.views], preprocessing)
     layout = layout_of(image.width, image.height, preprocessing)
     scaled = image if layout.cut is None else image.crop(layout.cut)
     if scaled.size != layout.resized:
@@ -138,7 +172,10 @@ def layout_of(width: int, height: int, preprocessing: Preprocessing) -> Layout:
         resized = (short_side, int(short_side * height / width))
     else:
         resized = (int(short_side * width / height), short_side)
-    return Layout(cut, resized, (round((resized[0] - size) / 2.0), round((resized[1] - size) / 2.0)))
+    left, top = (
+        round((side - size) * share) for side, share in zip(resized, preprocessing.place, strict=True)
+    )
+    return Layout(cut, resized, (left, top))
 
 
 def laid_out(
@@ -153,7 +190,20 @@ def laid_out(
         square[:] = [round(255 * channel) for channel in preprocessing.mean]
         tall, wide = resized.shape[:2]
         square[-top : tall - top, -left : wide - left] = resized
+    if preprocessing.flip:
+        square = square[:, ::-1]
     return np.ascontiguousarray(square.transpose(2, 0, 1))
+
+
+def canvas(views: Sequence[Pixels], preprocessing: Preprocessing) -> Pixels:
+    """Views of one picture, one below the other; what a narrower one leaves free is black and never read."""
+    pixels = np.zeros((3, *preprocessing.shape), np.uint8)
+    top = 0
+    for view in views:
+        height, width = view.shape[1:]
+        pixels[:, top : top + height, :width] = view
+        top += height
+    return pixels
 
 
 def _without_far_ends(width: int, height: int) -> Box | None:

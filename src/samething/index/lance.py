@@ -364,6 +364,10 @@ class LanceIndex(AbstractIndex):
         if len(positions) == 0:
             return self.description.item_schema.empty_table().select(columns)
         names = matrix.ids.take(positions)
+        if columns == ["id"]:  # the store takes milliseconds to fetch a row
+            import pyarrow as pa
+
+            return pa.table([names], schema=self.description.item_schema.empty_table().select(columns).schema)
         return self._taken(view.table, matrix.row_ids[positions], names, columns)
 
     def _taken(self, table: Any, row_ids: UInt[np.ndarray, " n"], ids: Any, columns: list[str]) -> Table:

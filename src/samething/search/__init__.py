@@ -12,6 +12,7 @@ from samething.images import Box
 from samething.index import LanceIndex, RecallReport, Where, create_index, exists_index, open_index
 from samething.search.collection import FILE_COLUMNS, Collection
 from samething.search.groups import Duplicates, near_duplicates
+from samething.search.known import KnownVectors, is_feature_folder
 from samething.search.matches import Match, Matches
 from samething.search.searcher import (
     Changes,
@@ -27,6 +28,7 @@ __all__ = [
     "Match",
     "Matches",
     "Searcher",
+    "compact",
     "duplicates",
     "find",
     "index",
@@ -48,9 +50,11 @@ def index(
     Of a catalog with test roles the index and query+index pictures are taken, of any other all. The same
     picture in several places is stored once. A killed run goes on where it stopped; pictures that cannot be
     read are listed and left out. What was indexed stays: samething index sync also drops what was deleted.
+    Of a feature folder the pictures' features go through the model's head, which skips its backbone.
 
     Args:
-        source: folders of pictures (labels are the sub-folders), or catalogs (.parquet or .csv).
+        source: folders of pictures (labels are the sub-folders), catalogs (.parquet or .csv), or feature
+            folders of the model's own backbone.
         model: the model folder that embeds the pictures, or the hub id of a model.
         output: the index folder, or the URL of a distributed engine: milvus://HOST:PORT/COLLECTION.
         domain: domain of a folder's pictures.
@@ -70,7 +74,11 @@ def index(
             next_step="samething index FOLDER --model MODEL",
         )
     embedder = Embedder.load(model)
-    collections = [Collection(Path(place), domain, root) for place in source]
+    known = {place: KnownVectors(embedder, Path(place)) for place in source if is_feature_folder(Path(place))}
+    collections = [
+        known[place].collection if place in known else Collection(Path(place), domain, root)
+        for place in source
+    ]
     files = [file for part in collections for file in part.files()]  # before anything is made
     identity = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
     if exists_index(output):
@@ -80,7 +88,7 @@ def index(
         opened = create_index(output, dim=embedder.dim, **identity, extra_columns={**kinds, **FILE_COLUMNS})
     remember_model(output, Path(model))
     remember_collections(output, collections)
-    return Searcher(embedder, opened).update_files(files)
+    return Searcher(embedder, opened).update_files(files, known=list(known.values()))
 
 
 def sync(
@@ -142,17 +150,43 @@ def tune(
     Raises:
         InputError: an engine elsewhere, which has its own settings; or a recall out of range.
     """
-    opened = open_index(index)
-    if not isinstance(opened, LanceIndex):
-        raise InputError(
-            f"{index} is not an index folder",
-            expected="an index of the embedded engine",
-            next_step="a Milvus index is chosen by its URL: ?index=hnsw&ef=NUMBER",
-        )
+    opened = _embedded(index, otherwise="a Milvus index is chosen by its URL: ?index=hnsw&ef=NUMBER")
     if exact:
         opened.search_exactly()
         return f"{index} is searched exactly"
     return opened.tune(recall, k=k)
+
+
+def compact(index: str | Path = "index") -> str:
+    """Write an index anew into few files; what was deleted or replaced leaves the disk.
+
+    The old files are searched meanwhile; a killed process leaves them as they were. A tuned index is exact
+    afterwards: tune it again.
+
+    Args:
+        index: the index folder.
+
+    Raises:
+        InputError: an engine elsewhere, which does this by itself.
+    """
+    old = _embedded(index, otherwise="a Milvus server compacts its collections by itself")
+    before = _num_bytes(Path(index))
+    fresh = old.compact()
+    after = _num_bytes(Path(index))
+    return f"{fresh.count():,} rows in {after / 1e6:,.1f} MB; before {before / 1e6:,.1f} MB"
+
+
+def _embedded(index: str | Path, *, otherwise: str) -> LanceIndex:
+    opened = open_index(index)
+    if not isinstance(opened, LanceIndex):
+        raise InputError(
+            f"{index} is not an index folder", expected="an index of the embedded engine", next_step=otherwise
+        )
+    return opened
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def find(

@@ -14,7 +14,7 @@ from typing import Any, Final
 from samething.catalog import Catalog
 from samething.errors import ImageError, InputError
 from samething.files import Json, file_sha256
-from samething.images import Box, Source, find_pictures, is_url
+from samething.images import Box, Source, find_picture_files, is_url
 from samething.index import ColumnKind
 
 FILE_COLUMNS: Final[Mapping[str, ColumnKind]] = {
@@ -103,10 +103,10 @@ class Collection:
 
     def _of_folder(self) -> list[PictureFile]:
         folder = Path(os.path.abspath(self.location))  # noqa: PTH100 - links stay as the user named them
+        start = len(str(folder).rstrip("/")) + 1
         found = [
-            on_disk(str(path), label=_label(path, folder), domain=self.domain)
-            for path, is_picture in find_pictures(folder)
-            if is_picture
+            _on_disk(path, status, label=path[start:].rpartition("/")[0], domain=self.domain)
+            for path, status in find_picture_files(folder)
         ]
         if not found:
             raise InputError(
@@ -132,7 +132,8 @@ class Collection:
             if is_url(source.location):
                 found.append(PictureFile(source.location, mark=source.version(), **place))
             else:
-                found.append(on_disk(os.path.abspath(source.location), **place))  # noqa: PTH100
+                path = os.path.abspath(source.location)  # noqa: PTH100
+                found.append(_on_disk(path, _status(path), **place))
         return found
 
     def metadata_kinds(self) -> dict[str, ColumnKind]:
@@ -195,9 +196,14 @@ def _with_content_id(file: PictureFile) -> tuple[PictureFile, str | ImageError]:
     except OSError as error:
         reason = error.strerror or str(error)
         return file, ImageError(f"{file.path}: {reason}", expected="a readable file", next_step="check it")
-    if file.box is None:
-        return file, sha256
-    return file, hashlib.sha256(f"{sha256}\x1f{','.join(map(str, file.box))}".encode()).hexdigest()
+    return file, content_id(sha256, file.box)
+
+
+def content_id(sha256: str, box: tuple[int, ...] | None) -> str:
+    """Identity of what a picture shows: the SHA-256 of its file, and with a box of file and box."""
+    if box is None:
+        return sha256
+    return hashlib.sha256(f"{sha256}\x1f{','.join(map(str, box))}".encode()).hexdigest()
 
 
 def row_of(content_id: str, files: list[PictureFile]) -> dict[str, Any]:
@@ -244,9 +250,11 @@ def folders_above(path: str) -> list[str]:
 
 def on_disk(path: str, **place: Any) -> PictureFile:
     """A file as the disk describes it, without reading it."""
-    try:
-        status = os.stat(path)  # noqa: PTH116 - a million times
-    except OSError:  # it is listed with its reason when it is read
+    return _on_disk(path, _status(path), **place)
+
+
+def _on_disk(path: str, status: os.stat_result | None, **place: Any) -> PictureFile:
+    if status is None:  # it is listed with its reason when it is read
         return PictureFile(path, **place)
     return PictureFile(
         path,
@@ -257,6 +265,8 @@ def on_disk(path: str, **place: Any) -> PictureFile:
     )
 
 
-def _label(path: Path, folder: Path) -> str:
-    inside = path.parent.relative_to(folder)
-    return "" if inside == Path() else inside.as_posix()
+def _status(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)  # noqa: PTH116 - a million times
+    except OSError:
+        return None

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -66,7 +67,8 @@ class Matches:
         return {
             "query": self.query,
             "no_match": self.is_no_match,
-            "threshold": self.threshold,
+            # a model that is never sure has no finite threshold, which JSON could not say
+            "threshold": self.threshold if self.threshold is None or math.isfinite(self.threshold) else None,
             "matches": [match.to_json() for match in self.matches],
         }
 

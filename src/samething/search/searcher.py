@@ -12,13 +12,16 @@ import numpy as np
 from jaxtyping import Float
 from rich.markup import escape
 
+from samething.arrays import Embeddings
 from samething.embedder import Embedder
 from samething.errors import ArtefactError, ImageError
+from samething.evaluation.calibration import Calibration
 from samething.files import read_json, write_json
 from samething.images import Box, Picture, decode, thumbnail
 from samething.index import AbstractIndex, Where, open_index
 from samething.progress import progress_bar
 from samething.search.collection import Collection, PictureFile, row_of
+from samething.search.known import KnownVectors
 from samething.search.matches import Match, Matches
 from samething.search.queries import query_vector, together, vectors_of_label
 from samething.search.syncing import Plan, make_plan
@@ -79,6 +82,12 @@ class Searcher:
         return cls(
             embedder, open_index(location, model_fingerprint=embedder.fingerprint, model_name=embedder.name)
         )
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What the scores of this model mean, where it was exported with that."""
+        content = self.embedder.config.get("calibration")
+        return None if content is None else Calibration.from_json(content)
 
     # ---- asking
 
@@ -149,7 +158,16 @@ class Searcher:
                 if hit["id"] not in left_out and hit["score"] > best.get(hit["id"], {"score": -2})["score"]:
                     best[hit["id"]] = hit
         ranked = sorted(best.values(), key=lambda hit: (-hit["score"], hit["id"]))[:k]
-        return Matches(name, tuple(self._match(rank, hit) for rank, hit in enumerate(ranked, start=1)))
+        found = tuple(self._match(rank, hit) for rank, hit in enumerate(ranked, start=1))
+        calibration = self.calibration
+        if calibration is None:
+            return Matches(name, found)
+        chances = calibration.probability(np.array([match.score for match in found])).tolist()
+        calibrated = [
+            dataclasses.replace(match, probability=chance)
+            for match, chance in zip(found, chances, strict=True)
+        ]
+        return Matches(name, tuple(calibrated), threshold=calibration.threshold)
 
     def _match(self, rank: int, hit: dict[str, Any]) -> Match:
         path = hit.pop("path") or ""
@@ -195,12 +213,13 @@ class Searcher:
         files: Sequence[PictureFile],
         *,
         drop: bool = False,
+        known: Sequence[KnownVectors] = (),
         on_progress: Callable[[int, int], object] | None = None,
     ) -> Searcher:
-        """As :meth:`update`, with the files themselves."""
+        """As :meth:`update`, with the files themselves; those whose vectors are known are not embedded."""
         plan = make_plan(self.index, files, drop=drop)
         unreadable = list(plan.unreadable)
-        num_added = self._embed(plan, unreadable, on_progress or (lambda done, total: None))
+        num_added = self._embed(plan, unreadable, known, on_progress or (lambda done, total: None))
         self._move(plan)
         self.index.delete(plan.gone)
         changes = Changes(
@@ -214,43 +233,57 @@ class Searcher:
         return dataclasses.replace(self, changes=changes)
 
     def _embed(
-        self, plan: Plan, unreadable: list[tuple[str, str]], on_progress: Callable[[int, int], object]
+        self,
+        plan: Plan,
+        unreadable: list[tuple[str, str]],
+        known: Sequence[KnownVectors],
+        on_progress: Callable[[int, int], object],
     ) -> int:
         waiting = list(plan.new.items())
         num_added = 0
+        if not waiting:
+            return num_added
         with progress_bar("pictures") as progress:
             task = progress.add_task("index", total=len(waiting))
             for start in range(0, len(waiting), _ROWS_A_WRITE):
                 part = waiting[start : start + _ROWS_A_WRITE]
                 on_progress(start, len(waiting))
-                num_added += self._embed_part(part, unreadable)
+                vectors, rows = self._embedded(part, unreadable, known)
+                if rows:
+                    fingerprint = self.embedder.fingerprint
+                    self.index.add(np.concatenate(vectors), rows, model_fingerprint=fingerprint)
+                num_added += len(rows)
                 progress.advance(task, len(part))
         on_progress(len(waiting), len(waiting))
         return num_added
 
-    def _embed_part(
-        self, part: list[tuple[str, list[PictureFile]]], unreadable: list[tuple[str, str]]
-    ) -> int:
-        vectors, rows = [], []
+    def _embedded(
+        self,
+        part: list[tuple[str, list[PictureFile]]],
+        unreadable: list[tuple[str, str]],
+        known: Sequence[KnownVectors],
+    ) -> tuple[list[Embeddings], list[dict[str, Any]]]:
+        """Vectors and rows of pictures; from features where there are any."""
+        vectors: list[Embeddings] = []
+        rows: list[dict[str, Any]] = []
+        for source in known:
+            here = [(name, files) for name, files in part if name in source]
+            part = [(name, files) for name, files in part if name not in source]
+            made = [row for name, files in here if (row := _described(name, files, unreadable))]
+            if made:
+                vectors.append(source.vectors([row["id"] for row in made]))
+                rows += made
         for batch in self.embedder.embed_stream([files[0].source for _, files in part]):
             for position, error in batch.unreadable.items():
                 unreadable += [(file.path, error.given) for file in part[position][1]]
             good = []
             for place, position in enumerate(batch.positions):
-                content_id, files = part[position]
-                try:
-                    image = decode(files[0].source)
-                except ImageError as error:  # it was readable a moment ago
-                    unreadable += [(file.path, error.given) for file in files]
-                    continue
-                good.append(place)
-                size = {"width": image.width, "height": image.height}
-                small = thumbnail(image, longer_side=THUMBNAIL_SIDE)
-                rows.append({**row_of(content_id, files), **size, "thumbnail": small})
+                row = _described(*part[position], unreadable)
+                if row is not None:  # else it was readable a moment ago
+                    good.append(place)
+                    rows.append(row)
             vectors.append(batch.vectors[good])
-        if rows:
-            self.index.add(np.concatenate(vectors), rows, model_fingerprint=self.embedder.fingerprint)
-        return len(rows)
+        return vectors, rows
 
     def _move(self, plan: Plan) -> None:
         """Write the new files of rows whose content is known; vectors and thumbnails are taken over."""
@@ -299,6 +332,20 @@ class Searcher:
             lines.append(f"[yellow]{len(self.unreadable):,} pictures could not be read:[/yellow]")
             lines += [escape(f"  {path}: {reason}") for path, reason in self.unreadable[:5]]
         return "\n".join(lines)
+
+
+def _described(
+    content_id: str, files: list[PictureFile], unreadable: list[tuple[str, str]]
+) -> dict[str, Any] | None:
+    """A picture's row with size and thumbnail; None, and listed, when it cannot be read."""
+    try:
+        image = decode(files[0].source)
+    except ImageError as error:
+        unreadable += [(file.path, error.given) for file in files]
+        return None
+    size = {"width": image.width, "height": image.height}
+    small = thumbnail(image, longer_side=THUMBNAIL_SIDE)
+    return {**row_of(content_id, files), **size, "thumbnail": small}
 
 
 def _shown(pictures: Sequence[Picture]) -> str:

@@ -47,13 +47,16 @@ def make_plan(index: AbstractIndex, found: Sequence[PictureFile], *, drop: bool)
         InputError: an index of an earlier version, which does not know its files.
     """
     rows = _known_rows(index)
-    content_of = {file.place: name for name, files in rows.items() for file in files}
-    known = {file.place: file for files in rows.values() for file in files}
+    content_of: dict[str, str] = {}
+    known: dict[str, PictureFile] = {}
+    for name, files in rows.items():
+        for file in files:
+            known[file.place], content_of[file.place] = file, name
     present = {file.place: file for file in found}
     same = {
-        place
+        place: None  # in the order of the files
         for place, file in present.items()
-        if place in known and len(file.mark) > 0 and file.mark == known[place].mark
+        if file.mark and place in known and file.mark == known[place].mark
     }
     after: dict[str, list[PictureFile]] = {}
     for place in same:
@@ -86,6 +89,8 @@ def make_plan(index: AbstractIndex, found: Sequence[PictureFile], *, drop: bool)
 
 
 def _differ(files: list[PictureFile], others: list[PictureFile]) -> bool:
+    if len(files) == len(others) == 1:
+        return files != others
     return {file.place: file for file in files} != {file.place: file for file in others}
 
 

@@ -46,7 +46,7 @@ def train(
     output: Path = Path("run"),
     recipe: str = "universal",
     resume: bool = True,
-    loss_option: dict[str, float] | None = None,
+    loss_option: dict[str, float | bool | str] | None = None,
     weights: Path | None = None,
     options: Annotated[TrainOptions, Parameter(name="*")] = _UNCHANGED,  # type: ignore[valid-type]
     finetune: Annotated[FinetuneOptions, Parameter(name="*")] = _FROZEN,  # type: ignore[valid-type]
@@ -54,23 +54,28 @@ def train(
     """Train a head on the train pictures of a feature folder and validate it on the val pictures.
 
     A killed run continues from its last checkpoint and ends with the same weights as an undisturbed one. The
-    recipe sets every option; options given beside it change it.
+    recipe sets every option; options given beside it change it. Several processes or GPUs share each batch
+    when they are started by torchrun --standalone --nproc-per-node 2 --no-python samething train …
 
     Args:
         features: the feature folder.
         output: the run folder to write.
         recipe: universal (best on unseen domains), demo (Sub-Center ArcFace) or paper (the paper's winner).
         resume: continue an unfinished run; --no-resume starts it over.
-        loss_option: further options of a loss, such as --loss-option.h 0.333 for adaface.
+        loss_option: further options of a loss by their names in docs/losses.md, such as --loss-option.h 0.333
+            for adaface, --loss-option.dynamic true for adacos and --loss-option.schedule inverse_root for
+            dynm-arcface.
         weights: with --unfreeze: the backbone's checkpoint, if the features were made from one.
         options: changes to the recipe.
         finetune: how the backbone learns after the head; it stays frozen without --unfreeze.
     """
+    from samething.training.distributed import is_first_by_environment
+
     changes = {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
     if loss_option:
         changes["loss_options"] = loss_option
     tuning = {name: value for name, value in dataclasses.asdict(finetune).items() if value is not None}
-    return samething.training.train(
+    run = samething.training.train(
         features,
         output=output,
         recipe=recipe,
@@ -79,3 +84,4 @@ def train(
         weights=weights,
         **changes,
     )
+    return run if is_first_by_environment() else None  # several processes print one result

@@ -29,7 +29,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 import samething.features
-from samething.backbones import Backbone, load_backbone
+from samething.backbones import Backbone, load_described
 from samething.errors import FingerprintError, InputError
 from samething.features import FeatureSet
 from samething.files import (
@@ -43,13 +43,14 @@ from samething.files import (
     write_manifest,
 )
 from samething.heads import Head
-from samething.images import Preprocessing, decode, prepare
+from samething.images import Preprocessing, Source, decode, prepare
 from samething.losses import MarginHead
 from samething.progress import progress_bar
 from samething.sampling import SamplingConfig, epoch_batches
 from samething.training.config import TrainConfig
+from samething.training.data import TrainingData
 from samething.training.finetune_config import FinetuneConfig
-from samething.training.loop import CONFIG_NAME, Trainer, TrainingData, run_training
+from samething.training.loop import CONFIG_NAME, Trainer, run_training
 from samething.training.run import FORMAT_VERSION, KIND, Run, write_head, write_plots, write_records
 from samething.training.schedule import learning_rate
 from samething.training.unfreezing import unfreeze
@@ -74,16 +75,18 @@ def run_finetuning(
     weights: Path | None,
 ) -> Run:
     """Train the head, then the backbone with it, into a run folder; see :func:`samething.training.train`."""
+    # one backbone is tuned under one head, whatever the recipe joins
+    config = dataclasses.replace(config, members=1)
     made_from = {
         "config": config.to_json(),
         "finetune": tune.to_json(),
         "features": features.manifest.fingerprint,
     }
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or getattr(config, "members", 1) > 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
-            "--unfreeze on several processes or with several members",
-            expected="one process and one head",
-            next_step="run it without torchrun and --members",
+            "--unfreeze on several processes",
+            expected="one process",
+            next_step="run it without torchrun",
         )
     data = TrainingData.of(features)
     with only_one_writer(folder), disk_errors(folder):
@@ -99,8 +102,7 @@ def run_finetuning(
         if is_finished(folder):
             return Run.open(folder)
         features.catalog.require_files()
-        backbone = load_backbone(features.backbone["name"], weights=weights)
-        backbone = backbone.with_preprocessing(features.preprocessing)
+        backbone = load_described(features.backbone, weights=weights)
         require_same(
             dict(features.backbone),
             backbone.describe(),
@@ -233,11 +235,11 @@ class Finetuner:
         ]
         first = self.step // self.steps_per_epoch * self.steps_per_epoch
         wanted = rows_of_steps[self.step - first : self.num_steps - first]
-        paths = self.features.catalog.paths
+        sources = self.features.catalog.sources
         preprocessing = self.backbone.preprocessing
 
         def submit(pool: ThreadPoolExecutor, rows: np.ndarray) -> list[Future[np.ndarray]]:
-            return [pool.submit(_pixels, paths[self.data.rows[row]], preprocessing) for row in rows]
+            return [pool.submit(_pixels, sources[self.data.rows[row]], preprocessing) for row in rows]
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             coming = submit(pool, wanted[0]) if wanted else []
@@ -299,13 +301,13 @@ class Finetuner:
     # ---- validation and checkpoints
 
     def _describe(self, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n w"]:
-        paths = self.features.catalog.paths
+        sources = self.features.catalog.sources
         result = np.empty((len(rows), self.backbone.width), np.float32)
         with ThreadPoolExecutor(os.cpu_count()) as pool, torch.inference_mode():
             for start in range(0, len(rows), 32):
                 part = rows[start : start + 32]
                 pixels = np.stack(
-                    list(pool.map(lambda row: _pixels(paths[row], self.backbone.preprocessing), part))
+                    list(pool.map(lambda row: _pixels(sources[row], self.backbone.preprocessing), part))
                 )
                 features = self.backbone(torch.from_numpy(pixels).to(self.device))
                 result[start : start + len(part)] = features.cpu().numpy()
@@ -364,8 +366,8 @@ class Finetuner:
         return self.backbone.cpu().eval(), self.head.cpu().eval()
 
 
-def _pixels(path: Path, preprocessing: Preprocessing) -> UInt8[np.ndarray, "3 height width"]:
-    return prepare(decode(path), preprocessing)
+def _pixels(source: Source, preprocessing: Preprocessing) -> UInt8[np.ndarray, "3 height width"]:
+    return prepare(decode(source), preprocessing)
 
 
 def _finish(folder: Path, tuner: Finetuner, made_from: dict[str, Any]) -> None:
@@ -377,7 +379,7 @@ def _finish(folder: Path, tuner: Finetuner, made_from: dict[str, Any]) -> None:
         partial.write_bytes(safetensors.torch.save(state))
     with atomic_path(folder / START_NAME) as partial:
         partial.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in tuner.start.items()}))
-    write_head(folder, head)
+    write_head(folder / "head.safetensors", head)
     write_records(folder, tuner.records)
     write_plots(folder, tuner.records)
     before = tuner.features

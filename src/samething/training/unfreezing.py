@@ -131,9 +131,12 @@ def _with_lora(network: nn.Module, chosen: Mapping[str, int], tune: FinetuneConf
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         wrapped: Any = peft.get_peft_model(
-            network,  # type: ignore[arg-type]
+            network,
             peft.LoraConfig(
-                r=tune.lora_rank, lora_alpha=tune.lora_alpha, target_modules=list(targets), lora_dropout=0.0
+                r=tune.lora_rank,
+                lora_alpha=tune.lora_alpha,
+                target_modules=list(targets),
+                lora_dropout=0.0,
             ),
         )
     wrapped.eval()

@@ -1,0 +1,80 @@
+"""A backbone as an ONNX graph for ONNX Runtime and OpenVINO, kept on this disk to be exported once."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from samething.backbones.network import Backbone, write_onnx
+
+MAX_CACHE_BYTES: Final = 8 << 30
+"""What the kept graphs may take on disk together; the oldest go first."""
+
+_FILE: Final = "backbone.onnx"
+
+
+def graph_folder() -> Path:
+    """Where graphs are kept: ``samething/graphs`` in the user's cache folder (XDG base directories)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "samething" / "graphs"
+
+
+def graph_path(backbone: Backbone) -> Path:
+    """Where the graph of this backbone is kept, whether it is there or not.
+
+    The folder is named after everything that decides the graph: weights, options, shape of the input, and
+    the versions of what writes it.
+    """
+    versions = [importlib.metadata.version(package) for package in ("torch", "onnx")]
+    said = json.dumps([backbone.describe(), versions], sort_keys=True)
+    return graph_folder() / hashlib.sha256(said.encode()).hexdigest()[:24] / _FILE
+
+
+@contextlib.contextmanager
+def graph(backbone: Backbone) -> Iterator[Path]:
+    """The graph of a backbone, from the cache or newly written; valid inside the block.
+
+    A cache that cannot be written (a full or read-only disk) costs only the time of another export.
+    """
+    path = graph_path(backbone)
+    if path.is_file():
+        with contextlib.suppress(OSError):
+            os.utime(path.parent)
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        written = write_onnx(backbone, Path(folder) / _FILE, size=backbone.preprocessing.shape)
+        _keep(written, path)
+        yield written
+
+
+def _keep(written: Path, path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.parent.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=path.parent.parent, prefix=".partial-"))
+        try:
+            shutil.copytree(written.parent, partial, dirs_exist_ok=True)
+            with contextlib.suppress(OSError):  # another process was first
+                partial.rename(path.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        _prune(path.parent.parent, keep=path.parent)
+
+
+def _prune(folder: Path, *, keep: Path) -> None:
+    ages = sorted((entry.stat().st_mtime, entry) for entry in folder.iterdir() if entry.is_dir())
+    sizes = {entry: sum(file.stat().st_size for file in entry.rglob("*")) for _, entry in ages}
+    total = sum(sizes.values())
+    for _, entry in ages:
+        if total <= MAX_CACHE_BYTES:
+            return
+        if entry != keep:
+            shutil.rmtree(entry, ignore_errors=True)
+            total -= sizes[entry]

@@ -1,0 +1,144 @@
+"""Image encoders of Hugging Face transformers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from samething.backbones.rows import PLACE_ROUNDED_DOWN
+from samething.backbones.timm_networks import three
+from samething.errors import ArtefactError, InputError, MissingExtraError
+from samething.images import Preprocessing
+
+ARCHITECTURES: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
+    "DeepGlint-AI/mlcd-vit-base-patch32-224": (
+        "clip_vision_model",
+        {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+         "image_size": 224, "patch_size": 32},
+    ),
+    "DeepGlint-AI/mlcd-vit-large-patch14-336": (
+        "clip_vision_model",
+        {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+         "image_size": 336, "patch_size": 14},
+    ),
+    "DeepGlint-AI/mlcd-vit-bigG-patch14-336": ("mlcd_vision_model", {"image_size": 336}),
+    "DeepGlint-AI/mlcd-vit-bigG-patch14-448": ("mlcd_vision_model", {"image_size": 448}),
+}  # fmt: skip
+"""Model type and configuration of the table's rows, to build them without a network."""
+
+_RESAMPLING: Final[dict[int, Literal["lanczos", "bilinear", "bicubic"]]] = {
+    1: "lanczos", 2: "bilinear", 3: "bicubic",
+}  # fmt: skip
+
+
+class TransformersNetwork(nn.Module):
+    """An image encoder of transformers that maps normalised pixels (b, 3, height, width) to features (b, w).
+
+    Its own feature is the pooled output; where there is none the class token, after the last norm.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = getattr(model, "vision_model", model)
+        parameters = inspect.signature(self.model.forward).parameters
+        self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in parameters else {}
+        self._resizable = bool(self._options) or self.model.config.model_type == "mlcd_vision_model"
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Features of normalised pixels."""
+        found = self.model(pixel_values=inputs, **self._options)
+        pooled = getattr(found, "pooler_output", None)
+        features: Tensor = found.last_hidden_state[:, 0] if pooled is None else pooled
+        return features.flatten(1)
+
+    def tokens(self, inputs: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Class token and patches."""
+        hidden = self.model(pixel_values=inputs, **self._options).last_hidden_state
+        if hidden.ndim == 4:
+            return None, hidden.flatten(2).transpose(1, 2)
+        num_registers = int(getattr(self.model.config, "num_register_tokens", 0) or 0)
+        has_class_token = "siglip" not in self.model.config.model_type
+        num_prefix = num_registers + 1 if has_class_token else 0
+        return (hidden[:, 0] if has_class_token else hidden.mean(1)), hidden[:, num_prefix:]
+
+
+def transformers_network(
+    name: str, *, size: int | None = None, checkpoint: Path | None = None
+) -> TransformersNetwork:
+    """An image encoder of transformers, from the hub, its cache, or a folder in transformers' layout.
+
+    Raises:
+        ArtefactError: the folder does not exist or lacks weights of the network.
+        InputError: the architecture has a fixed input size.
+        MissingExtraError: transformers is not installed.
+    """
+    transformers = _transformers()
+    if checkpoint is not None and not (checkpoint / "config.json").is_file():
+        raise ArtefactError(
+            f"{checkpoint} is not a model folder of transformers",
+            expected="a folder with config.json and model.safetensors",
+            next_step=f"fetch it with: hf download {name} --local-dir FOLDER",
+        )
+    model, found = transformers.AutoModel.from_pretrained(
+        str(checkpoint or name), output_loading_info=True, dtype=torch.float32
+    )
+    missing = [key for key in found["missing_keys"] if "text_model" not in key]
+    if missing:
+        raise ArtefactError(
+            f"the weights of {checkpoint or name} lack {', '.join(sorted(missing)[:3])}",
+            expected="weights of the whole image encoder",
+            next_step="check that configuration and weights belong together",
+        )
+    network = TransformersNetwork(model)
+    own = getattr(network.model.config, "image_size", size)
+    if size is not None and size != own and not network._resizable:
+        raise InputError(
+            f"size={size} with {name}",
+            expected=f"its own {own} pixels, which cannot be changed",
+            next_step="leave the size out, or choose another backbone",
+        )
+    return network
+
+
+def random_transformers_network(name: str) -> TransformersNetwork:
+    """The architecture of a row with random weights; on the meta device it takes no memory."""
+    transformers = _transformers()
+    model_type, settings = ARCHITECTURES[name]
+    config = transformers.AutoConfig.for_model(model_type, **settings)
+    return TransformersNetwork(transformers.AutoModel.from_config(config))
+
+
+def transformers_settings(name: str, checkpoint: Path | None = None) -> Preprocessing:
+    """Preprocessing of the model's own image processor."""
+    processor = _transformers().AutoImageProcessor.from_pretrained(str(checkpoint or name))
+    return processor_preprocessing(processor)
+
+
+def processor_preprocessing(processor: Any) -> Preprocessing:
+    """What an image processor of transformers does, said in this project's terms."""
+    size = dict(processor.size or {})
+    crop = dict(processor.crop_size or {}) if getattr(processor, "do_center_crop", False) else {}
+    side = int(crop.get("height") or size.get("height") or size.get("shortest_edge") or 224)
+    short_side = int(size.get("shortest_edge") or 0)
+    return Preprocessing(
+        size=side,
+        resize="short_side_crop" if short_side else "squash",
+        crop_fraction=side / short_side if short_side else 1.0,
+        interpolation=_RESAMPLING[int(processor.resample)],
+        mean=three(processor.image_mean),
+        std=three(processor.image_std),
+        place=PLACE_ROUNDED_DOWN if crop else (0.5, 0.5),
+    )
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError("transformers", extra="hf") from error
+    return cast(Any, transformers)
