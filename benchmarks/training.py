@@ -7,7 +7,7 @@ process.
 
     python benchmarks/training.py              # times, digits and memory
     python benchmarks/training.py --rounds 25  # quieter medians
-    python benchmarks/training.py --losses     # every loss, plain and fused
+    python benchmarks/training.py --losses     # every loss: plain, fused, compiled
 
 (a) ``as the paper``: acos over the whole matrix, one-hot mixing, Adam as torch chooses it by itself.
 (b) pytorch-metric-learning's SubCenterArcFaceLoss / ArcFaceLoss (pip install --no-deps
@@ -15,6 +15,7 @@ process.
 (c) the floor: the three matrix products of a step at the best rate this machine shows for their shapes, and
     Adam's pass over the class weights, with nothing in between.
 
+``fused`` is FusedMarginStep; ``compiled`` is the same with ``compile``, whose elementwise arithmetic is C.
 Memory is the peak of each process, less that of a process that trains a head of a few classes with torch.
 """
 
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import itertools
 import math
 import os
 import platform
@@ -35,6 +37,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -95,9 +98,9 @@ def pml_step(classes: int, k: int, batch: int) -> Step:
     return autograd_step(losses.ArcFaceLoss(**options), classes, batch)
 
 
-def plain_step(classes: int, k: int, batch: int, *, loss: str = "arcface") -> Step:
+def plain_step(classes: int, k: int, batch: int, *, loss: str = "arcface", **options: Any) -> Step:
     """Our own loss by autograd, with torch's fused Adam."""
-    return autograd_step(our_head(classes, k, loss), classes, batch, fused=True)
+    return autograd_step(our_head(classes, k, loss, **options), classes, batch, fused=True)
 
 
 def autograd_step(
@@ -118,19 +121,26 @@ def autograd_step(
     return step
 
 
-def our_head(classes: int, k: int, loss: str = "arcface") -> MarginHead:
+def our_head(classes: int, k: int, loss: str = "arcface", **head_options: Any) -> MarginHead:
     options = {"scale": SCALE, "margin_radians": MARGIN} if loss == "arcface" else {}
     counts = [3 + i % 97 for i in range(classes)]
     margin = build_margin(loss, num_classes=classes, class_counts=counts, **options)
-    return MarginHead(DIM, classes, margin, num_centers=k)
+    return MarginHead(DIM, classes, margin, num_centers=k, **head_options)
 
 
 def fused_step(
-    classes: int, k: int, batch: int, *, precision: str = "float32", loss: str = "arcface"
+    classes: int,
+    k: int,
+    batch: int,
+    *,
+    precision: str = "float32",
+    loss: str = "arcface",
+    compiled: bool = False,
+    **options: Any,
 ) -> Step:
-    linear, head = projection(), our_head(classes, k, loss)
+    linear, head = projection(), our_head(classes, k, loss, **options)
     optimiser = torch.optim.Adam([*linear.parameters(), head.weight], **ADAM, fused=True)
-    fused = FusedMarginStep(head, optimiser, precision=precision)
+    fused = FusedMarginStep(head, optimiser, precision=precision, compiled=compiled)
     features, labels = batch_of(batch, classes)
 
     def step() -> float:
@@ -175,13 +185,27 @@ MAKERS: dict[str, Callable[[int, int, int], Step]] = {
     "ours, plain autograd": plain_step,
     "ours, fused, float32": fused_step,
     "ours, fused, bfloat16": partial(fused_step, precision="bfloat16"),
+    "ours, compiled, float32": partial(fused_step, compiled=True),
+    "ours, compiled, bfloat16": partial(fused_step, precision="bfloat16", compiled=True),
     FLOOR: floor_step,
     FLOOR_BFLOAT16: partial(floor_step, bfloat16=True),
 }
-for _loss in LOSSES:
-    MAKERS[f"plain:{_loss}"] = partial(plain_step, loss=_loss)
-    MAKERS[f"fused:{_loss}"] = partial(fused_step, loss=_loss)
-    MAKERS[f"fused, bfloat16:{_loss}"] = partial(fused_step, loss=_loss, precision="bfloat16")
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{loss: {"loss": loss} for loss in LOSSES},
+    "arcface, prefixes 16 32 64": {"prefixes": (16, 32, 64)},
+    "arcface, half of the dimensions": {"dimension_fraction": 0.5},
+    "arcface, 0.3 of the classes": {"class_fraction": 0.3},
+}
+"""Every loss, and ArcFace with the options that look at parts."""
+WRITINGS: dict[str, Callable[..., Step]] = {
+    "plain": plain_step,
+    "fused": fused_step,
+    "compiled": partial(fused_step, compiled=True),
+    "fused, bfloat16": partial(fused_step, precision="bfloat16"),
+    "compiled, bfloat16": partial(fused_step, precision="bfloat16", compiled=True),
+}
+for (_writing, _maker), (_variant, _options) in itertools.product(WRITINGS.items(), VARIANTS.items()):
+    MAKERS[f"{_writing}:{_variant}"] = partial(_maker, **_options)
 IN_THE_TABLE = [name for name in MAKERS if ":" not in name]
 
 
@@ -206,6 +230,17 @@ def peak_bytes() -> int:
     # ru_maxrss would count the memory of the process that started this one
     peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     return 1024 * int(peak.split()[1])
+
+
+def processor() -> str:
+    """The processor's name, and whether it multiplies matrices of bfloat16 by itself."""
+    information = Path("/proc/cpuinfo")
+    if not information.exists():
+        return platform.machine()
+    lines = dict(line.split(":", 1) for line in information.read_text().splitlines() if ":" in line)
+    fields = {name.strip(): value.strip() for name, value in lines.items()}
+    name, flags = fields.get("model name", platform.machine()), fields.get("flags", "").split()
+    return f"{name}{' with AMX' if 'amx_bf16' in flags else ''}"
 
 
 class Worker:
@@ -267,12 +302,14 @@ def print_times(classes: int, k: int, batch: int, rounds: int) -> None:
 
 def print_losses(classes: int, k: int, batch: int, rounds: int) -> None:
     print(f"\nk = {k}, batch {batch}, {classes:,} classes: ms of CPU a step, one thread\n")
-    print("| | plain | fused | fused, bfloat16 | fused is × plain |\n| --- | --- | --- | --- | --- |")
-    for loss in LOSSES:
-        names = [f"{writing}:{loss}" for writing in ("plain", "fused", "fused, bfloat16")]
+    print("| | " + " | ".join(WRITINGS) + " | fused is × plain |\n" + "| --- " * (len(WRITINGS) + 2) + "|")
+    for variant in VARIANTS:
+        names = [f"{writing}:{variant}" for writing in WRITINGS]
         times = times_of(names, (classes, k, batch), rounds)
         medians = [f"{statistics.median(each):.1f}" for each in times.values()]
-        print(f"| {loss} | " + " | ".join(medians) + f" | {ratio(times, names[0], names[1])} |")
+        print(
+            f"| {variant} | " + " | ".join(medians) + f" | {ratio(times, names[0], names[1])} |", flush=True
+        )
 
 
 def ratio(times: dict[str, list[float]], rival: str, ours: str) -> str:
@@ -323,9 +360,9 @@ def print_errors(classes: int, k: int, batch: int) -> None:
     exact_loss.backward()
     print(f"\nk = {k}: relative error against float64\n")
     print("| | loss | gradient by embeddings | by class weights |\n| --- | --- | --- | --- |")
-    for precision in ("float32", "bfloat16"):
+    for precision, compiled in itertools.product(("float32", "bfloat16"), (False, True)):
         head.weight.grad = None
-        fused = FusedMarginStep(head, precision=precision)
+        fused = FusedMarginStep(head, precision=precision, compiled=compiled)
         loss, gradient = fused.loss_and_embedding_gradient(x, labels)
         errors = [
             float((ours.double() - value).norm() / value.norm())
@@ -335,7 +372,8 @@ def print_errors(classes: int, k: int, batch: int) -> None:
                 (head.weight.grad, exact.weight.grad),
             )
         ]
-        print(f"| fused, {precision} | " + " | ".join(f"{error:.1e}" for error in errors) + " |")
+        name = f"{'compiled' if compiled else 'fused'}, {precision}"
+        print(f"| {name} | " + " | ".join(f"{error:.1e}" for error in errors) + " |")
 
 
 def main() -> None:
@@ -361,7 +399,7 @@ def main() -> None:
     if not importlib.util.find_spec("pytorch_metric_learning"):
         print("(b) is left out: pip install --no-deps pytorch-metric-learning")
     print(
-        f"torch {torch.__version__}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, "
+        f"{processor()}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, "
         f"float32 products by {'oneDNN' if medium_precision_is_exact() else 'the default library'}"
     )
     for k in args.centers:

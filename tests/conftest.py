@@ -1,5 +1,6 @@
 """Shapes and dtypes in signatures are checked in every test run."""
 
+import os
 import shutil
 
 import filelock
@@ -12,6 +13,14 @@ install_import_hook("samething", "beartype.beartype")
 # how long an example takes says nothing on a machine that does other things too
 hypothesis.settings.register_profile("samething", deadline=None)
 hypothesis.settings.load_profile("samething")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--data-root",
+        default=os.environ.get("SAMETHING_DATA_ROOT"),
+        help="folder of real public data sets, to compare with their published numbers",
+    )
 
 
 @pytest.fixture(scope="session")

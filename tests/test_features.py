@@ -19,10 +19,11 @@ from PIL import Image
 import samething
 import samething.features.extraction as extraction
 from samething.backbones import load_backbone
-from samething.backbones.runtimes import PARITY_COSINE
+from samething.backbones.runtimes import PARITY_COSINE, parity_cosine
 from samething.catalog import Catalog
 from samething.errors import ArtefactError, FingerprintError, InputError, SamethingError
 from samething.features import FeatureSet, features
+from samething.features.accelerator import Accelerator, choose_accelerator
 from samething.files import file_sha256, only_one_writer
 from samething.images import decode, prepare
 from scenes import photographs, write_things
@@ -98,7 +99,7 @@ def test_rows_are_the_backbones_own_in_catalog_order(pictures, compute, weights,
     path = catalog_of(pictures)
     shuffled = Catalog.read(path).take(np.random.default_rng(0).permutation(10))
     shuffled.write(path)
-    result = compute(path, tmp_path / "features")
+    result = compute(path, tmp_path / "features", exact=True)
     backbone = load_backbone(BACKBONE, weights=weights)
     assert result.catalog.strings("image").tolist() == shuffled.strings("image").tolist()
     for row, picture in enumerate(shuffled.paths):
@@ -282,9 +283,13 @@ def test_no_readable_picture_is_an_error_that_mending_ends(pictures, compute, tm
 
 
 def test_features_beyond_float16_are_listed(pictures, compute, tmp_path, monkeypatch):
+    class Louder(torch.nn.Module):
+        def forward(self, features):
+            return features * 1e9
+
     def loud(*arguments, **options):
         backbone = load_backbone(*arguments, **options)
-        backbone.std.fill_(1e-7)
+        backbone.network = torch.nn.Sequential(backbone.network, Louder())
         return backbone
 
     monkeypatch.setattr(extraction, "load_backbone", loud)
@@ -579,3 +584,72 @@ def test_progress_is_short_where_nobody_watches(pictures, compute, tmp_path, cap
     printed, errors = capfd.readouterr()
     assert printed == ""
     assert len(errors.strip().splitlines()) <= 1
+
+
+# ---- how pictures are read, and what a job would take
+
+
+def test_the_way_of_reading_is_part_of_the_identity(pictures, compute, tmp_path):
+    path = catalog_of(pictures)
+    exact = compute(path, tmp_path / "features", exact=True)
+    with pytest.raises(FingerprintError, match=r"backbone\.preprocessing\.decoding"):
+        compute(path, tmp_path / "features")
+    fast = compute(path, tmp_path / "fast")
+    scaled = compute(path, tmp_path / "scaled", scaled=True)
+    assert len({result.manifest.fingerprint for result in (exact, fast, scaled)}) == 3
+    one, other = (np.asarray(result.rows, np.float64) for result in (exact, fast))
+    cosine = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+    assert cosine.min() > 0.9999
+    with pytest.raises(InputError, match="--exact and --scaled"):
+        compute(path, tmp_path / "both", exact=True, scaled=True)
+
+
+def test_a_dry_run_measures_and_writes_nothing(pictures, compute, tmp_path):
+    write_bad(pictures)
+    path = catalog_of(pictures)
+    estimate = compute(path, tmp_path / "features", dry_run=True, num_workers=1)
+    assert not (tmp_path / "features").exists()
+    assert (estimate.num_pictures, estimate.num_to_compute) == (15, 14)  # the empty ones are one picture
+    assert (estimate.num_sampled, estimate.num_unreadable) == (14, 5)
+    assert estimate.pixels_bytes == 3 * 4 * 3 * 160 * 160
+    assert 0 < estimate.time_s < 600
+    assert estimate.memory_bytes > estimate.pixels_bytes
+    for words in ("14 of 15 pictures", "pictures/s with torch", "memory", "are free", "5 of these could not"):
+        assert words in estimate.__rich__().replace("[bold]", "").replace("[/bold]", "")
+    result = compute(path, tmp_path / "features")
+    finished = sum(file.stat().st_size for file in result.folder.rglob("*") if file.is_file())
+    assert finished < 5 * estimate.disk_bytes
+    again = compute(path, tmp_path / "features", dry_run=True)
+    assert again.num_to_compute == 4  # what cannot be read is tried again
+    with pytest.raises(FingerprintError, match="holds features of"):
+        compute(path, tmp_path / "features", dry_run=True, exact=True)
+
+
+def test_a_dry_run_where_all_is_done(pictures, compute, tmp_path):
+    path = catalog_of(pictures)
+    compute(path, tmp_path / "features")
+    before = files_of(tmp_path / "features")
+    estimate = compute(path, tmp_path / "features", dry_run=True)
+    assert (estimate.num_to_compute, estimate.time_s < 5) == (0, True)
+    assert "nothing to compute" in estimate.__rich__()
+    assert files_of(tmp_path / "features") == before
+
+
+def test_the_accelerators_arithmetic_and_order(weights):
+    """On a CPU for want of another device: padding, two batches under way, half precision behind its gate."""
+    backbone = load_backbone(BACKBONE, weights=weights)
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 3, 160, 160), np.uint8)
+    with torch.inference_mode():
+        expected = backbone(torch.from_numpy(pixels)).numpy()
+    accelerator = Accelerator(backbone, batch_size=4, device="cpu")
+    first, second = accelerator.submit(pixels[:4].copy()), accelerator.submit(pixels[4:].copy())
+    np.testing.assert_allclose(np.concatenate([first(), second()]), expected, rtol=1e-3, atol=1e-4)
+    sample = torch.from_numpy(pixels[:4])
+    name, chosen = choose_accelerator(backbone, sample, batch_size=4, num_pictures=9, device="cpu")
+    cosine = parity_cosine(chosen.describe(sample), accelerator.describe(sample))
+    assert cosine >= PARITY_COSINE
+    assert (name == "cuda-float32") == (chosen.dtype == torch.float32)
+    pinned, _ = choose_accelerator(
+        backbone, sample, batch_size=4, num_pictures=9, name="cuda-bfloat16", device="cpu"
+    )
+    assert pinned == "cuda-bfloat16"

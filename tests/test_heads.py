@@ -119,6 +119,28 @@ def test_a_reduced_head_is_the_components_of_its_embeddings():
     assert reduced.embedding_dim == 6 and not reduced.training
 
 
+@pytest.mark.parametrize("whiten", [0.0, 0.5, 1.0])
+def test_several_heads_are_reduced_as_their_embeddings_side_by_side(whiten):
+    wide = [build_head(HeadConfig(embedding_dim=10), 40, seed=seed) for seed in range(3)]
+    for head in wide:
+        head.fit(FEATURES)
+    with torch.no_grad():
+        wide[1].projection.weight *= 7  # a head that is longer does not count more
+        wide[1].projection.bias *= 7
+        raw = [head(torch.from_numpy(FEATURES)).numpy() for head in wide]
+    side_by_side = unit(np.hstack([rows / np.linalg.norm(rows, axis=1).mean() for rows in raw]))
+    pca = PCA(6, svd_solver="full").fit(side_by_side)
+    expected = side_by_side @ pca.components_.T / pca.explained_variance_ ** (whiten / 2)
+    reduced = reduced_head(wide, FEATURES, 6, whiten=whiten)
+    ours, expected = reduced.embed(FEATURES), unit(expected)
+    np.testing.assert_allclose(ours, expected * np.sign((ours * expected).sum(0)), atol=5e-4)
+    some = np.arange(0, 300, 2)
+    of_some = reduced_head(wide, FEATURES, 6, rows=some, whiten=whiten)
+    assert np.array_equal(
+        of_some.embed(FEATURES), reduced_head(wide, FEATURES[some], 6, whiten=whiten).embed(FEATURES)
+    )
+
+
 def test_same_seed_same_head():
     config = HeadConfig(embedding_dim=4)
     one, two, other = (build_head(config, 40, seed=seed).state_dict() for seed in (1, 1, 2))

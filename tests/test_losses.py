@@ -337,6 +337,14 @@ def test_rows_without_a_direction_are_refused():
 def test_unfit_arguments_are_refused_in_words():
     with pytest.raises(InputError, match="curricularface"):
         build_margin("arc", num_classes=3)
+    for name, options in (
+        ("adaface", {"h": "wide"}),
+        ("adacos", {"dynamic": "perhaps"}),
+        ("dynm-arcface", {"schedule": 3.0}),
+    ):
+        with pytest.raises(InputError, match=next(iter(options))):
+            build_margin(name, num_classes=3, class_counts=[1, 2, 3], **options)
+    assert build_margin("adacos", num_classes=3, dynamic=1.0).dynamic is True
     with pytest.raises(InputError, match="option h"):
         build_margin("arcface", num_classes=3, h=0.3)
     with pytest.raises(InputError, match="2 class counts for 3 classes"):

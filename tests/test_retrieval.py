@@ -10,9 +10,17 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from samething import retrieval
 from samething.errors import InputError
-from samething.retrieval import exact_topk, positive_ranks, require_directions
+from samething.retrieval import (
+    RankCounter,
+    Relevant,
+    exact_topk,
+    groups,
+    positive_ranks,
+    ranks,
+    require_directions,
+    topk,
+)
 
 
 def cosine(left, right):
@@ -58,7 +66,8 @@ def blocks_of(sizes):
     """The given numbers of queries and gallery rows a block, or those that the memory allows."""
     with pytest.MonkeyPatch.context() as patch:
         if sizes:
-            patch.setattr(retrieval, "_block_sizes", lambda *_: sizes)
+            patch.setattr(topk, "_block_sizes", lambda *_: sizes)
+            patch.setattr(ranks, "_block_sizes", lambda *_: sizes)
         yield
 
 
@@ -85,7 +94,7 @@ def test_topk_equals_sorting(sizes, case, k):
 @given(case=searches())
 def test_ranks_equal_sorting(sizes, case):
     with blocks_of(sizes):
-        ranks, counts = positive_ranks(**case)
+        found, counts = positive_ranks(**case)
     expected = []
     for query, row in enumerate(case["queries"]):
         ranking = brute_ranking(row, case["gallery"], case["leave_out"][query])
@@ -94,7 +103,7 @@ def test_ranks_equal_sorting(sizes, case):
             [rank for rank, (number, _) in enumerate(ranking, 1) if case["gallery_labels"][number] == label]
         )
     assert counts.tolist() == [len(own) for own in expected]
-    assert ranks.tolist() == list(itertools.chain(*expected))
+    assert found.tolist() == list(itertools.chain(*expected))
 
 
 @pytest.mark.parametrize("memory_mib", [1, 256])
@@ -145,14 +154,14 @@ def test_the_best_of_many_columns_equal_sorting(k):
     row = np.random.default_rng(k).integers(-9, 10, size=500) / 10
     row[[7, 499]] = 1.0, -np.inf
     expected = sorted(range(500), key=lambda column: (-row[column], column))[:k]
-    assert retrieval._best_columns(row, k).tolist() == expected
+    assert topk._best_columns(row, k).tolist() == expected
 
 
 def test_the_best_may_lie_in_groups_of_their_own():
     # each of the 4 best has a group for itself: a threshold one group too high would miss the last
     row = np.arange(512) / -1000 - 1
     row[[3, 2, 1, 0]] = 0.9, 0.8, 0.7, 0.6
-    assert retrieval._best_columns(row, 4).tolist() == [3, 2, 1, 0]
+    assert topk._best_columns(row, 4).tolist() == [3, 2, 1, 0]
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
@@ -179,8 +188,8 @@ def test_no_queries_and_no_gallery():
     rows, none = np.ones((3, 2)), np.ones((0, 2))
     assert exact_topk(none, rows, 2).indices.shape == (0, 2)
     assert exact_topk(rows, none, 2).indices.tolist() == [[-1, -1]] * 3
-    ranks, counts = positive_ranks(rows, none, np.zeros(3, dtype=int), np.zeros(0, dtype=int))
-    assert len(ranks) == 0
+    found, counts = positive_ranks(rows, none, np.zeros(3, dtype=int), np.zeros(0, dtype=int))
+    assert len(found) == 0
     assert counts.tolist() == [0, 0, 0]
 
 
@@ -220,3 +229,142 @@ def test_arguments_out_of_range_are_refused(wrong, message):
     rows = np.eye(2)
     with pytest.raises(InputError, match=message):
         exact_topk(rows, rows, **{"k": 1, **wrong})
+
+
+# ---- Euclidean distance
+
+
+def brute_euclidean(query, gallery, left_out, scale):
+    """Gallery rows with minus their squared distances, nearest first, to 10 decimals of the squared scale."""
+    scored = []
+    for number, row in enumerate(gallery):
+        square = math.fsum((float(x) - float(y)) ** 2 for x, y in zip(query, row, strict=True)) / scale**2
+        if number != left_out:
+            scored.append((round(square, 10), number))
+    return [(number, -square * scale**2) for square, number in sorted(scored)]
+
+
+@EVERY_BLOCK
+@settings(max_examples=25, deadline=None)
+@given(case=searches(), k=st.integers(1, 12))
+def test_euclidean_topk_and_ranks_equal_sorting(sizes, case, k):
+    lengths = [math.hypot(*map(float, row)) for side in ("queries", "gallery") for row in case[side]]
+    scale = 2.0 ** math.ceil(math.log2(max(lengths)))
+    rows = {"queries": case["queries"], "gallery": case["gallery"], "leave_out": case["leave_out"]}
+    with blocks_of(sizes):
+        found = exact_topk(**rows, k=k, distance="euclidean")
+        own_ranks, counts = positive_ranks(**case, distance="euclidean")
+    expected_ranks = []
+    for query, row in enumerate(case["queries"]):
+        ranking = brute_euclidean(row, case["gallery"], case["leave_out"][query], scale)
+        assert found.indices[query].tolist() == ([number for number, _ in ranking] + [-1] * k)[:k]
+        np.testing.assert_allclose(
+            found.scores[query],
+            ([score for _, score in ranking] + [-np.inf] * k)[:k],
+            rtol=0,
+            atol=1e-12 * scale**2,
+        )
+        label = case["query_labels"][query]
+        expected_ranks += [
+            rank for rank, (number, _) in enumerate(ranking, 1) if case["gallery_labels"][number] == label
+        ]
+    assert own_ranks.tolist() == expected_ranks and counts.sum() == len(expected_ranks)
+
+
+def test_euclidean_search_knows_lengths_and_zeros():
+    rows = np.array([[0.0, 0.0], [1.0, 0.0], [10.0, 0.0]])
+    found = exact_topk(np.array([[2.0, 0.0]]), rows, 3, distance="euclidean")
+    assert found.indices.tolist() == [[1, 0, 2]] and found.scores.tolist() == [[-1.0, -4.0, -64.0]]
+    with pytest.raises(InputError, match=r"row 1 of the gallery .*not finite"):
+        exact_topk(rows, np.array([[1.0, 0.0], [np.nan, 0.0]]), 1, distance="euclidean")
+    with pytest.raises(InputError, match="squares are finite"):
+        exact_topk(rows, rows * 1e200, 1, distance="euclidean")
+
+
+# ---- float32 by groups
+
+
+@pytest.mark.parametrize("multiplication", ["numpy", "torch"])
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+@pytest.mark.parametrize("memory_mib", [1, 64])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_groups_find_what_float64_finds(monkeypatch, multiplication, distance, memory_mib, ordered):
+    if multiplication == "numpy":
+        monkeypatch.setattr(groups, "_multiplication", lambda _: groups._with_numpy)
+    else:
+        pytest.importorskip("torch")
+        monkeypatch.setattr(groups, "_multiplication", lambda _: groups._with_torch)
+    generator = np.random.default_rng(3)
+    gallery = generator.standard_normal((5003, 24)).astype(np.float32)
+    queries = gallery[:300] + 0.1 * generator.standard_normal((300, 24)).astype(np.float32)
+    if ordered:  # every part of the gallery is nearer than the one before
+        gallery = gallery[np.argsort(gallery @ queries[0])]
+    leave_out = np.where(np.arange(300) % 2, np.arange(300), -1)
+    options = {"leave_out": leave_out, "distance": distance}
+    fast = exact_topk(queries, gallery, 5, precision="float32", memory_mib=memory_mib, **options)
+    exact = exact_topk(queries, gallery, 5, **options)
+    np.testing.assert_allclose(
+        fast.scores, exact.scores, rtol=0, atol=3e-5 if distance == "euclidean" else 1e-6
+    )
+    assert np.mean(fast.indices == exact.indices) > 0.999
+    assert not np.any(fast.indices == leave_out[:, None])
+
+
+def test_groups_of_equal_rows_and_of_negative_scores(monkeypatch):
+    monkeypatch.setattr(groups, "_multiplication", lambda _: groups._with_numpy)
+    equal = np.ones((2001, 3), dtype=np.float32)
+    found = exact_topk(equal[:9], equal, 5, precision="float32", leave_out=np.arange(9))
+    assert all(len(set(row)) == 5 and own not in row for own, row in enumerate(found.indices.tolist()))
+    # padding of the last group scores 0, above everything here, and must not be found
+    opposite = exact_topk(-equal[:2], equal, 5, precision="float32")
+    assert np.all((opposite.indices >= 0) & (opposite.indices < 2001))
+    np.testing.assert_allclose(opposite.scores, -1, atol=1e-6)
+
+
+def test_torch_is_left_as_it_was_and_not_imported_for_small_jobs(monkeypatch):
+    torch = pytest.importorskip("torch")
+    before = torch.get_float32_matmul_precision()
+    rows = np.random.default_rng(0).standard_normal((2000, 8)).astype(np.float32)
+    exact_topk(rows[:3], rows, 2, precision="float32")
+    assert torch.get_float32_matmul_precision() == before
+    monkeypatch.delitem(__import__("sys").modules, "torch")
+    assert groups._multiplication(1e6) is groups._with_numpy
+
+
+# ---- relevance and streams
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_relevance_of_several_labels_is_their_intersection(data):
+    label_sets = st.lists(st.sets(st.integers(0, 4), max_size=3), min_size=1, max_size=6)
+    asked, offered = data.draw(label_sets), data.draw(label_sets)
+    hidden = data.draw(st.lists(st.integers(-1, len(offered) - 1), min_size=len(asked), max_size=len(asked)))
+
+    def pairs(sets):
+        flat = [(row, label) for row, labels in enumerate(sets) for label in labels]
+        return tuple(np.array([pair[side] for pair in flat], dtype=np.int64) for side in (0, 1))
+
+    found = Relevant.by_labels(
+        pairs(asked), pairs(offered), num_queries=len(asked), leave_out=np.array(hidden)
+    )
+    expected = [
+        [row for row, labels in enumerate(offered) if labels & wanted and row != out]
+        for wanted, out in zip(asked, hidden, strict=True)
+    ]
+    assert found.counts.tolist() == [len(rows) for rows in expected]
+    assert found.rows.tolist() == list(itertools.chain(*expected))
+
+
+@settings(max_examples=40, deadline=None)
+@given(case=searches(), cut=st.integers(0, 9))
+def test_ranks_of_a_stream_are_those_of_the_whole(case, cut):
+    gallery, labels = case["gallery"], case["gallery_labels"].copy()
+    labels[cut:] = 9  # what comes later holds nothing relevant
+    case = {**case, "gallery_labels": labels}
+    expected, counts = positive_ranks(**case)
+    relevant = Relevant.by_label(case["query_labels"], labels, leave_out=case["leave_out"])
+    counter = RankCounter(case["queries"], gallery, relevant, leave_out=case["leave_out"])
+    for part in (gallery[:cut], gallery[cut : cut + 1], gallery[cut + 1 :]):
+        counter.count(part)
+    assert counter.ranks().tolist() == expected.tolist() and relevant.counts.tolist() == counts.tolist()

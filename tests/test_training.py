@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from samething.cli import build_app
 from samething.errors import ArtefactError, FingerprintError, InputError
-from samething.evaluation import evaluate_embeddings
-from samething.heads import HeadConfig, fitted_head
+from samething.evaluation import evaluate, evaluate_embeddings
+from samething.heads import HeadConfig, fitted_head, reduced_head
 from samething.training import RECIPES, TrainConfig, train
 from samething.training.config import paper
 from samething.training.optimisers import build_optimiser, take_step
@@ -92,9 +93,11 @@ def test_same_seed_same_run(features, tmp_path):
         {"optimiser": "sgd", "learning_rate": 0.1},
         {"optimiser": "adam", "sam_rho": 0.05},
         {"head": "batchnorm-linear", "standardise": False},
-        {"head": "mlp", "gradient_clip": 1.0},
+        {"head": "mlp", "hidden_dim": 32, "gradient_clip": 1.0},
         {"initialise": "pca", "ema_decay": 0.9},
         {"precision": "bfloat16"},
+        {"compile": True},
+        {"compile": True, "precision": "bfloat16", "num_centers": 3},
         {"matryoshka_dims": (2, 4)},
         {"class_sample_ratio": 0.5, "feature_sample_ratio": 0.5},
         {"margin_growth": (0.2, 1.4)},
@@ -105,7 +108,7 @@ def test_same_seed_same_run(features, tmp_path):
         {"loss": "adaface", "loss_options": {"h": 0.4}},
         {"loss": "adacos", "loss_options": {"dynamic": True}},
         {"loss": "dynm-arcface"},
-        {"train_dim": 16},
+        {"train_dim": 16, "whiten": 0.5},
         {"distill": 10.0, "pull_to_start": 0.01, "interpolate": 0.7},
     ],
     ids=lambda options: "-".join(f"{value}" for value in options.values()),
@@ -118,6 +121,67 @@ def test_every_option_trains_and_resumes_to_the_same_weights(features, tmp_path,
     interrupted(features, tmp_path / "part", settings, after=2)
     part = train(features.folder, output=tmp_path / "part", **settings)
     assert same_weights(whole, part) and whole.records == part.records
+
+
+@pytest.mark.parametrize("unit, length", [("steps", 3.0), ("pictures", 48.0), ("epochs", 0.6)])
+def test_checkpoints_between_validations(features, tmp_path, unit, length):
+    """Five steps an epoch: a checkpoint after every third step, and at each validation."""
+    settings = {**QUICK, "checkpoint_every": length, "checkpoint_unit": unit, "keep_checkpoints": True}
+    settings |= {"keep": "last", "epochs": 4.0}
+    whole = train(features.folder, output=tmp_path / "whole", **settings)
+    assert list(whole.checkpoints()) == [3, 6, 9, 10, 12, 15, 18, 20]
+    last = whole.head_at(20).state_dict()
+    assert all(torch.equal(value, last[name]) for name, value in weights(whole).items())
+    assert not torch.equal(whole.head_at(3).projection.weight, whole.head_at(6).projection.weight)
+    with pytest.raises(InputError, match="step 4 of"):
+        whole.head_at(4)
+    interrupted(features, tmp_path / "part", settings, after=1)
+    part = train(features.folder, output=tmp_path / "part", **settings)
+    assert same_weights(whole, part) and whole.records == part.records
+    assert list(part.checkpoints()) == list(whole.checkpoints())
+
+
+def test_losses_since_the_last_record_survive_a_checkpoint(tmp_path):
+    """With 45 steps an epoch a record is the mean of two; a checkpoint may fall between them."""
+    found = feature_folder(tmp_path / "features", num_classes=60, per_class=6)
+    settings = {**QUICK, "batch_size": 4, "epochs": 2.0, "checkpoint_every": 7.0, "checkpoint_unit": "steps"}
+    whole = train(found.folder, output=tmp_path / "whole", **settings)
+    interrupted(found, tmp_path / "part", settings, after=1)
+    assert train(found.folder, output=tmp_path / "part", **settings).records == whole.records
+
+
+def test_members_are_runs_of_their_own_and_resume(features, tmp_path):
+    settings = {**QUICK, "epochs": 4.0, "members": 3, "train_dim": 12, "whiten": 0.5}
+    whole = train(features.folder, output=tmp_path / "whole", **settings)
+    members = [Run.open(tmp_path / "whole" / "members" / name) for name in "012"]
+    assert [member.config.seed for member in members] == [0, 1, 2]
+    alone = train(
+        features.folder, output=tmp_path / "alone", **{**QUICK, "epochs": 4.0, "embedding_dim": 12}, seed=1
+    )
+    assert same_weights(alone, members[1])
+    rows = np.flatnonzero(features.catalog.has_role("train"))
+    expected = reduced_head([run.head for run in members], features.rows, 8, rows=rows, whiten=0.5)
+    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in weights(whole).items())
+    assert whole.manifest.content["num_class_parameters"] == 3 * 12 * 2 * 12
+    assert whole.best_score == whole.records[-1]["val/mmp@5"] > 0.1
+    # stopped in the second member, whose own checkpoint it goes on from
+    interrupted(features, tmp_path / "part", settings, after=3)
+    assert Run.open(tmp_path / "part" / "members" / "0").config.members == 1
+    part = train(features.folder, output=tmp_path / "part", **settings)
+    assert same_weights(whole, part) and whole.records == part.records
+    again = train(features.folder, output=tmp_path / "part", **settings)
+    assert again.was_finished
+    fresh = train(features.folder, output=tmp_path / "part", resume=False, **{**settings, "members": 2})
+    assert not (fresh.folder / "members" / "2").exists()
+    with pytest.raises(InputError, match="--members 2 with --head mlp"):
+        train(features.folder, output=tmp_path / "run", **QUICK, head="mlp", members=2)
+
+
+def test_progress_counts_pictures(features, tmp_path, capsys):
+    train(features.folder, output=tmp_path / "run", **QUICK)
+    shown = capsys.readouterr().err
+    # 12 training classes of 6 pictures, 6 epochs
+    assert "432/432 pictures" in shown and "/s" in shown and "loss" in shown and "best mMP@5" in shown
 
 
 def interrupted(features, folder, settings, *, after):
@@ -311,7 +375,39 @@ def test_weight_decay_is_coupled_or_not(name, coupled):
     assert abs(float(weight.detach()) - (1 - 0.01 if coupled else 1 - 0.005)) < 1e-6
 
 
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["dynm-arcface", "--loss-option.schedule", "inverse_root"], {"schedule": "inverse_root"}),
+        (["adacos", "--loss-option.dynamic", "true"], {"dynamic": True}),
+        (["adaface", "--loss-option.h", "0.25"], {"h": 0.25}),
+    ],
+    ids=lambda value: str(value[0]) if isinstance(value, list) else "",
+)
+def test_options_of_a_loss_on_the_command_line(features, tmp_path, words, expected):
+    command = ["train", str(features.folder), "-o", str(tmp_path / "run"), "--epochs", "1", "--loss", *words]
+    run = build_app(command="train")([*command, "--embedding-dim", "8", "--train-dim", "0"])
+    assert run.config.loss_options == expected
+    assert TrainConfig.from_json(run.config.to_json()) == run.config
+
+
 # ---- what can go wrong
+
+
+def test_features_that_moved(tmp_path):
+    old, other = feature_folder(tmp_path / "old"), feature_folder(tmp_path / "other", num_classes=28)
+    run = train(old.folder, output=tmp_path / "run", **QUICK)
+    (tmp_path / "old").rename(tmp_path / "new")
+    with pytest.raises(ArtefactError, match=r"are not at .*old"):
+        run.features()
+    with pytest.raises(ArtefactError, match=r"are not at .*other, .*old"):
+        run.features(other.folder)
+    assert run.features(other.folder, tmp_path / "new").folder == tmp_path / "new"
+    comparison = evaluate(run.folder, features=[other.folder, tmp_path / "new"])
+    assert "run" in comparison.results
+    other.folder.rename(tmp_path / "old")
+    with pytest.raises(ArtefactError, match="holds other features"):
+        run.features()
 
 
 def test_another_configuration_in_the_same_folder_is_refused(features, tmp_path):
@@ -320,6 +416,17 @@ def test_another_configuration_in_the_same_folder_is_refused(features, tmp_path)
         train(features.folder, output=tmp_path / "run", dropout=0.3, **QUICK)
     fresh = train(features.folder, output=tmp_path / "run", dropout=0.3, resume=False, **QUICK)
     assert fresh.config.dropout == 0.3 and not fresh.was_finished
+
+
+def test_a_folder_of_an_older_version_is_still_known(features, tmp_path):
+    """Options that came later have defaults that do what was done before."""
+    run = train(features.folder, output=tmp_path / "run", **QUICK)
+    record = json.loads((run.folder / "config.json").read_text())
+    del record["config"]["compile"], record["config"]["hidden_dim"]
+    (run.folder / "config.json").write_text(json.dumps(record))
+    assert train(features.folder, output=tmp_path / "run", **QUICK).was_finished
+    with pytest.raises(FingerprintError, match="compile"):
+        train(features.folder, output=tmp_path / "run", compile=True, **QUICK)
 
 
 def test_singles_are_left_out_and_said(tmp_path):

@@ -29,11 +29,16 @@ PARTIAL_SUFFIX = ".samething.tmp"
 
 
 @contextlib.contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
+def atomic_path(target: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``target``; on success flush it to disk and rename it into place.
 
     On an exception the temporary file is removed and ``target`` is untouched. A killed process leaves a
     hidden ``.NAME.….samething.tmp`` behind, which :func:`only_one_writer` clears away in artefact folders.
+
+    Args:
+        target: the file to write.
+        durable: False leaves flushing to the system: the file survives a killed process, but after a loss of
+            power it may be empty, which its reader has to notice.
 
     Raises:
         InputError: the folder is read-only, the disk is full, or ``target`` is a folder or a device;
@@ -52,10 +57,12 @@ def atomic_path(target: Path) -> Iterator[Path]:
         partial = _new_partial(target)
         try:
             yield partial
-            with partial.open("rb+") as stream:
-                os.fsync(stream.fileno())
+            if durable:
+                with partial.open("rb+") as stream:
+                    os.fsync(stream.fileno())
             partial.replace(target)
-            _sync_folder(target.parent)
+            if durable:
+                _sync_folder(target.parent)
         except BaseException:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)

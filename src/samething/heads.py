@@ -6,8 +6,9 @@ embeddings divides them by their length first.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -220,24 +221,76 @@ def fitted_head(config: HeadConfig, features: FeatureRows) -> Head:
 
 
 @torch.no_grad()
-def reduced_head(head: Head, features: FeatureRows, dim: int) -> Head:
-    """A linear head followed by the principal components of its embeddings, as one linear head.
+def reduced_head(
+    heads: Head | Sequence[Head],
+    features: FeatureRows,
+    dim: int,
+    *,
+    rows: Int[np.ndarray, " m"] | None = None,
+    whiten: float = 0.0,
+) -> Head:
+    """One linear head: the principal components of a head's embeddings, or of several heads' side by side.
+
+    Several heads are brought to the same mean length first, so that each counts the same.
 
     Args:
-        head: a head of kind ``linear``.
-        features: training features, whose unit-length embeddings decide the components.
+        heads: of kind ``linear``, fitted to the same features.
+        features: training features, a few thousand of which are in memory at a time.
         dim: numbers that remain.
+        rows: the rows that are training features; by default all.
+        whiten: in [0, 1]; each component is divided by its standard deviation to this power.
     """
-    _, covariance = mean_and_covariance(head.embed(features), unit_length=False)
-    components = torch.from_numpy(principal_components(covariance, dim)).float()
-    reduced = Head(dataclasses.replace(head.config, embedding_dim=dim), head.width)
-    reduced.standardise.load_state_dict(head.standardise.state_dict())
-    trained, kept = head.projection, reduced.projection
-    assert isinstance(trained, nn.Linear) and isinstance(kept, nn.Linear)
-    kept.weight.copy_(components @ trained.weight.cpu())
-    if trained.bias is not None:
-        kept.bias.copy_(components @ trained.bias.cpu())
+    heads = [heads] if isinstance(heads, Head) else list(heads)
+    first, weights, biases = heads[0], [], []
+    for head in heads:
+        assert isinstance(head.projection, nn.Linear)
+        weight, bias = head.projection.weight.cpu(), head.projection.bias
+        weights.append(weight)
+        biases.append(torch.zeros(len(weight)) if bias is None else bias.cpu())
+    standardise = copy.deepcopy(first.standardise).cpu()
+    if len(heads) > 1:
+        for i, length in enumerate(_mean_lengths(standardise, weights, biases, features, rows)):
+            weights[i], biases[i] = weights[i] / length, biases[i] / length
+    all_weights, all_biases = torch.cat(weights), torch.cat(biases)
+    num_dims = len(all_weights)
+    total, products, num_rows = np.zeros(num_dims), np.zeros((num_dims, num_dims)), 0
+    for _, part in _in_parts(features, rows):
+        embeddings = nn.functional.linear(standardise(torch.from_numpy(part)), all_weights, all_biases)
+        exact = nn.functional.normalize(embeddings, dim=1).numpy().astype(np.float64)
+        total, products, num_rows = total + exact.sum(0), products + exact.T @ exact, num_rows + len(exact)
+    covariance = products / num_rows - np.outer(total / num_rows, total / num_rows)
+    exact_components = principal_components(covariance, dim)
+    if whiten:
+        variances = np.einsum("dw,wv,dv->d", exact_components, covariance, exact_components)
+        exact_components *= (variances.max() / np.maximum(variances, 1e-12))[:, None] ** (whiten / 2)
+    components = torch.from_numpy(exact_components).float()
+    reduced = Head(dataclasses.replace(first.config, embedding_dim=dim), first.width)
+    reduced.standardise.load_state_dict(standardise.state_dict())
+    kept = reduced.projection
+    assert isinstance(kept, nn.Linear)
+    kept.weight.copy_(components @ all_weights)
+    if kept.bias is not None:
+        kept.bias.copy_(components @ all_biases)
     return reduced.eval()
+
+
+def _mean_lengths(
+    standardise: nn.Module,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    features: FeatureRows,
+    rows: Int[np.ndarray, " m"] | None,
+) -> Float[np.ndarray, " heads"]:
+    """Mean length of each linear map's embeddings, before they are normalised."""
+    total, num_rows = np.zeros(len(weights)), 0
+    for _, part in _in_parts(features, rows):
+        inputs = standardise(torch.from_numpy(part))
+        lengths = [
+            nn.functional.linear(inputs, *each).norm(dim=1) for each in zip(weights, biases, strict=True)
+        ]
+        total += [float(each.double().sum()) for each in lengths]
+        num_rows += len(part)
+    return np.maximum(total / num_rows, 1e-12)
 
 
 def head_from_state(config: Mapping[str, Any], width: int, state: Mapping[str, Tensor]) -> Head:

@@ -118,6 +118,49 @@ def average_precision(ranks: Int[np.ndarray, " p"], num_relevant: NumRelevant) -
     return _share(sums, num_relevant)
 
 
+def truncated_average_precision(
+    ranks: Int[np.ndarray, " p"], num_relevant: NumRelevant, *, k: int
+) -> PerQuery:
+    """AP@k from ranks: what :func:`average_precision_at_k` gives, without a matrix of k columns.
+
+    ``AP@k = sum over i with rank_i ≤ k of i / rank_i / min(k, n_q)``. Arguments and errors as in
+    :func:`average_precision`.
+
+    >>> truncated_average_precision(np.array([1, 3, 2]), np.array([2, 0, 1]), k=2)
+    array([0.5, nan, 0.5])
+    """
+    query, position = _owners(ranks, num_relevant)
+    gains = np.where(ranks <= k, position / ranks, 0.0)
+    return _share(np.bincount(query, weights=gains, minlength=len(num_relevant)), np.minimum(num_relevant, k))
+
+
+def average_precision_at_r(ranks: Int[np.ndarray, " p"], num_relevant: NumRelevant) -> PerQuery:
+    """MAP@R: AP over the first ``R = n_q`` ranks, divided by R.
+
+    ``MAP@R = sum over i with rank_i ≤ R of i / rank_i / R`` (Musgrave, Belongie and Lim, *A Metric Learning
+    Reality Check*, ECCV 2020). Arguments and errors as in :func:`average_precision`.
+
+    >>> average_precision_at_r(np.array([1, 3, 2]), np.array([2, 0, 1]))
+    array([0.5, nan, 0. ])
+    """
+    query, position = _owners(ranks, num_relevant)
+    gains = np.where(ranks <= num_relevant[query], position / ranks, 0.0)
+    return _share(np.bincount(query, weights=gains, minlength=len(num_relevant)), num_relevant)
+
+
+def r_precision(ranks: Int[np.ndarray, " p"], num_relevant: NumRelevant) -> PerQuery:
+    """R-precision: of the first ``R = n_q`` ranks, the share that is relevant.
+
+    Manning, Raghavan and Schütze, 2008, section 8.4. Arguments and errors as in :func:`average_precision`.
+
+    >>> r_precision(np.array([1, 3, 2]), np.array([2, 0, 1]))
+    array([0.5, nan, 0. ])
+    """
+    query, _ = _owners(ranks, num_relevant)
+    hits = np.bincount(query[ranks <= num_relevant[query]], minlength=len(num_relevant))
+    return _share(hits, num_relevant)
+
+
 def relevance_from_ranks(ranks: Int[np.ndarray, " p"], num_relevant: NumRelevant, *, k: int) -> Relevance:
     """Ranked relevance of the first k ranks; arguments as in :func:`average_precision`.
 
@@ -192,6 +235,51 @@ def domain_mean_interval(
     return _central(means, level)
 
 
+def weighted_mean_interval(
+    values: PerQuery,
+    domains: Int[np.ndarray, " q"],
+    weights: Float[np.ndarray, " m"],
+    *,
+    num_resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float, float]:
+    """Mean over domains with a weight each, and its percentile bootstrap interval.
+
+    Args:
+        values: one value a query, NaN for none.
+        domains: domain of each query, a position in ``weights``.
+        weights: not negative. They are divided by the sum of those whose domain has a value.
+        num_resamples: means drawn, at least 1.
+        seed: the result is a pure function of the arguments.
+        level: share of the resampled means inside, in (0, 1).
+
+    Returns:
+        The mean, and the lower and upper end; NaN when no domain has both a value and a weight.
+
+    >>> weighted_mean_interval(np.array([1.0, 0.0, 0.0]), np.array([0, 1, 1]), np.array([3.0, 1.0]))
+    (0.75, 0.75, 0.75)
+    """
+    if num_resamples < 1:
+        raise InputError(
+            f"num_resamples={num_resamples}", expected="at least 1", next_step="leave it at 2000"
+        )
+    known = ~np.isnan(values)
+    weighty = [number for number in np.unique(domains[known]) if weights[number] > 0]
+    total = float(sum(weights[number] for number in weighty))
+    if not weighty:
+        return float("nan"), float("nan"), float("nan")
+    generator = np.random.default_rng(seed)
+    mean, means = 0.0, np.zeros(num_resamples)
+    for number in weighty:
+        group = values[known & (domains == number)]
+        share = float(weights[number]) / total
+        mean += share * float(group.mean())
+        means += share * _resampled_means(group, num_resamples, generator)
+    low, high = _central(means, level)
+    return mean, low, high
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairedDifference:
     """How much the first of two systems is ahead of the second on the same queries."""
@@ -204,6 +292,9 @@ class PairedDifference:
     """Upper end."""
     num_queries: int
     """Queries compared: those with a relevant entry."""
+    p_value: float = float("nan")
+    """Two-sided: how often a difference at least as large comes about when each query's two values are
+    swapped at random."""
 
 
 def paired_difference(
@@ -215,11 +306,13 @@ def paired_difference(
     seed: int = 0,
     level: float = 0.95,
 ) -> PairedDifference:
-    """Paired bootstrap of the plain mean over domains of ``first - second``.
+    """Paired bootstrap and randomisation test of the plain mean over domains of ``first - second``.
 
     Each resample draws the same queries for both, so what makes a query hard for both cancels (Koehn,
     *Statistical Significance Tests for Machine Translation Evaluation*, EMNLP 2004). For the mean
-    over all queries give one domain throughout.
+    over all queries give one domain throughout. The p-value is that of Fisher's randomisation test (Smucker,
+    Allan and Carterette, *A Comparison of Statistical Significance Tests for Information Retrieval
+    Evaluation*, CIKM 2007) with ``num_resamples`` random assignments, the observed one counted among them.
 
     Args:
         first: one value a query.
@@ -234,7 +327,7 @@ def paired_difference(
 
     >>> same = np.array([1.0, 0.0, np.nan])
     >>> paired_difference(same, same, np.array([0, 0, 0]))
-    PairedDifference(difference=0.0, low=0.0, high=0.0, num_queries=2)
+    PairedDifference(difference=0.0, low=0.0, high=0.0, num_queries=2, p_value=1.0)
     """
     if not np.array_equal(np.isnan(first), np.isnan(second)):
         raise InputError(
@@ -250,7 +343,30 @@ def paired_difference(
         low=low,
         high=high,
         num_queries=int(np.count_nonzero(~np.isnan(values))),
+        p_value=_randomisation_p_value(values, domains, num_resamples=num_resamples, seed=seed),
     )
+
+
+def _randomisation_p_value(
+    values: PerQuery, domains: Int[np.ndarray, " q"], *, num_resamples: int, seed: int
+) -> float:
+    """Two-sided p-value of the mean over domains of paired differences under random signs."""
+    groups = _known_groups(values, domains)
+    if not groups:
+        return float("nan")
+    observed = abs(sum(float(group.mean()) for group in groups))
+    generator = np.random.default_rng([seed, 1])
+    totals = np.zeros(num_resamples)
+    for group in groups:
+        differing = group[group != 0]
+        step = max(1, _DRAWS_AT_A_TIME // max(1, len(differing)))
+        for start in range(0, num_resamples, step):
+            stop = min(start + step, num_resamples)
+            signs = 2.0 * generator.integers(2, size=(stop - start, len(differing))) - 1
+            totals[start:stop] += signs @ differing / len(group)
+    # sums in another order differ in the last digits
+    as_large = int(np.count_nonzero(np.abs(totals) >= observed - 1e-12))
+    return (as_large + 1) / (num_resamples + 1)
 
 
 def _resampled_domain_means(

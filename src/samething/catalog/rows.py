@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -32,8 +34,11 @@ from samething.catalog.tables import (
     with_unique_labels,
 )
 from samething.errors import ArtefactError, InputError
-from samething.files import Json, atomic_path, fingerprint
+from samething.files import atomic_path
 from samething.images.sources import Box, Source, container_of, is_url, located
+
+# Rows turned into text together; what there is of them in memory at a time.
+_ROWS_AT_A_TIME: Final = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +179,14 @@ class Catalog:
         locations = [located(self.root, image) for image in self.strings("image")]
         return [Source(*pair) for pair in zip(locations, self.boxes, strict=True)]
 
+    def source(self, row: int) -> Source:
+        """Where the picture of one row is, and which part of it is meant."""
+        location = located(self.root, self.table["image"][row].as_py() or "")
+        if BOX_COLUMNS[0] not in self.table.column_names:
+            return Source(location)
+        sides = [self.table[name][row].as_py() for name in BOX_COLUMNS]
+        return Source(location, None if sides[0] is None else Box(*sides))
+
     @property
     def boxes(self) -> list[Box | None]:
         """The part of its picture that each row shows; None for all of it."""
@@ -234,13 +247,20 @@ class Catalog:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Identity of the content: the catalog's own columns but not the root, so a moved folder keeps it."""
+        # that of samething.files, written piece by piece: millions of rows as Python objects take gigabytes
         optional = [
             name
             for name in OPTIONAL.names
             if name in self.table.column_names and self.table[name].null_count < len(self)
         ]
-        columns: dict[str, Json] = {name: self.table[name].to_pylist() for name in [*SCHEMA.names, *optional]}
-        return fingerprint(columns)
+        digest = hashlib.sha256()
+        for place, name in enumerate(sorted([*SCHEMA.names, *optional])):
+            digest.update(f'{"," if place else "{"}"{name}":['.encode())
+            for number, text in enumerate(_json_pieces(self.table[name])):
+                digest.update(b"," + text if number else text)
+            digest.update(b"]")
+        digest.update(b"}")
+        return digest.hexdigest()[:16]
 
     # ---- reading and writing
 
@@ -293,16 +313,17 @@ class Catalog:
     def problems(self, *, check_files: bool = True) -> list[Problem]:
         """What is wrong with the catalog, in row order.
 
-        Errors: a missing file, an empty path or label, the same path (with the same box) twice, an empty
-        box. Warnings: the same picture (by SHA-256 and box) under two labels.
+        Errors: a missing file, an empty path or label, the same path (with the same box and role) twice, an
+        empty box. Warnings: the same picture (by SHA-256 and box) under two labels.
 
         Args:
             check_files: look on the disk whether each picture is there.
         """
         found: list[Problem] = []
         labels, images, hashes = self.strings("label"), self.strings("image"), self.strings("sha256")
-        boxes = self.boxes
-        first_row_of_path: dict[tuple[str, Box | None], int] = {}
+        # a picture may be trained on and stand in an index, as in UnED's part of the Met
+        boxes, roles = self.boxes, self.strings("role")
+        first_row_of_path: dict[tuple[str, Box | None, str], int] = {}
         first_row_of_hash: dict[tuple[str, Box | None], int] = {}
         for row, (image, label, sha256) in enumerate(zip(images, labels, hashes, strict=True)):
             if not label.strip():
@@ -312,7 +333,7 @@ class Catalog:
                 continue
             box = boxes[row]
             place = image if is_url(image) else os.path.normpath(image)
-            first = first_row_of_path.setdefault((place, box), row)
+            first = first_row_of_path.setdefault((place, box, roles[row]), row)
             if first != row:
                 found.append(Problem(row, "error", f"{image} is listed twice (first in row {first})"))
             if box is not None and (box.left >= box.right or box.top >= box.bottom):
@@ -390,6 +411,14 @@ class Catalog:
             roles[np.isin(classes, order[:num_val])] = "val"
             roles[np.isin(classes, order[num_val : num_val + num_test])] = "query+index"
         return self.with_column("role", roles)
+
+
+def _json_pieces(column: pa.ChunkedArray) -> Iterator[bytes]:
+    """The values of a column as JSON, separated by commas, some thousands at a time."""
+    for chunk in column.chunks:
+        for start in range(0, len(chunk), _ROWS_AT_A_TIME):
+            values = chunk.slice(start, _ROWS_AT_A_TIME).to_pylist()
+            yield json.dumps(values, ensure_ascii=True, separators=(",", ":"))[1:-1].encode()
 
 
 def require_shares(*, val: float, test: float, seed: int) -> None:

@@ -5,23 +5,51 @@ from __future__ import annotations
 from pathlib import Path
 
 from samething.catalog import require_shares
+from samething.datasets.coco import list_coco
+from samething.datasets.description import Dataset, Part, Published
 from samething.datasets.folder import list_folder
-from samething.datasets.listing import Dropped, Labels
-from samething.datasets.report import DROPPED_SUFFIX, CatalogReport, oddities, write_dropped
+from samething.datasets.hugging_face import is_hugging_face, list_hugging_face
+from samething.datasets.known import DATASETS, read_dataset
+from samething.datasets.listing import Dropped, Labels, Listing
+from samething.datasets.overview import datasets
+from samething.datasets.report import (
+    DROPPED_SUFFIX,
+    CatalogReport,
+    oddities,
+    single_pictures,
+    write_dropped,
+)
 from samething.datasets.survey import survey_pictures
 from samething.datasets.table import list_table
 from samething.errors import ArtefactError, InputError
 from samething.files import require_writable
 
-__all__ = ["CatalogReport", "Dropped", "catalog"]
+__all__ = [
+    "DATASETS",
+    "CatalogReport",
+    "Dataset",
+    "Dropped",
+    "Listing",
+    "Part",
+    "Published",
+    "catalog",
+    "datasets",
+    "read_dataset",
+]
 
 
 def catalog(
-    source: Path,
+    source: Path | None = None,
     *,
+    dataset: str | None = None,
+    data_root: Path | None = None,
+    part: Part = "all",
     domain: str | None = None,
     labels: Labels = "folder",
     root: Path | None = None,
+    margin: float | None = None,
+    check_files: bool = False,
+    checksums: bool = False,
     val: float = 0.1,
     test: float = 0.2,
     seed: int = 0,
@@ -29,25 +57,42 @@ def catalog(
 ) -> CatalogReport:
     """List pictures and what they show in one table, the catalog, from which everything else starts.
 
-    SOURCE is a folder with one sub-folder for each thing, or a table (.csv, .parquet) with the columns
-    img_path,label and optionally domain,dataset,role. Every picture's checksum and size are taken. A picture
+    SOURCE is a folder with one sub-folder for each thing; or a table (.csv, .parquet) with the columns
+    img_path,label and optionally domain,dataset,role; or boxes in pictures in the COCO format (.json); or a
+    folder written by Hugging Face's save_to_disk. Every picture's checksum and size are taken. A picture
     that cannot be opened is left out and listed with its reason in OUTPUT.dropped.csv; the exit status is
     then 3. A file that is cut off behind its header is noticed later, when its features are computed, and
     listed there.
 
+    In place of SOURCE, --dataset KEY --data-root FOLDER reads a public data set in its official layout
+    (samething datasets lists them). No picture is opened then, because there may be millions: a few are
+    looked for, all with --check-files, and --checksums opens them all as for SOURCE.
+
     Whole things are set aside for validation and test, so that the model is measured on things it has never
-    seen. A table with a column role (train, val, query, index, query+index) keeps its own division.
+    seen. A table with a column role (train, val, query, index, query+index) keeps its own division, and so
+    does a public data set that has one.
 
     Running the command again on unchanged pictures gives the same file, byte for byte.
 
     Args:
         source: folder with a sub-folder for each thing, or a table (.csv, .parquet) with the columns
-            img_path,label[,domain,dataset,role].
-        domain: kind of things shown, such as "furniture"; for a folder, or a table without that column.
+            img_path,label[,domain,dataset,role], or a COCO file (.json), or a Hugging Face data set on disk,
+            whose pictures stay inside its files.
+        dataset: key of a public data set to read in place of SOURCE; samething datasets lists them.
+        data_root: folder that holds the folders of all public data sets.
+        part: of a public data set, only its train, val or test rows (test: queries and index).
+        domain: kind of things shown, such as "furniture"; for a folder, or a table without that column. With
+            --dataset, for one of several domains: those wanted, separated by commas.
         labels: "folder" takes labels from the sub-folders (a/b for nested ones) or the table; "none" makes
             each picture its own thing, to be indexed and found but not trained on.
         root: folder that the catalog's paths start from. For a table, where its relative paths start; by
-            default the table's own folder. For a folder, it or one above it.
+            default the table's own folder. For a folder, it or one above it. For COCO, where its file names
+            start; by default images beside the file, or the file's own folder.
+        margin: added to each side of a box, in percent of the box's width or height; for COCO by default 0,
+            for public data sets with boxes by default as the paper cut them.
+        check_files: with --dataset, look for every picture, and leave out those that are missing.
+        checksums: with --dataset, open every picture, take its checksum and size, and leave out those that
+            cannot be opened.
         val: share of each domain's things for validation, in [0, 1).
         test: share of each domain's things for the test, in [0, 1).
         seed: another number gives another division.
@@ -58,37 +103,110 @@ def catalog(
         InputError: no pictures, or arguments that do not fit together; says what was found.
         ArtefactError: the source is missing or cannot be read, or none of a table's pictures is there.
     """
-    source, output = Path(source), Path(output)
+    output = Path(output)
+    require_shares(val=val, test=test, seed=seed)
+    if dataset is not None:
+        if source is not None or data_root is None or root is not None or labels != "folder":
+            raise InputError(
+                f"--dataset {dataset} with {_others(source, data_root, root, labels)}",
+                expected="--dataset KEY --data-root FOLDER, and no SOURCE, --root or --labels",
+                next_step="give the folder that holds all data sets with --data-root; or only SOURCE",
+            )
+        names = () if domain is None else tuple(name.strip() for name in domain.split(",") if name.strip())
+        listing = read_dataset(
+            dataset, data_root=data_root, part=part, domains=names, margin=margin, check_files=check_files
+        )
+        what = dataset
+    else:
+        if source is None or data_root is not None or part != "all" or check_files or checksums:
+            raise InputError(
+                "no SOURCE"
+                if source is None
+                else "--data-root, --part, --check-files or --checksums with SOURCE",
+                expected="a folder, table or COCO file as SOURCE; or --dataset KEY --data-root FOLDER",
+                next_step="samething datasets lists the keys",
+            )
+        listing = _list(Path(source), domain=domain, labels=labels, root=root, margin=margin)
+        what = str(source)
+    return _write(listing, what, opened=dataset is None or checksums, labels=labels, output=output,
+                  val=val, test=test, seed=seed)  # fmt: skip
+
+
+def _others(source: Path | None, data_root: Path | None, root: Path | None, labels: Labels) -> str:
+    given = [
+        ("SOURCE", source is not None),
+        ("--root", root is not None),
+        (f"--labels {labels}", labels != "folder"),
+        ("no --data-root", data_root is None),
+    ]
+    return ", ".join(name for name, is_given in given if is_given)
+
+
+def _list(
+    source: Path, *, domain: str | None, labels: Labels, root: Path | None, margin: float | None
+) -> Listing:
+    """The pictures of one's own folder, table, COCO file or Hugging Face data set."""
     if not source.exists():
         raise ArtefactError(
             f"{source} does not exist",
             expected="a folder of pictures, or a table with img_path,label[,domain,role] (.csv, .parquet)",
             next_step="check the path",
         )
-    require_shares(val=val, test=test, seed=seed)
-    read = list_folder if source.is_dir() else list_table
-    listing = read(source, domain=domain, labels=labels, root=None if root is None else Path(root))
-    if not source.is_dir():
-        listing.catalog.require_files()
-    require_writable(output)
-    surveyed, unreadable = survey_pictures(listing)
-    dropped = (*listing.dropped, *unreadable)
-    write_dropped(output, dropped)
-    if not len(surveyed):
+    root = None if root is None else Path(root)
+    is_coco = source.suffix.lower() == ".json"
+    if margin is not None and not (is_coco and 0 <= margin <= 100):
         raise InputError(
-            f"none of the {len(listing.catalog)} pictures of {source} can be read "
-            f"(for instance {unreadable[0].image}: {unreadable[0].reason})",
+            f"--margin {margin:g} for {source}",
+            expected="a percentage in [0, 100], for boxes in a COCO file (.json)",
+            next_step="leave --margin away, or give another",
+        )
+    if is_coco:
+        listing = list_coco(source, domain=domain, root=root, margin=margin)
+        listing.catalog.require_files()
+        return listing
+    if source.is_dir() and is_hugging_face(source):
+        return list_hugging_face(source, domain=domain, labels=labels)
+    if source.is_dir():
+        return list_folder(source, domain=domain, labels=labels, root=root)
+    listing = list_table(source, domain=domain, labels=labels, root=root)
+    listing.catalog.require_files()
+    return listing
+
+
+def _write(
+    listing: Listing,
+    what: str,
+    *,
+    opened: bool,
+    labels: Labels,
+    output: Path,
+    val: float,
+    test: float,
+    seed: int,
+) -> CatalogReport:
+    """Open the pictures if wanted, divide the things, write the catalog and what was left out."""
+    require_writable(output)
+    result, dropped = listing.catalog, listing.dropped
+    if opened:
+        result, unreadable = survey_pictures(listing)
+        dropped = (*dropped, *unreadable)
+    write_dropped(output, dropped)
+    if not len(result):
+        raise InputError(
+            f"none of the {len(listing.catalog)} pictures of {what} can be read "
+            f"(for instance {dropped[-1].image}: {dropped[-1].reason})",
             expected="at least one readable picture",
             next_step=f"look at the reasons in {output}{DROPPED_SUFFIX}",
         )
     if not listing.has_roles:
-        surveyed = surveyed.split_by_class(val=val, test=test, seed=seed)
-    warnings = oddities(surveyed, has_labels=labels != "none")
-    if not listing.has_roles and test > 0 and not surveyed.has_role("query+index").any():
+        result = result.split_by_class(val=val, test=test, seed=seed)
+    odd = oddities(result, has_labels=labels != "none") if opened else single_pictures(result)
+    warnings = [*listing.warnings, *odd]
+    if not listing.has_roles and test > 0 and not result.has_role("query+index").any():
         warnings.append("too few labels with two pictures or more to set any aside for the test")
-    surveyed.write(output)
+    result.write(output)
     return CatalogReport(
-        catalog=surveyed,
+        catalog=result,
         path=output,
         dropped=dropped,
         warnings=tuple(warnings),

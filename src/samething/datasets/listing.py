@@ -39,6 +39,8 @@ class Listing:
     """Row of the source table for each row of the catalog; none for a folder."""
     passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Number of other files by suffix."""
+    warnings: tuple[str, ...] = ()
+    """What looks odd: missing pictures, numbers that are not the published ones."""
 
 
 def printable(path: str | os.PathLike[str]) -> str:

@@ -86,15 +86,21 @@ def oddities(catalog: Catalog, *, has_labels: bool) -> list[str]:
     if not has_labels:
         return []
     found = [str(problem) for problem in catalog.problems(check_files=False)]
-    training = catalog.take(catalog.has_role("train"))
-    classes = training.class_ids()
-    single = training.strings("label")[np.bincount(classes)[classes] == 1]
-    if len(single):
-        examples = ", ".join(single[:3]) + (", …" if len(single) > 3 else "")
-        found.append(f"labels with one picture only, which cannot be trained on: {len(single)} ({examples})")
+    found += single_pictures(catalog)
     if len(np.unique(catalog.class_ids())) < 2:
         found.append("there is one label only; training needs at least two")
     return found
+
+
+def single_pictures(catalog: Catalog) -> list[str]:
+    """Which labels cannot be trained on because they have one picture only."""
+    training = catalog.take(catalog.has_role("train"))
+    classes = training.class_ids()
+    single = training.strings("label")[np.bincount(classes)[classes] == 1]
+    if not len(single):
+        return []
+    examples = ", ".join(single[:3]) + (", …" if len(single) > 3 else "")
+    return [f"labels with one picture only, which cannot be trained on: {len(single)} ({examples})"]
 
 
 def write_dropped(target: Path, dropped: tuple[Dropped, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from samething.catalog import Catalog
 from samething.datasets.listing import Dropped, Listing
 from samething.errors import ImageError
 from samething.files import file_sha256
-from samething.images import dimensions
+from samething.images import Source, dimensions, located
 
 # Reading waits for the disk more than it computes, so more threads than cores pay.
 _NUM_THREADS: Final = min(32, 4 * (os.cpu_count() or 1))
@@ -32,10 +33,15 @@ def survey_pictures(listing: Listing) -> tuple[Catalog, list[Dropped]]:
     """
     catalog = listing.catalog
     images = catalog.strings("image")
+    # a picture of several rows (its boxes, its roles) is opened once
+    once, rows_once = np.unique(images, return_inverse=True)
+    sources = [Source(located(catalog.root, image)) for image in once]
+    results = list(_with_progress(_look_at_all(sources), len(sources)))
     seen: list[tuple[int, int, str]] = []
     kept: list[int] = []
     dropped: list[Dropped] = []
-    for row, result in enumerate(_with_progress(_look_at_all(catalog.paths), len(catalog))):
+    for row, number in enumerate(rows_once):
+        result = results[number]
         if isinstance(result, str):
             place = "" if listing.rows is None else f"row {listing.rows[row]}: "
             dropped.append(Dropped(images[row], place + result))
@@ -48,20 +54,24 @@ def survey_pictures(listing: Listing) -> tuple[Catalog, list[Dropped]]:
     return surveyed.with_column("sha256", hashes), dropped
 
 
-def _look_at(path: Path) -> tuple[int, int, str] | str:
+def _look_at(source: Source) -> tuple[int, int, str] | str:
     """Width, height and SHA-256 of a picture, or the reason why it cannot be used."""
     try:
+        if source.is_remote:
+            content = source.read()
+            return (*dimensions(content), hashlib.sha256(content).hexdigest())
+        path = Path(source.location)
         return (*dimensions(path), file_sha256(path))
     except ImageError as error:
-        return error.given.removeprefix(str(path)).lstrip(": ")
+        return error.given.removeprefix(source.location).lstrip(": ")
     except OSError as error:
         return error.strerror or str(error)
 
 
-def _look_at_all(paths: Sequence[Path]) -> Iterator[tuple[int, int, str] | str]:
+def _look_at_all(sources: Sequence[Source]) -> Iterator[tuple[int, int, str] | str]:
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        for start in range(0, len(paths), _PICTURES_AT_A_TIME):
-            yield from pool.map(_look_at, paths[start : start + _PICTURES_AT_A_TIME])
+        for start in range(0, len(sources), _PICTURES_AT_A_TIME):
+            yield from pool.map(_look_at, sources[start : start + _PICTURES_AT_A_TIME])
 
 
 def _with_progress(

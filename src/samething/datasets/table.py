@@ -11,6 +11,7 @@ import pyarrow as pa
 from samething.catalog import Catalog, is_own_format, read_table
 from samething.datasets.listing import Dropped, Labels, Listing
 from samething.errors import InputError
+from samething.images import Box, is_url
 
 
 def list_table(
@@ -87,17 +88,22 @@ def _relative_to_root(catalog: Catalog) -> Catalog:
     return catalog.with_column("image", relative)
 
 
+def _normal(image: str) -> str:
+    return image if is_url(image) else os.path.normpath(image)
+
+
 def _usable_rows(catalog: Catalog) -> tuple[np.ndarray, list[Dropped]]:
     kept: list[int] = []
     dropped: list[Dropped] = []
-    first_row: dict[str, int] = {}
+    first_row: dict[tuple[str, Box | None], int] = {}
+    boxes = catalog.boxes
     labels = catalog.strings("label")
     for row, (image, label) in enumerate(zip(catalog.strings("image"), labels, strict=True)):
         if not image.strip():
             dropped.append(Dropped(image, f"row {row}: the path is empty"))
         elif not label.strip():
             dropped.append(Dropped(image, f"row {row}: the label is empty"))
-        elif (first := first_row.setdefault(os.path.normpath(image), row)) != row:
+        elif (first := first_row.setdefault((_normal(image), boxes[row]), row)) != row:
             reason = f"row {row}: listed before in row {first}"
             if labels[first] != label:
                 reason += f", with the label {labels[first]!r} and not {label!r}"

@@ -3,80 +3,154 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import cyclopts
 
 from samething.errors import InputError
-from samething.evaluation.result import (
-    MEAN,
+from samething.evaluation.calibration import Calibration
+from samething.evaluation.comparison import Comparison
+from samething.evaluation.files import evaluate_files, read_embeddings
+from samething.evaluation.measuring import evaluate_embeddings
+from samething.evaluation.result import MEAN, EvaluationResult
+from samething.evaluation.rules import (
     METRICS,
     PROTOCOLS,
-    Comparison,
-    EvaluationResult,
+    RULES,
     Metric,
     Protocol,
-    evaluate_embeddings,
-    evaluate_files,
+    ProtocolName,
+    Rules,
+    rules_of,
 )
+from samething.evaluation.uned import write_descriptors
 from samething.files import write_json
+from samething.retrieval import Precision
 
 __all__ = [
     "MEAN",
     "METRICS",
     "PROTOCOLS",
+    "RULES",
+    "Calibration",
     "Comparison",
     "EvaluationResult",
     "Metric",
     "Protocol",
+    "Rules",
     "evaluate",
     "evaluate_embeddings",
     "evaluate_files",
 ]
+
+GainName = Literal["query-expansion", "database-augmentation", "both-expansions", "re-ranking"]
 
 
 def evaluate(
     *runs: Path,
     embeddings: Path | None = None,
     catalog: Path | None = None,
+    protocol: ProtocolName = "default",
+    metrics: Annotated[tuple[str, ...], cyclopts.Parameter(consume_multiple=True)] = (),
+    distractors: Annotated[tuple[Path, ...], cyclopts.Parameter(consume_multiple=True)] = (),
     json: Path | None = None,
+    html: Path | None = None,
+    descriptors: Path | None = None,
     merged: Annotated[bool, cyclopts.Parameter(negative="--per-domain")] = True,
     baselines: bool = True,
+    features: list[Path] | None = None,
+    sweep: bool = False,
+    gains: Annotated[tuple[GainName, ...], cyclopts.Parameter(consume_multiple=True)] = (),
+    no_match: float | None = None,
+    precision: Precision = "float64",
 ) -> Comparison | EvaluationResult:
     """Measure retrieval on the test pictures: runs side by side, or any model's embeddings.
 
     Every query is searched for in one index over all domains (--merged) or in the index of its own domain
-    (--per-domain); a hit has the query's label and domain. Printed are mMP@5, R@1 and mAP with 95 % bootstrap
-    intervals over queries; queries without a positive are left out and counted.
+    (--per-domain); a hit has the query's label and domain. Printed are the protocol's metrics (mMP@5, R@1 and
+    mAP) with 95 % bootstrap intervals over queries; queries without a positive are left out and counted.
 
     Args:
         runs: finished run folders whose features are of the same catalog.
-        embeddings: a .npy of floats (n, d) in catalog order, instead of runs; any model's.
+        embeddings: a .npy of floats (n, d) in catalog order, instead of runs; any model's. Or UnED's
+            descriptors (.json).
         catalog: with embeddings: the table img_path,label,domain,role; the pictures need not exist.
-        json: write all numbers of both protocols here.
-        merged: print the protocol with one index over all domains, or the one with an index a domain.
+        protocol: guiec, uned, ilias, metric-learning, or custom with --metrics: see docs/evaluation.md.
+        metrics: with the custom protocol: mmp@K, r@K, p@K, map@K, map, map@r, r-precision.
+        distractors: with embeddings: .npy files of further index rows, which match nothing; read in blocks.
+        json: write all numbers here.
+        html: with runs: write a report with pictures and plots here, about the first run.
+        descriptors: write the first run's embeddings as UnED's evaluation program reads them.
+        merged: print the numbers of one index over all domains, or those of an index a domain.
         baselines: with runs: also the backbone at full width, average-pooled and PCA.
+        features: with runs: where a feature folder is now, if it was moved since; may be repeated.
+        sweep: with runs: also fewer dimensions, float16, int8 and binary, whitening and other poolings.
+        gains: with runs: measure these after-retrieval gains: query-expansion, database-augmentation,
+            both-expansions, re-ranking.
+        no_match: with runs: choose on validation the score below which the answer is "no match" so that this
+            share of the answers is right, and measure it on the test.
+        precision: float64 is exact and repeatable, float32 faster.
 
     Raises:
         InputError: neither runs nor embeddings, or they do not belong together.
     """
+    rules = rules_of(protocol, metrics=metrics)
     if embeddings is not None and not runs:
-        if catalog is None:
-            raise InputError(
-                "--embeddings without --catalog",
-                expected="the table that says what each row shows",
-                next_step="add --catalog FILE with the columns img_path,label,domain,role",
-            )
-        return evaluate_files(embeddings=embeddings, catalog=catalog, json=json, merged=merged)
-    if not runs or embeddings is not None or catalog is not None:
+        return _evaluate_files(embeddings, catalog, rules, distractors, json, descriptors, merged, precision)
+    if not runs or embeddings is not None or catalog is not None or distractors:
         raise InputError(
-            "runs together with --embeddings or --catalog" if runs else "nothing to evaluate",
+            "runs together with --embeddings, --catalog or --distractors" if runs else "nothing to evaluate",
             expected="run folders, or --embeddings E.npy with --catalog C.csv",
             next_step="for instance: samething evaluate runs/first",
         )
-    from samething.evaluation.runs import compare_runs
+    from samething.evaluation.runs import compare_runs, run_embeddings, write_run_page
 
-    comparison = compare_runs(runs, baselines=baselines, shown="merged" if merged else "per_domain")
+    comparison = compare_runs(
+        runs,
+        baselines=baselines,
+        shown="merged" if merged else "per_domain",
+        features=features or (),
+        rules=rules,
+        sweep=sweep,
+        gains=gains,
+        no_match=no_match,
+        precision=precision,
+    )
     if json is not None:
         write_json(json, comparison.to_json())
+    if descriptors is not None:
+        write_descriptors(descriptors, *run_embeddings(runs[0], moved=features or ()))
+    if html is not None:
+        write_run_page(html, runs[0], comparison, moved=features or ())
     return comparison
+
+
+def _evaluate_files(
+    embeddings: Path,
+    catalog: Path | None,
+    rules: Rules,
+    distractors: tuple[Path, ...],
+    json: Path | None,
+    descriptors: Path | None,
+    merged: bool,
+    precision: Precision,
+) -> EvaluationResult:
+    if catalog is None:
+        raise InputError(
+            "--embeddings without --catalog",
+            expected="the table that says what each row shows",
+            next_step="add --catalog FILE with the columns img_path,label,domain,role",
+        )
+    result = evaluate_files(
+        embeddings=embeddings,
+        catalog=catalog,
+        json=json,
+        merged=merged,
+        precision=precision,
+        rules=rules,
+        distractors=distractors,
+        show_progress=True,
+    )
+    if descriptors is not None:
+        write_descriptors(descriptors, *read_embeddings(embeddings, catalog))
+    return result

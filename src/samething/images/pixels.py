@@ -34,6 +34,10 @@ def read_pixels(
     """
     if preprocessing.decoding == "exact":
         return prepare(decode(picture, max_pixels=max_pixels, box=box), preprocessing)
+    try:
+        import simplejpeg  # noqa: F401  (asked for here, where its absence is not taken for a damaged file)
+    except ImportError as error:
+        raise MissingExtraError("simplejpeg", extra="train") from error
     if isinstance(picture, Source):
         box = box or picture.box
         name, picture = str(picture), picture.read()
@@ -83,10 +87,8 @@ def _turbo(
     content: bytes, size: tuple[int, int], turn: object, preprocessing: Preprocessing, *, boxed: bool
 ) -> tuple[np.ndarray, tuple[int, int]] | None:
     """Upright pixels of a JPEG file and the full upright size; None where the reference has to decide."""
-    try:
-        import simplejpeg
-    except ImportError as error:
-        raise MissingExtraError("simplejpeg", extra="train") from error
+    import simplejpeg
+
     turned = turn in (5, 6, 7, 8)
     upright = size[::-1] if turned else size
     least = {}

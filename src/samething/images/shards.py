@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, Final, Protocol
 
 from samething.errors import ArtefactError, ImageError
 from samething.images.sources import is_url
@@ -68,7 +68,7 @@ def tar_members(container: str) -> list[str]:
     """
     try:
         shard = _Tar(container)
-    except (OSError, tarfile.TarError) as error:
+    except (OSError, ValueError) as error:
         raise ArtefactError(
             f"{container} cannot be read ({error})",
             expected="a whole, uncompressed tar file",
@@ -80,14 +80,13 @@ def tar_members(container: str) -> list[str]:
         shard.close()
 
 
-def _binary(container: str) -> BinaryIO:
+def _binary(container: str) -> Any:
     if not is_url(container):
         return Path(container).open("rb")
     import fsspec
 
     files, path = fsspec.url_to_fs(container)
-    stream: BinaryIO = files.open(path, "rb")
-    return stream
+    return files.open(path, "rb")
 
 
 class _Tar:
@@ -97,11 +96,20 @@ class _Tar:
         self.stream = _binary(container)
         self.places: dict[str, tuple[int, int]] = {}
         # "r:" refuses compressed files, in which no member could be reached without reading all before it
-        with tarfile.open(fileobj=self.stream, mode="r:") as archive:
-            for member in archive:
-                if member.isfile():
-                    self.places[member.name] = (member.offset_data, member.size)
-                archive.members = []  # type: ignore[attr-defined]  # or each of a million is kept
+        try:
+            with tarfile.open(fileobj=self.stream, mode="r:") as archive:
+                for member in archive:
+                    if member.isfile():
+                        self.places[member.name] = (member.offset_data, member.size)
+                    archive.members = []  # type: ignore[attr-defined]  # or each of a million is kept
+        except tarfile.TarError as error:
+            if not self.places:
+                self.stream.close()
+                raise ValueError(f"{container} is no uncompressed tar file ({error})") from error
+            # a shard that was cut off: what came before is whole
+        except BaseException:
+            self.stream.close()
+            raise
 
     def read(self, member: str, max_bytes: int) -> bytes:
         if member not in self.places:
@@ -112,7 +120,7 @@ class _Tar:
         if size > max_bytes:
             return b"\0" * (max_bytes + 1)  # refused by its length; the content is not read
         self.stream.seek(offset)
-        content = self.stream.read(size)
+        content: bytes = self.stream.read(size)
         if len(content) < size:
             raise ValueError(f"{member} is cut off: the shard ends early")
         return content

@@ -68,6 +68,11 @@ class Source:
         """Whether it is anything else than a file of its own on this disk."""
         return is_url(self.location)
 
+    @property
+    def container(self) -> str:
+        """The file that the picture is in: the shard of a member, else its own."""
+        return container_of(self.location)
+
     def read(self, *, max_bytes: int = MAX_BYTES) -> bytes:
         """The bytes of the picture file.
 
@@ -81,9 +86,8 @@ class Source:
 
     def version(self) -> str:
         """What changes when the content behind a URL does: size, ETag, time of change; empty if unknown."""
-        container = self.location.partition("::")[2] or self.location
         try:
-            found = _info(container)
+            found = _info(self.container)
         except Exception:  # it is listed with its reason when it is read
             return ""
         return ";".join(f"{name}={found[name]}" for name in _MARKS if found.get(name) is not None)

@@ -56,7 +56,8 @@ def build_margin(
         options: the margin's own keyword options, such as ``scale`` and ``margin_radians``.
 
     Raises:
-        InputError: no such loss, an option that it does not have, or class counts missing or too many.
+        InputError: no such loss, an option that it does not have or of another kind, or class counts missing
+            or too many.
 
     >>> build_margin("cosface", num_classes=10, margin=0.2).margin
     0.2
@@ -81,7 +82,24 @@ def build_margin(
             expected=f"one number of training pictures a class for the loss {name!r}",
             next_step="pass class_counts, counted on the training catalog",
         )
-    return constructor(**{key: facts[key] for key in facts.keys() & accepted}, **options)
+    checked = {key: _checked_option(name, constructor, key, value) for key, value in options.items()}
+    return constructor(**{key: facts[key] for key in facts.keys() & accepted}, **checked)
+
+
+def _checked_option(name: str, constructor: Callable[..., Margin], key: str, value: Any) -> Any:
+    """The value, if it is of the kind of the option's default; 0 and 1 are also false and true."""
+    default = inspect.signature(constructor).parameters[key].default
+    if isinstance(default, bool) and value in (0, 1):
+        return bool(value)
+    kind = {bool: "true or false", str: "a word"}.get(type(default), "a number")
+    fits = isinstance(value, str) if kind == "a word" else isinstance(value, int | float)
+    if kind == "true or false" or not fits or (isinstance(value, bool) and kind == "a number"):
+        raise InputError(
+            f"{key} = {value!r} for the loss {name!r}",
+            expected=f"{kind}, such as {default}",
+            next_step="see docs/losses.md for the options of every loss",
+        )
+    return value
 
 
 __all__ = [

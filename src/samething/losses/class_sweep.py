@@ -26,9 +26,10 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from samething.losses.chunk_arithmetic import Arithmetic, Piece
 from samething.losses.head import check_lengths
 from samething.losses.margins import Margin, RowContext
 
@@ -61,15 +62,23 @@ class Workspace:
         num_centers: k.
         dtype: of the matrix products.
         limit_bytes: the most that may be kept between the passes; beyond it, the first pass is repeated.
+        arithmetic: what computes number by number.
     """
 
     def __init__(
-        self, weight: Float[Tensor, "rows d"], num_centers: int, dtype: torch.dtype, limit_bytes: int
+        self,
+        weight: Float[Tensor, "rows d"],
+        num_centers: int,
+        dtype: torch.dtype,
+        limit_bytes: int,
+        arithmetic: Arithmetic,
     ) -> None:
         self.weight = weight.detach()
         self.num_centers = num_centers
+        self.num_masks = arithmetic.num_masks(num_centers)
         self.dtype = dtype
         self.limit_bytes = limit_bytes
+        self.arithmetic = arithmetic
         self._sizes: tuple[int, ...] = ()
         self._plans: dict[tuple[int, int], Plan] = {}
 
@@ -82,7 +91,7 @@ class Workspace:
             k = self.num_centers
             n = min(NUMBERS_A_CHUNK // (k * batch), LARGEST_CHUNK_ROWS // k) // 64 * 64
             n = min(num_classes, max(64, n))
-            keeps = num_classes * batch * (self.dtype.itemsize + k - 1) <= self.limit_bytes
+            keeps = num_classes * batch * (self.dtype.itemsize + self.num_masks) <= self.limit_bytes
             num_chunks = math.ceil(num_classes / n)
             self._make_room(n * k, n * batch, (num_classes if keeps else n) * batch, num_chunks * batch)
             if len(self._plans) >= 4:  # a full batch and the last one of an epoch are usual
@@ -103,10 +112,10 @@ class Workspace:
         num_rows, in_plane, num_kept, num_sums = sizes
         d, k = self.weight.shape[1], self.num_centers
         self.exponentials = torch.empty(num_kept, dtype=self.dtype)
-        self.masks = torch.empty(num_kept * (k - 1), dtype=torch.bool)
+        self.masks = torch.empty(num_kept * self.num_masks, dtype=torch.bool)
         self.planes = torch.empty(in_plane * k, dtype=self.dtype)
         self.nearest = torch.empty(2, in_plane, dtype=self.dtype)
-        self.sums = torch.empty(num_sums, dtype=self.weight.dtype)
+        self.sums = torch.empty(num_sums, dtype=self.arithmetic.sum_dtype(self.weight.dtype))
         self.unit_classes = torch.empty(num_rows, d, dtype=self.dtype)
         self.products = torch.empty(num_rows, d, dtype=self.dtype)
         self.scratch = torch.empty(num_rows, d, dtype=self.weight.dtype)
@@ -121,7 +130,8 @@ class Workspace:
         n, kept = stop - start, start if keeps else 0
         exponentials = self.exponentials[kept * b : (kept + n) * b].view(n, b)
         planes = self.planes[: n * k * b].view(n, k, b)
-        masks = self.masks[kept * (k - 1) * b : (kept + n) * (k - 1) * b].view(k - 1, n, b)
+        num_masks = self.num_masks
+        masks = self.masks[kept * num_masks * b : (kept + n) * num_masks * b].view(num_masks, n, b)
         # with one centre the only plane is what was kept
         numbers = exponentials if k == 1 else planes.view(n * k, b)
         return Piece(
@@ -146,42 +156,6 @@ class Workspace:
             numbers=numbers,
             sums=self.sums[number * b : (number + 1) * b],
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """Some consecutive classes, and their views of the buffers."""
-
-    start: int
-    """First class."""
-    stop: int
-    """One past the last class."""
-    weight: Float[Tensor, "rows d"]
-    """Their weights, where all classes take part."""
-    lengths: Float[Tensor, "rows 1"]
-    unit_classes: Float[Tensor, "rows d"]
-    unit_by_dim: Float[Tensor, "d rows"]
-    products: Float[Tensor, "rows d"]
-    gradient: Float[Tensor, "rows d"]
-    scratch: Float[Tensor, "rows d"]
-    cosines: Float[Tensor, "rows b"]
-    """First pass: every centre with every embedding."""
-    planes: list[Float[Tensor, "c b"]]
-    """The same, a view a centre."""
-    nearest: list[Float[Tensor, "c b"]]
-    """Two buffers for running maxima."""
-    exponentials: Float[Tensor, "c b"]
-    """Kept between the passes."""
-    flat_exponentials: Float[Tensor, " cb"]
-    masks: list[Bool[Tensor, "c b"]]
-    """Kept between the passes: mask i is set where centre i + 1 beats all before it."""
-    masks_as_bytes: list[UInt8[Tensor, "c b"]]
-    exponentials_as_bits: Shaped[Tensor, "c b"]
-    """bfloat16 as int16: the product with 0 or 1 is the same, in a third of the time; others as they are."""
-    planes_as_bits: list[Shaped[Tensor, "c b"]]
-    numbers: Float[Tensor, "rows b"]
-    """Second pass: exponentials, each with its nearest centre; the others zero."""
-    sums: Float[Tensor, " b"]
 
 
 @dataclass(frozen=True)
@@ -235,7 +209,7 @@ class ClassSweep:
         classes: Int[Tensor, " sampled"] | None,
     ) -> None:
         self.workspace, self.margin, self.unit, self.classes = workspace, margin, unit, classes
-        self.k = workspace.num_centers
+        self.k, self.arithmetic = workspace.num_centers, workspace.arithmetic
         self.weight = workspace.weight
         self.centers = self.weight.view(-1, self.k, self.weight.shape[1])
         self.num_classes = len(self.centers) if classes is None else len(classes)
@@ -304,7 +278,7 @@ class ClassSweep:
                 weight = self._normalise(piece, lengths_known=True)
             else:
                 weight = self._sum_exponentials(piece, targets, masks=True)
-            self._give_to_nearest(piece)
+            self.arithmetic.give_to_nearest(piece)
             if self.workspace.dtype == from_others.dtype:
                 from_others.addmm_(piece.unit_by_dim, piece.numbers)
             else:
@@ -364,22 +338,13 @@ class ClassSweep:
         weight = piece.weight
         if self.classes is not None:
             weight = self.centers[self.classes[piece.start : piece.stop]].flatten(0, 1)
-        if not lengths_known:
-            torch.linalg.vector_norm(weight, dim=1, keepdim=True, out=piece.lengths)
-        torch.mul(weight, piece.lengths.reciprocal(), out=piece.unit_classes)
+        self.arithmetic.normalise(piece, weight, lengths_known=lengths_known)
         return weight
 
     def _nearest(self, piece: Piece, *, masks: bool) -> Float[Tensor, "c b"]:
         """``unit_classes @ factors``, the largest over the centres of each class; masks say where it was."""
         torch.mm(piece.unit_classes, self.factors, out=piece.cosines)
-        best = piece.planes[0]
-        for i, challenger in enumerate(piece.planes[1:]):
-            larger = torch.maximum(best, challenger, out=piece.nearest[i % 2])
-            if masks:
-                # comparisons of floats are vectorised in place, but not into bytes
-                piece.masks[i].copy_(challenger.gt_(best))
-            best = larger
-        return best
+        return self.arithmetic.nearest(piece, masks=masks)
 
     def _exponents(self, nearest: Float[Tensor, "c b"]) -> tuple[Float[Tensor, "c b"], Tensor | None]:
         """Logits as exponents of 2, and the slope of the similarity unless it is 1 throughout."""
@@ -396,26 +361,19 @@ class ClassSweep:
     ) -> Float[Tensor, "rows d"]:
         """First pass: sum up exp(logit) but the targets', and keep it, times the slope of the similarity."""
         weight = self._normalise(piece)
+        places = None if targets is None else targets.places
+        if self.context is None:
+            torch.mm(piece.unit_classes, self.factors, out=piece.cosines)
+            self.arithmetic.sum_exponentials(piece, self.shift, places, masks=masks)
+            return weight
         exponents, slope = self._exponents(self._nearest(piece, masks=masks))
-        if self.shift is not None:
-            exponents = torch.sub(exponents, self.shift, out=piece.exponentials)
-        torch.exp2(exponents, out=piece.exponentials)
-        if targets is not None:
-            piece.flat_exponentials.index_fill_(0, targets.places, 0.0)
-        torch.sum(piece.exponentials, dim=0, dtype=piece.sums.dtype, out=piece.sums)
+        self.arithmetic.exponentiate(piece, exponents, self.shift, places)
         if slope is not None:
             piece.exponentials.mul_(slope)
         return weight
 
     def _total(self) -> Float[Tensor, " b"]:
         return self.plan.sums.double().sum(dim=0)
-
-    def _give_to_nearest(self, piece: Piece) -> None:
-        """Second pass: what was kept goes to each class's nearest centre; the others get zero."""
-        rest, planes = piece.exponentials_as_bits, piece.planes_as_bits
-        for i in range(self.k - 1, 0, -1):
-            torch.mul(rest, piece.masks_as_bytes[i - 1], out=planes[i])
-            torch.sub(rest, planes[i], out=planes[0] if i == 1 else rest)
 
     def _class_gradient(
         self,
@@ -432,6 +390,5 @@ class ClassSweep:
             gradient.copy_(piece.products)
         if targets is not None:
             gradient.index_add_(0, targets.rows, of_targets[targets.batch])
-        inverse = piece.lengths.reciprocal()
-        radial = torch.mul(gradient, weight, out=piece.scratch).sum(dim=1, keepdim=True)
-        return gradient.addcmul_(weight, radial.mul_(inverse).mul_(inverse), value=-1).mul_(inverse)
+        self.arithmetic.through_normalisation(piece, weight)
+        return gradient

@@ -104,13 +104,10 @@ class MarginHead(nn.Module):
     def forward(self, embeddings: Float[Tensor, "b d"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
         """Mean cross-entropy of the batch, over the classes sampled for this step."""
         self.check_batch(embeddings, labels)
-        generator = self._next_generator()
-        weight, columns = self._sampled_weight(labels, generator)
+        classes, dims_of_prefixes = self.next_subsets(labels)
+        weight, columns = self._sampled_weight(labels, classes)
         losses = []
-        for margin, prefix in zip(self.margins, self.prefixes, strict=True):
-            dims = None
-            if generator is not None and self.dimension_fraction < 1:
-                dims = sample_dimensions(prefix, fraction=self.dimension_fraction, generator=generator)
+        for margin, prefix, dims in zip(self.margins, self.prefixes, dims_of_prefixes, strict=True):
             logits = self._logits(
                 margin, _part(embeddings, prefix, dims), _part(weight, prefix, dims), columns, labels
             )
@@ -123,9 +120,22 @@ class MarginHead(nn.Module):
         prefix = self.prefixes[-1]
         return self._logits(self.margins[-1], embeddings[:, :prefix], self.weight[:, :prefix], labels, labels)
 
-    def next_classes(self, labels: Int[Tensor, " b"]) -> Int[Tensor, " sampled"] | None:
-        """Begin a training step: the classes drawn for it, ascending, or None where all take part."""
-        return self._draw_classes(labels, self._next_generator())
+    def next_subsets(
+        self, labels: Int[Tensor, " b"]
+    ) -> tuple[Int[Tensor, " sampled"] | None, list[Int[Tensor, " _"] | None]]:
+        """Begin a training step: classes and, for each prefix, dimensions drawn for it, ascending.
+
+        None where all take part.
+        """
+        generator = self._next_generator()
+        classes = self._draw_classes(labels, generator)
+        if generator is None or self.dimension_fraction == 1:
+            return classes, [None] * len(self.prefixes)
+        dims = [
+            sample_dimensions(prefix, fraction=self.dimension_fraction, generator=generator)
+            for prefix in self.prefixes
+        ]
+        return classes, [*dims]
 
     def check_batch(self, embeddings: Float[Tensor, "b _"], labels: Int[Tensor, " b"]) -> None:
         """Refuse, as an InputError, another embedding size and labels outside 0 … C - 1."""
@@ -152,9 +162,8 @@ class MarginHead(nn.Module):
         self.sampling_state[1] += 1
         return generator_for_step(seed, step)
 
-    def _sampled_weight(self, labels: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def _sampled_weight(self, labels: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
         """Sub-centres of this step's classes, and where each row's own class stands among them."""
-        classes = self._draw_classes(labels, generator)
         if classes is None:
             return self.weight, labels
         centers = self.weight.view(self.num_classes, self.num_centers, -1)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from samething.errors import InputError
 from samething.features import FeatureSet
 from samething.training.config import RECIPES, TrainConfig
+from samething.training.finetune_config import FinetuneConfig
 
 if TYPE_CHECKING:
     from samething.training.run import Run
 
-__all__ = ["RECIPES", "TrainConfig", "train"]
+__all__ = ["RECIPES", "FinetuneConfig", "TrainConfig", "train"]
 
 
 def train(
@@ -23,6 +24,8 @@ def train(
     recipe: str = "universal",
     config: TrainConfig | None = None,
     resume: bool = True,
+    finetune: FinetuneConfig | None = None,
+    weights: Path | None = None,
     **overrides: Any,
 ) -> Run:
     """Train a head on the ``train`` pictures of a feature folder and validate it on the ``val`` pictures.
@@ -35,6 +38,8 @@ def train(
         recipe: name of the preset in :data:`RECIPES` that the overrides change.
         config: a whole configuration instead of a recipe.
         resume: continue an unfinished run; otherwise start it over.
+        finetune: let the backbone learn after the head, see :class:`FinetuneConfig`.
+        weights: with ``finetune``: the backbone's checkpoint, if the features were made from one.
         overrides: fields of :class:`TrainConfig`, such as ``epochs=20``.
 
     Returns:
@@ -63,4 +68,8 @@ def train(
         )
     config = dataclasses.replace(config, **overrides)
     feature_set = FeatureSet.open(features)
+    if finetune is not None and finetune.unfreeze:
+        from samething.training.finetune import run_finetuning
+
+        return run_finetuning(feature_set, config, finetune, Path(output), resume=resume, weights=weights)
     return run_training(feature_set, config, Path(output), resume=resume)

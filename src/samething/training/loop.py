@@ -15,10 +15,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from rich.progress import Progress
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from samething.catalog import Catalog
 from samething.errors import InputError
 from samething.features import FeatureSet
 from samething.features.reading import RowReader
@@ -29,6 +29,7 @@ from samething.files import (
     disk_errors,
     is_finished,
     only_one_writer,
+    read_json,
     write_manifest,
 )
 from samething.heads import Head, HeadConfig, build_head, reduced_head
@@ -38,6 +39,8 @@ from samething.progress import progress_bar
 from samething.sampling import SamplingConfig, epoch_batches
 from samething.training import distributed
 from samething.training.config import TrainConfig
+from samething.training.data import TrainingData
+from samething.training.members import Trained, joined, member_configs
 from samething.training.optimisers import build_optimiser, take_step
 from samething.training.run import (
     FORMAT_VERSION,
@@ -48,66 +51,11 @@ from samething.training.run import (
     write_records,
     write_tensorboard,
 )
-from samething.training.schedule import learning_rate, warmup_steps
+from samething.training.schedule import checkpoint_steps, learning_rate, warmup_steps
 from samething.training.validation import validation_scores
 
 CONFIG_NAME: Final = "config.json"
 RECORDS_AN_EPOCH: Final = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingData:
-    """The training rows of a feature folder, and the pictures that validate."""
-
-    rows: Int[np.ndarray, " n"]
-    """Rows of the feature folder that are trained on."""
-    classes: Int[np.ndarray, " n"]
-    """Their classes, 0…."""
-    domains: Int[np.ndarray, " n"]
-    """Their domains, 0…."""
-    class_counts: Int[np.ndarray, " c"]
-    """Pictures a class."""
-    val_rows: Int[np.ndarray, " v"]
-    """Rows of the validation pictures."""
-    val_catalog: Catalog
-    notes: tuple[str, ...]
-    """What was left out, and why."""
-
-    @classmethod
-    def of(cls, features: FeatureSet) -> TrainingData:
-        """Choose the rows; classes with a single picture cannot be learned from and are left out.
-
-        Raises:
-            InputError: fewer than two classes remain.
-        """
-        catalog = features.catalog
-        rows = np.flatnonzero(catalog.has_role("train"))
-        ids = catalog.class_ids()
-        sizes = np.bincount(ids[rows], minlength=ids.max() + 1)
-        kept = rows[sizes[ids[rows]] > 1]
-        notes = []
-        if len(kept) < len(rows):
-            notes.append(f"{len(rows) - len(kept):,} labels with one picture only were left out of training")
-        labels, classes = np.unique(ids[kept], return_inverse=True)
-        if len(labels) < 2:
-            raise InputError(
-                f"{len(labels)} classes with at least two training pictures in {features.folder}",
-                expected="at least two",
-                next_step="check the labels and roles of the catalog: samething catalog prints their counts",
-            )
-        val_rows = np.flatnonzero(catalog.has_role("val"))
-        if len(val_rows) == 0:
-            notes.append("no validation pictures: the last head is kept, not the best")
-        domains = np.unique(catalog.strings("domain")[kept].astype(str), return_inverse=True)[1]
-        return cls(
-            rows=kept,
-            classes=classes.astype(np.int64),
-            domains=domains.astype(np.int64),
-            class_counts=np.bincount(classes).astype(np.int64),
-            val_rows=val_rows,
-            val_catalog=catalog.take(val_rows),
-            notes=tuple(notes),
-        )
 
 
 def run_training(features: FeatureSet, config: TrainConfig, folder: Path, *, resume: bool) -> Run:
@@ -126,10 +74,18 @@ def run_training(features: FeatureSet, config: TrainConfig, folder: Path, *, res
         distributed.wait_for_all()
         if is_finished(folder):
             return Run.open(folder)
-        trainer = Trainer(features, data, config, folder)
-        trainer.run()
+        if config.members > 1:
+            runs = [
+                run_training(features, member, folder / "members" / str(number), resume=True)
+                for number, member in enumerate(member_configs(config))
+            ]
+            trained = joined(runs, config, features, data)
+        else:
+            trainer = Trainer(features, data, config, folder)
+            trainer.run()
+            trained = trainer.trained()
         if distributed.is_first():
-            _finish(folder, trainer, made_from)
+            _finish(folder, features, data, trained, made_from)
         distributed.wait_for_all()
     return dataclasses.replace(Run.open(folder), was_finished=False)
 
@@ -139,16 +95,30 @@ def _claim(folder: Path, made_from: dict[str, Any], *, resume: bool) -> None:
         # the configuration goes last: until then the folder is known to be a run's
         for name in ("manifest.json", "metrics.jsonl", "head.safetensors"):
             (folder / name).unlink(missing_ok=True)
-        for name in ("checkpoints", "plots", "tensorboard"):
+        for name in ("checkpoints", "plots", "tensorboard", "members"):
             shutil.rmtree(folder / name, ignore_errors=True)
         (folder / CONFIG_NAME).unlink()
     claim_folder(
         folder,
         CONFIG_NAME,
-        made_from,
+        _as_recorded(folder, made_from),
         kind=KIND,
         next_step="choose another folder with -o, or start this one over with --no-resume",
     )
+
+
+def _as_recorded(folder: Path, made_from: dict[str, Any]) -> dict[str, Any]:
+    """What the run is made from, but for options that are newer than its folder and at their defaults."""
+    record = folder / CONFIG_NAME
+    if not record.exists():
+        return made_from
+    recorded, defaults = read_json(record).get("config", {}), TrainConfig().to_json()
+    config = {
+        name: value
+        for name, value in made_from["config"].items()
+        if name in recorded or value != defaults[name]
+    }
+    return {**made_from, "config": config}
 
 
 class Trainer:
@@ -170,6 +140,7 @@ class Trainer:
             bias=config.bias,
             standardise=config.standardise,
             initialise=config.initialise,
+            hidden_dim=config.hidden_dim,
         )
         self.head = build_head(head_config, features.rows.shape[1], seed=config.seed)
         self.head.fit(features.rows, data.rows)
@@ -189,6 +160,7 @@ class Trainer:
         self.start = [parameter.detach().clone() for parameter in self.head.parameters()]
         self.step = 0
         self.records: list[dict[str, Any]] = []
+        self.losses: list[float] = []
         self.num_logged = 0
         self.best_score: float | None = None
         self.best_head: dict[str, Tensor] | None = None
@@ -224,7 +196,10 @@ class Trainer:
         # gradients that are summed, clipped or ascended first must be there whole
         in_one_go = distributed.world_size() == 1 and not config.gradient_clip and not config.sam_rho
         return FusedMarginStep(
-            self.margin_head, self.optimiser if in_one_go else None, precision=config.precision
+            self.margin_head,
+            self.optimiser if in_one_go else None,
+            precision=config.precision,
+            compiled=config.compile,
         )
 
     def _autocast(self) -> torch.autocast:
@@ -236,32 +211,49 @@ class Trainer:
         """Train from the last checkpoint, or from the start, to the end."""
         self._resume()
         stride = max(1, round(self.config.validate_every * self.steps_per_epoch))
+        between = checkpoint_steps(self.config, steps_per_epoch=self.steps_per_epoch)
         batches: list[Int[np.ndarray, " b"]] = []
-        losses: list[float] = []
-        with (
-            contextlib.closing(self.reader),
-            progress_bar(
-                "steps", "{task.fields[loss]} {task.fields[score]}", disable=not distributed.is_first()
-            ) as progress,
-        ):
-            task = progress.add_task("train", total=self.num_steps, completed=self.step, loss="", score="")
+        with contextlib.closing(self.reader), self._progress_bar() as progress:
+            task = progress.tasks[0].id
             while self.step < self.num_steps and not self.stopped_early:
                 epoch, position = divmod(self.step, self.steps_per_epoch)
                 if position == 0 or not batches:
                     batches = self._epoch(epoch)
                     self._read_ahead(batches, position)
-                losses.append(self._train_step(batches[position]))
+                self.losses.append(self._train_step(batches[position]))
                 self.step += 1
                 if self.step % max(1, self.steps_per_epoch // RECORDS_AN_EPOCH) == 0:
-                    self._record(loss=float(np.mean(losses)))
-                    progress.update(task, loss=f"loss {np.mean(losses):.3f}")
-                    losses = []
+                    self._record(loss=float(np.mean(self.losses)))
+                    progress.update(task, loss=f"loss {np.mean(self.losses):.3f}")
+                    self.losses = []
                 if self.step % stride == 0 or self.step == self.num_steps:
                     self._validate()
                     self._save()
                     if self.best_score is not None:
                         progress.update(task, score=f"best mMP@5 {self.best_score:.1%}")
-                progress.advance(task)
+                elif between is not None and self.step % between == 0:
+                    self._save()
+                progress.advance(task, len(batches[position]))
+
+    def _progress_bar(self) -> Progress:
+        """Pictures done, of all, and a second; loss; validation score; time left."""
+        bar = progress_bar(
+            "pictures", "{task.fields[loss]} {task.fields[score]}", disable=not distributed.is_first()
+        )
+        bar.add_task(
+            "train",
+            total=self._num_pictures(self.num_steps),
+            completed=self._num_pictures(self.step),
+            loss="",
+            score="" if self.best_score is None else f"best mMP@5 {self.best_score:.1%}",
+        )
+        return bar
+
+    def _num_pictures(self, num_steps: int) -> int:
+        """Pictures that so many steps look at; epochs of one length are assumed."""
+        sizes = [len(batch) for batch in self._epoch(0)]
+        epochs, rest = divmod(num_steps, self.steps_per_epoch)
+        return epochs * sum(sizes) + sum(sizes[:rest])
 
     def _epoch(self, epoch: int) -> list[Int[np.ndarray, " b"]]:
         config = self.config
@@ -366,7 +358,8 @@ class Trainer:
                 for parameter, start in zip(head.parameters(), self.start, strict=True):
                     parameter.lerp_(start, 1 - self.config.interpolate)
         if self.config.train_dim > self.config.embedding_dim:
-            return reduced_head(head, self.features.rows[self.data.rows], self.config.embedding_dim)
+            dim, rows = self.config.embedding_dim, self.data.rows
+            return reduced_head(head, self.features.rows, dim, rows=rows, whiten=self.config.whiten)
         return head
 
     def _validate(self) -> None:
@@ -385,6 +378,16 @@ class Trainer:
             self.validations_without_gain += 1
             self.stopped_early = 0 < self.config.patience <= self.validations_without_gain
 
+    def trained(self) -> Trained:
+        """What came out."""
+        return Trained(
+            head=self.result(),
+            records=self.records,
+            num_steps=self.step,
+            num_class_parameters=sum(each.numel() for each in self.margin_head.parameters()),
+            best_score=self.best_score,
+        )
+
     def result(self) -> Head:
         """The head that the run is for."""
         head = self.current_head()
@@ -402,6 +405,7 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
             "records": self.records,
+            "losses": self.losses,
             "best_score": self.best_score,
             "best_head": self.best_head,
             "validations_without_gain": self.validations_without_gain,
@@ -412,6 +416,9 @@ class Trainer:
             buffer = io.BytesIO()
             torch.save(state, buffer)
             partial.write_bytes(buffer.getbuffer())
+        if self.config.keep_checkpoints:
+            head = self.current_head()
+            write_head(self.folder / "checkpoints" / f"head-{self.step:09d}.safetensors", head)
         write_records(self.folder, self.records)
         self.num_logged = write_tensorboard(self.folder, self.records, self.num_logged)
 
@@ -428,6 +435,7 @@ class Trainer:
         for name in (
             "step",
             "records",
+            "losses",
             "best_score",
             "best_head",
             "validations_without_gain",
@@ -449,12 +457,13 @@ def _margin_options(config: TrainConfig) -> dict[str, Any]:
     return options
 
 
-def _finish(folder: Path, trainer: Trainer, made_from: dict[str, Any]) -> None:
-    head = trainer.result()
-    write_head(folder, head)
-    write_records(folder, trainer.records)
-    write_plots(folder, trainer.records)
-    features = trainer.features
+def _finish(
+    folder: Path, features: FeatureSet, data: TrainingData, trained: Trained, made_from: dict[str, Any]
+) -> None:
+    head = trained.head
+    write_head(folder / "head.safetensors", head)
+    write_records(folder, trained.records)
+    write_plots(folder, trained.records)
     content = {
         # relative, so that a project folder can be moved as a whole
         "features": os.path.relpath(features.folder.resolve(), folder.resolve()),
@@ -462,13 +471,13 @@ def _finish(folder: Path, trainer: Trainer, made_from: dict[str, Any]) -> None:
         "num_backbone_parameters": features.manifest.content.get("num_backbone_parameters"),
         "width": head.width,
         "head": dataclasses.asdict(head.config),
-        "num_classes": len(trainer.data.class_counts),
-        "num_pictures": len(trainer.data.rows),
-        "num_steps": trainer.step,
+        "num_classes": len(data.class_counts),
+        "num_pictures": len(data.rows),
+        "num_steps": trained.num_steps,
         "num_head_parameters": sum(parameter.numel() for parameter in head.parameters()),
-        "num_class_parameters": sum(parameter.numel() for parameter in trainer.margin_head.parameters()),
-        "best_score": trainer.best_score,
-        "notes": list(trainer.data.notes),
+        "num_class_parameters": trained.num_class_parameters,
+        "best_score": trained.best_score,
+        "notes": list(data.notes),
     }
     write_manifest(
         folder, Manifest(kind=KIND, format_version=FORMAT_VERSION, made_from=made_from, content=content)

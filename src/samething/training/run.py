@@ -6,6 +6,7 @@ Layout::
       config.json             the configuration and what it was trained on; written first
       metrics.jsonl           one line a record: loss and learning rate, validation scores
       checkpoints/last.pt     everything needed to go on
+      checkpoints/head-*.safetensors   the head after so many steps, with keep_checkpoints
       head.safetensors        the trained head
       plots/*.svg             loss, learning rate and validation score over the steps
       manifest.json           written last
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +24,7 @@ import safetensors
 import safetensors.torch
 from rich.markup import escape
 
-from samething.errors import ArtefactError
+from samething.errors import ArtefactError, InputError
 from samething.features import FeatureSet
 from samething.files import Manifest, atomic_path, read_manifest, write_text
 from samething.heads import Head, head_from_state
@@ -45,10 +47,16 @@ class Run:
     """The lines of metrics.jsonl."""
     was_finished: bool = True
     """Whether the run was found finished, with nothing left to do."""
+    moved: tuple[Path, ...] = ()
+    """Where feature folders are now, if they were moved after the training."""
 
     @classmethod
-    def open(cls, folder: Path) -> Run:
+    def open(cls, folder: Path, *, moved: Iterable[Path] = ()) -> Run:
         """Open a finished run.
+
+        Args:
+            folder: the run folder.
+            moved: where feature folders are now, if they were moved after the training.
 
         Raises:
             ArtefactError: missing, unfinished or damaged.
@@ -66,23 +74,62 @@ class Run:
         head = head_from_state(manifest.content["head"], manifest.content["width"], state)
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         config = TrainConfig.from_json(manifest.made_from["config"])
-        return cls(folder, manifest, config, head, [json.loads(line) for line in lines])
+        return cls(folder, manifest, config, head, [json.loads(line) for line in lines], moved=tuple(moved))
 
-    def features(self) -> FeatureSet:
-        """The feature folder that the run was trained on.
+    def features(self, *moved: Path) -> FeatureSet:
+        """The features that the run was trained on.
+
+        Args:
+            moved: where feature folders are now; the one that the run was trained on is taken if it is among
+                them, otherwise the folder that the run names.
 
         Raises:
-            ArtefactError: it was moved, removed or replaced by other features.
+            ArtefactError: no folder holds these features.
         """
-        folder = (self.folder / str(self.manifest.content["features"])).resolve()
-        found = FeatureSet.open(folder)
-        if found.manifest.fingerprint != self.manifest.made_from["features"]:
+        # a fine-tuned run has features of its own, by its own backbone
+        wanted = self.manifest.content.get("features_fingerprint", self.manifest.made_from["features"])
+        named = (self.folder / str(self.manifest.content["features"])).resolve()
+        moved = (*moved, *self.moved)
+        for folder in map(Path, moved):
+            found = FeatureSet.open(folder)
+            if found.manifest.fingerprint == wanted:
+                return found
+        tried = ", ".join(str(folder) for folder in (*moved, named))
+        if not named.exists():
             raise ArtefactError(
-                f"{folder} holds other features than those {self.folder} was trained on",
-                expected=f"features with the fingerprint {self.manifest.made_from['features']}",
-                next_step="put the right feature folder back at that place, or train again",
+                f"the features that {self.folder} was trained on are not at {tried}",
+                expected=f"a feature folder with the fingerprint {wanted}",
+                next_step="say where it is now with --features FOLDER",
+            )
+        found = FeatureSet.open(named)
+        if found.manifest.fingerprint != wanted:
+            raise ArtefactError(
+                f"{tried} holds other features than those {self.folder} was trained on",
+                expected=f"features with the fingerprint {wanted}",
+                next_step="say where the right ones are with --features FOLDER, or train again",
             )
         return found
+
+    def checkpoints(self) -> dict[int, Path]:
+        """The kept heads by the number of steps they were trained for, see :meth:`head_at`."""
+        files = (self.folder / "checkpoints").glob("head-*.safetensors")
+        return {int(file.stem.removeprefix("head-")): file for file in sorted(files)}
+
+    def head_at(self, step: int) -> Head:
+        """The head after so many steps, in evaluation mode.
+
+        Raises:
+            InputError: the run kept no head of that step.
+        """
+        kept = self.checkpoints()
+        if step not in kept:
+            raise InputError(
+                f"step {step} of {self.folder}",
+                expected=f"one of {', '.join(map(str, kept)) or 'none, as no checkpoints were kept'}",
+                next_step="train with --keep-checkpoints",
+            )
+        state = safetensors.torch.load_file(kept[step])
+        return head_from_state(self.manifest.content["head"], self.manifest.content["width"], state)
 
     @property
     def best_score(self) -> float | None:
@@ -113,9 +160,9 @@ def write_records(folder: Path, records: list[dict[str, Any]]) -> None:
     write_text(folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
 
 
-def write_head(folder: Path, head: Head) -> None:
-    """Write head.safetensors."""
-    with atomic_path(folder / "head.safetensors") as partial:
+def write_head(target: Path, head: Head) -> None:
+    """Write a head's tensors."""
+    with atomic_path(target) as partial:
         state = {name: tensor.contiguous() for name, tensor in head.state_dict().items()}
         partial.write_bytes(safetensors.torch.save(state))  # a full disk is an OSError then
 

@@ -38,8 +38,19 @@ def learning_rate(config: TrainConfig, step: int, *, num_steps: int, warmup_step
 
 def warmup_steps(config: TrainConfig, *, steps_per_epoch: int) -> int:
     """Length of the warm-up in steps."""
-    if config.warmup_unit == "steps":
-        return round(config.warmup)
-    if config.warmup_unit == "pictures":
-        return round(config.warmup / config.batch_size)
-    return round(config.warmup * steps_per_epoch)
+    return _steps(config.warmup, config.warmup_unit, config, steps_per_epoch)
+
+
+def checkpoint_steps(config: TrainConfig, *, steps_per_epoch: int) -> int | None:
+    """Steps between the checkpoints beside those of the validations; None: there are none."""
+    if not config.checkpoint_every:
+        return None
+    return max(1, _steps(config.checkpoint_every, config.checkpoint_unit, config, steps_per_epoch))
+
+
+def _steps(length: float, unit: str, config: TrainConfig, steps_per_epoch: int) -> int:
+    if unit == "steps":
+        return round(length)
+    if unit == "pictures":
+        return round(length / config.batch_size)
+    return round(length * steps_per_epoch)

@@ -1,0 +1,190 @@
+"""From picture files to features: the pipeline against the model alone, Pillow, and a plain timm loop.
+
+    python benchmarks/features.py decode
+    python benchmarks/features.py pipeline --pictures FOLDER [--backbone NAME] [--num 1024]
+
+``decode`` compares decoding and resizing with Pillow's, one thread, processor time, alternating. ``pipeline``
+gives the pictures a second of the whole (files to blocks on disk, one decoding process, one thread for the
+model) over the rate of the same model on ready tensors, and over a plain loop of timm's transform, torch's
+DataLoader and the model in torch as it comes; wall-clock time, alternating, medians.
+``vit_base`` is a ViT-B/16 at 224 with random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+import timm
+import timm.data
+import torch
+from PIL import Image
+
+from samething.backbones import Backbone, load_backbone
+from samething.backbones.runtimes import Runtime, choose_runtime
+from samething.catalog import Catalog
+from samething.features.describing import describe_all
+from samething.features.generation import Generation
+from samething.features.pictures import PictureReader, PictureStream
+from samething.files import file_sha256
+from samething.images import Preprocessing, decode, read_pixels
+
+BATCH_SIZE = 64
+ROUNDS = 3
+
+
+def photographs(width: int) -> list[bytes]:
+    """scikit-image's photographs as JPEG files of that width, quality 90."""
+    folder = Path(skimage.data.__file__).parent
+    contents = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in (".jpg", ".png"):
+            continue
+        image = decode(path)
+        stream = io.BytesIO()
+        scaled = image.resize((width, round(width * image.height / image.width)), Image.Resampling.LANCZOS)
+        scaled.save(stream, "JPEG", quality=90)
+        contents.append(stream.getvalue())
+    return contents
+
+
+def bench_decode() -> None:
+    torch.set_num_threads(1)
+    for width, size in ((512, 224), (1024, 384), (2048, 384)):
+        contents = photographs(width)
+        exact = Preprocessing(size=size, resize="squash")
+        ways = {way: dataclasses.replace(exact, decoding=way) for way in ("exact", "fast", "scaled")}
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(5):
+            for way, preprocessing in ways.items():
+                start = time.process_time()
+                for content in contents:
+                    read_pixels(content, preprocessing)
+                seconds[way].append(time.process_time() - start)
+        best = {way: min(values) for way, values in seconds.items()}
+        difference = max(
+            int(np.abs(read_pixels(c, ways["fast"]).astype(int) - read_pixels(c, exact)).max())
+            for c in contents
+        )
+        print(
+            f"{width} px -> {size}: Pillow {len(contents) / best['exact']:.0f} pictures/s, "
+            f"fast {best['exact'] / best['fast']:.2f} x (largest difference {difference} of 255), "
+            f"scaled {best['exact'] / best['scaled']:.2f} x"
+        )
+
+
+def vit_base() -> Backbone:
+    torch.manual_seed(0)
+    network = timm.create_model("vit_base_patch16_224", pretrained=False, num_classes=0)
+    return Backbone(network, name="vit_base", width=768, preprocessing=Preprocessing(size=224))
+
+
+class PlainSet(torch.utils.data.Dataset):
+    """What people write: open, convert, timm's transform."""
+
+    def __init__(self, paths: list[Path], transform: Callable[[Image.Image], torch.Tensor]) -> None:
+        self.paths, self.transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, place: int) -> torch.Tensor:
+        return self.transform(Image.open(self.paths[place]).convert("RGB"))
+
+
+def plain_rate(backbone: Backbone, paths: list[Path]) -> float:
+    """Pictures a second of the plain loop, after its first batch."""
+    preprocessing = backbone.preprocessing
+    transform = timm.data.create_transform(
+        (3, preprocessing.size, preprocessing.size), interpolation="bicubic", mean=preprocessing.mean,
+        std=preprocessing.std, crop_pct=preprocessing.crop_fraction,
+    )  # fmt: skip
+    loader = torch.utils.data.DataLoader(PlainSet(paths, transform), BATCH_SIZE, num_workers=1)
+    start, num = 0.0, -BATCH_SIZE
+    with torch.no_grad():
+        for batch in loader:
+            backbone.network(batch).numpy()
+            start = start or time.perf_counter()
+            num += len(batch)
+    return num / (time.perf_counter() - start)
+
+
+def own_rate(runtime: Runtime, ready: torch.Tensor, num: int) -> float:
+    """Pictures a second of the model on pixels that are there."""
+    runtime.describe(ready)
+    start = time.perf_counter()
+    for _ in range(num):
+        runtime.describe(ready)
+    return num * len(ready) / (time.perf_counter() - start)
+
+
+def whole_rate(backbone: Backbone, catalog: Catalog, runtime: Runtime) -> float:
+    """Pictures a second from files to blocks on disk, once the pipeline is full."""
+    fast = backbone.with_preprocessing(dataclasses.replace(backbone.preprocessing, decoding="fast"))
+    with tempfile.TemporaryDirectory() as folder:
+        generation = Generation.of(catalog, folder=Path(folder), batch_size=BATCH_SIZE, previous=None)
+        reader = PictureReader(catalog, generation.copies, fast.preprocessing)
+        stream = PictureStream(reader, generation.missing(), num_workers=1)
+        start, num = 0.0, 0
+        described = describe_all(
+            stream, fast, runtime=runtime.name, num_pictures=len(catalog), chosen=lambda name: None,
+            made=runtime,
+        )  # fmt: skip
+        for batch, features in described:
+            generation.keep(batch, features)
+            if start:
+                num += len(batch.rows)
+            start = start or time.perf_counter()
+        return num / (time.perf_counter() - start)
+
+
+def bench_pipeline(pictures: Path, name: str, num: int) -> None:
+    torch.set_num_threads(1)
+    backbone = vit_base() if name == "vit_base" else load_backbone(name)
+    paths = sorted(path for path in pictures.rglob("*") if path.suffix in (".jpg", ".jpeg"))
+    paths = random.Random(0).sample(paths, min(num, len(paths)))
+    rows = [{"image": str(path), "label": "x", "sha256": file_sha256(path)} for path in paths]
+    catalog = Catalog.from_rows(rows, root=pictures)
+    pixels = [read_pixels(path.read_bytes(), backbone.preprocessing) for path in paths[:BATCH_SIZE]]
+    ready = torch.from_numpy(np.stack(pixels))
+    runtime = choose_runtime(backbone, ready)
+    rates: dict[str, list[float]] = {"own": [], "whole": [], "plain": []}
+    for _ in range(ROUNDS):
+        before = own_rate(runtime, ready, max(2, num // BATCH_SIZE // 2))
+        rates["whole"].append(whole_rate(backbone, catalog, runtime))
+        after = own_rate(runtime, ready, max(2, num // BATCH_SIZE // 2))
+        rates["own"].append((before + after) / 2)
+        rates["plain"].append(plain_rate(backbone, paths[: max(4 * BATCH_SIZE, num // 4)]))
+    own, plain = (
+        statistics.median(a / b for a, b in zip(rates["whole"], rates[key], strict=True))
+        for key in ("own", "plain")
+    )
+    print(
+        f"{name} with {runtime.name}, {len(paths)} pictures: whole {statistics.median(rates['whole']):.1f} "
+        f"pictures/s, {own:.3f} of the model's own rate, {plain:.2f} x the plain loop; rounds: "
+        + ", ".join(f"{w:.0f}/{o:.0f}" for w, o in zip(rates["whole"], rates["own"], strict=True))
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", choices=["decode", "pipeline"])
+    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--backbone", default="efficientnet_lite0")
+    parser.add_argument("--num", type=int, default=1024)
+    given = parser.parse_args()
+    if given.what == "decode":
+        bench_decode()
+    elif given.pictures is None:
+        parser.error("pipeline needs --pictures FOLDER")
+    else:
+        bench_pipeline(given.pictures, given.backbone, given.num)

@@ -1,0 +1,255 @@
+"""What two copies of one picture share: the SHA-256 of the file, and a perceptual hash of what it shows.
+
+The perceptual hash is pHash (Zauner, *Implementation and Benchmarking of Perceptual Image Hash Functions*,
+2010): the picture in grey at 32 × 32, its cosine transform, the 64 coefficients of the lowest frequencies
+without the constant ones, each a bit that says whether it is above their median. Saving a picture again or
+scaling it changes few of the 64 bits; two different pictures differ in about 32. The hash of the mirrored
+picture costs nothing more, because mirroring changes only the sign of every other column of coefficients.
+Cutting off a border changes many bits, so the inner part of each picture has a hash of its own: what was cut
+from a picture is near that.
+
+A hash is taken once a file: results are kept in an SQLite file under path, size and time of change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt64
+from PIL import Image
+
+from samething.curate.pictures import Box, Pictures, box_text, decode_part
+from samething.errors import ArtefactError, ImageError
+from samething.files import disk_errors, file_sha256
+from samething.progress import progress_bar
+
+PICTURES_A_COMMIT: Final = 1024
+"""Pictures whose hashes are written at a time; what a killed run loses at most."""
+
+_SIDE: Final = 32
+_LOW: Final = slice(1, 9)
+"""Frequencies that become bits, in each direction; 0 is the mean, which every light changes."""
+
+FLATTEST: Final = 2.0
+"""Standard deviation of the grey values, 0 to 255, below which a picture has no hash: nothing is in it but
+noise, and all such pictures would look alike or not by chance."""
+
+_NUM_THREADS: Final = min(32, 2 * (os.cpu_count() or 1))
+
+_TABLE: Final = """
+create table if not exists pictures (
+    path text primary key, size integer, changed_ns integer,
+    sha256 text, hash integer, mirrored integer, inner integer, reason text
+) without rowid
+"""
+
+_RESULTS: Final = "sha256, hash, mirrored, inner, reason"
+
+INNER_SHARE: Final = 0.88
+"""Share of each side that the inner part keeps; with some bits of tolerance it stands for 0.82 to 0.94."""
+
+_Row: TypeAlias = tuple[str | None, int | None, int | None, int | None, str | None]
+"""SHA-256, hash, those of the mirrored picture and of its inner part, and the reason why there are none."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hashes:
+    """Hashes of n pictures, in catalog order."""
+
+    sha256: np.ndarray
+    """n strings of 64 hexadecimal digits; empty where the picture cannot be read."""
+    perceptual: UInt64[np.ndarray, " n"]
+    """64 bits; 0 where there is none."""
+    mirrored: UInt64[np.ndarray, " n"]
+    """The same of the picture mirrored left to right."""
+    inner: UInt64[np.ndarray, " n"]
+    """The same of the middle of the picture, 88 % of each side."""
+    is_hashed: Bool[np.ndarray, " n"]
+    """Whether there is a perceptual hash: the picture can be read and shows more than one colour."""
+    unreadable: Mapping[int, str]
+    """Row and reason of the pictures that cannot be read."""
+    num_computed: int = 0
+    """Pictures opened in this run; the others were known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PerceptualHashes:
+    """The 64-bit hashes of one picture."""
+
+    own: int
+    mirrored: int
+    inner: int
+
+
+def perceptual_hashes(image: Image.Image) -> PerceptualHashes | None:
+    """The 64-bit hashes of a decoded picture; None for a flat one.
+
+    >>> ramp = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1)))
+    >>> found = perceptual_hashes(ramp)
+    >>> perceptual_hashes(ramp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)).own == found.mirrored
+    True
+    >>> perceptual_hashes(Image.new("RGB", (64, 64), "white")) is None
+    True
+    """
+    grey = image.convert("L")
+    width, height = grey.size
+    left, top = width * (1 - INNER_SHARE) / 2, height * (1 - INNER_SHARE) / 2
+    whole = _low_frequencies(grey, (0.0, 0.0, float(width), float(height)))
+    if whole is None:
+        return None
+    inner = _low_frequencies(grey, (left, top, width - left, height - top))
+    # mirrored, the n-th cosine changes its sign where n is odd; the columns here are numbered from 1
+    mirrored = whole * np.where(np.arange(1, 9) % 2, -1.0, 1.0)
+    # a picture with nothing but a border has no inner hash; its own one stands for it
+    return PerceptualHashes(_bits(whole), _bits(mirrored), _bits(whole if inner is None else inner))
+
+
+def _low_frequencies(
+    grey: Image.Image, box: tuple[float, float, float, float]
+) -> Float[np.ndarray, "8 8"] | None:
+    """Cosine coefficients of a part of a picture; None where that is flat."""
+    small = grey.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS, box=box)
+    values = np.asarray(small, np.float64)
+    if values.std() < FLATTEST:
+        return None
+    basis = _cosine_basis()
+    low: np.ndarray = basis @ values @ basis.T
+    return low
+
+
+@functools.cache
+def _cosine_basis() -> Float[np.ndarray, "8 32"]:
+    """Rows 1 to 8 of the discrete cosine transform (type II) of 32 values, not normalised."""
+    frequencies = np.arange(_SIDE)[_LOW, None]
+    basis: np.ndarray = np.cos(np.pi / _SIDE * (np.arange(_SIDE) + 0.5) * frequencies)
+    return basis
+
+
+def _bits(low: Float[np.ndarray, "8 8"]) -> int:
+    """Which coefficients are above the median, as an integer; rounded first, so that both halves of an even
+    picture give the same zeros."""
+    values = np.round(low.ravel(), 6)
+    return int.from_bytes(np.packbits(values > np.median(values)).tobytes(), "big")
+
+
+def picture_hashes(pictures: Pictures, *, cache: Path) -> Hashes:
+    """SHA-256 and perceptual hashes of every picture, from the cache where the file has not changed.
+
+    Of a part of a picture, the box is added to the SHA-256 of the file: two parts of one file are not copies.
+
+    A killed run goes on from the cache. Progress is shown on stderr.
+
+    Args:
+        pictures: what is hashed.
+        cache: SQLite file that is read and added to; made if missing.
+
+    Raises:
+        ArtefactError: the cache is no file of this kind.
+        InputError: the cache cannot be written.
+    """
+    rows: list[_Row] = []
+    num_computed = 0
+    with _database(Path(cache)) as database, progress_bar("pictures") as progress:
+        task = progress.add_task("hashing", total=len(pictures))
+        with ThreadPoolExecutor(_NUM_THREADS) as pool:
+            for start in range(0, len(pictures), PICTURES_A_COMMIT):
+                numbers = range(start, min(start + PICTURES_A_COMMIT, len(pictures)))
+                block = [(pictures.path(number), pictures.box(number)) for number in numbers]
+                found, num_new = _hash_block(database, pool, block)
+                rows += found
+                num_computed += num_new
+                progress.advance(task, len(block))
+    return Hashes(
+        sha256=np.asarray([row[0] or "" for row in rows], dtype=object),
+        perceptual=_unsigned([row[1] or 0 for row in rows]),
+        mirrored=_unsigned([row[2] or 0 for row in rows]),
+        inner=_unsigned([row[3] or 0 for row in rows]),
+        is_hashed=np.asarray([row[1] is not None for row in rows], dtype=bool),
+        unreadable={number: row[4] for number, row in enumerate(rows) if row[4] is not None},
+        num_computed=num_computed,
+    )
+
+
+def _unsigned(values: Sequence[int]) -> UInt64[np.ndarray, " n"]:
+    # SQLite's integers are signed
+    return np.asarray(values, dtype=np.int64).view(np.uint64)
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
+
+
+@contextlib.contextmanager
+def _database(cache: Path) -> Iterator[sqlite3.Connection]:
+    with disk_errors(cache):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with contextlib.closing(sqlite3.connect(cache, timeout=60)) as database:
+            database.execute(_TABLE)
+            yield database
+    except sqlite3.DatabaseError as error:
+        raise ArtefactError(
+            f"{cache} cannot be used ({error})",
+            expected="a file of hashes written by samething curate, or a path for a new one",
+            next_step=f"remove {cache}: the hashes are computed again; or name another file with --hashes",
+        ) from error
+
+
+def _hash_block(
+    database: sqlite3.Connection, pool: ThreadPoolExecutor, pictures: list[tuple[str, Box | None]]
+) -> tuple[list[_Row], int]:
+    """Hashes of some pictures in their order, and how many of them were computed."""
+    keys = [path + box_text(box) for path, box in pictures]
+    marks = ",".join("?" * len(keys))
+    query = f"select path, size, changed_ns, {_RESULTS} from pictures where path in ({marks})"
+    known = {row[0]: row[1:] for row in database.execute(query, keys)}
+    states = list(pool.map(_state, [path for path, _ in pictures]))
+    new = [
+        number
+        for number, key in enumerate(keys)
+        if states[number] is None or known.get(key, (None, None))[:2] != states[number]
+    ]
+    computed = dict(zip(new, pool.map(_hash, [pictures[number] for number in new]), strict=True))
+    with database:
+        database.executemany(
+            "insert or replace into pictures values (?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (keys[number], *state, *row)
+                for number, row in computed.items()
+                if (state := states[number]) is not None
+            ],
+        )
+    rows = [computed[number] if number in computed else known[key][2:] for number, key in enumerate(keys)]
+    return rows, len(computed)
+
+
+def _state(path: str) -> tuple[int, int] | None:
+    """Size in bytes and time of the last change, or None for a file that is not there."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _hash(picture: tuple[str, Box | None]) -> _Row:
+    path, box = picture
+    try:
+        found = perceptual_hashes(decode_part(Path(path), box))
+        sha256 = file_sha256(Path(path)) + box_text(box)
+    except ImageError as error:
+        return None, None, None, None, error.given.removeprefix(path).lstrip(": ")
+    except OSError as error:
+        return None, None, None, None, error.strerror or str(error)
+    if found is None:
+        return sha256, None, None, None, None
+    return sha256, _signed(found.own), _signed(found.mirrored), _signed(found.inner), None

@@ -1,0 +1,234 @@
+"""The HTML page of a curation: numbers before and after, and pictures of what stayed and what did not."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from jaxtyping import Int
+
+from samething.catalog import Catalog
+from samething.curate.config import CurateConfig
+from samething.curate.draws import draws_of
+from samething.curate.duplicates import RELATIONS
+from samething.curate.ledger import MEANINGS, Ledger
+from samething.curate.pairs import METHODS, Pairs
+from samething.curate.pictures import Pictures
+from samething.curate.result import Curation
+from samething.errors import ImageError
+from samething.pages import as_drawn, picture_url, write_page
+
+NUM_SAMPLES: Final = 9
+"""Pictures shown of each domain."""
+NUM_PAIRS: Final = 12
+"""Pairs shown of each relation."""
+NUM_DOUBTFUL: Final = 12
+"""Pictures shown whose label is doubtful."""
+NUM_QUARANTINED: Final = 100
+"""Files listed that cannot be read."""
+
+_STYLES: Final[tuple[Literal["stepfilled", "step"], ...]] = ("stepfilled", "step")
+
+_EXPLANATIONS: Final = {
+    "leak": "Pictures of training or validation that what is measured on has, too.",
+    "within evaluation": "Twice in what is measured on; a benchmark is not changed, so it is only reported.",
+    "conflict": "The same picture under two labels of one data set.",
+    "duplicate": "The same picture twice under one label.",
+    "across data sets": "The same picture in two data sets; the one of the earlier data set stays.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A picture on the page."""
+
+    url: str
+    text: str
+    label: str
+    is_dropped: bool = False
+
+
+def write_curation_page(
+    result: Curation,
+    before: Catalog,
+    after: Catalog,
+    ledger: Ledger,
+    pictures: Pictures,
+    pairs: Pairs,
+    relation: Int[np.ndarray, " p"],
+    config: CurateConfig,
+) -> Path:
+    """Write the page to ``result.report``.
+
+    Args:
+        result: what is told in numbers.
+        before: the catalog as it was read.
+        after: the same rows with refined labels.
+        ledger: which rows were dropped.
+        pictures: those of the catalog, and behind them those of the evaluation sets.
+        pairs: pictures found twice.
+        relation: of each pair, an index into :data:`RELATIONS`.
+        config: what was asked for.
+    """
+    training = after.has_role("train")
+    default = CurateConfig()
+    facts = {
+        field.name.replace("_", " "): _as_text(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != getattr(default, field.name)
+    }
+    page = _Page(after, ledger, pictures)
+    quarantined = ledger.dropped_rows("unreadable")
+    return write_page(
+        result.report,
+        "curation.html",
+        title=f"Curation: {result.path.name}",
+        facts={"pictures": f"{len(result.catalog):,} of {len(before):,} stay", **facts},
+        counts=result.counts,
+        dropped=[(number, rule, MEANINGS[rule]) for rule, number in result.dropped.items()],
+        published=result.published,
+        notes=result.notes,
+        histograms=_histograms(before, after, training, training & ledger.is_kept),
+        samples=page.samples(np.flatnonzero(training & ledger.is_kept)),
+        groups=page.groups(pairs, relation),
+        doubtful=page.doubtful(training),
+        num_doubtful=len(ledger.dropped_rows("noise")),
+        quarantined=[
+            (after.table["image"][int(row)].as_py(), ledger.reason_of(int(row)))
+            for row in quarantined[:NUM_QUARANTINED]
+        ],
+        num_quarantined=len(quarantined),
+        name=result.path.name,
+    )
+
+
+def _as_text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+class _Page:
+    """Pictures for the page."""
+
+    def __init__(self, catalog: Catalog, ledger: Ledger, pictures: Pictures) -> None:
+        self.catalog, self.ledger, self.pictures = catalog, ledger, pictures
+        self.is_kept = ledger.is_kept
+
+    def shown(self, row: int, text: str = "") -> Shown:
+        """A row of the catalog or the evaluation sets."""
+        try:
+            url = picture_url(self.pictures.decode(row))
+        except ImageError:
+            url = picture_url(Path(self.pictures.path(row)))  # the grey square
+        if row >= len(self.catalog):
+            return Shown(url, text or "evaluation set", Path(self.pictures.path(row)).name)
+        label, role = (self.catalog.table[name][row].as_py() for name in ("label", "role"))
+        dropped = not self.is_kept[row]
+        return Shown(url, text or role, label or "", dropped)
+
+    def samples(self, kept: Int[np.ndarray, " k"]) -> dict[str, list[Shown]]:
+        """A few pictures of each domain, of different classes where there are as many."""
+        found = {}
+        domains = self.catalog.table["domain"].combine_chunks().dictionary_encode()
+        codes = np.asarray(domains.indices.fill_null(-1).to_numpy(zero_copy_only=False))
+        order = np.argsort(draws_of(self.catalog.table["image"], seed=0)[kept], kind="stable")
+        for code, domain in sorted(enumerate(domains.dictionary.to_pylist()), key=lambda pair: pair[1]):
+            own = kept[order][codes[kept[order]] == code][: 20 * NUM_SAMPLES]
+            labels = [self.catalog.table["label"][int(row)].as_py() for row in own]
+            firsts = sorted(dict(zip(reversed(labels), range(len(labels) - 1, -1, -1), strict=True)).values())
+            chosen = firsts + sorted(set(range(len(own))) - set(firsts))
+            if len(own):
+                found[domain] = [self.shown(int(own[place]), " ") for place in chosen[:NUM_SAMPLES]]
+        return found
+
+    def groups(self, pairs: Pairs, relation: Int[np.ndarray, " p"]) -> list[dict[str, Any]]:
+        """Of each relation, some pairs of each method, the least alike first: that is where mistakes are."""
+        found = []
+        for number, name in enumerate(RELATIONS):
+            own = np.flatnonzero(relation == number)
+            chosen: list[int] = []
+            for method in (2, 1, 0):
+                of_method = own[pairs.method[own] == method]
+                order = np.argsort(np.nan_to_num(pairs.closeness[of_method], nan=1.0), kind="stable")
+                chosen += of_method[order[: NUM_PAIRS // 3 if method else NUM_PAIRS - len(chosen)]].tolist()
+            shown = [
+                {
+                    "pictures": sorted(
+                        (self.shown(int(pairs.first[pair])), self.shown(int(pairs.second[pair]))),
+                        key=_is_dropped,
+                    ),
+                    "text": _found_by(pairs, pair),
+                }
+                for pair in chosen
+            ]
+            if shown:
+                found.append({"name": name, "number": len(own), "why": _EXPLANATIONS[name], "pairs": shown})
+        return found
+
+    def doubtful(self, training: np.ndarray) -> list[dict[str, Any]]:
+        """Some pictures dropped for their label, each beside others of its class."""
+        rows = self.ledger.dropped_rows("noise")
+        if not len(rows):
+            return []
+        places = np.unique(np.linspace(0, len(rows) - 1, NUM_DOUBTFUL).astype(np.int64))
+        classes = self.catalog.class_ids()
+        kept = np.flatnonzero(self.is_kept & training)
+        return [
+            {
+                "picture": self.shown(int(row), self.ledger.reason_of(int(row))),
+                "others": [self.shown(int(other), " ") for other in kept[classes[kept] == classes[row]][:4]],
+            }
+            for row in rows[places]
+        ]
+
+
+def _is_dropped(picture: Any) -> bool:
+    return bool(picture.is_dropped)
+
+
+def _found_by(pairs: Pairs, pair: int) -> str:
+    method = METHODS[pairs.method[pair]]
+    if method == "exact":
+        return "the same file"
+    score = pairs.score[pair]
+    text = f"{score:.0f} of 64 bits" if method == "perceptual" else f"cosine {score:.3f}"
+    return text if np.isnan(pairs.closeness[pair]) else f"{text}, pixels {pairs.closeness[pair]:.3f}"
+
+
+def _histograms(
+    before: Catalog, after: Catalog, was_there: np.ndarray, is_there: np.ndarray
+) -> dict[str, Any]:
+    """How many classes have how many training pictures, before and after, a figure a domain."""
+    import matplotlib.figure
+
+    sizes = [_class_sizes(catalog, rows) for catalog, rows in ((before, was_there), (after, is_there))]
+    figures = {}
+    for domain in sorted({*sizes[0], *sizes[1]}):
+        both = [own.get(domain, np.empty(0, np.int64)) for own in sizes]
+        largest = max(int(own.max(initial=1)) for own in both)
+        edges = np.unique(np.geomspace(1, largest + 1, min(largest, 16) + 1).round())
+        edges = edges if len(edges) > 1 else np.array([1.0, 2.0])
+        figure = matplotlib.figure.Figure(figsize=(4.2, 2.4), layout="constrained")
+        axes = figure.subplots()
+        for own, name, style in zip(both, ("before", "after"), _STYLES, strict=True):
+            alpha = 0.35 if style == "stepfilled" else 1.0
+            axes.hist(own, bins=edges.tolist(), label=name, histtype=style, alpha=alpha, linewidth=1.6)
+        axes.set(title=as_drawn(domain), xlabel="pictures a class", ylabel="classes", xscale="log")
+        ticks = [tick for tick in (1, 2, 3, 5, 10, 20, 50, 100, 1000, 10000) if tick <= largest]
+        axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
+        axes.minorticks_off()
+        axes.legend(fontsize=8, frameon=False)
+        figures[domain] = figure
+    return figures
+
+
+def _class_sizes(catalog: Catalog, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Pictures of each class, by domain."""
+    import pyarrow as pa
+
+    table = catalog.table.select(["domain", "label"]).filter(pa.array(rows))
+    counts = table.group_by(["domain", "label"]).aggregate([("label", "count")])
+    domains = np.asarray(counts["domain"].fill_null("").to_numpy(zero_copy_only=False), dtype=object)
+    numbers = counts["label_count"].to_numpy()
+    return {domain: numbers[domains == domain] for domain in set(domains.tolist())}

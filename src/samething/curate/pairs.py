@@ -1,0 +1,331 @@
+"""Pairs of pictures that are one: by checksum, by perceptual hash, by embedding.
+
+Everything here counts in rows of one list: the catalog's pictures, and behind them those of the evaluation
+sets it is held against. Copies of one file are paired with one of them only, so that a file that is there a
+thousand times gives a thousand pairs and not a million.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Float32, Int
+
+from samething.arrays import Embeddings
+from samething.curate.hashes import Hashes
+from samething.curate.near_hashes import differing_bits, near_pairs
+from samething.curate.same_picture import DecodeRow, pair_similarities
+from samething.retrieval import exact_topk
+
+Method: TypeAlias = Literal["exact", "perceptual", "embedding"]
+METHODS: Final[Sequence[Method]] = ("exact", "perceptual", "embedding")
+
+FARTHEST_BITS: Final = 22
+"""Bits in which the hashes of two pictures near in embedding may differ to be looked at; of the demo's crops
+that keep 84 % of a side, the median differs in 20, unrelated pictures in 32 ± 4."""
+
+_NEIGHBOURS: Final = (10, 40, 160)
+"""Neighbours asked for; more for those of whom all were near."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pairs:
+    """Pairs of rows that show one picture."""
+
+    first: Int[np.ndarray, " p"]
+    second: Int[np.ndarray, " p"]
+    method: Int[np.ndarray, " p"]
+    """What found it, as an index into :data:`METHODS`."""
+    score: Float32[np.ndarray, " p"]
+    """Bits that differ for ``perceptual``, cosine for ``embedding``, 0 for ``exact``."""
+    closeness: Float32[np.ndarray, " p"]
+    """Correlation of the pixels; 1 for ``exact``, NaN where the pixels were not compared."""
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @classmethod
+    def empty(cls) -> Pairs:
+        """No pairs."""
+        rows, numbers = np.empty(0, np.int64), np.empty(0, np.float32)
+        return cls(rows, rows, rows, numbers, numbers)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Pairs]) -> Pairs:
+        """All of several, in their order."""
+        parts = [cls.empty(), *parts]
+        fields = [field.name for field in dataclasses.fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
+
+    def first_of_each(self) -> Pairs:
+        """Each pair of two rows once, as the first method found it, in the order of the rows."""
+        low, high = np.minimum(self.first, self.second), np.maximum(self.first, self.second)
+        order = np.lexsort((self.method, high, low))
+        new = np.ones(len(order), bool)
+        new[1:] = (np.diff(low[order]) != 0) | (np.diff(high[order]) != 0)
+        return dataclasses.replace(self, first=low, second=high).take(order[new])
+
+    def take(self, chosen: Bool[np.ndarray, " p"] | Int[np.ndarray, " k"]) -> Pairs:
+        """Some of the pairs."""
+        return Pairs(*(getattr(self, field.name)[chosen] for field in dataclasses.fields(self)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Contents:
+    """Which rows are copies of one file."""
+
+    of_row: Int[np.ndarray, " n"]
+    """Content of each row, 0…; -1 for a file that cannot be read."""
+    row_of: Int[np.ndarray, " c"]
+    """The row that stands for each content: the first by rank."""
+
+    @classmethod
+    def of(cls, sha256: pa.ChunkedArray | pa.Array, rank: Int[np.ndarray, " n"]) -> Contents:
+        """Group rows by checksum; an empty or null checksum belongs to no group.
+
+        Args:
+            sha256: n strings.
+            rank: place of each row; the lowest of a group stands for it.
+        """
+        joined = sha256.combine_chunks() if isinstance(sha256, pa.ChunkedArray) else sha256
+        encoded = joined.dictionary_encode()
+        codes = np.array(encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
+        empty = encoded.dictionary.index("").as_py()
+        codes[codes == empty] = -1 if empty >= 0 else codes[codes == empty]
+        used, numbers = np.unique(codes[codes >= 0], return_inverse=True)
+        codes[codes >= 0] = numbers
+        row_of = np.empty(len(used), np.int64)
+        order = np.argsort(-rank, kind="stable")
+        order = order[codes[order] >= 0]
+        row_of[codes[order]] = order  # the last one written is the lowest rank
+        return cls(codes, row_of)
+
+
+def exact_pairs(contents: Contents, tiers: Int[np.ndarray, " n"], rank: Int[np.ndarray, " n"]) -> Pairs:
+    """Each copy of a file with the one that stands for all, and with the one that does so in its own tier."""
+    copies = np.flatnonzero(contents.of_row >= 0)
+    several = np.bincount(contents.of_row[copies], minlength=len(contents.row_of)) > 1
+    copies = copies[several[contents.of_row[copies]]]
+    stands = contents.row_of[contents.of_row[copies]]
+    key = contents.of_row[copies] * (int(tiers.max(initial=0)) + 1) + tiers[copies]
+    order = np.lexsort((rank[copies], key))
+    run_starts = (
+        np.concatenate([[True], key[order][1:] != key[order][:-1]]) if len(order) else np.empty(0, bool)
+    )
+    in_tier = np.empty(len(copies), np.int64)
+    in_tier[order] = copies[order][np.flatnonzero(run_starts)[np.cumsum(run_starts) - 1]] if len(order) else 0
+    first = np.concatenate([stands, in_tier])
+    second = np.concatenate([copies, copies])
+    new = (first != second) & np.concatenate([np.ones(len(copies), bool), in_tier != stands])
+    first, second = first[new], second[new]
+    zeros = np.zeros(len(first), np.float32)
+    return Pairs(first, second, np.zeros(len(first), np.int64), zeros, zeros + 1)
+
+
+def perceptual_pairs(
+    contents: Contents,
+    hashes: Hashes,
+    decode_row: DecodeRow,
+    *,
+    bits: int,
+    closeness: float,
+    mirrored: bool,
+    memory_mib: int = 256,
+) -> Pairs:
+    """Pairs of contents whose perceptual hashes are near, confirmed on their pixels.
+
+    Args:
+        contents: what is one file.
+        hashes: of all rows.
+        decode_row: the picture of a row.
+        bits: bits of 64 that may differ in a candidate.
+        closeness: correlation of the pixels that confirms it; 0 confirms every candidate.
+        mirrored: whether a picture and its mirror image count as one.
+        memory_mib: ceiling in MiB of the search for candidates.
+    """
+    rows = contents.row_of[hashes.is_hashed[contents.row_of]]
+    own, numbers = np.unique(hashes.perceptual[rows], return_inverse=True)
+    parts = [_among_equal(rows, numbers)]
+    near = near_pairs(own, distance=bits, memory_mib=memory_mib)
+    parts.append(_spread(rows, numbers, rows, numbers, near.first, near.second, near.distance))
+    for name in ("inner", *(["mirrored"] if mirrored else [])):
+        others, other_numbers = np.unique(getattr(hashes, name)[rows], return_inverse=True)
+        near = near_pairs(others, own, distance=bits, memory_mib=memory_mib)
+        part = _spread(rows, other_numbers, rows, numbers, near.first, near.second, near.distance)
+        parts.append((*part[:3], np.full(len(part[0]), name == "mirrored")))
+    first, second, distance, is_mirrored = (np.concatenate(column) for column in zip(*parts, strict=True))
+    first, second, distance, is_mirrored = _each_once(first, second, distance, is_mirrored)
+    return _confirmed(first, second, 1, distance.astype(np.float32), is_mirrored, decode_row, closeness)
+
+
+def embedding_pairs(
+    rows: Int[np.ndarray, " r"],
+    embeddings: Embeddings,
+    hashes: Hashes,
+    decode_row: DecodeRow,
+    *,
+    similarity: float,
+    closeness: float,
+    mirrored: bool,
+    memory_mib: int = 512,
+) -> tuple[Pairs, int]:
+    """Pairs of rows whose embeddings are near, confirmed on their pixels.
+
+    Args:
+        rows: rows that have an embedding, ascending, one of each content.
+        embeddings: of those rows.
+        hashes: of all rows; candidates whose hashes have nothing in common are not looked at.
+        decode_row: the picture of a row.
+        similarity: cosine that makes a candidate.
+        closeness: correlation of the pixels that confirms it; 0 confirms every candidate.
+        mirrored: whether a picture and its mirror image count as one.
+        memory_mib: ceiling in MiB of the search for candidates.
+
+    Returns:
+        The pairs, and the number of rows of which all neighbours that were asked for are candidates, so that
+        there may be more.
+    """
+    asked = np.arange(len(rows))
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for k in _NEIGHBOURS:
+        if not len(asked):
+            break
+        top = exact_topk(
+            embeddings[asked],
+            embeddings,
+            min(k, len(rows)),
+            leave_out=asked,
+            memory_mib=memory_mib,
+            precision="float32",
+        )
+        near = top.scores >= similarity
+        place, column = np.nonzero(near)
+        found.append((asked[place], top.indices[place, column], top.scores[place, column]))
+        asked = asked[near.all(axis=1)] if k < len(rows) else asked[:0]
+    columns = (
+        zip(*found, strict=True) if found else ([np.empty(0, np.int64)],) * 2 + ([np.empty(0, np.float32)],)
+    )
+    first, second, cosine = (np.concatenate(column) for column in columns)
+    first, second = rows[first], rows[second]
+    bits, is_mirrored = _least_bits(hashes, first, second, mirrored=mirrored)
+    alike = (bits <= FARTHEST_BITS) | ~hashes.is_hashed[first] | ~hashes.is_hashed[second]
+    columns_left = _each_once(first[alike], second[alike], -cosine[alike], is_mirrored[alike])
+    first, second, negative, is_mirrored = columns_left
+    cosine = (-negative).astype(np.float32)
+    return _confirmed(first, second, 2, cosine, is_mirrored, decode_row, closeness), len(asked)
+
+
+def _least_bits(
+    hashes: Hashes, first: Int[np.ndarray, " p"], second: Int[np.ndarray, " p"], *, mirrored: bool
+) -> tuple[np.ndarray, Bool[np.ndarray, " p"]]:
+    """In how many bits two pictures differ, each taken whole or as the inner part; and whether mirrored."""
+    own = hashes.perceptual
+    bits = np.minimum.reduce(
+        [
+            differing_bits(own[first], own[second]),
+            differing_bits(hashes.inner[first], own[second]),
+            differing_bits(own[first], hashes.inner[second]),
+        ]
+    )
+    turned = differing_bits(hashes.mirrored[first], own[second])
+    is_mirrored = (turned < bits) & mirrored
+    return np.where(is_mirrored, turned, bits), is_mirrored
+
+
+def _among_equal(
+    rows: Int[np.ndarray, " r"], numbers: Int[np.ndarray, " r"]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Rows with the same hash: each with the first one of them."""
+    _, firsts = np.unique(numbers, return_index=True)
+    first = rows[firsts[numbers]]
+    others = first != rows
+    zeros = np.zeros(int(others.sum()), np.uint8)
+    return first[others], rows[others], zeros, zeros.astype(bool)
+
+
+def _spread(
+    first_rows: Int[np.ndarray, " r"],
+    first_numbers: Int[np.ndarray, " r"],
+    second_rows: Int[np.ndarray, " s"],
+    second_numbers: Int[np.ndarray, " s"],
+    first: Int[np.ndarray, " p"],
+    second: Int[np.ndarray, " p"],
+    distance: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of hashes as pairs of rows: all of the one with the first of the other, and vice versa."""
+    _, first_of_second = np.unique(second_numbers, return_index=True)
+    _, first_of_first = np.unique(first_numbers, return_index=True)
+    pair_a, row_a = _members(first_numbers, first)
+    pair_b, row_b = _members(second_numbers, second)
+    one = np.concatenate([first_rows[row_a], first_rows[first_of_first[first[pair_b]]]])
+    two = np.concatenate([second_rows[first_of_second[second[pair_a]]], second_rows[row_b]])
+    return one, two, distance[np.concatenate([pair_a, pair_b])], np.zeros(len(one), bool)
+
+
+def _members(
+    numbers: Int[np.ndarray, " r"], wanted: Int[np.ndarray, " p"]
+) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
+    """For each wanted number the places that bear it: which wanted one, and the place."""
+    order = np.argsort(numbers, kind="stable")
+    counts = np.bincount(numbers)
+    starts = np.cumsum(counts) - counts
+    lengths = counts[wanted]
+    which = np.repeat(np.arange(len(wanted)), lengths)
+    offsets = np.arange(len(which)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return which, order[np.repeat(starts[wanted], lengths) + offsets]
+
+
+def _each_once(
+    first: np.ndarray, second: np.ndarray, score: np.ndarray, is_mirrored: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Each pair of two rows once, the lower row first, with its lowest score; sorted."""
+    low, high = np.minimum(first, second), np.maximum(first, second)
+    order = np.lexsort((is_mirrored, score, high, low))
+    order = order[low[order] != high[order]]
+    new = np.ones(len(order), bool)
+    new[1:] = (low[order][1:] != low[order][:-1]) | (high[order][1:] != high[order][:-1])
+    order = order[new]
+    return low[order], high[order], score[order], is_mirrored[order]
+
+
+def _confirmed(
+    first: np.ndarray,
+    second: np.ndarray,
+    method: int,
+    score: np.ndarray,
+    is_mirrored: np.ndarray,
+    decode_row: DecodeRow,
+    closeness: float,
+) -> Pairs:
+    """The candidates whose pixels agree."""
+    pairs = Pairs(
+        first,
+        second,
+        np.full(len(first), method),
+        score.astype(np.float32),
+        np.full(len(first), np.nan, np.float32),
+    )
+    if closeness <= 0:
+        return pairs
+    candidates = zip(first.tolist(), second.tolist(), is_mirrored.tolist(), strict=True)
+    seen = pair_similarities(decode_row, candidates, least=closeness)
+    return dataclasses.replace(pairs, closeness=seen).take(seen >= closeness)
+
+
+def row_ranks(
+    tiers: Int[np.ndarray, " n"], datasets: Int[np.ndarray, " n"], num_pixels: Int[np.ndarray, " n"]
+) -> Int[np.ndarray, " n"]:
+    """Place of each row when one of several copies stays: evaluation first, then the earlier data set, then
+    the larger picture, then the earlier row.
+
+    >>> row_ranks(np.array([0, 0, 2]), np.array([0, 0, 1]), np.array([10, 90, 10]))
+    array([2, 1, 0])
+    """
+    order = np.lexsort((np.arange(len(tiers)), -num_pixels, datasets, -tiers))
+    ranks = np.empty(len(order), np.int64)
+    ranks[order] = np.arange(len(order))
+    return ranks

@@ -1,0 +1,371 @@
+"""Curation from end to end: read, refine, find what is there twice, doubt labels, count, write."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+from jaxtyping import Bool, Int
+
+from samething.catalog import Catalog
+from samething.curate.config import CurateConfig, Recipe
+from samething.curate.duplicates import (
+    EVALUATION,
+    RELATIONS,
+    Relation,
+    Rows,
+    pair_table,
+    resolve,
+    tiers_of,
+)
+from samething.curate.hashes import Hashes, picture_hashes
+from samething.curate.ledger import Ledger
+from samething.curate.noise import agreement, trained_angles
+from samething.curate.page import write_curation_page
+from samething.curate.pairs import Contents, Pairs, embedding_pairs, exact_pairs, perceptual_pairs, row_ranks
+from samething.curate.pictures import Pictures
+from samething.curate.recipes import find_recipe, published_counts, read_parts
+from samething.curate.refinement import by_attribute, by_clusters
+from samething.curate.result import Curation, DomainCounts
+from samething.curate.rules import Population
+from samething.curate.sources import KnownFeatures, checksums, evaluation_part, joined_catalogs, listed
+from samething.errors import InputError
+from samething.files import atomic_path, require_writable
+
+
+def curate(
+    catalogs: Sequence[Path] = (),
+    *,
+    output: Path = Path("curated.parquet"),
+    recipe: str | None = None,
+    data_root: Path | None = None,
+    root: Path | None = None,
+    config: CurateConfig | None = None,
+    **changes: Any,
+) -> Curation:
+    """Choose what to train on: rules, budgets, finer labels, no copies, no leaks, no doubtful labels.
+
+    Rows for training are chosen; rows of validation are dropped only where they leak, and rows of evaluation
+    never. The same input, options and seed give the same catalog, byte for byte.
+
+    Args:
+        catalogs: catalogs to choose from, put together.
+        output: the catalog to write; ``OUTPUT.dropped.csv``, ``OUTPUT.pairs.csv`` and ``OUTPUT.report.html``
+            are written beside it.
+        recipe: name of a recipe, instead of catalogs.
+        data_root: folder that holds the recipe's data sets.
+        root: folder of the pictures, if they were moved since a single catalog was made.
+        config: a whole configuration.
+        changes: fields of :class:`CurateConfig`, on top of the recipe or the configuration.
+
+    Raises:
+        InputError: options that do not fit together, or nothing is left.
+        ArtefactError: a catalog, data set or feature folder is missing.
+    """
+    catalogs, output = [Path(source) for source in catalogs], Path(output)
+    chosen = _recipe(catalogs, recipe, data_root)
+    unknown = set(changes) - {field.name for field in dataclasses.fields(CurateConfig)}
+    if unknown:
+        raise InputError(
+            f"unknown option {', '.join(sorted(unknown))}",
+            expected="fields of CurateConfig",
+            next_step="see samething curate --help",
+        )
+    changes = {**(chosen.changes if chosen else {}), **changes}
+    if chosen and changes.get("against") and changes["duplicates"] == "none":
+        changes["duplicates"] = "perceptual"  # what the recipe leaves out, the evaluation sets ask for
+    config = dataclasses.replace(config or CurateConfig(), **changes)
+    require_writable(output)
+    if chosen is not None and data_root is not None:
+        parts, notes = read_parts(chosen, Path(data_root))
+    else:
+        parts, notes = [Catalog.read(source, root=root) for source in catalogs], []
+    catalog = joined_catalogs(parts)
+    del parts
+    if not len(catalog):
+        raise InputError("a catalog without rows", expected="pictures", next_step="check the catalog")
+    return _Process(catalog, config, output, notes).run(chosen)
+
+
+def _recipe(catalogs: Sequence[Path], recipe: str | None, data_root: Path | None) -> Recipe | None:
+    """The recipe that is asked for, if it is one."""
+    if bool(catalogs) == (recipe is not None) or (recipe is None) != (data_root is None):
+        raise InputError(
+            f"{len(catalogs)} catalogs, --recipe {recipe}, --data-root {data_root}",
+            expected="one or more catalogs, or --recipe NAME --data-root FOLDER",
+            next_step="for instance: samething curate things.parquet -o curated.parquet",
+        )
+    return None if recipe is None else find_recipe(recipe)
+
+
+class _Process:
+    """One curation under way."""
+
+    def __init__(self, catalog: Catalog, config: CurateConfig, output: Path, notes: Sequence[str]) -> None:
+        self.catalog, self.config, self.output, self.notes = catalog, config, output, list(notes)
+        self.before = catalog
+        self.ledger = Ledger(len(catalog))
+        self.is_training = catalog.has_role("train")
+        self.against = [evaluation_part(Catalog.read(source)) for source in config.against]
+        self.pictures = Pictures([catalog, *self.against])
+        self.known = KnownFeatures(config.features, scratch=output.parent) if config.features else None
+        self.hashes: Hashes | None = None
+        self.sha256 = checksums([catalog, *self.against], self.pictures)
+        self.places: Int[np.ndarray, " n"] | None = None
+
+    def run(self, recipe: Recipe | None) -> Curation:
+        """All steps, in an order in which each needs only what the earlier ones left."""
+        config = self.config
+        if config.refine_by is not None:
+            refined = by_attribute(self.catalog, config.refine_by)
+            self.catalog = refined.catalog
+            self.notes.append(refined.describe())
+        if config.duplicates in ("perceptual", "embedding"):
+            self._hash()
+        if self.known is not None:
+            self._place_features(self.known)
+        pairs, relation, rows = self._find_pairs()
+        if config.refine_clusters and self.known is not None:
+            self._refine_by_clusters(self.known)
+        if config.noise != "none" and self.known is not None:
+            self._doubt(self.known)
+        self._count()
+        return self._finish(recipe, pairs, relation, rows)
+
+    # ---- what is there twice
+
+    def _hash(self) -> None:
+        cache = self.config.hashes or self.output.with_name(f"{self.output.name}.hashes.sqlite")
+        self.hashes = picture_hashes(self.pictures, cache=cache)
+        own = {row: reason for row, reason in self.hashes.unreadable.items() if row < len(self.catalog)}
+        self.ledger.drop(np.asarray(list(own), np.int64), "unreadable", list(own.values()))
+        if len(self.hashes.unreadable) > len(own):
+            self.notes.append(
+                f"{len(self.hashes.unreadable) - len(own):,} pictures of the evaluation sets cannot be read, "
+                "so leaks of them are not found"
+            )
+        self.sha256 = pa.array(self.hashes.sha256, pa.string())
+
+    def _place_features(self, known: KnownFeatures) -> None:
+        self.places = known.rows_of(self.pictures, self.sha256)
+        lacking = int((self.places[: len(self.catalog)] < 0)[self.ledger.is_kept].sum())
+        if lacking == len(self.catalog):
+            raise InputError(
+                f"{self.config.features[0]} holds no picture of the catalog",
+                expected="features of the catalog's pictures",
+                next_step="make them with: samething features CATALOG",
+            )
+        others = int((self.places[len(self.catalog) :] < 0).sum())
+        for number, of_what in ((lacking, "the catalog"), (others, "the evaluation sets")):
+            if number:
+                self.notes.append(f"{number:,} pictures of {of_what} have no features")
+
+    def _find_pairs(self) -> tuple[Pairs, Int[np.ndarray, " p"], Rows]:
+        config = self.config
+        rows = self._rows()
+        if config.duplicates == "none":
+            return Pairs.empty(), np.empty(0, np.int64), rows
+        contents = Contents.of(self.sha256, rows.ranks)
+        nameless = int((contents.of_row < 0).sum()) - (len(self.hashes.unreadable) if self.hashes else 0)
+        if nameless:
+            self.notes.append(
+                f"{nameless:,} pictures have no checksum in their catalog, so copies of them are not found; "
+                "--duplicates perceptual reads the files"
+            )
+        found = [exact_pairs(contents, rows.tiers, rows.ranks)]
+        if self.hashes is not None:
+            found.append(
+                perceptual_pairs(
+                    contents,
+                    self.hashes,
+                    self.pictures.decode,
+                    bits=config.bits,
+                    closeness=config.closeness,
+                    mirrored=config.mirrored,
+                    memory_mib=config.memory_mib,
+                )
+            )
+        if config.duplicates == "embedding":
+            found.append(self._embedding_pairs(contents))
+        pairs = Pairs.joined(found).first_of_each()
+        relation = resolve(pairs, rows, self.ledger, leaks=config.leaks, conflicts=config.conflicts)
+        return pairs, relation, rows
+
+    def _embedding_pairs(self, contents: Contents) -> Pairs:
+        assert self.known is not None and self.places is not None and self.hashes is not None
+        described = np.flatnonzero((self.places >= 0) & (contents.of_row >= 0))
+        described = described[contents.row_of[contents.of_row[described]] == described]
+        pairs, num_crowded = embedding_pairs(
+            described,
+            self.known.gathered(self.places[described]),
+            self.hashes,
+            self.pictures.decode,
+            similarity=self.config.similarity,
+            closeness=self.config.closeness,
+            mirrored=self.config.mirrored,
+            memory_mib=self.config.memory_mib,
+        )
+        if num_crowded:
+            self.notes.append(
+                f"{num_crowded:,} pictures have more candidates by embedding than were looked at; a higher "
+                "--similarity makes fewer"
+            )
+        return pairs
+
+    def _rows(self) -> Rows:
+        """What is known of all pictures."""
+        num_others = len(self.pictures) - len(self.catalog)
+        evaluation = np.full(num_others, EVALUATION, np.int64)
+        tiers = np.concatenate([tiers_of(self.catalog), evaluation])
+        encoded = self.catalog.table["dataset"].fill_null("").combine_chunks().dictionary_encode()
+        datasets = encoded.indices.to_numpy().astype(np.int64)
+        datasets = np.concatenate([datasets, np.full(num_others, len(encoded.dictionary), np.int64)])
+        sides = [
+            self.catalog.table[name].fill_null(0).to_numpy().astype(np.int64) for name in ("width", "height")
+        ]
+        num_pixels = np.concatenate([sides[0] * sides[1], np.zeros(num_others, np.int64)])
+        classes = np.concatenate([self.catalog.class_ids(), np.full(num_others, -1, np.int64)])
+        return Rows(tiers, classes, datasets, row_ranks(tiers, datasets, num_pixels))
+
+    # ---- features
+
+    def _described_training(self) -> Int[np.ndarray, " r"]:
+        """Training rows that are still there and have features."""
+        assert self.places is not None
+        has_features = self.places[: len(self.catalog)] >= 0
+        return np.flatnonzero(self.ledger.is_kept & self.is_training & has_features)
+
+    def _refine_by_clusters(self, known: KnownFeatures) -> None:
+        assert self.places is not None
+        rows = self._described_training()
+        refined = by_clusters(
+            self.catalog,
+            rows,
+            known.gathered(self.places[rows]),
+            least=max(2, self.config.limits("min_pictures").default or 2),
+            silhouette=self.config.silhouette,
+        )
+        self.catalog = refined.catalog
+        self.notes.append(refined.describe())
+
+    def _doubt(self, known: KnownFeatures) -> None:
+        assert self.places is not None
+        rows = self._described_training()
+        features = known.gathered(self.places[rows])
+        subset = self.catalog.take(rows)
+        if self.config.noise == "sub_centres":
+            folder = self.output.with_name(f"{self.output.name}.noise-run")
+            described = dataclasses.replace(known.sets[0], rows=features)
+            angles = trained_angles(described, subset, folder, seed=self.config.seed)
+            doubtful, score, unit = angles > self.config.angle, angles, "° from its class"
+        else:
+            names, domains = np.unique(subset.strings("domain").astype(str), return_inverse=True)
+            del names
+            score = agreement(features, subset.class_ids(), domains)
+            doubtful, unit = score < self.config.agreement, " agreement with its class"
+        reasons = [f"{value:.2f}{unit}" for value in score[doubtful]]
+        self.ledger.drop(rows[doubtful], "noise", reasons)
+
+    # ---- numbers
+
+    def _count(self) -> None:
+        """The rules on numbers, each on what the one before left."""
+        config = self.config
+        least, most, classes = (
+            config.limits(name) for name in ("min_pictures", "max_pictures", "max_classes")
+        )
+        if not (config.min_pictures or config.max_pictures or config.max_classes or config.budget.is_limited):
+            return
+        population = Population.of(self.catalog, seed=config.seed)
+        rows = np.flatnonzero(self.ledger.is_kept & self.is_training)
+        if config.min_pictures:
+            kept = population.with_enough_pictures(rows, least)
+            self.ledger.drop_all_but(rows, kept, "too few pictures", f"fewer than {least} in its class")
+            rows = kept
+        if config.max_classes:
+            kept = population.with_capped_classes(rows, classes)
+            self.ledger.drop_all_but(rows, kept, "too many classes", f"at most {classes} classes a data set")
+            rows = kept
+        if config.max_pictures:
+            kept = population.with_capped_pictures(rows, most)
+            self.ledger.drop_all_but(rows, kept, "too many pictures", f"at most {most} pictures a class")
+            rows = kept
+        kept = population.within_budget(rows, config.budget)
+        self.ledger.drop_all_but(rows, kept, "budget", str(config.budget))
+
+    # ---- the end
+
+    def _finish(
+        self, recipe: Recipe | None, pairs: Pairs, relation: Int[np.ndarray, " p"], rows: Rows
+    ) -> Curation:
+        kept = self.ledger.is_kept
+        if not kept.any():
+            raise InputError(
+                f"nothing of the {len(self.catalog):,} pictures is left: "
+                + ", ".join(f"{number:,} {rule}" for rule, number in self.ledger.counts().items()),
+                expected="pictures that stay",
+                next_step="loosen the rule that dropped the most",
+            )
+        everything = listed([self.catalog, *self.against])
+        dropped = self.ledger.table(self.catalog, everything["image"])
+        twice = pair_table(pairs, relation, rows, everything, self.ledger)
+        curated = self._with_checksums().take(kept)
+        counts = np.bincount(relation, minlength=len(RELATIONS))
+        found: dict[Relation, int] = {
+            name: int(number) for name, number in zip(RELATIONS, counts, strict=True) if number
+        }
+        result = Curation(
+            catalog=curated,
+            path=self.output,
+            report=self.output.with_name(f"{self.output.name}.report.html"),
+            counts=_domain_counts(self.before, self.catalog, self.is_training, kept),
+            dropped=self.ledger.counts(),
+            dropped_table=dropped,
+            pairs=found,
+            pair_table=twice,
+            published=published_counts(recipe, curated) if recipe else (),
+            notes=(*self.notes, *([recipe.note] if recipe else [])),
+        )
+        for table, suffix in ((dropped, "dropped"), (twice, "pairs")):
+            with atomic_path(self.output.with_name(f"{self.output.name}.{suffix}.csv")) as partial:
+                pa.csv.write_csv(table, partial)
+        write_curation_page(
+            result, self.before, self.catalog, self.ledger, self.pictures, pairs, relation, self.config
+        )
+        curated.write(self.output)  # last: it is the sign that everything is there
+        return result
+
+    def _with_checksums(self) -> Catalog:
+        """The catalog with the checksums that were taken on the way."""
+        if self.hashes is None:
+            return self.catalog
+        own = pa.array(self.hashes.sha256[: len(self.catalog)], pa.string())
+        own = pc.if_else(pc.match_substring(own, "#"), pc.utf8_slice_codeunits(own, 0, 64), own)
+        filled = pc.if_else(pc.equal(own, ""), self.catalog.table["sha256"].combine_chunks(), own)
+        position = self.catalog.table.column_names.index("sha256")
+        return Catalog(self.catalog.table.set_column(position, "sha256", filled), self.catalog.root)
+
+
+def _domain_counts(
+    before: Catalog, after: Catalog, is_training: Bool[np.ndarray, " n"], kept: Bool[np.ndarray, " n"]
+) -> list[DomainCounts]:
+    """Training classes and pictures of each domain; labels before are those before refinement."""
+    numbers: dict[str, list[tuple[int, int]]] = {}
+    for number, (catalog, rows) in enumerate(((before, is_training), (after, is_training & kept))):
+        table = catalog.table.select(["domain", "label"]).filter(pa.array(rows))
+        sums = table.group_by("domain").aggregate([("label", "count_distinct"), ("label", "count")])
+        for row in sums.to_pylist():
+            numbers.setdefault(row["domain"] or "", [(0, 0), (0, 0)])[number] = (
+                row["label_count_distinct"],
+                row["label_count"],
+            )
+    return [
+        DomainCounts(domain, own[0][0], own[1][0], own[0][1], own[1][1])
+        for domain, own in sorted(numbers.items())
+    ]

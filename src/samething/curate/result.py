@@ -1,0 +1,115 @@
+"""The result of ``samething curate``: what stayed, what was dropped and why, and what to know."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import rich.console
+import rich.markup
+import rich.table
+
+from samething.catalog import Catalog
+from samething.curate.duplicates import Relation
+from samething.curate.ledger import MEANINGS, Rule
+
+
+@dataclasses.dataclass(frozen=True)
+class DomainCounts:
+    """Training pictures and classes of one domain, before and after."""
+
+    domain: str
+    classes_before: int
+    classes_after: int
+    pictures_before: int
+    pictures_after: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedCounts:
+    """A part of a recipe beside what its authors published."""
+
+    dataset: str
+    """``all`` for everything together."""
+    classes: int
+    pictures: int
+    published_classes: int | None
+    published_pictures: int | None
+
+    @property
+    def difference(self) -> str:
+        """Pictures more or fewer than published, in percent."""
+        if not self.published_pictures:
+            return "–"
+        return f"{100 * (self.pictures / self.published_pictures - 1):+.1f} %"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Curation:
+    """A curated catalog that was written, with everything that was decided on the way."""
+
+    catalog: Catalog
+    path: Path
+    """The file written."""
+    report: Path
+    """The HTML page."""
+    counts: Sequence[DomainCounts]
+    """Training pictures a domain."""
+    dropped: Mapping[Rule, int]
+    """Dropped pictures by rule; each is a row of ``PATH.dropped.csv``."""
+    dropped_table: pa.Table
+    """Columns image, label, domain, dataset, role, rule, reason, instead."""
+    pairs: Mapping[Relation, int]
+    """Pairs that show one picture, by what they are to each other; each is a row of ``PATH.pairs.csv``."""
+    pair_table: pa.Table
+    """Columns first_… and second_… (image, label, dataset, role), relation, method, score, closeness,
+    became."""
+    published: Sequence[PublishedCounts] = ()
+    """For a recipe: its numbers beside the published ones."""
+    notes: Sequence[str] = ()
+    """What was refined, and what could not be looked at."""
+
+    @property
+    def num_unreadable(self) -> int:
+        """Files that could not be read."""
+        return self.dropped.get("unreadable", 0)
+
+    @property
+    def exit_status(self) -> int:
+        """0, or 3 when files could not be read."""
+        return 3 if self.num_unreadable else 0
+
+    def __rich__(self) -> rich.console.Group:
+        escape = rich.markup.escape
+        table = rich.table.Table(title=f"{len(self.catalog):,} pictures in {escape(str(self.path))}")
+        table.add_column("domain (training)")
+        for name in ("classes before", "after", "pictures before", "after"):
+            table.add_column(name, justify="right")
+        for row in self.counts:
+            numbers = (row.classes_before, row.classes_after, row.pictures_before, row.pictures_after)
+            table.add_row(escape(row.domain), *(f"{number:,}" for number in numbers))
+        parts: list[rich.console.RenderableType] = [table]
+        lines = [f"{number:,} dropped: {MEANINGS[rule]}" for rule, number in self.dropped.items()]
+        lines += [f"{number:,} pairs found: {name}" for name, number in self.pairs.items()]
+        if self.published:
+            parts.append(self._published_table())
+        lines += [f"[yellow]note[/yellow] {escape(note)}" for note in self.notes]
+        lines.append(f"why: {escape(str(self.path))}.dropped.csv; pictures: {escape(str(self.report))}")
+        return rich.console.Group(*parts, *lines)
+
+    def _published_table(self) -> rich.table.Table:
+        table = rich.table.Table(title="beside the published numbers")
+        table.add_column("data set")
+        for name in ("classes", "published", "pictures", "published", "difference"):
+            table.add_column(name, justify="right")
+        for row in self.published:
+            said = [
+                "–" if number is None else f"{number:,}"
+                for number in (row.published_classes, row.published_pictures)
+            ]
+            table.add_row(
+                row.dataset, f"{row.classes:,}", said[0], f"{row.pictures:,}", said[1], row.difference
+            )
+        return table

@@ -1,0 +1,374 @@
+"""Which pictures stay: numbers of pictures a class, of classes a data set, and a budget over domains.
+
+Pure functions from a catalog to the rows that stay, ascending. They look at all rows that they are given,
+whatever their role. A class is a domain and a label; it belongs to the data set of its first row. What is
+drawn depends on the names of pictures and classes and on the seed alone (:mod:`samething.curate.draws`).
+
+>>> from pathlib import Path
+>>> rows = [{"image": f"{label}{number}", "label": label} for label in "ab" for number in range(3)]
+>>> pictures = Catalog.from_rows(rows[:5], root=Path())
+>>> with_enough_pictures(pictures, 3), len(with_capped_pictures(pictures, 1))
+(array([0, 1, 2]), 2)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal, TypeAlias, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int, UInt64
+
+from samething.catalog import Catalog
+from samething.curate.draws import draws_of
+from samething.errors import InputError
+
+Share: TypeAlias = Literal["proportional", "equal", "temperature"]
+Thin: TypeAlias = Literal["classes", "pictures"]
+
+Rows: TypeAlias = Int[np.ndarray, " r"]
+Kept: TypeAlias = Int[np.ndarray, " k"]
+"""Those of some rows that stay, ascending."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """A number that holds for all data sets, and others for some of them."""
+
+    default: int | None = None
+    """None for no limit."""
+    of_dataset: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def of(self, dataset: str) -> int | None:
+        """The number for a data set, or None.
+
+        >>> Limit(100, {"gldv2": 10}).of("gldv2"), Limit(100).of("cars")
+        (10, 100)
+        """
+        return self.of_dataset.get(dataset, self.default)
+
+    def __str__(self) -> str:
+        own = [f"{number} for {name}" for name, number in self.of_dataset.items()]
+        return ", ".join([*([] if self.default is None else [str(self.default)]), *own])
+
+    @classmethod
+    def parsed(cls, texts: Sequence[str], *, name: str) -> Limit:
+        """From ``N`` for all data sets and ``DATASET=N`` for one.
+
+        Args:
+            texts: as typed.
+            name: the option's, for messages.
+
+        Raises:
+            InputError: not such a text, a number below 1, or a data set named twice.
+
+        >>> Limit.parsed(["100", "gldv2=10"], name="--max-pictures")
+        Limit(default=100, of_dataset={'gldv2': 10})
+        """
+        numbers: dict[str, int] = {}
+        for text in texts:
+            dataset, _, number = text.rpartition("=")
+            if not number.isascii() or not number.isdigit() or int(number) < 1 or dataset in numbers:
+                raise InputError(
+                    f"{name} {text}",
+                    expected="a whole number from 1, or DATASET=NUMBER, once for each data set",
+                    next_step=f"write for instance: {name} 100 {name} gldv2=10",
+                )
+            numbers[dataset] = int(number)
+        return cls(numbers.pop("", None), numbers)
+
+
+# ---- a catalog to the rows that stay
+
+
+def with_enough_pictures(catalog: Catalog, least: int | Limit) -> Kept:
+    """Rows of the classes that have at least ``least`` pictures."""
+    population = Population.of(catalog)
+    return population.with_enough_pictures(population.rows, _limit(least, "least"))
+
+
+def with_capped_pictures(catalog: Catalog, most: int | Limit, *, seed: int = 0) -> Kept:
+    """Rows of all classes, of each at most ``most`` pictures, drawn at random."""
+    population = Population.of(catalog, seed=seed)
+    return population.with_capped_pictures(population.rows, _limit(most, "most"))
+
+
+def with_capped_classes(catalog: Catalog, most: int | Limit, *, seed: int = 0) -> Kept:
+    """Rows of at most ``most`` classes a data set, drawn at random."""
+    population = Population.of(catalog, seed=seed)
+    return population.with_capped_classes(population.rows, _limit(most, "most"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much is kept in all, and how it is shared over the domains.
+
+    Raises:
+        InputError: pictures and classes are both given, or a number is out of its range.
+    """
+
+    pictures: int | None = None
+    """Pictures in all; None for no limit."""
+    classes: int | None = None
+    """Classes in all, instead; None for no limit."""
+    share: Share = "proportional"
+    """``proportional`` to what each domain has; ``equal``; ``temperature``: proportional to what it has to
+    the power of 1 / temperature, between the two. What a domain cannot fill goes to the others."""
+    temperature: float = 2.0
+    """For ``temperature``; 1 is proportional, large is equal."""
+    thin: Thin = "classes"
+    """How a domain is brought to its pictures: fewer ``classes``, each whole; or fewer ``pictures`` a class,
+    all classes kept as far as their smallest number allows."""
+    least: int = 1
+    """Pictures that a class must keep to be worth keeping."""
+
+    def __post_init__(self) -> None:
+        numbers = [number for number in (self.pictures, self.classes) if number is not None]
+        if len(numbers) == 2 or min(numbers, default=1) < 1 or self.least < 1 or not self.temperature > 0:
+            raise InputError(
+                f"a budget of pictures={self.pictures}, classes={self.classes}, "
+                f"temperature={self.temperature}, least={self.least}",
+                expected="pictures or classes, not both, from 1; a temperature above 0; least from 1",
+                next_step="give one of --budget-pictures and --budget-classes",
+            )
+        for name, value, legal in (
+            ("share", self.share, get_args(Share)),
+            ("thin", self.thin, get_args(Thin)),
+        ):
+            if value not in legal:
+                raise InputError(
+                    f"{name}={value!r}",
+                    expected=f"one of {', '.join(legal)}",
+                    next_step=f"give another {name}",
+                )
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a budget at all."""
+        return self.pictures is not None or self.classes is not None
+
+    def __str__(self) -> str:
+        what = f"{self.pictures} pictures" if self.classes is None else f"{self.classes} classes"
+        return f"{what} in all, shared {self.share}"
+
+
+def within_budget(catalog: Catalog, budget: Budget, *, seed: int = 0) -> Kept:
+    """Rows that a total budget of pictures or classes leaves, shared over the domains."""
+    population = Population.of(catalog, seed=seed)
+    return population.within_budget(population.rows, budget)
+
+
+def domain_quotas(
+    available: Int[np.ndarray, " d"], budget: int, *, share: Share = "proportional", temperature: float = 2.0
+) -> Int[np.ndarray, " d"]:
+    """How much of a budget each domain gets.
+
+    The quotas are whole, at most what is available, and sum to the budget, or to all there is if that is
+    less. Remainders go to the largest fractions, of equal ones to the first.
+
+    >>> domain_quotas(np.array([900, 90, 10]), 100).tolist()
+    [90, 9, 1]
+    >>> domain_quotas(np.array([900, 90, 10]), 100, share="equal").tolist()
+    [45, 45, 10]
+    """
+    exponent = {"proportional": 1.0, "equal": 0.0, "temperature": 1.0 / temperature}[share]
+    budget = min(budget, int(available.sum()))
+    weights = np.where(available > 0, np.maximum(available, 1).astype(float) ** exponent, 0.0)
+    quotas = np.zeros(len(available))
+    open_domains, left = available > 0, float(budget)
+    while open_domains.any():
+        offers = left * weights / weights[open_domains].sum()
+        full = open_domains & (offers >= available)
+        if not full.any():
+            quotas[open_domains] = offers[open_domains]
+            break
+        quotas[full] = available[full]
+        left -= float(available[full].sum())
+        open_domains &= ~full
+    whole = np.minimum(np.floor(quotas + 1e-9).astype(np.int64), available)
+    order = np.argsort(-np.where(whole < available, quotas - whole, -1.0), kind="stable")
+    whole[order[: budget - int(whole.sum())]] += 1
+    found: np.ndarray = whole
+    return found
+
+
+# ---- the same on plain numbers, for several rules one after another
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Population:
+    """A catalog as numbers: what the rules look at, some 40 bytes a picture."""
+
+    classes: Int[np.ndarray, " n"]
+    """Classes 0…, numbered by (domain, label)."""
+    class_dataset: Int[np.ndarray, " c"]
+    """Data set of each class's first row, as an index into ``dataset_names``."""
+    class_domain: Int[np.ndarray, " c"]
+    """Domain of each class, as an index into ``domain_names``."""
+    picture_draws: UInt64[np.ndarray, " n"]
+    class_draws: UInt64[np.ndarray, " c"]
+    dataset_names: Sequence[str]
+    domain_names: Sequence[str]
+
+    @classmethod
+    def of(cls, catalog: Catalog, *, seed: int = 0) -> Population:
+        """The numbers of a catalog."""
+        classes = catalog.class_ids()
+        firsts = np.empty(int(classes.max(initial=-1)) + 1, np.int64)
+        firsts[classes[::-1]] = np.arange(len(classes))[::-1]
+        one_a_class = catalog.table.select(["label", "domain", "dataset"]).take(pa.array(firsts))
+        names = pc.binary_join_element_wise(one_a_class["domain"], one_a_class["label"], "\x1f")
+        datasets, dataset_names = _encoded(one_a_class["dataset"])
+        domains, domain_names = _encoded(one_a_class["domain"])
+        return cls(
+            classes=classes,
+            class_dataset=datasets,
+            class_domain=domains,
+            picture_draws=draws_of(catalog.table["image"], seed=seed),
+            class_draws=draws_of(names, seed=seed),
+            dataset_names=dataset_names,
+            domain_names=domain_names,
+        )
+
+    @property
+    def rows(self) -> Rows:
+        """All rows."""
+        return np.arange(len(self.classes))
+
+    def sizes(self, rows: Rows) -> Int[np.ndarray, " c"]:
+        """Pictures of each class among some rows."""
+        return np.bincount(self.classes[rows], minlength=len(self.class_draws))
+
+    def with_enough_pictures(self, rows: Rows, least: Limit) -> Kept:
+        """See :func:`with_enough_pictures`."""
+        enough = self.sizes(rows) >= self._class_limits(least, otherwise=0)
+        found: np.ndarray = rows[enough[self.classes[rows]]]
+        return found
+
+    def with_capped_pictures(self, rows: Rows, most: Limit) -> Kept:
+        """See :func:`with_capped_pictures`."""
+        return self._drawn_pictures(rows, self._class_limits(most, otherwise=_ENDLESS))
+
+    def with_capped_classes(self, rows: Rows, most: Limit) -> Kept:
+        """See :func:`with_capped_classes`."""
+        present = np.flatnonzero(self.sizes(rows))
+        quotas = np.asarray([_or(most.of(name), _ENDLESS) for name in self.dataset_names], np.int64)
+        chosen = self._drawn_classes(present, self.class_dataset, quotas)
+        found: np.ndarray = rows[chosen[self.classes[rows]]]
+        return found
+
+    def within_budget(self, rows: Rows, budget: Budget) -> Kept:
+        """See :func:`within_budget`."""
+        sizes = self.sizes(rows)
+        present = np.flatnonzero(sizes)
+        num_domains = len(self.domain_names)
+        share, temperature = budget.share, budget.temperature
+        if budget.classes is not None:
+            available = np.bincount(self.class_domain[present], minlength=num_domains)
+            quotas = domain_quotas(available, budget.classes, share=share, temperature=temperature)
+            chosen = self._drawn_classes(present, self.class_domain, quotas)
+            found: np.ndarray = rows[chosen[self.classes[rows]]]
+            return found
+        if budget.pictures is None:
+            return rows
+        available = np.bincount(self.class_domain[self.classes[rows]], minlength=num_domains)
+        quotas = domain_quotas(available, budget.pictures, share=share, temperature=temperature)
+        most = np.zeros(len(sizes), np.int64)
+        for domain in range(num_domains):
+            own = present[self.class_domain[present] == domain]
+            own = own[np.argsort(self.class_draws[own], kind="stable")]
+            thin = _fewer_pictures if budget.thin == "pictures" else _fewer_classes
+            most[own] = thin(sizes[own], int(quotas[domain]), budget.least)
+        return self._drawn_pictures(rows, most)
+
+    def _class_limits(self, limit: Limit, *, otherwise: int) -> Int[np.ndarray, " c"]:
+        of_datasets = [_or(limit.of(name), otherwise) for name in self.dataset_names]
+        found: np.ndarray = np.asarray(of_datasets, np.int64)[self.class_dataset]
+        return found
+
+    def _drawn_pictures(self, rows: Rows, most: Int[np.ndarray, " c"]) -> Kept:
+        """Of each class the pictures with the lowest draws, as many as it may have."""
+        classes = self.classes[rows]
+        sizes = self.sizes(rows)
+        too_many = (sizes > most)[classes]
+        if not too_many.any():
+            return rows
+        kept = ~too_many
+        own = np.flatnonzero(too_many)
+        order = own[np.lexsort((self.picture_draws[rows[own]], classes[own]))]
+        kept[order[_places(classes[order]) < most[classes[order]]]] = True
+        found: np.ndarray = rows[kept]
+        return found
+
+    def _drawn_classes(
+        self, present: Int[np.ndarray, " p"], groups: Int[np.ndarray, " c"], quotas: Int[np.ndarray, " g"]
+    ) -> np.ndarray:
+        """Whether each class is among the lowest draws of its group, as many as the group may have."""
+        order = present[np.lexsort((self.class_draws[present], groups[present]))]
+        chosen = np.zeros(len(self.class_draws), bool)
+        chosen[order[_places(groups[order]) < quotas[groups[order]]]] = True
+        return chosen
+
+
+_ENDLESS: Final = np.iinfo(np.int64).max
+
+
+def _or(value: int | None, otherwise: int) -> int:
+    return otherwise if value is None else value
+
+
+def _limit(value: int | Limit, name: str) -> Limit:
+    if isinstance(value, Limit):
+        return value
+    if value < 1:
+        raise InputError(f"{name}={value}", expected="at least 1", next_step=f"give another {name}")
+    return Limit(value)
+
+
+def _encoded(column: pa.ChunkedArray) -> tuple[Int[np.ndarray, " n"], list[str]]:
+    """Text as indices into its sorted values."""
+    values = column.fill_null("").combine_chunks().dictionary_encode()
+    names = np.asarray(values.dictionary.to_pylist(), dtype=object)
+    order = np.argsort(names, kind="stable")
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    return rank[values.indices.to_numpy()], names[order].tolist()
+
+
+def _places(groups: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Place of each entry in its run of equal values, from 0."""
+    if not len(groups):
+        return np.empty(0, np.int64)
+    starts = np.flatnonzero(np.concatenate([[True], groups[1:] != groups[:-1]]))
+    lengths = np.diff([*starts, len(groups)])
+    return np.arange(len(groups)) - np.repeat(starts, lengths)
+
+
+def _fewer_classes(sizes: Int[np.ndarray, " c"], quota: int, least: int) -> Int[np.ndarray, " c"]:
+    """Pictures of each class: the first classes whole, the next one in part where that is enough."""
+    before = np.cumsum(sizes) - sizes
+    most = np.clip(quota - before, 0, sizes)
+    return np.where(most >= np.minimum(sizes, least), most, 0)
+
+
+def _fewer_pictures(sizes: Int[np.ndarray, " c"], quota: int, least: int) -> Int[np.ndarray, " c"]:
+    """Pictures of each class: the same cap for all, one more for the first ones while the quota lasts."""
+    floors = np.minimum(sizes, least)
+    fitting = np.cumsum(floors) <= quota
+    if not fitting.all():
+        return np.where(fitting, floors, 0)
+    low, high = least, int(sizes.max(initial=least))
+    while low < high:  # the largest cap that fits
+        middle = (low + high + 1) // 2
+        if int(np.minimum(sizes, middle).sum()) <= quota:
+            low = middle
+        else:
+            high = middle - 1
+    most = np.minimum(sizes, low)
+    more = np.flatnonzero(sizes > low)[: quota - int(most.sum())]
+    most[more] += 1
+    found: np.ndarray = most
+    return found

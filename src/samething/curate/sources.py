@@ -1,0 +1,160 @@
+"""What is curated: catalogs put together, the evaluation sets they are held against, and their features."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float, Int
+
+from samething.catalog import Catalog
+from samething.curate.pictures import Pictures, box_text
+from samething.datasets.boxes import BOX_COLUMNS
+from samething.features import FeatureSet
+from samething.files import require_same
+
+
+def joined_catalogs(catalogs: Sequence[Catalog]) -> Catalog:
+    """One catalog of several, under the deepest folder that holds all their roots.
+
+    A label that several catalogs have in one domain, under different data sets, becomes ``dataset/label`` in
+    each: two data sets do not mean the same thing by chance.
+
+    Raises:
+        InputError: a label is still met in several domains, and cannot be told apart.
+    """
+    if len(catalogs) == 1:
+        return catalogs[0]
+    roots = [os.path.abspath(catalog.root) for catalog in catalogs]  # noqa: PTH100
+    root = os.path.commonpath(roots)
+    tables = []
+    for catalog, own in zip(catalogs, roots, strict=True):
+        prefix = os.path.relpath(own, root)
+        images = catalog.table["image"]
+        if prefix != ".":
+            absolute = pc.starts_with(images, "/")
+            images = pc.if_else(absolute, images, pc.binary_join_element_wise(prefix, images, "/"))
+        position = catalog.table.column_names.index("image")
+        tables.append(catalog.table.set_column(position, "image", images))
+    table = pa.concat_tables(tables, promote_options="permissive")
+    position = table.column_names.index("label")
+    table = table.set_column(position, "label", _told_apart(table))
+    return Catalog.from_table(table, root=Path(root), where="the catalogs together")
+
+
+def _told_apart(table: pa.Table) -> pa.ChunkedArray:
+    """Labels, with the data set before those that several data sets have in one domain."""
+    keys = ["domain", "label"]
+    triples = table.select([*keys, "dataset"]).group_by([*keys, "dataset"]).aggregate([])
+    counts = triples.group_by(keys).aggregate([("dataset", "count")])
+    shared = counts.filter(pc.greater(counts["dataset_count"], 1))
+    if not shared.num_rows:
+        return table["label"]
+    wanted = pc.binary_join_element_wise(shared["domain"], shared["label"], "\x1f").combine_chunks()
+    own = pc.binary_join_element_wise(table["domain"], table["label"], "\x1f")
+    prefixed = pc.binary_join_element_wise(table["dataset"], table["label"], "/")
+    return pc.if_else(pc.is_in(own, value_set=wanted), prefixed, table["label"])
+
+
+def evaluation_part(catalog: Catalog) -> Catalog:
+    """The rows of a catalog that are measured on: all but training, or all where there is only training."""
+    measured = ~catalog.has_role("train")
+    return catalog.take(measured) if measured.any() else catalog
+
+
+def checksums(catalogs: Sequence[Catalog], pictures: Pictures) -> pa.Array:
+    """SHA-256 of all rows, with the box of a part of a picture; empty where the catalog has none."""
+    columns = [catalog.table["sha256"].fill_null("").combine_chunks() for catalog in catalogs]
+    whole = pa.concat_arrays(
+        [
+            column
+            for part in columns
+            for column in (part.chunks if isinstance(part, pa.ChunkedArray) else [part])
+        ]
+    )
+    if not any(name in catalog.table.column_names for catalog in catalogs for name in BOX_COLUMNS):
+        return whole
+    texts = whole.to_pylist()
+    return pa.array(
+        [text and text + box_text(pictures.box(row)) for row, text in enumerate(texts)], pa.string()
+    )
+
+
+def listed(catalogs: Sequence[Catalog]) -> pa.Table:
+    """Columns image, label, domain, dataset and role of several catalogs, one after another."""
+    names = ["image", "label", "domain", "dataset", "role"]
+    return pa.concat_tables([catalog.table.select(names) for catalog in catalogs])
+
+
+class KnownFeatures:
+    """Features of rows, from one folder or several of the same backbone.
+
+    A picture is known by its SHA-256, or by its path where the catalog has none.
+
+    Args:
+        folders: feature folders.
+        scratch: folder for a temporary file, where rows have to be put in another order.
+
+    Raises:
+        FingerprintError: the folders are of different backbones.
+        ArtefactError: a folder is missing or unfinished.
+    """
+
+    def __init__(self, folders: Sequence[Path], *, scratch: Path) -> None:
+        self.sets = [FeatureSet.open(folder) for folder in folders]
+        self.scratch = scratch
+        first = self.sets[0]
+        for other in self.sets[1:]:
+            require_same(
+                {"backbone": dict(first.backbone)},
+                {"backbone": dict(other.backbone)},
+                what=f"{other.folder} is of another backbone than {first.folder}",
+                next_step="compute the features of all with one backbone",
+            )
+        self._place: dict[str, int] = {}
+        start = 0
+        for features in self.sets:
+            pictures = Pictures([features.catalog])
+            for row, sha256 in enumerate(checksums([features.catalog], pictures).to_pylist()):
+                for name in (pictures.key(row), sha256):
+                    if name:
+                        self._place.setdefault(name, start + row)
+            start += len(features.rows)
+
+    def rows_of(self, pictures: Pictures, sha256: pa.Array) -> Int[np.ndarray, " n"]:
+        """Place of each picture's features in all folders; -1 where they have none.
+
+        Args:
+            pictures: what is looked for.
+            sha256: their checksums, as :func:`checksums` gives them.
+        """
+        found = np.full(len(pictures), -1, np.int64)
+        for row, name in enumerate(sha256.to_pylist()):
+            place = self._place.get(name, -1) if name else -1
+            found[row] = self._place.get(pictures.key(row), -1) if place < 0 else place
+        return found
+
+    def gathered(self, places: Int[np.ndarray, " r"]) -> Float[np.ndarray, "r w"]:
+        """The features at some places, memory-mapped: of a folder as it is, or of a file without a name."""
+        first = self.sets[0].rows
+        if len(self.sets) == 1 and len(places) and (np.diff(places) == 1).all():
+            return first[places[0] : places[-1] + 1]
+        with tempfile.TemporaryFile(dir=self.scratch) as stream:
+            shape = (len(places), first.shape[1])
+            rows = (
+                np.memmap(stream, dtype=first.dtype, mode="w+", shape=shape)
+                if len(places)
+                else np.empty(shape, first.dtype)
+            )
+        starts = np.cumsum([0, *(len(features.rows) for features in self.sets)])
+        for part in range(0, len(places), 4096):
+            own = places[part : part + 4096]
+            for number, features in enumerate(self.sets):
+                here = np.flatnonzero((own >= starts[number]) & (own < starts[number + 1]))
+                rows[part + here] = features.rows[own[here] - starts[number]]
+        return rows

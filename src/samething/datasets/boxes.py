@@ -1,0 +1,130 @@
+"""Things that are parts of pictures: boxes in the catalog, cut when a picture is read, never own files."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, Int
+
+from samething.catalog import BOX_COLUMNS
+from samething.datasets.official import OfficialFiles
+
+__all__ = ["BOX_COLUMNS", "box_columns", "coco_rows", "without_empty_boxes"]
+
+# Polygons, run lengths and key points make up nearly all of a COCO file and are not read here.
+_NOT_READ: Final = frozenset({"segmentation", "keypoints", "landmarks", "counts"})
+
+
+def box_columns(
+    boxes: Float[np.ndarray, "n 4"],
+    *,
+    margin_percent: float = 0.0,
+    size: Float[np.ndarray, "n 2"] | None = None,
+) -> dict[str, pa.Array]:
+    """Box columns of a catalog, from corners and a margin.
+
+    Args:
+        boxes: left, top, right, bottom of each thing in pixels.
+        margin_percent: added at each side, in percent of the box's own width or height, at least 0.
+        size: width and height of each picture in pixels, NaN where they are not known; a box ends there.
+            Where they are not known it ends at the picture's edge when it is cut.
+
+    Returns:
+        The four box columns of a catalog, int32, rounded to the nearest pixel.
+
+    >>> columns = box_columns(np.array([[10.0, 20.0, 110.0, 70.0]]), margin_percent=2.0)
+    >>> [columns[name][0].as_py() for name in BOX_COLUMNS]
+    [8, 19, 112, 71]
+    """
+    extent = boxes[:, 2:] - boxes[:, :2]
+    grown = np.concatenate([boxes[:, :2], boxes[:, 2:]], axis=1)
+    grown[:, :2] = np.maximum(grown[:, :2] - extent * (margin_percent / 100), 0)
+    grown[:, 2:] = grown[:, 2:] + extent * (margin_percent / 100)
+    if size is not None:
+        grown[:, 2:] = np.fmin(grown[:, 2:], size)
+    pixels: Int[np.ndarray, "n 4"] = np.round(grown).astype(np.int32)
+    return {name: pa.array(pixels[:, place]) for place, name in enumerate(BOX_COLUMNS)}
+
+
+def coco_rows(source: OfficialFiles, annotations: str, pictures: str, *, names: bool) -> pa.Table:
+    """A row for each box of a COCO annotation file.
+
+    Boxes without an extent are left out.
+
+    Args:
+        source: where to read; its margin is added to the boxes.
+        annotations: the annotation file: ``images`` (id, file_name, width, height), ``annotations``
+            (image_id, category_id, bbox as left, top, width, height) and ``categories`` (id, name).
+        pictures: folder that the file names start from, with a slash at its end, or empty.
+        names: take the category's name as the label, and not its number.
+
+    Raises:
+        ArtefactError: the file is missing.
+        InputError: it is not of that form; says which entry.
+    """
+    content = source.json(annotations, without=_NOT_READ)
+    lists = {
+        name: content.get(name) if isinstance(content, dict) else None for name in ("images", "annotations")
+    }
+    lacking = [name for name, value in lists.items() if not isinstance(value, list)]
+    if lacking:
+        raise source.malformed(
+            annotations, f"has no list {' and no list '.join(lacking)}", expected="a COCO annotation file"
+        )
+    images = _by_id(source, annotations, "images", content["images"], "file_name")
+    categories = (
+        _by_id(source, annotations, "categories", content.get("categories") or [], "name") if names else {}
+    )
+    files: list[str] = []
+    labels: list[str] = []
+    boxes: list[list[float]] = []
+    sizes: list[tuple[float, ...]] = []
+    for number, entry in enumerate(content["annotations"]):
+        try:
+            picture = images[entry["image_id"]]
+            left, top, width, height = map(float, entry["bbox"])
+            label = categories[entry["category_id"]]["name"] if names else entry["category_id"]
+            size = tuple(float(picture.get(side) or np.nan) for side in ("width", "height"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise source.malformed(
+                annotations,
+                f"annotation {number} cannot be used ({type(error).__name__}: {error})",
+                expected="the image_id of a listed picture, the category_id of a listed category, "
+                "and bbox as [left, top, width, height]",
+            ) from error
+        files.append(str(picture["file_name"]))
+        labels.append(str(label))
+        boxes.append([left, top, left + width, top + height])
+        sizes.append(size)
+    columns = box_columns(
+        np.asarray(boxes, np.float64).reshape(-1, 4),
+        margin_percent=source.margin,
+        size=np.asarray(sizes, np.float64).reshape(-1, 2),
+    )
+    image = pa.array(files, pa.string())
+    rows = source.rows(
+        annotations, image=image, folder=pictures, label=pa.array(labels, pa.string()), **columns
+    )
+    return without_empty_boxes(rows)
+
+
+def without_empty_boxes(table: pa.Table) -> pa.Table:
+    """The rows whose box has an extent of at least a pixel; in the others nothing is to be seen."""
+    left, top, right, bottom = (table[name].to_numpy() for name in BOX_COLUMNS)
+    kept = (right > left) & (bottom > top)
+    return table if kept.all() else table.filter(pa.array(kept))
+
+
+def _by_id(
+    source: OfficialFiles, annotations: str, name: str, entries: list[Any], needed: str
+) -> dict[object, dict[str, Any]]:
+    found: dict[object, dict[str, Any]] = {}
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict) or "id" not in entry or needed not in entry:
+            raise source.malformed(
+                annotations, f"entry {number} of {name} is {entry!r}", expected=f"an id and a {needed}"
+            )
+        found[entry["id"]] = entry
+    return found

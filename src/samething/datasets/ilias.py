@@ -1,0 +1,165 @@
+"""ILIAS: 1,000 things, their queries and positives, among distractors in tar shards.
+
+Layout and numbers: https://github.com/ilias-vrg/ilias (``download/``, ``evaluation/``,
+``feature_extraction/``); Kordopatis-Zilos et al., CVPR 2025.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import rich.console
+
+from samething.datasets.description import Dataset, Published
+from samething.datasets.official import OfficialFiles, joined
+from samething.errors import ArtefactError
+from samething.images import PICTURE_SUFFIXES
+from samething.images.shards import tar_members
+from samething.progress import progress_bar
+
+_SHARDS: Final = "ilias/yfcc100m"
+_MINI: Final = "ilias/image_ids/mini_ilias_yfcc100m_ids.txt"
+
+
+def read_ilias_core(source: OfficialFiles) -> pa.Table:
+    """Queries and positives, by ``image_ids/image_query_ids.txt`` and ``positive_ids.txt``."""
+    return pa.concat_tables(_core(source))
+
+
+def read_ilias(source: OfficialFiles) -> pa.Table:
+    """Queries, positives, and the pictures of all shards in ``yfcc100m/``."""
+    return pa.concat_tables([*_core(source), *_distractors(source, None)])
+
+
+def read_mini_ilias(source: OfficialFiles) -> pa.Table:
+    """Queries, positives, and those pictures of the shards that ``mini_ilias_yfcc100m_ids.txt`` names."""
+    wanted = pc.utf8_trim_whitespace(source.lines(_MINI))
+    return pa.concat_tables([*_core(source), *_distractors(source, wanted)])
+
+
+def _core(source: OfficialFiles) -> Iterator[pa.Table]:
+    """An identifier is ``<thing>/query/Qxxx_yy.jpg`` or ``<thing>/pos/Pxxx_zz.jpg``; other cells are left."""
+    for name, role, folder in (
+        ("image_query_ids.txt", "query", "query"),
+        ("positive_ids.txt", "index", "pos"),
+    ):
+        where = f"ilias/image_ids/{name}"
+        lines = source.lines(where)
+        identifier = pc.utf8_trim_whitespace(pc.list_element(pc.split_pattern(lines, ","), 0))
+        found = pc.extract_regex(identifier, rf"^(?P<thing>[^/]+)/{folder}/[^/]+$")
+        wrong = pc.index(pc.is_null(found), True).as_py()
+        if wrong >= 0:
+            raise source.malformed(
+                where,
+                f"line {wrong + 1} is {lines[wrong].as_py()!r}",
+                expected=f"THING/{folder}/PICTURE.jpg[,…]",
+            )
+        thing = pc.struct_field(found, "thing")
+        yield source.rows(where, image=identifier, folder="ilias/ilias_core/", label=thing, role=role)
+
+
+def _distractors(source: OfficialFiles, wanted: pa.Array | None) -> Iterator[pa.Table]:
+    """A table for each shard; a shard is a tar file, or the folder that it was unpacked to."""
+    folder = source.path(_SHARDS)
+    shards = sorted(path for path in folder.glob("*") if path.suffix == ".tar" or path.is_dir())
+    if not shards:
+        raise source.missing(f"{_SHARDS}/*.tar")
+    count = 0
+    with progress_bar("shards", disable=not rich.console.Console(stderr=True).is_terminal) as progress:
+        for path in progress.track(shards, description="distractors"):
+            where = f"{_SHARDS}/{path.name}"
+            names = pa.array(
+                source.pictures(where) if path.is_dir() else _pictures_in(source, where), pa.string()
+            )
+            if wanted is not None:
+                keys = pc.replace_substring_regex(names, r"\.[^/]*$", "")  # as WebDataset does
+                names = names.filter(pc.is_in(keys, value_set=wanted))
+            if len(names):
+                count += len(names)
+                # each is a thing of its own, which no query shows
+                label = joined(f"distractor/{path.stem}/", names)
+                # members are read where they lie
+                image = joined(f"{where}/", names) if path.is_dir() else joined("tar://", names, f"::{where}")
+                yield source.rows(where, image=image, label=label, role="index")
+    if not count:
+        found = "hold no pictures" if wanted is None else f"hold none of the pictures that {_MINI} names"
+        raise source.malformed(_SHARDS, f"its {len(shards)} shards {found}", expected="the official shards")
+
+
+def _pictures_in(source: OfficialFiles, where: str) -> list[str]:
+    """Names of the pictures in a tar file; only the headers are read."""
+    try:
+        names = tar_members(str(source.path(where)))
+    except ArtefactError as error:
+        raise source.malformed(
+            where, "is no whole, uncompressed tar file", expected=error.expected
+        ) from error
+    return [name for name in names if PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES]
+
+
+_LICENCE: Final = "own pictures CC BY 4.0, others each its own; distractors CC (YFCC100M)"
+_CORE: Final = (
+    "ilias/image_ids/image_query_ids.txt",
+    "ilias/image_ids/positive_ids.txt",
+    "ilias/ilias_core/",
+)
+_PUBLISHED: Final = (
+    Published(where={"role": "query"}, classes=1_000, pictures=1_232),
+    Published(where={"role": "index"}, classes=1_000, pictures=4_715),
+)
+
+ILIAS_CORE = Dataset(
+    key="ilias_core",
+    title="ILIAS without distractors",
+    domain="ilias",
+    classes=1_000,
+    pictures=5_947,
+    licence=_LICENCE,
+    source="https://vrg.fel.cvut.cz/ilias_data/",
+    get="run download/download_ilias.sh of https://github.com/ilias-vrg/ilias with the folder ilias (its "
+    "core comes first: the shards can be left out)",
+    files=_CORE,
+    layout="https://github.com/ilias-vrg/ilias, download/README.md",
+    reader=read_ilias_core,
+    has_roles=True,
+    published=_PUBLISHED,
+)
+
+ILIAS = Dataset(
+    key="ilias",
+    title="ILIAS",
+    domain="ilias",
+    classes=1_000,
+    pictures=100_005_947,
+    gigabytes=6_300.0,
+    licence=_LICENCE,
+    source="https://vrg.fel.cvut.cz/ilias_data/",
+    get="run download/download_ilias.sh of https://github.com/ilias-vrg/ilias with the folder ilias and the "
+    "number of shards (of 100,000 pictures each)",
+    files=(*_CORE, f"{_SHARDS}/"),
+    layout="https://github.com/ilias-vrg/ilias, download/README.md",
+    reader=read_ilias,
+    has_roles=True,
+    note="as many distractors as there are shards",
+)
+
+MINI_ILIAS = Dataset(
+    key="mini_ilias",
+    title="mini-ILIAS",
+    domain="ilias",
+    classes=1_000,
+    pictures=5_005_947,
+    licence=_LICENCE,
+    source="https://vrg.fel.cvut.cz/ilias_data/",
+    get="run download/download_ilias.sh of https://github.com/ilias-vrg/ilias with the folder ilias, and "
+    "save https://vrg.fel.cvut.cz/ilias_data/image_ids/mini_ilias_yfcc100m_ids.txt in ilias/image_ids/",
+    files=(*_CORE, _MINI, f"{_SHARDS}/"),
+    layout="https://github.com/ilias-vrg/ilias, feature_extraction/README.md",
+    reader=read_mini_ilias,
+    has_roles=True,
+    note="5 million distractors, named by a list, out of ILIAS' shards",
+)

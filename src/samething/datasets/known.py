@@ -1,0 +1,258 @@
+"""The table of public data sets, and the reading of one of them."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from samething.catalog import BOX_COLUMNS, Catalog
+from samething.datasets.apparel import DEEP_FASHION, DEEP_FASHION2, FASHION200K, HM, IN_SHOP
+from samething.datasets.artwork import MET_ART
+from samething.datasets.birds import CUB_200
+from samething.datasets.cars import CARS196, STANFORD_CARS, STANFORD_CARS_REFINED
+from samething.datasets.class_folders import FURNITURE180, STOREFRONTS146
+from samething.datasets.description import Dataset, Part
+from samething.datasets.dishes import FOOD101, FOOD_REC22
+from samething.datasets.gpr1200 import GPR1200
+from samething.datasets.guiec import GUIEC
+from samething.datasets.ilias import ILIAS, ILIAS_CORE, MINI_ILIAS
+from samething.datasets.landmarks import GLDV2
+from samething.datasets.listing import Dropped, Listing
+from samething.datasets.m4d import M4D_35K
+from samething.datasets.official import OfficialFiles
+from samething.datasets.products import PRODUCTS_10K, RP2K, SHOPEE, SOP
+from samething.datasets.uned import UNED
+from samething.errors import ArtefactError, InputError
+from samething.images.sources import container_of
+
+# fmt: off
+DATASETS: Final[dict[str, Dataset]] = {
+    row.key: row
+    for row in (
+        # the paper's fifteen, in its order, and what it made of them
+        PRODUCTS_10K, GLDV2, DEEP_FASHION, MET_ART, SHOPEE, HM, RP2K, SOP, FASHION200K, FOOD_REC22,
+        STANFORD_CARS, DEEP_FASHION2, FOOD101, FURNITURE180, STOREFRONTS146, STANFORD_CARS_REFINED, M4D_35K,
+        # to measure on
+        UNED, ILIAS_CORE, MINI_ILIAS, ILIAS, GPR1200, CUB_200, CARS196, IN_SHOP, GUIEC,
+    )
+}
+"""Key → data set. To add one, put a row here: ``DATASETS["mine"] = Dataset(…)``."""
+# fmt: on
+
+# Pictures that are looked for, evenly spaced; looking for millions takes minutes on a network disk.
+_PICTURES_LOOKED_AT: Final = 64
+
+_PARTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "train": ("train",),
+    "val": ("val",),
+    "test": ("query", "index", "query+index"),
+}
+
+
+def find_dataset(key: str) -> Dataset:
+    """The row of a data set.
+
+    Raises:
+        InputError: there is none of that name; names the nearest ones.
+    """
+    if key not in DATASETS:
+        near = difflib.get_close_matches(key.lower().replace("-", "_"), DATASETS, n=3, cutoff=0.5)
+        raise InputError(
+            f"there is no data set {key!r}",
+            expected=f"one of {', '.join(DATASETS)}",
+            next_step=f"did you mean {' or '.join(near)}?" if near else "samething datasets describes them",
+        )
+    return DATASETS[key]
+
+
+def read_dataset(
+    key: str,
+    *,
+    data_root: Path,
+    part: Part = "all",
+    domains: tuple[str, ...] = (),
+    margin: float | None = None,
+    check_files: bool = False,
+) -> Listing:
+    """Read a public data set from its official layout; no picture is opened.
+
+    Args:
+        key: a key of :data:`DATASETS`.
+        data_root: folder that holds the folders of all data sets; the catalog's paths start there.
+        part: ``train``, ``val``, ``test`` (queries and index), or ``all`` of them.
+        domains: for a data set of several domains, those wanted; empty for all.
+        margin: around boxes, in percent of the box; by default the data set's own.
+        check_files: look for every picture, and leave out those that are missing.
+
+    Returns:
+        The catalog with what was left out and why. Where the numbers are not the published ones, or pictures
+        looked at are missing, the warnings say so.
+
+    Raises:
+        ArtefactError: a file or folder of the official layout is missing, or all pictures looked at are.
+        InputError: a file is not as promised, or the arguments do not fit together.
+    """
+    dataset = find_dataset(key)
+    data_root = Path(data_root)
+    _require_fitting(dataset, domains=domains, margin=margin)
+    source = OfficialFiles(
+        dataset=dataset, data_root=data_root, part=part, domains=domains, margin_percent=margin
+    )
+    missing = dataset.missing(data_root)
+    if missing:
+        raise source.missing(*missing)
+    table = dataset.reader(source)
+    if not table.num_rows:
+        raise source.malformed(
+            dataset.files[0], "lists nothing that can be seen", expected="at least one row"
+        )
+    table = _of_part(source, table)
+    warnings = [
+        f"{dataset.title}, {published.describe()} are published; here there are "
+        "{:,} classes, {:,} pictures".format(*published.count(table))
+        for published in dataset.published
+        if _is_read(published.where, source, table) and published.differs(table)
+    ]
+    table, dropped = _without_repeats(table)
+    if check_files:
+        table, gone = _without_missing(table, data_root)
+        dropped += gone
+    else:
+        warnings += _look_at_some(source, table)
+    if not table.num_rows:
+        raise source.missing(dropped[0].image)
+    catalog = Catalog.from_table(table, root=data_root, where=dataset.title, dataset=dataset.key)
+    return Listing(
+        catalog=catalog, has_roles=dataset.has_roles, dropped=tuple(dropped), warnings=tuple(warnings)
+    )
+
+
+def _require_fitting(dataset: Dataset, *, domains: tuple[str, ...], margin: float | None) -> None:
+    if margin is not None and (dataset.margin_percent is None or not 0 <= margin <= 100):
+        raise InputError(
+            f"--margin {margin:g} for {dataset.title}",
+            expected="a percentage in [0, 100]"
+            if dataset.margin_percent is not None
+            else "no margin: its rows are whole pictures, not boxes",
+            next_step="give another margin" if dataset.margin_percent is not None else "leave --margin away",
+        )
+    if domains and dataset.domain != "several":
+        raise InputError(
+            f"--domain {','.join(domains)} for {dataset.title}, which is all {dataset.domain}",
+            expected="a choice of domains for a data set of several",
+            next_step="leave --domain away",
+        )
+
+
+def _of_part(source: OfficialFiles, table: pa.Table) -> pa.Table:
+    """The rows of the part and the domains wanted."""
+    kept = np.ones(table.num_rows, dtype=bool)
+    # a reader that reads a part alone gives its pictures the roles they have there
+    if source.part != "all" and "split" not in table.column_names:
+        roles = pa.array(_PARTS[source.part])
+        kept &= pc.is_in(table["role"], value_set=roles).to_numpy()
+    if source.domains:
+        kept &= pc.is_in(table["domain"], value_set=pa.array(source.domains)).to_numpy()
+    if kept.all():
+        return table
+    if not kept.any():
+        have = {name: ", ".join(sorted(pc.unique(table[name]).to_pylist())) for name in ("role", "domain")}
+        raise InputError(
+            f"{source.dataset.title} has no rows for --part {source.part}"
+            + (f" --domain {','.join(source.domains)}" if source.domains else ""),
+            expected=f"some of its roles ({have['role']}) and domains ({have['domain']})",
+            next_step="leave --part or --domain away",
+        )
+    return table.filter(pa.array(kept))
+
+
+def _is_read(where: Mapping[str, str], source: OfficialFiles, table: pa.Table) -> bool:
+    """Whether a published part is among what was read: all was wanted, or rows of the part are there."""
+    if not where:
+        return source.part == "all" and not source.domains
+    return all(
+        column in table.column_names and pc.any(pc.equal(table[column], value)).as_py()
+        for column, value in where.items()
+    )
+
+
+def _without_repeats(table: pa.Table) -> tuple[pa.Table, list[Dropped]]:
+    """The rows without those that repeat another's picture, box and role."""
+    keys = ["image", "role", *(name for name in BOX_COLUMNS if name in table.column_names)]
+    rows = pa.array(np.arange(table.num_rows))
+    first = (
+        table.select(keys).append_column("row", rows).group_by(keys).aggregate([("row", "min")])["row_min"]
+    )
+    if len(first) == table.num_rows:
+        return table, []
+    kept = np.sort(first.to_numpy())
+    again = np.setdiff1d(np.arange(table.num_rows), kept, assume_unique=True)
+    kept_table = table.take(pa.array(kept))
+    repeated = table.select(["image", "label"]).take(pa.array(again)).to_pylist()
+    place = pc.index_in(
+        pa.array([row["image"] for row in repeated]), value_set=kept_table["image"].combine_chunks()
+    )
+    labels = kept_table["label"].take(place).to_pylist()
+    dropped = []
+    for row, entry, label in zip(again, repeated, labels, strict=True):
+        other = "" if label == entry["label"] else f", with the label {label!r} and not {entry['label']!r}"
+        dropped.append(Dropped(entry["image"], f"row {row}: listed before{other}"))
+    return kept_table, dropped
+
+
+def _without_missing(table: pa.Table, data_root: Path) -> tuple[pa.Table, list[Dropped]]:
+    """The rows whose pictures are there; each folder is listed once, faster than asking for each file."""
+    names: dict[str, frozenset[str]] = {}
+    there = np.ones(table.num_rows, dtype=bool)
+    row = 0
+    for batch in table["image"].chunks:
+        for image in batch.to_pylist():
+            folder, _, name = container_of(image).rpartition("/")
+            if folder not in names:
+                names[folder] = _listed(data_root / folder)
+            there[row] = name in names[folder]
+            row += 1
+    gone = table["image"].filter(pa.array(~there)).to_pylist()
+    rows = np.flatnonzero(~there)
+    dropped = [Dropped(image, f"row {row}: does not exist") for row, image in zip(rows, gone, strict=True)]
+    return table.filter(pa.array(there)), dropped
+
+
+def _listed(folder: Path) -> frozenset[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries)
+    except OSError:
+        return frozenset()
+
+
+def _look_at_some(source: OfficialFiles, table: pa.Table) -> list[str]:
+    """Look for pictures evenly spaced over the rows.
+
+    Raises:
+        ArtefactError: none of them is there.
+    """
+    places = np.unique(np.linspace(0, table.num_rows - 1, _PICTURES_LOOKED_AT).astype(np.int64))
+    images = table["image"].take(pa.array(places)).to_pylist()
+    gone = [image for image in images if not source.exists(container_of(image))]
+    if len(gone) == len(images):
+        raise ArtefactError(
+            f"{source.dataset.title}: none of {len(images)} pictures looked for is there, for instance "
+            f"{source.path(gone[0])}",
+            expected="the pictures beside the annotation, as in the official layout: "
+            + ", ".join(source.dataset.files),
+            next_step=source.how_to_get(),
+        )
+    if not gone:
+        return []
+    return [
+        f"of {len(images)} pictures looked for, {len(gone)} are missing, for instance {gone[0]}; "
+        "--check-files looks for all and leaves the missing ones out"
+    ]

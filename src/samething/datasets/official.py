@@ -1,0 +1,331 @@
+"""The official files of one data set below the data root, and errors that say how to mend what is amiss."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from samething.datasets.description import Dataset, Part
+from samething.errors import ArtefactError, InputError
+from samething.files import Json
+from samething.images import PICTURE_SUFFIXES
+
+# Objects of a JSON list that are Python objects at the same time.
+_OBJECTS_AT_A_TIME: Final = 65_536
+
+_BETWEEN_OBJECTS: Final = re.compile(r"[\s,]*")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfficialFiles:
+    """What a reader reads from: paths are relative to the data root and use slashes."""
+
+    dataset: Dataset
+    data_root: Path
+    """Folder that holds the folders of all data sets."""
+    part: Part = "all"
+    """What is wanted; a reader whose parts are files of their own leaves the others unread."""
+    domains: tuple[str, ...] = ()
+    """Domains wanted, for a data set of several; empty for all."""
+    margin_percent: float | None = None
+    """Replaces the data set's own margin around boxes."""
+    label_prefix: str | None = None
+    """What labels begin with; by default the data set's key and a slash, so that no two sets share any."""
+
+    @property
+    def margin(self) -> float:
+        """Margin around boxes, in percent of the box."""
+        own = self.dataset.margin_percent or 0.0
+        return own if self.margin_percent is None else self.margin_percent
+
+    def path(self, relative: str) -> Path:
+        """Where a file is on this machine."""
+        return self.data_root / relative
+
+    def exists(self, relative: str) -> bool:
+        """Whether a file or folder is there."""
+        return self.path(relative).exists()
+
+    # ---- errors
+
+    def missing(self, *relative: str) -> ArtefactError:
+        """The error that files of the official layout are not there."""
+        listed = ", ".join(str(self.path(name)) for name in relative)
+        verb = "do not exist" if len(relative) > 1 else "does not exist"
+        return ArtefactError(
+            f"{self.dataset.title}: {listed} {verb}",
+            expected=f"the official layout below the data root {self.data_root}: "
+            + ", ".join(self.dataset.files),
+            next_step=self.how_to_get(),
+        )
+
+    def malformed(self, relative: str, found: str, *, expected: str) -> InputError:
+        """The error that a file of the official layout is not as promised."""
+        return InputError(
+            f"{self.dataset.title}: {self.path(relative)}: {found}",
+            expected=expected,
+            next_step=f"the file may be cut off or of another version: {self.how_to_get()}",
+        )
+
+    def how_to_get(self) -> str:
+        """Where the data set comes from, what to run, and its licence."""
+        return f"{self.dataset.get} (from {self.dataset.source}; licence: {self.dataset.licence})"
+
+    # ---- tables
+
+    def csv(self, relative: str, columns: Sequence[str], *, delimiter: str = ",") -> pa.Table:
+        """Columns of a CSV file with a header, all as text.
+
+        Raises:
+            ArtefactError: the file is missing.
+            InputError: it lacks a column, or a row has another number of cells than the header.
+        """
+        header = self._header(relative, delimiter)
+        lacking = [name for name in columns if name not in header]
+        if lacking:
+            raise self.malformed(
+                relative,
+                f"its header is {delimiter.join(header)!r}, without {', '.join(lacking)}",
+                expected=f"the columns {', '.join(columns)}",
+            )
+        options = pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(columns, pa.string()),
+            include_columns=list(columns),
+            strings_can_be_null=False,
+            quoted_strings_can_be_null=False,
+        )
+        parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=delimiter == ",")
+        return self._read_csv(relative, options, parse, pa.csv.ReadOptions(), header)
+
+    def header(self, relative: str) -> list[str]:
+        """Names of the columns of a CSV file."""
+        return self._header(relative, ",")
+
+    def spaced(self, relative: str, columns: Sequence[str], *, skip_rows: int = 0) -> pa.Table:
+        """Columns of a file without a header whose cells are separated by one or more blanks, all as text.
+
+        Raises:
+            ArtefactError: the file is missing.
+            InputError: a line has another number of cells.
+        """
+        lines = pc.utf8_trim_whitespace(self.lines(relative).slice(skip_rows))
+        cells = pc.utf8_split_whitespace(lines)
+        wrong = pc.index(pc.equal(pc.list_value_length(cells), len(columns)), False).as_py()
+        if wrong >= 0:
+            raise self.malformed(
+                relative,
+                f"line {wrong + skip_rows + 1} is {lines[wrong].as_py()!r}",
+                expected=f"{len(columns)} cells separated by blanks: {' '.join(columns)}",
+            )
+        return pa.table(
+            {name: pc.list_element(cells, place) for place, name in enumerate(columns)}
+            if len(cells)
+            else {name: pa.array([], pa.string()) for name in columns}
+        )
+
+    def lines(self, relative: str) -> pa.Array:
+        """The lines of a text file, without those at its end that are empty."""
+        text = self._text(relative).rstrip()
+        return pa.array(text.splitlines(), pa.string())
+
+    def _header(self, relative: str, delimiter: str) -> list[str]:
+        try:
+            with self.path(relative).open(encoding="utf-8-sig", newline="") as stream:
+                return next(csv.reader(stream, delimiter=delimiter), [])
+        except FileNotFoundError as error:
+            raise self.missing(relative) from error
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise self._unreadable(relative, error) from error
+
+    def _read_csv(
+        self,
+        relative: str,
+        convert: pa.csv.ConvertOptions,
+        parse: pa.csv.ParseOptions,
+        read: pa.csv.ReadOptions,
+        header: Sequence[str],
+    ) -> pa.Table:
+        try:
+            return pa.csv.read_csv(
+                self.path(relative), convert_options=convert, parse_options=parse, read_options=read
+            )
+        except FileNotFoundError as error:
+            raise self.missing(relative) from error
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise self.malformed(
+                relative, f"cannot be read ({error})", expected=f"rows of {', '.join(header)}"
+            ) from error
+
+    def _text(self, relative: str) -> str:
+        try:
+            return self.path(relative).read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise self.missing(relative) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise self._unreadable(relative, error) from error
+
+    def _unreadable(self, relative: str, error: Exception) -> InputError:
+        return self.malformed(relative, f"cannot be read ({error})", expected="a text file in UTF-8")
+
+    # ---- JSON
+
+    def json(self, relative: str, *, without: frozenset[str] = frozenset()) -> Json:
+        """The content of a JSON file.
+
+        Args:
+            relative: the file.
+            without: names of entries that are dropped while reading, wherever they are; polygons take more
+                memory than all the rest.
+
+        Raises:
+            ArtefactError: the file is missing.
+            InputError: it is not JSON.
+        """
+
+        def entries(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            return {name: value for name, value in pairs if name not in without}
+
+        text = self._text(relative)
+        try:
+            return json.loads(text, object_pairs_hook=entries if without else None)
+        except json.JSONDecodeError as error:
+            raise self.malformed(relative, f"is not JSON ({error})", expected="a JSON file") from error
+
+    def json_objects(self, relative: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """The objects of a JSON list, some at a time: the number of the first one, and the objects.
+
+        A list of a million objects would take gigabytes at once.
+
+        Raises:
+            ArtefactError: the file is missing.
+            InputError: it is not a JSON list of objects; says which entry.
+        """
+        text = self._text(relative).strip()
+        expected = "a JSON list of objects"
+        if not text.startswith("["):
+            raise self.malformed(relative, f"begins with {text[:20]!r}", expected=expected)
+        decode = json.JSONDecoder().raw_decode
+        number, place = 0, _after_blanks(text, 1)
+        batch: list[dict[str, Any]] = []
+        while text[place : place + 1] != "]":
+            try:
+                value, place = decode(text, place)
+            except json.JSONDecodeError as error:
+                raise self.malformed(
+                    relative, f"entry {number} is not JSON ({error})", expected=expected
+                ) from error
+            if not isinstance(value, dict):
+                raise self.malformed(relative, f"entry {number} is {value!r}", expected=expected)
+            batch.append(value)
+            number += 1
+            place = _after_blanks(text, place)
+            if place == len(text):
+                raise self.malformed(relative, f"ends behind entry {number - 1}", expected=expected)
+            if len(batch) == _OBJECTS_AT_A_TIME:
+                yield number - len(batch), batch
+                batch = []
+        if place != len(text) - 1:
+            raise self.malformed(relative, f"goes on behind its entry {number - 1}", expected=expected)
+        yield number - len(batch), batch
+
+    # ---- folders
+
+    def sub_folders(self, relative: str) -> list[str]:
+        """Names of the folders in a folder, sorted; hidden ones are passed over."""
+        return sorted(entry.name for entry in self._scan(relative) if entry.is_dir())
+
+    def pictures(self, relative: str) -> list[str]:
+        """Names of the pictures in a folder, sorted; hidden ones are passed over."""
+        return sorted(
+            entry.name
+            for entry in self._scan(relative)
+            if Path(entry.name).suffix.lower() in PICTURE_SUFFIXES and not entry.is_dir()
+        )
+
+    def _scan(self, relative: str) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(self.path(relative)) as entries:
+                return [entry for entry in entries if not entry.name.startswith(".")]
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise self.missing(relative) from error
+
+    # ---- rows
+
+    def rows(
+        self,
+        where: str,
+        *,
+        image: pa.Array | pa.ChunkedArray,
+        folder: str = "",
+        label: pa.Array | pa.ChunkedArray,
+        role: str | pa.Array = "train",
+        domain: str | pa.Array | None = None,
+        dataset: str | pa.Array | None = None,
+        **more: pa.Array | np.ndarray,
+    ) -> pa.Table:
+        """Columns of a catalog, with the prefix in front of the labels.
+
+        Args:
+            where: the annotation file, for errors.
+            image: paths relative to the folder; an empty or missing one is an error.
+            folder: where they start below the data root, with a slash at its end, or empty.
+            label: instances; an empty or missing one is an error.
+            role: of all rows or of each.
+            domain: likewise; by default that of the data set.
+            dataset: likewise; by default the key of the data set.
+            **more: further columns.
+
+        Raises:
+            InputError: there are no rows, or one has no picture or no label; says which.
+        """
+        num_rows = len(image)
+        if not num_rows:
+            raise self.malformed(where, "lists no pictures", expected="at least one row")
+        for name, column in (("picture", image), ("label", label)):
+            blank = pc.equal(pc.utf8_trim_whitespace(pc.fill_null(column, "")), "")
+            row = pc.index(blank, True).as_py()
+            if row >= 0:
+                raise self.malformed(
+                    where, f"row {row} has no {name}", expected="a picture and a label in every row"
+                )
+
+        prefix = f"{self.dataset.key}/" if self.label_prefix is None else self.label_prefix
+
+        def column_of(value: Any) -> pa.Array:
+            return pa.repeat(pa.scalar(value), num_rows) if isinstance(value, str) else value
+
+        return pa.table(
+            {
+                "image": joined(folder, image) if folder else image,
+                "label": joined(prefix, label) if prefix else label,
+                "domain": column_of(self.dataset.domain if domain is None else domain),
+                "dataset": column_of(self.dataset.key if dataset is None else dataset),
+                "role": column_of(role),
+                **more,
+            }
+        )
+
+
+def joined(*parts: str | pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Texts put together row by row; a single string stands for all rows.
+
+    >>> joined("train/", pa.array(["1", "2"]), ".jpg").to_pylist()
+    ['train/1.jpg', 'train/2.jpg']
+    """
+    return pc.binary_join_element_wise(*parts, "")
+
+
+def _after_blanks(text: str, place: int) -> int:
+    found = _BETWEEN_OBJECTS.match(text, place)
+    return found.end() if found else place

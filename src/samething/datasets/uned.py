@@ -1,0 +1,241 @@
+"""UnED: eight domains with training, validation, queries and index, listed in JSON files.
+
+Layout, protocols and numbers: https://github.com/nikosips/Universal-Image-Embeddings (README,
+``prepare_data.sh``, ``universal_embedding/dataset_infos.py``); Ypsilantis et al., ICCV 2023.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import pyarrow as pa
+
+from samething.datasets.description import Dataset, Part, Published
+from samething.datasets.official import OfficialFiles
+from samething.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UnedDomain:
+    """One domain: its folders of pictures, and the published size of each of its JSON files."""
+
+    folders: tuple[str, ...]
+    """Folders below ``images/`` that hold its pictures."""
+    sizes: Mapping[str, int]
+    """Split → number of pictures; a split is a file ``info_files/<domain>/<split>.json``."""
+    train_classes: int
+    one_numbering: bool = False
+    """Whether the class numbers of all splits mean the same things, because test pictures are searched for
+    among training pictures. Elsewhere training and test share no class, or number them on their own."""
+
+
+DOMAINS: Final[Mapping[str, UnedDomain]] = {
+    "cars": UnedDomain(
+        folders=("cars/car_ims",), sizes={"train": 6_346, "val": 1_708, "test": 8_131}, train_classes=78
+    ),
+    "sop": UnedDomain(
+        folders=("sop",), sizes={"train": 48_942, "val": 10_609, "test": 60_502}, train_classes=9_054
+    ),
+    "inshop": UnedDomain(
+        folders=("deepfashion/inshop/img",),
+        sizes={"train": 20_897, "val": 4_982, "test": 14_218, "index": 12_612},
+        train_classes=3_198,
+    ),
+    "inat": UnedDomain(
+        folders=("inat/iNaturalist/train_val2018",),
+        sizes={"train": 273_929, "val": 51_917, "test": 136_093},
+        train_classes=4_552,
+    ),
+    "met": UnedDomain(
+        folders=("met/MET", "met/test_met"),
+        sizes={"train": 397_121, "val": 129, "small_index": 38_307, "test": 1_003, "index": 397_121},
+        train_classes=224_408,
+        one_numbering=True,
+    ),
+    "gldv2": UnedDomain(
+        folders=("gldv2/images/train", "gldv2/images/test", "gldv2/images/index"),
+        sizes={"train": 1_422_914, "val": 157_556, "test": 1_129, "index": 761_757},
+        train_classes=73_182,
+    ),
+    "food2k": UnedDomain(
+        folders=("food2k/Food2k_complete",),
+        sizes={"train": 472_349, "val": 49_323, "test": 9_979},
+        train_classes=900,
+    ),
+    "rp2k": UnedDomain(
+        folders=("rp2k/all/train", "rp2k/all/test"),
+        sizes={"train": 188_724, "val": 17_185, "test": 10_931},
+        train_classes=1_074,
+    ),
+}
+"""The domains of UnED, in the order of its authors."""
+
+
+def splits(domain: str, part: Part) -> dict[str, str]:
+    """Which JSON files of a domain make up a part, and the role of their pictures.
+
+    ``val`` alone gives the authors' validation protocol, as queries and index; together with the rest
+    (``all``) its pictures have the role ``val``.
+
+    >>> splits("inshop", "test")
+    {'test': 'query', 'index': 'index'}
+    >>> splits("met", "val")
+    {'val': 'query', 'small_index': 'index'}
+    >>> splits("cars", "all")
+    {'train': 'train', 'val': 'val', 'test': 'query+index'}
+    """
+    files = DOMAINS[domain].sizes
+    test = {"test": "query", "index": "index"} if "index" in files else {"test": "query+index"}
+    if part == "train":
+        return {"train": "train"}
+    if part == "val":
+        return {"val": "query", "small_index": "index"} if "small_index" in files else {"val": "query+index"}
+    return test if part == "test" else {"train": "train", "val": "val", **test}
+
+
+def read_uned(source: OfficialFiles) -> pa.Table:
+    """``info_files/<domain>/<split>.json``: lists of {path, class_id}, a class_id being a number or several.
+
+    The column ``split`` keeps the authors' name of the file. A picture with several classes has the first as
+    its label, and all of them in the column ``labels``. The Met's index is its training set: with all parts
+    read, those pictures have two rows.
+
+    Raises:
+        ArtefactError: a JSON file or a picture folder is missing.
+        InputError: an entry is not as promised, or a domain is none of UnED's.
+    """
+    unknown = sorted({*source.domains} - {*DOMAINS})
+    if unknown:
+        raise InputError(
+            f"UnED has no domain {', '.join(unknown)}",
+            expected=f"some of {', '.join(DOMAINS)}, separated by commas",
+            next_step="correct --domain, or leave it away for all eight",
+        )
+    domains = [name for name in DOMAINS if not source.domains or name in source.domains]
+    needed = [
+        name
+        for domain in domains
+        for name in (
+            *(f"uned/info_files/{domain}/{split}.json" for split in splits(domain, source.part)),
+            *(f"uned/images/{folder}" for folder in DOMAINS[domain].folders),
+        )
+        if not source.exists(name)
+    ]
+    if needed:
+        raise source.missing(*needed)
+    return pa.concat_tables(
+        table
+        for domain in domains
+        for split, role in splits(domain, source.part).items()
+        for table in _read_split(source, domain, split, role)
+    )
+
+
+def _read_split(source: OfficialFiles, domain: str, split: str, role: str) -> Iterator[pa.Table]:
+    where = f"uned/info_files/{domain}/{split}.json"
+    group = "" if DOMAINS[domain].one_numbering else f"{'test' if split == 'index' else split}/"
+    escaped: bool | None = None
+    for first, batch in source.json_objects(where):
+        if not batch:
+            if first:
+                return
+            raise source.malformed(where, "lists no pictures", expected="at least one entry")
+        paths: list[Any] = [entry.get("path") for entry in batch]
+        classes = [entry.get("class_id", entry.get("class")) for entry in batch]
+        for number, (path, value) in enumerate(zip(paths, classes, strict=True)):
+            if not isinstance(path, str) or not path or not _is_class(value):
+                raise source.malformed(
+                    where,
+                    f"entry {first + number} is {batch[number]!r}",
+                    expected="{path, class_id} in every entry, class_id being a number or several",
+                )
+        if domain == "rp2k":
+            if escaped is None:
+                escaped = _has_escaped_names(source, paths)
+            paths = [escaped_name(path) for path in paths] if escaped else paths
+        # a distractor bears no class: it is a thing of its own
+        labels = [
+            [f"{domain}/{group}{one}" for one in value]
+            if isinstance(value, list)
+            else f"{domain}/{group}{value}"
+            for value in classes
+        ]
+        several = [value if isinstance(value, list) and len(value) > 1 else None for value in labels]
+        yield source.rows(
+            where,
+            image=pa.array([f"uned/images/{path}" for path in paths], pa.string()),
+            label=pa.array(
+                [
+                    value
+                    if isinstance(value, str)
+                    else value[0]
+                    if value
+                    else f"{domain}/{group}of no class/{path}"
+                    for value, path in zip(labels, paths, strict=True)
+                ],
+                pa.string(),
+            ),
+            role=role,
+            domain=domain,
+            labels=pa.array(
+                [None if value is None else [f"uned/{one}" for one in value] for value in several],
+                pa.list_(pa.string()),
+            ),
+            split=pa.repeat(pa.scalar(split), len(batch)),
+        )
+
+
+def _is_class(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_class(one) and not isinstance(one, list) for one in value)
+    return isinstance(value, int | str) and not isinstance(value, bool) and value != ""
+
+
+def escaped_name(path: str) -> str:
+    """A path as some unpacking programs write it: letters beyond ASCII as ``#U`` and four digits.
+
+    >>> escaped_name("rp2k/all/train/可乐/é.jpg")
+    'rp2k/all/train/#U53ef#U4e50/#U00e9.jpg'
+    """
+    return re.sub(r"[^\x00-\x7f]", lambda found: f"#U{ord(found[0]):04x}", path)
+
+
+def _has_escaped_names(source: OfficialFiles, paths: list[str]) -> bool:
+    path = next((path for path in paths if not path.isascii()), None)
+    return (
+        path is not None
+        and not source.exists(f"uned/images/{path}")
+        and source.exists(f"uned/images/{escaped_name(path)}")
+    )
+
+
+UNED = Dataset(
+    key="uned",
+    title="UnED",
+    domain="several",
+    classes=None,
+    pictures=sum(sum(domain.sizes.values()) for domain in DOMAINS.values())
+    - DOMAINS["met"].sizes["small_index"],
+    licence="each of its eight parts has its own, most for research only",
+    source="https://cmp.felk.cvut.cz/univ_emb/",
+    get="unpack info_files.zip of the source into uned/, and the pictures of each data set into uned/images/ "
+    "as its README shows; some of the domains will do, with --domain cars,met",
+    files=("uned/info_files/", "uned/images/"),
+    layout="https://github.com/nikosips/Universal-Image-Embeddings",
+    reader=read_uned,
+    has_roles=True,
+    published=tuple(
+        Published(
+            where={"domain": name, "split": split},
+            classes=domain.train_classes if split == "train" else None,
+            pictures=number,
+        )
+        for name, domain in DOMAINS.items()
+        for split, number in domain.sizes.items()
+        if split != "small_index"
+    ),
+    note="316,446 training classes; the Met's index (397,121) is its training set",
+)

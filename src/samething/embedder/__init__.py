@@ -1,0 +1,293 @@
+"""Model folder to embeddings, on onnxruntime alone: neither torch nor timm is needed here.
+
+Layout of a model folder (written by ``export``)::
+
+    models/NAME/
+      model.onnx            uint8 pixels (b, 3, size, size) to unit-length vectors (b, d)
+      model.safetensors     the same weights, for torch
+      codes.npz             how vectors are kept in fewer bytes, where that was asked for
+      config.json           backbone, preprocessing, head, training data, metrics, versions, licences
+      README.md             the model card
+      manifest.json         written last
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from samething.arrays import Embeddings, PixelBatch, Pixels
+from samething.embedder.codes import Coder, Codes
+from samething.embedder.sources import fetch, is_url, model_folder
+from samething.errors import ArtefactError, ImageError, InputError
+from samething.files import Json, Manifest, file_sha256, read_json, read_manifest
+from samething.images import Picture, Preprocessing, decode, prepare
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+KIND: Final = "model"
+FORMAT_VERSION: Final = 2
+"""Version 1 had no ``form`` in its configuration and no sizes in its manifest; it is read as it is."""
+
+PLAIN_FORM: Final[Mapping[str, Json]] = {
+    "format": "folder",
+    "input": "pixels",
+    "precision": "float32",
+    "dim": None,
+    "codes": "float32",
+    "head_only": False,
+}
+"""How a model was written: that of version 1, and the default of today."""
+WITH_GRAPH: Final = frozenset({"folder", "hub", "sentence-transformers"})
+"""Formats whose folder holds ``model.onnx``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddedBatch:
+    """Embeddings of some of the pictures given, and the reasons why others have none."""
+
+    positions: list[int]
+    """Which of the pictures given the vectors belong to, counted from 0."""
+    vectors: Embeddings
+    """Unit-length float32, one row a position."""
+    unreadable: dict[int, ImageError]
+    """Position of each picture that could not be read, with the error."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedder:
+    """A model that turns pictures into unit-length vectors."""
+
+    folder: Path
+    manifest: Manifest
+    config: Mapping[str, Json]
+    session: onnxruntime.InferenceSession = dataclasses.field(repr=False)
+    coder: Coder | None = None
+    """How this model's vectors are kept in fewer bytes; None where they stay float32."""
+
+    @classmethod
+    def load(cls, model: Path | str, *, num_threads: int | None = None) -> Embedder:
+        """Load a model.
+
+        Args:
+            model: a model folder, or the id ``owner/name[@revision]`` of one on the Hugging Face hub.
+            num_threads: threads for one picture's arithmetic; by default all cores.
+
+        Raises:
+            ArtefactError: a file is missing, cut short, damaged or of a newer format, the folder is
+                unfinished or of a format without a graph, or the hub has no such model.
+            MissingExtraError: a hub id, and huggingface_hub is not installed.
+        """
+        folder = model_folder(model)
+        manifest = read_manifest(folder, kind=KIND, format_version=FORMAT_VERSION)
+        config = _checked_config(folder, manifest)
+        session = open_graph(folder / "model.onnx", num_threads)
+        coded = form_of(config)["codes"] != "float32"
+        return cls(folder, manifest, config, session, Coder.read(folder / "codes.npz") if coded else None)
+
+    @property
+    def dim(self) -> int:
+        """Numbers in an embedding."""
+        return int(self.config["embedding_dim"])
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return str(self.config["name"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the model; an index is tied to it."""
+        return self.manifest.fingerprint
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How pictures are prepared."""
+        return Preprocessing.from_json(self.config["backbone"]["preprocessing"])
+
+    @property
+    def form(self) -> Mapping[str, Json]:
+        """How the model was written: format, input, precision, prefix, codes."""
+        return form_of(self.config)
+
+    def embed(self, pictures: Sequence[Picture], *, batch_size: int = 32) -> Embeddings:
+        """Unit-length float32 embeddings (n, d), one row a picture.
+
+        Args:
+            pictures: paths, http or https URLs, bytes of files, Pillow images or uint8 arrays
+                (height, width[, 3]), of any size and in any mixture.
+            batch_size: pictures a batch.
+
+        Raises:
+            ImageError: a picture cannot be read; use :meth:`embed_stream` to go on past such pictures.
+        """
+        result = np.empty((len(pictures), self.dim), np.float32)
+        for batch in self.embed_stream(pictures, batch_size=batch_size):
+            for error in batch.unreadable.values():
+                raise error
+            result[batch.positions] = batch.vectors
+        return result
+
+    def embed_stream(self, pictures: Iterable[Picture], *, batch_size: int = 32) -> Iterator[EmbeddedBatch]:
+        """Embed any number of pictures, a batch at a time; one bad picture costs only itself.
+
+        Pictures are decoded in threads while the batch before is computed; at most two batches are in memory.
+
+        Raises:
+            InputError: a batch size below 1.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size}", expected="at least 1", next_step="leave it at 32")
+        preprocessing, numbered = self._outside_preprocessing, enumerate(pictures)
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            waiting = [pool.submit(_prepared, *item, preprocessing) for item in islice(numbered, batch_size)]
+            while waiting:
+                done = [future.result() for future in waiting]
+                waiting = [
+                    pool.submit(_prepared, *item, preprocessing) for item in islice(numbered, batch_size)
+                ]
+                good = [(position, pixels) for position, pixels in done if isinstance(pixels, np.ndarray)]
+                bad = {position: error for position, error in done if isinstance(error, ImageError)}
+                vectors = self._embed_all([pixels for _, pixels in good])
+                yield EmbeddedBatch([position for position, _ in good], vectors, bad)
+
+    @property
+    def _outside_preprocessing(self) -> Preprocessing | None:
+        """What is done to a picture before the graph; None where the graph resizes by itself."""
+        return self.preprocessing if self.form["input"] == "pixels" else None
+
+    def _embed_all(self, pictures: list[np.ndarray]) -> Embeddings:
+        """Vectors of pictures whose sizes may differ: one call of the graph for each size."""
+        vectors = np.empty((len(pictures), self.dim), np.float32)
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        for place, pixels in enumerate(pictures):
+            by_size.setdefault(pixels.shape, []).append(place)
+        for places in by_size.values():
+            vectors[places] = self.embed_pixels(np.stack([pictures[place] for place in places]))
+        return vectors
+
+    def embed_pixels(self, pixels: PixelBatch) -> Embeddings:
+        """Embed prepared pixels, uint8 (b, 3, size, size); of any size where the graph resizes by itself."""
+        if len(pixels) == 0:
+            return np.empty((0, self.dim), np.float32)
+        vectors: Embeddings = self.session.run(None, {self.form["input"]: pixels})[0]
+        return vectors
+
+    def encode(self, vectors: Embeddings) -> Codes:
+        """Vectors of this model in the bytes that it was exported with (``--codes``).
+
+        Raises:
+            InputError: the model was exported without a coder.
+        """
+        return self._coder().encode(vectors)
+
+    def decode(self, codes: Codes) -> Embeddings:
+        """Approximate unit-length float32 vectors of :meth:`encode`'s bytes."""
+        return self._coder().decode(codes)
+
+    def _coder(self) -> Coder:
+        if self.coder is None:
+            raise InputError(
+                f"bytes of {self.name}, whose vectors stay float32",
+                expected="a model with a coder",
+                next_step="export the run with --codes int8, binary or pq",
+            )
+        return self.coder
+
+
+def open_graph(graph: Path, num_threads: int | None = None) -> onnxruntime.InferenceSession:
+    """Open an ONNX graph on the CPU.
+
+    Args:
+        graph: the file.
+        num_threads: threads for one picture's arithmetic; by default all cores.
+
+    Raises:
+        ArtefactError: onnxruntime cannot read it.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads or os.cpu_count() or 1
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a dozen kinds of its own
+        raise ArtefactError(
+            f"{graph} cannot be loaded ({str(error).splitlines()[0][:200]})",
+            expected="an ONNX model that onnxruntime reads",
+            next_step="pip install --upgrade onnxruntime, or export the model again",
+        ) from error
+
+
+def form_of(config: Mapping[str, Json]) -> Mapping[str, Json]:
+    """How a model was written, from its configuration; a model of version 1 has the plain form."""
+    return {**PLAIN_FORM, **config.get("form", {})}
+
+
+def _checked_config(folder: Path, manifest: Manifest) -> Mapping[str, Json]:
+    """The configuration, after the files that embedding needs were checked."""
+    require_whole(folder, manifest, ["config.json"])
+    config: Mapping[str, Json] = read_json(folder / "config.json")
+    if form_of(config)["format"] not in WITH_GRAPH:
+        raise ArtefactError(
+            f"{folder} was exported with --format {form_of(config)['format']}, which has no model.onnx",
+            expected=f"a model of the format {', '.join(sorted(WITH_GRAPH))}",
+            next_step="export the run again without --format",
+        )
+    listed = manifest.content.get("sha256", {})
+    needed = {"model.onnx"} | {
+        name for name in listed if name.startswith("model.onnx") or name == "codes.npz"
+    }
+    require_whole(folder, manifest, sorted(needed))
+    return config
+
+
+def require_whole(folder: Path, manifest: Manifest, names: Sequence[str]) -> None:
+    """Check files of a model folder: one wrong bit in the weights would give wrong vectors.
+
+    Raises:
+        ArtefactError: one is missing, cut short, or differs from what the manifest says.
+    """
+    checksums = manifest.content.get("sha256", {})
+    sizes = manifest.content.get("bytes", {})
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise ArtefactError(
+                f"{path} does not exist",
+                expected="a whole model folder",
+                next_step="export the model again, or copy the whole folder",
+            )
+        size, wanted = path.stat().st_size, sizes.get(name)
+        if wanted is not None and size < wanted:
+            raise ArtefactError(
+                f"{path} is cut short: {size:,} of {wanted:,} bytes",
+                expected="the whole file, as it was exported",
+                next_step="copy or download the file again; an interrupted copy leaves such files",
+            )
+        if file_sha256(path) != checksums.get(name):
+            raise ArtefactError(
+                f"{path} was changed or damaged since the model was exported",
+                expected=f"the SHA-256 that {folder / 'manifest.json'} names",
+                next_step="export the model again, or copy the whole folder again",
+            )
+
+
+def _prepared(
+    position: int, picture: Picture, preprocessing: Preprocessing | None
+) -> tuple[int, Pixels | ImageError]:
+    try:
+        image = decode(fetch(str(picture)) if is_url(picture) else picture)
+        if preprocessing is not None:
+            return position, prepare(image, preprocessing)
+    except ImageError as error:
+        return position, error
+    return position, np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))

@@ -1,0 +1,101 @@
+"""Where models and pictures come from when they are not on this disk: the model hub and the web."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, Final
+
+from samething.errors import ArtefactError, ImageError, MissingExtraError
+
+HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+"""``owner/name``, or ``owner/name@revision``."""
+HUB_FILES: Final = ("manifest.json", "config.json", "model.onnx*", "codes.npz")
+"""What embedding needs of a model on the hub; the weights for torch stay there."""
+
+TIMEOUT_S: Final = 20.0
+MAX_BYTES: Final = 64 * 2**20
+"""Larger downloads are refused: no picture that :func:`samething.images.decode` accepts needs as much."""
+
+
+def model_folder(model: Path | str) -> Path:
+    """The folder of a model: itself, or a hub's snapshot of it in the hub library's cache.
+
+    Args:
+        model: a folder, or ``owner/name[@revision]`` on the Hugging Face hub.
+
+    Raises:
+        MissingExtraError: it is no folder, looks like a hub id, and huggingface_hub is not installed.
+        ArtefactError: the hub has no such model or cannot be reached.
+    """
+    folder = Path(model)
+    if folder.exists() or not HUB_ID.fullmatch(str(model)):
+        return folder
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise MissingExtraError("huggingface_hub", extra="hf") from error
+    name, _, revision = str(model).partition("@")
+    try:
+        return Path(_snapshot(huggingface_hub, name, revision or None))
+    except Exception as error:  # the client raises a dozen kinds, of several packages
+        lines = str(error).strip().splitlines()
+        raise ArtefactError(
+            f"{model} is no folder here, and as a model on the hub it cannot be had "
+            f"({type(error).__name__}{': ' + lines[0][:200] if lines else ''})",
+            expected="a model folder, or the hub id owner/name of an exported model that may be read",
+            next_step="check the spelling and the network; a private model needs: hf auth login",
+        ) from error
+
+
+def _snapshot(huggingface_hub: Any, name: str, revision: str | None) -> str:
+    """The newest snapshot; without a network the one in the cache."""
+    options = {"repo_id": name, "revision": revision, "allow_patterns": list(HUB_FILES)}
+    try:
+        return str(huggingface_hub.snapshot_download(**options))
+    except Exception:
+        # the library falls back to its cache for some network errors only
+        with contextlib.suppress(Exception):
+            return str(huggingface_hub.snapshot_download(**options, local_files_only=True))
+        raise
+
+
+def is_url(picture: object) -> bool:
+    """Whether a picture is given by its address on the web.
+
+    >>> is_url("https://example.org/a.jpg"), is_url("a.jpg")
+    (True, False)
+    """
+    return isinstance(picture, str) and picture.lower().startswith(("http://", "https://"))
+
+
+def fetch(url: str, *, timeout_s: float = TIMEOUT_S, max_bytes: int = MAX_BYTES) -> bytes:
+    """The bytes behind an http or https URL.
+
+    Raises:
+        ImageError: it cannot be had, takes longer than ``timeout_s`` without a sign of life, or is larger
+            than ``max_bytes``.
+    """
+    request = urllib.request.Request(url, headers={"User-Agent": "samething"})
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+            content: bytes = answer.read(max_bytes + 1)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        has_status = isinstance(error, urllib.error.HTTPError)
+        reason = error if has_status else getattr(error, "reason", None) or error
+        raise ImageError(
+            f"{url} cannot be fetched ({reason})",
+            expected="the address of a picture that may be read",
+            next_step="open the address in a browser; a page around a picture is not the picture",
+        ) from error
+    if len(content) > max_bytes:
+        raise ImageError(
+            f"{url} has more than {max_bytes // 2**20} MiB",
+            expected="a picture file of a usual size",
+            next_step="download it and scale it down",
+        )
+    return content

@@ -1,0 +1,215 @@
+"""What a result looks like picture by picture: hits, failures, near-misses, confusions, a map."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from samething.arrays import Embeddings
+from samething.catalog import Catalog
+from samething.evaluation.measuring import label_pairs, labels_of, rows_by_role
+from samething.retrieval import Relevant, exact_topk
+
+_NUM_HITS: Final = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class ShownHit:
+    """A picture that a query found."""
+
+    path: Path
+    label: str
+    score: float
+    is_right: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ShownQuery:
+    """A query with what it found, best first."""
+
+    path: Path
+    label: str
+    domain: str
+    hits: tuple[ShownHit, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class MapPoint:
+    """A picture at its place on the map; both coordinates in [0, 1]."""
+
+    path: Path
+    label: str
+    domain: str
+    x: float
+    y: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Analysis:
+    """One embedding of a catalog's test pictures, looked at picture by picture in the merged index."""
+
+    catalog: Catalog
+    queries: Int[np.ndarray, " q"]
+    """Catalog rows of the queries that have a positive."""
+    found: Int[np.ndarray, "q k"]
+    """Catalog rows of what they found, best first; -1 for none."""
+    scores: Float[np.ndarray, "q k"]
+    """Cosine similarities."""
+    is_right: Bool[np.ndarray, "q k"]
+    """Whether it is the same thing."""
+    same: Float[np.ndarray, " p"]
+    """Similarities of queries and their positives, of at most 20,000 pairs."""
+    different: Float[np.ndarray, " n"]
+    """Similarities of queries and other entries, of as many random pairs."""
+    best_wrong: Float[np.ndarray, " w"]
+    """Each query's most similar entry that is another thing."""
+
+    @classmethod
+    def of(cls, embeddings: Embeddings, catalog: Catalog, *, seed: int = 0) -> Analysis:
+        """Search the index with the queries and sort out what was found.
+
+        Raises:
+            InputError: there are no queries or no index.
+        """
+        queries, index = rows_by_role(catalog, "test")
+        pairs = label_pairs(catalog)
+        place = np.full(len(catalog), -1, dtype=np.int64)
+        place[index] = np.arange(len(index))
+        relevant = Relevant.by_labels(
+            labels_of(pairs, queries, len(catalog)),
+            labels_of(pairs, index, len(catalog)),
+            num_queries=len(queries),
+            leave_out=place[queries],
+        )
+        depth = max(_NUM_HITS, int(relevant.counts.max(initial=0)) + 1)
+        top = exact_topk(embeddings[queries], embeddings[index], depth, leave_out=place[queries])
+        wanted = set(zip(relevant.queries.tolist(), relevant.rows.tolist(), strict=True))
+        is_right = np.array(
+            [[(query, int(entry)) in wanted for entry in own] for query, own in enumerate(top.indices)],
+            dtype=bool,
+        ).reshape(top.indices.shape)
+        asked = relevant.counts > 0
+        wrong = ~is_right & (top.indices >= 0)
+        has_wrong = wrong.any(axis=1) & asked
+        generator = np.random.default_rng(seed)
+        unit = embeddings.astype(np.float32)
+        unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+        some = generator.permutation(len(relevant.rows))[:20_000]
+        left, right = relevant.queries[some], relevant.rows[some]
+        others = generator.integers(len(index), size=len(some))
+        askers = generator.integers(len(queries), size=len(some))
+        other = np.array(
+            [
+                (int(query), int(entry)) not in wanted and entry != place[queries[query]]
+                for query, entry in zip(askers, others, strict=True)
+            ],
+            dtype=bool,
+        )
+        return cls(
+            catalog=catalog,
+            queries=queries[asked],
+            found=np.where(top.indices >= 0, index[np.maximum(top.indices, 0)], -1)[asked],
+            scores=top.scores[asked],
+            is_right=is_right[asked],
+            same=np.einsum("nd,nd->n", unit[queries[left]], unit[index[right]]),
+            different=np.einsum("nd,nd->n", unit[queries[askers]], unit[index[others]])[other],
+            best_wrong=top.scores[has_wrong, wrong[has_wrong].argmax(axis=1)],
+        )
+
+    def shown(self, place: int) -> ShownQuery:
+        """The query at this place among the queries, with its hits."""
+        labels, domains, paths = self._names
+        row = self.queries[place]
+        hits = tuple(
+            ShownHit(paths[entry], labels[entry], float(score), bool(right))
+            for entry, score, right in zip(
+                self.found[place, :_NUM_HITS],
+                self.scores[place, :_NUM_HITS],
+                self.is_right[place, :_NUM_HITS],
+                strict=True,
+            )
+            if entry >= 0
+        )
+        return ShownQuery(paths[row], labels[row], domains[row], hits)
+
+    @property
+    def _names(self) -> tuple[np.ndarray, np.ndarray, list[Path]]:
+        return self.catalog.strings("label"), self.catalog.strings("domain"), self.catalog.paths
+
+    def examples(self, count: int, *, seed: int = 0) -> list[ShownQuery]:
+        """Random queries, evenly over the domains."""
+        generator, domains = np.random.default_rng(seed), self.catalog.strings("domain")[self.queries]
+        by_domain = [generator.permutation(np.flatnonzero(domains == name)) for name in np.unique(domains)]
+        depth = -(-count // max(1, len(by_domain)))
+        chosen = [rows[turn] for turn in range(depth) for rows in by_domain if turn < len(rows)]
+        return [self.shown(place) for place in chosen[:count]]
+
+    def worst(self, count: int) -> list[ShownQuery]:
+        """Queries that are surest of a wrong answer, with no right one among the first."""
+        none = ~self.is_right[:, :_NUM_HITS].any(axis=1)
+        places = np.flatnonzero(none)
+        order = places[np.argsort(-self.scores[places, 0], kind="stable")]
+        return [self.shown(int(place)) for place in order[:count]]
+
+    def near_misses(self, count: int) -> list[ShownQuery]:
+        """Queries whose first answer is wrong and whose right one is behind by least."""
+        right = self.is_right.any(axis=1) & ~self.is_right[:, 0]
+        places = np.flatnonzero(right)
+        first = self.is_right[places].argmax(axis=1)
+        behind = self.scores[places, 0] - self.scores[places, first]
+        order = places[np.lexsort((behind, first))]
+        return [self.shown(int(place)) for place in order[:count]]
+
+    def confusions(self) -> tuple[list[str], Int[np.ndarray, "domains domains"], Int[np.ndarray, " domains"]]:
+        """Domains, how many first answers of each domain's queries are wrong by the domain of the answer, and
+        how many queries each has."""
+        domains = self.catalog.strings("domain").astype(str)
+        names = self.catalog.domains
+        number = {name: place for place, name in enumerate(names)}
+        counts = np.zeros((len(names), len(names)), dtype=np.int64)
+        totals = np.zeros(len(names), dtype=np.int64)
+        for row, found, right in zip(self.queries, self.found[:, 0], self.is_right[:, 0], strict=True):
+            totals[number[domains[row]]] += 1
+            if found >= 0 and not right:
+                counts[number[domains[row]], number[domains[found]]] += 1
+        return names, counts, totals
+
+
+def map_of(
+    embeddings: Embeddings, catalog: Catalog, *, count: int = 400, seed: int = 0
+) -> tuple[list[MapPoint], str]:
+    """A map of some index pictures, whole things together, and how it was made.
+
+    t-SNE of cosine distances where scikit-learn is installed, else the two principal components.
+    """
+    _, index = rows_by_role(catalog, "test")
+    classes = catalog.class_ids()[index]
+    order = np.random.default_rng(seed).permutation(np.unique(classes))
+    rank = {int(label): place for place, label in enumerate(order)}
+    chosen = index[np.argsort([rank[int(label)] for label in classes], kind="stable")][:count]
+    unit = embeddings[chosen].astype(np.float64)
+    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+    if importlib.util.find_spec("sklearn") and len(chosen) > 30:
+        from sklearn.manifold import TSNE
+
+        method = "t-SNE, cosine distance, perplexity 15"
+        places = TSNE(metric="cosine", init="pca", perplexity=15, random_state=seed).fit_transform(unit)
+    else:
+        method = "the two directions of largest variance"
+        centred = unit - unit.mean(axis=0)
+        places = np.zeros((len(unit), 2))
+        components = np.linalg.svd(centred, full_matrices=False)[2][:2]
+        places[:, : len(components)] = centred @ components.T
+    low, high = places.min(axis=0), places.max(axis=0)
+    places = (places - low) / np.maximum(high - low, 1e-12)
+    labels, domains, paths = catalog.strings("label"), catalog.strings("domain"), catalog.paths
+    points = [
+        MapPoint(paths[row], labels[row], domains[row], float(x), float(y))
+        for row, (x, y) in zip(chosen, places, strict=True)
+    ]
+    return points, method

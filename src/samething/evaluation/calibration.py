@@ -1,0 +1,208 @@
+"""From a score to a probability, and to the answer "no match".
+
+A score says which entry is nearest, not whether it is the same thing. From validation queries of which it is
+known whether their best entry was right, a calibration learns how probable that is at a score, and from which
+score on an answer is right as often as is asked for.
+
+The nearest wrong entry of a larger index is nearer. Where the index in use has ``growth`` times as many entries
+as the one the scores are from, a wrong entry reaches a score up to ``growth`` times as often (the chances of
+``growth`` indices add up at most), so each wrong answer counts that often.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from samething.errors import ArtefactError, InputError
+from samething.files import Json
+
+FORMAT_VERSION: Final = 1
+_LARGEST_SLOPE: Final = 1e4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Score -> probability that it is the same thing, and the score below which the answer is "no match"."""
+
+    slope: float
+    """Of the log-odds over the score."""
+    intercept: float
+    """Log-odds at score 0."""
+    threshold: float
+    """Lowest score that is an answer; infinite where no score is sure enough."""
+    target_precision: float
+    """Share of the answers that was asked to be right, in (0, 1]."""
+    precision: float
+    """Share of the answers that were right on the queries it was fitted to, each wrong one counted ``growth``
+    times; NaN without an answer."""
+    recall: float
+    """Share of the fitted queries with a positive that got a right answer."""
+    num_queries: int
+    """Queries it was fitted to."""
+    num_wrong: int
+    """Wrong answers among them at or above the threshold: what ``precision`` rests on."""
+    growth: float
+    """How many times larger than the index of these queries the index is that it holds for."""
+
+    @classmethod
+    def fit(
+        cls,
+        scores: Float[np.ndarray, " q"],
+        is_right: Bool[np.ndarray, " q"],
+        *,
+        num_with_positive: int | None = None,
+        target_precision: float = 0.95,
+        growth: float = 1.0,
+        sure: bool = False,
+    ) -> Calibration:
+        """Learn from the best score of each validation query and whether its entry was right.
+
+        Args:
+            scores: cosine similarity of each query's nearest entry.
+            is_right: whether that entry is the same thing; queries without one in the index are wrong at
+                any score, and belong here if they will be asked in use.
+            num_with_positive: queries that could be answered right; by default all.
+            target_precision: share of the answers that is to be right.
+            growth: size of the index in use over that of the index of these scores, at least 1.
+            sure: choose the threshold by the 95 % upper bound of the number of wrong answers rather than by the
+                number seen: where none was seen, up to 3 are expected.
+
+        Raises:
+            InputError: no queries, only right or only wrong ones, a score is not finite, the precision is
+                not in (0, 1], or the index shrinks.
+
+        >>> fitted = Calibration.fit(
+        ...     np.array([0.9, 0.8, 0.4, 0.3]), np.array([True, True, False, False]), target_precision=1.0
+        ... )
+        >>> fitted.threshold, fitted.recall
+        (0.8, 0.5)
+        """
+        if not 0 < target_precision <= 1:
+            raise InputError(
+                f"target_precision={target_precision}",
+                expected="a share in (0, 1]",
+                next_step="for instance 0.95",
+            )
+        if not 1 <= growth < math.inf:
+            raise InputError(
+                f"growth={growth}",
+                expected="at least 1",
+                next_step="leave it at 1 for an index that is not larger",
+            )
+        if len(scores) == 0 or is_right.all() or not is_right.any() or not np.isfinite(scores).all():
+            raise InputError(
+                f"{len(scores)} queries of which {int(is_right.sum())} found the right thing first",
+                expected="queries with finite scores, some right and some wrong",
+                next_step="calibrate on more validation pictures",
+            )
+        order = np.argsort(-scores, kind="stable")
+        ranked, hits = scores[order], np.cumsum(is_right[order])
+        answered = np.arange(1, len(ranked) + 1)
+        # equal scores are answered together
+        ends = np.flatnonzero(np.append(np.diff(ranked) != 0, True))
+        wrong = answered[ends] - hits[ends]
+        counted = _upper_bound(wrong) if sure else wrong
+        right_enough = hits[ends] * (1 - target_precision) >= target_precision * growth * counted - 1e-9
+        good = ends[right_enough & (hits[ends] > 0)]
+        slope, intercept = _logistic(scores, is_right)
+        last = int(good[-1]) if len(good) else -1
+        num_right = int(hits[last]) if len(good) else 0
+        num_wrong = int(answered[last]) - num_right if len(good) else 0
+        return cls(
+            slope=slope,
+            intercept=intercept - math.log(growth),
+            threshold=float(ranked[last]) if len(good) else math.inf,
+            target_precision=target_precision,
+            precision=num_right / (num_right + growth * num_wrong) if len(good) else math.nan,
+            recall=num_right / (num_with_positive or len(scores)),
+            num_queries=len(scores),
+            num_wrong=num_wrong,
+            growth=growth,
+        )
+
+    def probability(self, scores: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:
+        """Probability in [0, 1] that entries with these scores are the same thing as the query."""
+        odds = np.clip(self.slope * np.asarray(scores, dtype=np.float64) + self.intercept, -700, 700)
+        probability: np.ndarray = 1 / (1 + np.exp(-odds))
+        return probability
+
+    def is_match(self, scores: Float[np.ndarray, ...]) -> Bool[np.ndarray, ...]:
+        """Whether scores are answers rather than "no match"."""
+        matches: np.ndarray = np.asarray(scores) >= self.threshold
+        return matches
+
+    def to_json(self) -> Json:
+        """As stored in a model folder."""
+        content = dataclasses.asdict(self)
+        finite = {name: value if math.isfinite(value) else None for name, value in content.items()}
+        return {"format_version": FORMAT_VERSION, **finite}
+
+    @classmethod
+    def from_json(cls, content: Json) -> Calibration:
+        """Read back :meth:`to_json`.
+
+        Raises:
+            ArtefactError: it is none, or of a newer format.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if not isinstance(version, int) or version > FORMAT_VERSION or names - content.keys():
+            raise ArtefactError(
+                "a calibration that this program does not know",
+                expected=f"what Calibration.to_json writes, version {FORMAT_VERSION} or older",
+                next_step="export the model again, or pip install --upgrade samething",
+            )
+        missing = {"threshold": math.inf, "precision": math.nan}
+        values: dict[str, Any] = {
+            name: missing.get(name) if content[name] is None else content[name] for name in names
+        }
+        return cls(**values)
+
+
+def _upper_bound(counts: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """95 % upper bound of the expected number where ``counts`` were seen (Poisson, one-sided).
+
+    Wilson and Hilferty's approximation of the chi-squared quantile, right to 1 % (*The Distribution of
+    Chi-Square*, PNAS 1931).
+
+    >>> _upper_bound(np.array([0, 10])).round(1).tolist()
+    [3.0, 17.0]
+    """
+    degrees = 9.0 * (counts + 1)
+    bound: np.ndarray = (counts + 1) * (1 - 1 / degrees + 1.6449 / np.sqrt(degrees)) ** 3
+    return bound
+
+
+def _logistic(scores: Float[np.ndarray, " q"], is_right: Bool[np.ndarray, " q"]) -> tuple[float, float]:
+    """Slope and intercept by Newton's method, with Platt's smoothed targets.
+
+    J. Platt, *Probabilistic Outputs for Support Vector Machines* (1999): targets (n+ + 1)/(n+ + 2) and
+    1/(n- + 2) keep the slope finite where scores separate right from wrong.
+    """
+    num_right = int(is_right.sum())
+    targets = np.where(is_right, (num_right + 1) / (num_right + 2), 1 / (len(scores) - num_right + 2))
+    centre, spread = float(scores.mean()), float(scores.std()) or 1.0
+    inputs = np.stack([(scores - centre) / spread, np.ones_like(scores)], axis=1).astype(np.float64)
+    weights = np.zeros(2)
+
+    def loss(candidate: np.ndarray) -> float:
+        odds = inputs @ candidate
+        return float(np.sum(np.logaddexp(0, odds) - targets * odds))
+
+    for _ in range(100):
+        chances = 1 / (1 + np.exp(-np.clip(inputs @ weights, -700, 700)))
+        gradient = inputs.T @ (chances - targets)
+        curvature = (inputs * (chances * (1 - chances))[:, None]).T @ inputs + 1e-9 * np.eye(2)
+        step, before = np.linalg.solve(curvature, gradient), loss(weights)
+        while loss(weights - step) > before and np.abs(step).max() > 1e-12:
+            step = step / 2
+        weights = weights - step
+        if np.abs(step).max() < 1e-10:
+            break
+    slope = float(np.clip(weights[0] / spread, -_LARGEST_SLOPE, _LARGEST_SLOPE))
+    return slope, float(weights[1] - slope * centre)

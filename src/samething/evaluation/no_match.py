@@ -1,0 +1,187 @@
+"""How well a threshold fitted to validation pictures tells "no match" on test pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from samething.arrays import Embeddings
+from samething.catalog import Catalog
+from samething.errors import InputError
+from samething.evaluation.calibration import Calibration
+from samething.evaluation.measuring import label_pairs, labels_of, rows_by_role
+from samething.files import Json
+from samething.metrics import bootstrap_interval
+from samething.retrieval import Relevant, exact_topk
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoMatch:
+    """A calibration and what it does on the test pictures.
+
+    Every test query with a positive is asked twice: against the whole index, where there is a right answer,
+    and against the index without its own thing, where "no match" is the right answer.
+    """
+
+    calibration: Calibration
+    precision: float
+    """Of the answers given to both questions, the share that is right."""
+    precision_interval: tuple[float, float]
+    """95 % bootstrap interval over queries."""
+    recall: float
+    """Share of the queries that got the right answer where there is one."""
+    recall_interval: tuple[float, float]
+    """95 % bootstrap interval over queries."""
+    false_alarms: float
+    """Share of the queries that got an answer where there is none."""
+    num_queries: int
+    """Test queries with a positive."""
+
+    def to_json(self) -> Json:
+        """Numbers and the calibration; what is not finite is null."""
+        content = dataclasses.asdict(self)
+        content.pop("calibration")
+        plain = {
+            name: [_or_null(end) for end in value] if isinstance(value, tuple) else _or_null(value)
+            for name, value in content.items()
+        }
+        return {"calibration": self.calibration.to_json(), **plain}
+
+    def __rich__(self) -> str:
+        """One line for a person."""
+        c = self.calibration
+        if math.isinf(c.threshold):
+            return (
+                f"no match: from no score on are answers right in {c.target_precision:.0%} for certain, by "
+                f"{c.num_queries:,} validation questions and for an index {c.growth:.1f} times as large"
+            )
+        low, high = (100 * end for end in self.precision_interval)
+        below, above = (100 * end for end in self.recall_interval)
+        return (
+            f"no match below a score of {c.threshold:.3f} (precision {c.target_precision:.0%} asked on "
+            f"{c.num_queries:,} validation questions, {c.num_wrong} wrong answers above it, for an index "
+            f"{c.growth:.1f} times as large): on {self.num_queries:,} test queries precision "
+            f"{100 * self.precision:.1f} % ({low:.1f}–{high:.1f}), recall {100 * self.recall:.1f} % "
+            f"({below:.1f}–{above:.1f}), false alarms where there is no match {100 * self.false_alarms:.1f} %"
+        )
+
+
+def best_answers(
+    embeddings: Embeddings, catalog: Catalog, *, role: Literal["test", "val"]
+) -> tuple[Float[np.ndarray, " q"], Bool[np.ndarray, " q"], Float[np.ndarray, " q"]]:
+    """The best score of each query that has a positive, whether it is right, and the best wrong score.
+
+    The best wrong score is what the query finds in an index without its own thing; -1 where there is nothing
+    else.
+    """
+    queries, index = rows_by_role(catalog, role)
+    pairs = label_pairs(catalog)
+    place = np.full(len(catalog), -1, dtype=np.int64)
+    place[index] = np.arange(len(index))
+    relevant = Relevant.by_labels(
+        labels_of(pairs, queries, len(catalog)),
+        labels_of(pairs, index, len(catalog)),
+        num_queries=len(queries),
+        leave_out=place[queries],
+    )
+    # one entry more than are right, so that a wrong one is among them
+    depth = int(relevant.counts.max(initial=0)) + 1
+    found = exact_topk(embeddings[queries], embeddings[index], depth, leave_out=place[queries])
+    stops = np.cumsum(relevant.counts)
+    best, right, wrong = [], [], []
+    for query in np.flatnonzero(relevant.counts):
+        rows = relevant.rows[stops[query] - relevant.counts[query] : stops[query]]
+        entries = found.indices[query][found.indices[query] >= 0]
+        hits = np.isin(entries, rows)
+        best.append(found.scores[query, 0])
+        right.append(hits[0])
+        wrong.append(-1.0 if hits.all() else found.scores[query, np.flatnonzero(~hits)[0]])
+    return np.array(best, dtype=np.float64), np.array(right, dtype=bool), np.array(wrong, dtype=np.float64)
+
+
+def fit_calibration(
+    embeddings: Embeddings,
+    catalog: Catalog,
+    *,
+    target_precision: float = 0.95,
+    index_size: int | None = None,
+    sure: bool = True,
+) -> Calibration:
+    """A calibration from the validation pictures, each asked with and without its own thing in the index.
+
+    Args:
+        embeddings: one row a catalog row.
+        catalog: with validation pictures, which are queries and index.
+        target_precision: share of the answers that is to be right.
+        index_size: entries of the index that will be asked, if more than there are validation pictures.
+        sure: as in :meth:`Calibration.fit`.
+
+    Raises:
+        InputError: there are no validation pictures, or all answers are right or all wrong.
+    """
+    best, right, wrong = best_answers(embeddings, catalog, role="val")
+    return Calibration.fit(
+        np.concatenate([best, wrong]),
+        np.concatenate([right, np.zeros(len(wrong), dtype=bool)]),
+        num_with_positive=max(1, len(best)),
+        target_precision=target_precision,
+        growth=max(1.0, (index_size or 0) / len(rows_by_role(catalog, "val")[1])),
+        sure=sure,
+    )
+
+
+def measure_no_match(embeddings: Embeddings, catalog: Catalog, *, target_precision: float = 0.95) -> NoMatch:
+    """Fit on the validation pictures for an index of the test's size, measure on the test pictures.
+
+    Raises:
+        InputError: as :func:`fit_calibration`; or no test query has a positive.
+    """
+    calibration = fit_calibration(
+        embeddings,
+        catalog,
+        target_precision=target_precision,
+        index_size=len(rows_by_role(catalog, "test")[1]),
+    )
+    best, right, wrong = best_answers(embeddings, catalog, role="test")
+    if not len(best):
+        raise InputError(
+            "no test query has a positive",
+            expected="queries whose thing is in the index",
+            next_step="check the roles",
+        )
+    answered, alarmed = calibration.is_match(best), calibration.is_match(wrong)
+    hits = (answered & right).astype(float)
+    given = answered.astype(float) + alarmed
+    return NoMatch(
+        calibration=calibration,
+        precision=float(hits.sum() / given.sum()) if given.any() else math.nan,
+        precision_interval=_ratio_interval(hits, given),
+        recall=float(hits.mean()),
+        recall_interval=bootstrap_interval(hits),
+        false_alarms=float(alarmed.mean()),
+        num_queries=len(best),
+    )
+
+
+def _ratio_interval(
+    parts: Float[np.ndarray, " q"], wholes: Float[np.ndarray, " q"], *, num_resamples: int = 2000
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a ratio of sums over queries."""
+    generator = np.random.default_rng(0)
+    ratios = []
+    for _ in range(num_resamples):
+        drawn = generator.integers(len(parts), size=len(parts))
+        if wholes[drawn].sum():
+            ratios.append(parts[drawn].sum() / wholes[drawn].sum())
+    if not ratios:
+        return math.nan, math.nan
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _or_null(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,117 @@
+"""UnED's descriptor files: embeddings of any model as its authors' program reads and writes them.
+
+A JSON object: data set -> split -> rows. Their programs write each split as a list of one list of rows
+(``{"cars": {"test": [[[0.1, …], …]]}}``, universal_embedding/knn_utils.py of
+github.com/nikosips/Universal-Image-Embeddings), their README describes a plain list of rows; both are read,
+the first is written, because their program takes the first element.
+Queries are the split ``test``. The index is
+``index`` where queries and index differ, else ``test`` again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from samething.arrays import Embeddings
+from samething.catalog import Catalog
+from samething.errors import InputError
+from samething.files import atomic_path, read_json
+
+TYPE_HINT = "an object data set -> split -> rows of numbers, as UnED's programs write it"
+
+
+def read_descriptors(source: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Domain -> split -> float32 (n, d).
+
+    Raises:
+        ArtefactError: the file is missing or not JSON.
+        InputError: it is laid out in another way.
+    """
+    content = read_json(source)
+    if not isinstance(content, dict) or not all(isinstance(splits, dict) for splits in content.values()):
+        raise InputError(
+            f"{source} holds no object of objects", expected=TYPE_HINT, next_step="check the file"
+        )
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for domain, splits in content.items():
+        found[domain] = {}
+        for split, rows in splits.items():
+            try:
+                array = np.asarray(rows, dtype=np.float32)
+            except (TypeError, ValueError) as error:
+                raise InputError(
+                    f"{source}: {domain}/{split} holds rows of different lengths or no numbers ({error})",
+                    expected=TYPE_HINT,
+                    next_step="write the descriptors again",
+                ) from error
+            if array.ndim == 3 and len(array) == 1:
+                array = array[0]
+            if array.ndim != 2:
+                raise InputError(
+                    f"{source}: {domain}/{split} has the shape {array.shape}",
+                    expected=TYPE_HINT,
+                    next_step="write the descriptors again",
+                )
+            found[domain][split] = array
+    return found
+
+
+def write_descriptors(target: Path, embeddings: Embeddings, catalog: Catalog) -> Path:
+    """Write the embeddings of a catalog's test pictures as UnED's evaluation program reads them."""
+    content: dict[str, dict[str, list[list[list[float]]]]] = {}
+    for domain, splits in _rows_by_split(catalog).items():
+        content[domain] = {
+            split: [np.asarray(embeddings[rows], dtype=np.float32).astype(float).tolist()]
+            for split, rows in splits.items()
+        }
+    with atomic_path(Path(target)) as partial:
+        partial.write_text(json.dumps(content), encoding="utf-8")
+    return Path(target)
+
+
+def embeddings_of(descriptors: Mapping[str, Mapping[str, np.ndarray]], catalog: Catalog) -> Embeddings:
+    """Descriptors in catalog order; rows that are neither query nor index are zero, and are not looked at.
+
+    Args:
+        descriptors: what :func:`read_descriptors` gives.
+        catalog: its domains are the data sets; a split's rows are in catalog order.
+
+    Raises:
+        InputError: a split is missing, or has another number of rows than the catalog.
+    """
+    widths = {rows.shape[1] for splits in descriptors.values() for rows in splits.values()}
+    if len(widths) != 1:
+        raise InputError(
+            f"descriptors of {sorted(widths)} dimensions",
+            expected="one dimension throughout",
+            next_step="write the descriptors again, with one model",
+        )
+    result = np.zeros((len(catalog), widths.pop()), dtype=np.float32)
+    for domain, splits in _rows_by_split(catalog).items():
+        for split, rows in splits.items():
+            given = descriptors.get(domain, {}).get(split)
+            if given is None or len(given) != len(rows):
+                raise InputError(
+                    f"{0 if given is None else len(given)} descriptors of {domain}/{split}",
+                    expected=f"{len(rows)}, one for each of the catalog's pictures, in its order",
+                    next_step="give the catalog of the info files that the descriptors were made from",
+                )
+            result[rows] = given
+    return result
+
+
+def _rows_by_split(catalog: Catalog) -> dict[str, dict[str, np.ndarray]]:
+    """Domain -> ``test`` and ``index`` -> catalog rows."""
+    domains = catalog.strings("domain")
+    queries, index = catalog.has_role("query", "query+index"), catalog.has_role("index")
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for domain in catalog.domains:
+        splits = {"test": np.flatnonzero(queries & (domains == domain))}
+        splits["index"] = np.flatnonzero(index & (domains == domain))
+        if any(map(len, splits.values())):
+            found[domain] = {split: rows for split, rows in splits.items() if len(rows)}
+    return found

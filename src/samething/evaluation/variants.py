@@ -1,0 +1,107 @@
+"""The same embeddings smaller: fewer dimensions, fewer bits; and what a backbone gives without training."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float
+
+from samething.arrays import Embeddings, FeatureRows
+
+DTYPES: Final = ("float32", "float16", "int8", "binary")
+
+
+def swept_dimensions(full: int) -> list[int]:
+    """Powers of two from 16 below the full dimension, and the full one.
+
+    >>> swept_dimensions(100)
+    [16, 32, 64, 100]
+    """
+    return [dim for dim in (2**power for power in range(4, 16)) if dim < full] + [full]
+
+
+def reduced(rows: Embeddings, train: Embeddings, dim: int) -> Embeddings:
+    """The coordinates along the directions of largest variance of training embeddings, of unit length.
+
+    Nothing is subtracted, so that at the full dimension cosines stay what they were.
+    """
+    unit_train, unit_rows = _unit(train), _unit(rows)
+    covariance = np.cov(unit_train, rowvar=False)
+    directions = np.linalg.eigh(np.atleast_2d(covariance))[1][:, ::-1][:, :dim]
+    return _unit(unit_rows @ directions)
+
+
+def stored_as(rows: Embeddings, train: Embeddings, dtype: str) -> Embeddings:
+    """Embeddings as they come back from a narrower type, as float32.
+
+    ``int8``: whole steps of one size, the largest magnitude among training embeddings being 127. ``binary``:
+    the sign of each coordinate minus its median over training embeddings, as ±1, whose cosine orders as the
+    Hamming distance does.
+    """
+    unit, unit_train = _unit(rows), _unit(train)
+    if dtype == "float16":
+        return unit.astype(np.float16).astype(np.float32)
+    if dtype == "int8":
+        step = np.abs(unit_train).max() / 127
+        steps: np.ndarray = np.clip(np.rint(unit / step), -127, 127).astype(np.float32)
+        return steps
+    if dtype == "binary":
+        return np.where(unit >= np.median(unit_train, axis=0), 1, -1).astype(np.float32)
+    return unit
+
+
+def bytes_a_picture(dim: int, dtype: str) -> int:
+    """What one embedding takes.
+
+    >>> [bytes_a_picture(64, dtype) for dtype in DTYPES]
+    [256, 128, 64, 8]
+    """
+    return {"float32": 4 * dim, "float16": 2 * dim, "int8": dim, "binary": -(-dim // 8)}[dtype]
+
+
+def zero_shot(rows: FeatureRows, train: FeatureRows, dim: int) -> dict[str, Embeddings]:
+    """A backbone's features brought to ``dim`` numbers without labels.
+
+    ``average``: torch's AdaptiveAvgPool1d, the paper's baseline; ``max``: the largest of the same bins;
+    ``first``: the first numbers; ``random``: a fixed random projection; ``PCA`` and ``whitened PCA`` of
+    unit-length training features, the latter with every direction scaled to unit variance.
+    """
+    unit, unit_train = _unit(rows), _unit(train)
+    width = unit.shape[1]
+    starts = [place * width // dim for place in range(dim)]
+    stops = [-(-(place + 1) * width // dim) for place in range(dim)]
+    bins = list(zip(starts, stops, strict=True))
+    mean = unit_train.mean(axis=0)
+    values, vectors = np.linalg.eigh(np.cov(unit_train, rowvar=False))
+    directions, variances = vectors[:, ::-1][:, :dim], values[::-1][:dim]
+    projected = (unit - mean) @ directions
+    random = np.random.default_rng(0).standard_normal((width, dim)) / np.sqrt(dim)
+    pooled = {
+        "average": np.stack([unit[:, start:stop].mean(axis=1) for start, stop in bins], axis=1),
+        "max": np.stack([unit[:, start:stop].max(axis=1) for start, stop in bins], axis=1),
+        "first": unit[:, :dim],
+        "random": unit @ random,
+        "PCA": projected,
+        "whitened PCA": projected / np.sqrt(np.maximum(variances, 1e-12)),
+    }
+    return {f"{name}-{dim}": embeddings.astype(np.float32) for name, embeddings in pooled.items()}
+
+
+def sweep(name: str, rows: Embeddings, train: Embeddings) -> dict[str, Embeddings]:
+    """The embeddings in every dimension and, at the full one, every narrower type."""
+    full = rows.shape[1]
+    variants = {
+        f"{name} → {dim}-d": reduced(rows, train, dim) for dim in swept_dimensions(full) if dim < full
+    }
+    variants[name] = rows
+    for dtype in DTYPES[1:]:
+        label = f"{name} {dtype} ({bytes_a_picture(full, dtype)} bytes)"
+        variants[label] = stored_as(rows, train, dtype)
+    return variants
+
+
+def _unit(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    wide = np.asarray(rows, dtype=np.float32)
+    unit: np.ndarray = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+    return unit

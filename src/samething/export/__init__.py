@@ -1,0 +1,129 @@
+"""From a run to a model that anyone can run: without torch, in the challenge, on the hub.
+
+Making one needs torch; asking for help does not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+from rich.console import Group
+from rich.markup import escape
+from rich.text import Text
+
+from samething.export.form import Form, Format, ModelPrecision, StoredCodes
+from samething.files import Json
+
+if TYPE_CHECKING:
+    from samething.export.parity import Parity
+
+__all__ = ["Exported", "Form", "export"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """A finished model folder."""
+
+    folder: Path
+    config: dict[str, Json]
+    largest_difference: float | None
+    """Largest difference of the float32 program to torch's; None when the folder was there already."""
+    parity: Parity | None = None
+    """What the form costs, where it may cost something."""
+
+    def __rich__(self) -> Group:
+        """What a person wants to know of the model, in a few lines."""
+        size = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file()) / 1e6
+        checked = (
+            "was there already"
+            if self.largest_difference is None
+            else f"vectors equal torch's within {self.largest_difference:.0e}"
+        )
+        line = (
+            f"[bold]{escape(str(self.folder))}[/bold]: {self.config['backbone']['name']} + "
+            f"{self.config['embedding_dim']}-d head, {size:.0f} MB, {checked}"
+        )
+        return Group(Text.from_markup(line), *([self.parity] if self.parity else []))
+
+
+def export(
+    run: Path,
+    *,
+    output: Path = Path("model"),
+    name: str | None = None,
+    weights: Path | None = None,
+    features: tuple[Path, ...] = (),
+    format: Format = "folder",  # noqa: A002 (the option's name)
+    head_only: bool = False,
+    preprocessing_inside: bool = False,
+    precision: ModelPrecision = "float32",
+    dim: int | None = None,
+    codes: StoredCodes = "float32",
+    average: tuple[Path, ...] = (),
+    soup: Literal["uniform", "greedy"] = "uniform",
+    interpolate: float = 1.0,
+    tolerance: float = 0.01,
+    allow_quality_loss: Annotated[bool, Parameter(negative=())] = False,
+) -> Exported:
+    """Write a model folder: ONNX, safetensors, configuration and a card, checked against torch.
+
+    Smaller and faster forms (--precision, --dim, --codes, --preprocessing-inside) are measured against the
+    model in float32 on the test pictures; one that loses more than the tolerance is refused.
+
+    Args:
+        run: the finished run folder.
+        output: the model folder to write.
+        name: name of the model; by default the folder's.
+        weights: the backbone's checkpoint, if the features were made from one.
+        features: where feature folders are now, if they were moved after the training.
+        format: folder; hub (as folder, for the Hugging Face hub); guiec (the challenge's submission.zip);
+            sentence-transformers; torch-export or aot-inductor (a program for torch alone).
+        head_only: keep only the head in model.safetensors; model.onnx is always whole.
+        preprocessing_inside: let model.onnx take pictures of any size and resize them itself.
+        precision: of the weights; float16 halves the file, int8 quarters it and computes in whole numbers,
+            calibrated on training pictures.
+        dim: keep the first numbers of the embedding only; good where --matryoshka-dims trained them.
+        codes: how vectors are kept: float32, int8, binary or pq (product quantisation, 4 numbers a byte).
+        average: further runs whose weights are averaged with the first (a model soup); same start, same
+            features.
+        soup: uniform averages all; greedy keeps those that do not make the validation worse.
+        interpolate: share of the trained weights, the rest being their start (WiSE); 1 is the trained model.
+        tolerance: largest accepted fall of mMP@5 on the mean over domains, as a share: 0.01 is a point.
+        allow_quality_loss: finish the model even if it falls by more.
+
+    Returns:
+        The finished model.
+
+    Raises:
+        FingerprintError: the backbone is not the one that the features were made with, or the folder holds
+            another model.
+        ArtefactError: the feature folder has moved, the exported model does not agree with torch, or the
+            form loses more than the tolerance.
+        InputError: options that do not go together.
+    """
+    from samething.export.folder import write_model
+
+    form = Form(
+        format=format,
+        input="pictures" if preprocessing_inside else "pixels",
+        precision=precision,
+        dim=dim,
+        codes=codes,
+        head_only=head_only,
+    )
+    return write_model(
+        Path(run),
+        Path(output),
+        form,
+        name=name,
+        weights=weights,
+        features=tuple(Path(folder) for folder in features),
+        average=tuple(Path(other) for other in average),
+        soup=soup,
+        interpolate=interpolate,
+        tolerance=tolerance,
+        allow_quality_loss=allow_quality_loss,
+    )

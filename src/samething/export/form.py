@@ -1,0 +1,82 @@
+"""How a model is written: one small configuration, with what does not go together refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Final, Literal, TypeAlias
+
+from samething.embedder import PLAIN_FORM, WITH_GRAPH
+from samething.embedder.codes import CodeKind
+from samething.errors import InputError
+from samething.files import Json
+
+Format: TypeAlias = Literal["folder", "hub", "guiec", "sentence-transformers", "torch-export", "aot-inductor"]
+ModelPrecision: TypeAlias = Literal["float32", "float16", "int8"]
+StoredCodes: TypeAlias = Literal["float32", "int8", "binary", "pq"]
+
+_ONE_CODE: Final = "float32"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Form:
+    """How a model is written."""
+
+    format: Format = "folder"
+    """``folder``: ONNX, safetensors, configuration, card; ``hub``: the same for the Hugging Face hub;
+    ``guiec``: the challenge's submission.zip; ``sentence-transformers``; ``torch-export`` and
+    ``aot-inductor``: programs for torch."""
+    input: Literal["pixels", "pictures"] = "pixels"
+    """``pixels``: prepared squares; ``pictures``: any size, resized inside the graph."""
+    precision: ModelPrecision = "float32"
+    """Type of the weights; ``int8`` computes in whole numbers too."""
+    dim: int | None = None
+    """First numbers of the embedding that are kept; None: all."""
+    codes: StoredCodes = "float32"
+    """How vectors are kept."""
+    head_only: bool = False
+    """Whether model.safetensors holds the head alone."""
+
+    def __post_init__(self) -> None:
+        graph = self.format in WITH_GRAPH
+        plain_graph = self.format in ("folder", "hub")
+        for flag, asked, possible, formats in (
+            (f"--precision {self.precision}", self.precision != "float32", plain_graph, "folder or hub"),
+            ("--preprocessing-inside", self.input == "pictures", plain_graph, "folder or hub"),
+            ("--head-only", self.head_only, plain_graph, "folder or hub"),
+            (f"--codes {self.codes}", self.codes != _ONE_CODE, graph, "folder, hub or sentence-transformers"),
+        ):
+            if asked and not possible:
+                raise InputError(
+                    f"{flag} with --format {self.format}",
+                    expected=f"{flag} with --format {formats}",
+                    next_step="leave one of the two out",
+                )
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether the folder holds model.onnx."""
+        return self.format in WITH_GRAPH
+
+    @property
+    def code_kind(self) -> CodeKind | None:
+        """The coder to fit, if any."""
+        return None if self.codes == "float32" else self.codes
+
+    @property
+    def changes_arithmetic(self) -> bool:
+        """Whether vectors are computed otherwise than by the float32 graph from prepared pixels."""
+        return self.precision != "float32" or self.input == "pictures"
+
+    @property
+    def loses(self) -> bool:
+        """Whether retrieval may get worse, so that parity has to be measured."""
+        return self.changes_arithmetic or self.dim is not None or self.codes != "float32"
+
+    def to_json(self) -> dict[str, Json]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """What of it belongs to a model's identity: nothing where it is plain, as in version 1."""
+        return {} if self.to_json() == dict(PLAIN_FORM) else {"form": self.to_json()}

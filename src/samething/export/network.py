@@ -1,0 +1,118 @@
+"""Backbone and head as one network, and where the two of an export come from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from samething.backbones import Backbone, load_described
+from samething.errors import InputError
+from samething.features import FeatureSet
+from samething.files import Json, require_same
+from samething.heads import Head
+from samething.training.run import Run
+
+TUNED_NAME: Final = "backbone.safetensors"
+"""Weights of a fine-tuned backbone in its run folder, in timm's layout."""
+
+
+class EmbeddingModel(nn.Module):
+    """Backbone and head as one network: uint8 pixels (b, 3, size, size) to unit-length vectors (b, d)."""
+
+    def __init__(self, backbone: Backbone, head: Head) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, pixels: UInt8[Tensor, "b 3 height width"]) -> Float[Tensor, "b d"]:
+        """Unit-length embeddings."""
+        return nn.functional.normalize(self.head(self.backbone(pixels)), dim=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What an export is made of."""
+
+    run: Run
+    """The run, or the first of those that are averaged."""
+    features: FeatureSet
+    backbone: Backbone
+    head: Head
+    described: bool = True
+    """Whether the feature folder holds features of this very backbone; not so where tuned ones were mixed."""
+    mix: Mapping[str, Json] | None = None
+    """Which runs were averaged, and how far towards their start."""
+
+    @property
+    def model(self) -> EmbeddingModel:
+        """Both as one network, in evaluation mode."""
+        return EmbeddingModel(self.backbone, self.head).eval()
+
+
+def source_of(run: Run, *, weights: Path | None) -> Source:
+    """The backbone and the head of one run.
+
+    Raises:
+        FingerprintError: the backbone is not the one that the features were made with.
+        ArtefactError: the feature folder has moved.
+    """
+    features = run.features()
+    return Source(
+        run=run,
+        features=features,
+        backbone=backbone_of(run, features, weights=weights),
+        head=run.head,
+    )
+
+
+def backbone_of(run: Run, features: FeatureSet, *, weights: Path | None) -> Backbone:
+    """The backbone that a run's features were made with; a tuned one lies in the run.
+
+    Raises:
+        FingerprintError: it is another one as it loads now.
+    """
+    tuned = run.folder / TUNED_NAME
+    backbone = load_described(features.backbone, weights=tuned if tuned.exists() else weights)
+    require_same(
+        dict(features.backbone),
+        backbone.describe(),
+        what="the backbone as it loads now is not the one the features were made with",
+        next_step="give the checkpoint with --weights, or compute the features again",
+    )
+    return backbone
+
+
+@torch.no_grad()
+def first_dims(head: Head, dim: int) -> Head:
+    """The head that gives the first numbers of another one's embedding (a Matryoshka prefix).
+
+    Args:
+        head: a head that ends in a linear map.
+        dim: numbers to keep.
+
+    Raises:
+        InputError: not between 1 and the head's own dimension, or a head without a linear map.
+    """
+    layers = [name for name, module in head.named_modules() if isinstance(module, nn.Linear)]
+    if not 1 <= dim <= head.embedding_dim or not layers:
+        raise InputError(
+            f"--dim {dim}",
+            expected=f"between 1 and the {head.embedding_dim} numbers of this run's embedding, "
+            "and a head that ends in a linear map",
+            next_step="give a prefix that the run was trained with (--matryoshka-dims), or train again",
+        )
+    shorter = Head(dataclasses.replace(head.config, embedding_dim=dim), head.width)
+    wanted = shorter.state_dict()
+    shorter.load_state_dict(
+        {
+            name: value[: len(wanted[name])] if value.dim() else value
+            for name, value in head.state_dict().items()
+        }
+    )
+    return shorter.eval()

@@ -1,0 +1,240 @@
+"""Averages of runs that share their start (model soups), and points on the line from start to end.
+
+Weights are averaged where they were learned: at the width of the training, before the principal components
+bring a head to its final dimension, because each run's components turn the space another way.
+
+Wortsman et al., *Model soups*, ICML 2022; *Robust fine-tuning of zero-shot models* (WiSE-FT), CVPR 2022.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from samething.backbones import load_described
+from samething.errors import ArtefactError, InputError
+from samething.export.network import Source, backbone_of, source_of
+from samething.features import FeatureSet
+from samething.heads import Head, HeadConfig, build_head, head_from_state, reduced_head
+from samething.training.data import TrainingData
+from samething.training.run import Run
+from samething.training.validation import validation_scores
+
+Soup: TypeAlias = Literal["uniform", "greedy"]
+START_HEAD: str = "head-start.safetensors"
+"""The head that a fine-tuned run began with, in its folder."""
+
+
+def mixed_source(
+    run: Run, others: Sequence[Run], *, soup: Soup, interpolate: float, weights: Path | None
+) -> Source:
+    """One model from several runs, or from a run and its start.
+
+    Args:
+        run: the first run.
+        others: further runs to average with it.
+        soup: ``uniform``: all of them; ``greedy``: best validation first, each kept only if the average
+            with it does not get worse on the validation pictures.
+        interpolate: share of the trained weights, in [0, 1]; the rest is the common start.
+        weights: the backbone's checkpoint, if the features were made from one.
+
+    Raises:
+        InputError: the runs do not share their start, features or head.
+        ArtefactError: a run's checkpoint is gone.
+    """
+    if not 0 <= interpolate <= 1:
+        raise InputError(
+            f"--interpolate {interpolate}",
+            expected="a share in [0, 1]: 1 is the trained model, 0 its start",
+            next_step="for instance --interpolate 0.5",
+        )
+    for each in (run, *others):
+        if each.config.members > 1:
+            raise InputError(
+                f"{each.folder} joins {each.config.members} heads into one",
+                expected="runs of one head: a joined one has no single start to average from",
+                next_step="train them with --members 1",
+            )
+    source = source_of(run, weights=weights)
+    start = start_of(run, source.features)
+    for other in others:
+        _require_same_start(run, other, start)
+    ends = [head_at_training_width(each) for each in (run, *others)]
+    chosen = list(range(len(ends)))
+    if soup == "greedy" and others:
+        chosen = greedy_choice((run, *others), ends, source.features)
+    head = copy.deepcopy(ends[0])
+    head.load_state_dict(average([ends[place].state_dict() for place in chosen]))
+    if interpolate < 1:
+        head.load_state_dict(
+            average([head.state_dict(), start.state_dict()], shares=(interpolate, 1 - interpolate))
+        )
+    runs = [(run, *others)[place] for place in chosen]
+    source, tuned = _with_mixed_backbone(source, runs, interpolate, weights)
+    mix = {
+        "runs": [each.manifest.fingerprint for each in runs],
+        "names": [each.folder.name for each in runs],
+        "left_out": [other.folder.name for place, other in enumerate((run, *others)) if place not in chosen],
+        "soup": soup,
+        "interpolate": interpolate,
+    }
+    return dataclasses.replace(
+        source,
+        head=_at_final_width(head, run, source.features),
+        mix=mix,
+        described=not tuned,
+    )
+
+
+def average(
+    states: Sequence[Mapping[str, Tensor]], *, shares: Sequence[float] | None = None
+) -> dict[str, Tensor]:
+    """Weighted mean of tensors of the same names, in float64; whole numbers are those of the first.
+
+    >>> average([{"w": torch.tensor([1.0])}, {"w": torch.tensor([3.0])}])
+    {'w': tensor([2.])}
+    """
+    parts = shares or [1 / len(states)] * len(states)
+    mean = {}
+    for name, first in states[0].items():
+        if not first.is_floating_point():
+            mean[name] = first
+            continue
+        total = torch.stack(
+            [share * state[name].double() for share, state in zip(parts, states, strict=True)]
+        )
+        mean[name] = total.sum(0).to(first.dtype)
+    return mean
+
+
+def is_tuned(run: Run) -> bool:
+    """Whether the run changed its backbone."""
+    return (run.folder / "backbone.safetensors").exists()
+
+
+def head_at_training_width(run: Run) -> Head:
+    """The head of a run at the width it was trained at; the last one where a reduction followed.
+
+    Raises:
+        ArtefactError: it was reduced and its checkpoint is gone.
+    """
+    if is_tuned(run) or run.config.train_dim <= run.config.embedding_dim:
+        return run.head
+    path = run.folder / "checkpoints" / "last.pt"
+    if not path.exists():
+        raise ArtefactError(
+            f"{path} does not exist",
+            expected="the last checkpoint, because averaging needs the head before it was brought to "
+            f"{run.config.embedding_dim} numbers",
+            next_step="train the run again, or leave --average and --interpolate out",
+        )
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    weights = state["head"]
+    if state["average"] is not None:
+        prefix = "module."
+        weights = {
+            name.removeprefix(prefix): value
+            for name, value in state["average"].items()
+            if name.startswith(prefix)
+        }
+    return head_from_state(dataclasses.asdict(_training_head(run)), run.head.width, weights)
+
+
+def _training_head(run: Run) -> HeadConfig:
+    config = run.config
+    return HeadConfig(
+        kind=config.head,
+        embedding_dim=config.train_dim or config.embedding_dim,
+        bias=config.bias,
+        standardise=config.standardise,
+        initialise=config.initialise,
+    )
+
+
+def start_of(run: Run, features: FeatureSet) -> Head:
+    """The head that a run began with."""
+    if is_tuned(run):
+        state = safetensors.torch.load_file(run.folder / START_HEAD)
+        return head_from_state(dataclasses.asdict(run.head.config), run.head.width, state)
+    head = build_head(_training_head(run), run.head.width, seed=run.config.seed)
+    head.fit(features.rows, TrainingData.of(features).rows)
+    return head.eval()
+
+
+def _require_same_start(run: Run, other: Run, start: Head) -> None:
+    same_features = run.manifest.made_from["features"] == other.manifest.made_from["features"]
+    if same_features and is_tuned(run) == is_tuned(other):
+        theirs = start_of(other, other.features())
+        ours, others = start.state_dict(), theirs.state_dict()
+        if ours.keys() == others.keys() and all(
+            ours[name].shape == others[name].shape and torch.equal(ours[name], others[name]) for name in ours
+        ):
+            return
+    reason = "another start" if same_features else "other features"
+    raise InputError(
+        f"{other.folder} and {run.folder} have {reason}",
+        expected="runs of the same features that began with the same head: their average means something "
+        "only then",
+        next_step="train them with one --seed, or with --initialise pca, and vary other options",
+    )
+
+
+def _at_final_width(head: Head, run: Run, features: FeatureSet) -> Head:
+    if head.embedding_dim > run.config.embedding_dim:
+        rows = np.asarray(features.rows[TrainingData.of(features).rows])
+        return reduced_head(head, rows, run.config.embedding_dim)
+    return head.eval()
+
+
+def greedy_choice(runs: Sequence[Run], ends: Sequence[Head], features: FeatureSet) -> list[int]:
+    """Places of the runs whose average is best on the validation pictures, chosen one by one.
+
+    Raises:
+        InputError: no validation pictures, or fine-tuned runs, whose average has no cached features.
+    """
+    val = np.flatnonzero(features.catalog.has_role("val"))
+    if len(val) == 0 or is_tuned(runs[0]):
+        raise InputError(
+            "--soup greedy " + ("of fine-tuned runs" if len(val) else "without validation pictures"),
+            expected="runs over one frozen backbone, and validation pictures to choose by",
+            next_step="use --soup uniform",
+        )
+    rows, catalog = np.asarray(features.rows[val]), features.catalog.take(val)
+
+    def score(places: Sequence[int]) -> float:
+        head: Any = copy.deepcopy(ends[0])
+        head.load_state_dict(average([ends[place].state_dict() for place in places]))
+        return validation_scores(_at_final_width(head, runs[0], features).embed(rows), catalog)[0]
+
+    alone = [score([place]) for place in range(len(ends))]
+    order = sorted(range(len(ends)), key=lambda place: -alone[place])
+    chosen, best = [order[0]], alone[order[0]]
+    for place in order[1:]:
+        together = score([*chosen, place])
+        if together >= best:
+            chosen, best = [*chosen, place], together
+    return sorted(chosen)
+
+
+def _with_mixed_backbone(
+    source: Source, runs: Sequence[Run], interpolate: float, weights: Path | None
+) -> tuple[Source, bool]:
+    """The source with the average of the runs' backbones, where they were tuned."""
+    if not is_tuned(runs[0]) or (len(runs) == 1 and interpolate == 1):
+        return source, False
+    networks = [backbone_of(run, run.features(), weights=None).network.state_dict() for run in runs]
+    mean = average(networks)
+    if interpolate < 1:
+        original = load_described(source.features.backbone, weights=weights)
+        mean = average([mean, original.network.state_dict()], shares=(interpolate, 1 - interpolate))
+    backbone = copy.deepcopy(source.backbone)
+    backbone.network.load_state_dict(mean)
+    return dataclasses.replace(source, backbone=backbone), True

@@ -1,0 +1,77 @@
+"""Prepared batches to features, by whatever computes fastest here."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from samething.backbones import Backbone
+from samething.backbones.runtimes import Runtime, RuntimeName, choose_runtime
+from samething.features.accelerator import Accelerator, choose_accelerator
+from samething.features.pictures import Batch, PictureStream
+
+Description: TypeAlias = tuple[Batch, Float[np.ndarray, "b w"]]
+"""A batch, whose pixels may be overwritten already, and its features, float32."""
+
+
+def describe_all(
+    stream: PictureStream,
+    backbone: Backbone,
+    *,
+    runtime: str,
+    num_pictures: int,
+    chosen: Callable[[str], None],
+    made: Runtime | None = None,
+) -> Iterator[Description]:
+    """Describe every batch of a stream; what computes is chosen on the first batch with a picture.
+
+    On a CPU each batch is complete before the next is begun. On a GPU one is always under way, so a killed
+    run loses two.
+
+    Args:
+        stream: the batches.
+        backbone: the frozen network.
+        runtime: what computes, as in :func:`samething.backbones.runtimes.choose_runtime`.
+        num_pictures: pictures of the whole job.
+        chosen: is told the name of what was chosen, before the first features.
+        made: a runtime that is ready, instead of a choice.
+    """
+    empty = np.empty((0, backbone.width), np.float32)
+    describe = None if made is None else made.describe
+    accelerator: Accelerator | None = None
+    under_way: deque[tuple[Batch, Callable[[], np.ndarray]]] = deque()
+    for batch in stream:
+        if not batch.rows:
+            yield batch, empty
+            continue
+        if describe is None:
+            sample = torch.from_numpy(batch.pixels)
+            if _on_gpu(runtime):
+                name, accelerator = choose_accelerator(
+                    backbone, sample, batch_size=stream.batch_size, num_pictures=num_pictures, name=runtime
+                )
+                describe = accelerator.describe
+            else:
+                choice: RuntimeName = runtime  # type: ignore[assignment]  # checked where it was given
+                made = choose_runtime(backbone, sample, runtime=choice, num_pictures=num_pictures)
+                name, describe = made.name, made.describe
+            chosen(name)
+        if accelerator is None:
+            yield batch, describe(torch.from_numpy(batch.pixels))
+            continue
+        under_way.append((batch, accelerator.submit(batch.pixels)))
+        if len(under_way) > 1:
+            done, result = under_way.popleft()
+            yield done, result()
+    for done, result in under_way:
+        yield done, result()
+
+
+def _on_gpu(runtime: str) -> bool:
+    """Whether the GPU computes: where there is one, unless a CPU's runtime is asked for."""
+    return torch.cuda.is_available() and (runtime in ("auto", "torch") or runtime.startswith("cuda-"))

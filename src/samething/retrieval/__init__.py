@@ -1,0 +1,36 @@
+"""Exact search, a block at a time under a memory ceiling.
+
+Two precisions, for two uses:
+
+``float64``
+    What evaluation uses. A score is the cosine rounded to 10 decimals, and ties go to the lower gallery row.
+    The scores do not depend on block sizes, threads or the BLAS, so equal gallery rows always tie: unit
+    vectors are cut into whole numbers so small that every sum of products is exact in float64 (Ozaki et al.,
+    *Error-free transformations of matrix multiplication by using fast routines of matrix multiplication and
+    its applications*, Numerical Algorithms 59, 2012).
+``float32``
+    A third of the arithmetic at half the width, for big jobs. Scores are right to about 1e-6, and the order
+    of entries that are nearer than that is not defined.
+
+Two distances: ``cosine``, and ``euclidean``, whose score is minus the squared distance; in float64 it is
+rounded to 10 decimals of the square of the power of two above the longest vector.
+
+Embeddings may be memory-mapped: they are converted a block at a time. torch multiplies the matrices of big
+float32 jobs where it is installed, numpy elsewhere.
+"""
+
+from samething.retrieval.ranks import RankCounter, Relevant, positive_ranks, ranks_of_scores
+from samething.retrieval.scores import Distance, Precision, require_directions
+from samething.retrieval.topk import TopK, exact_topk
+
+__all__ = [
+    "Distance",
+    "Precision",
+    "RankCounter",
+    "Relevant",
+    "TopK",
+    "exact_topk",
+    "positive_ranks",
+    "ranks_of_scores",
+    "require_directions",
+]

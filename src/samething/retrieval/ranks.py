@@ -1,0 +1,315 @@
+"""The rank of every relevant entry in its query's ranking of the whole gallery.
+
+A rank is 1 + the number of entries ahead, and those can be counted block by block: neither the gallery nor a
+query's scores need to be in memory at once, so a gallery may also come as a stream of shards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from samething.arrays import Gallery, NumRelevant, Queries
+from samething.errors import InputError
+from samething.progress import progress_bar
+from samething.retrieval.scores import (
+    BYTES_PER_COORDINATE,
+    Distance,
+    Precision,
+    Prepared,
+    Scorer,
+    blocks,
+    require_search,
+)
+
+_LARGEST_BLOCK: Final = 65_536
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Relevant:
+    """The relevant gallery rows of every query."""
+
+    rows: Int[np.ndarray, " p"]
+    """Gallery rows, one query after another, ascending and each once in every query."""
+    counts: NumRelevant
+    """How many of them each query has."""
+
+    @classmethod
+    def by_label(
+        cls,
+        query_labels: Int[np.ndarray, " q"],
+        gallery_labels: Int[np.ndarray, " g"],
+        *,
+        leave_out: Int[np.ndarray, " q"] | None = None,
+    ) -> Relevant:
+        """Entries that bear the query's label, but not the one left out (-1 for none).
+
+        >>> Relevant.by_label(np.array([7]), np.array([7, 8, 7])).rows
+        array([0, 2])
+        """
+        query = np.arange(len(query_labels))
+        return cls.by_labels(
+            (query, query_labels),
+            (np.arange(len(gallery_labels)), gallery_labels),
+            num_queries=len(query),
+            leave_out=leave_out,
+        )
+
+    @classmethod
+    def by_labels(
+        cls,
+        query_labels: tuple[Int[np.ndarray, " a"], Int[np.ndarray, " a"]],
+        gallery_labels: tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"]],
+        *,
+        num_queries: int,
+        leave_out: Int[np.ndarray, " q"] | None = None,
+    ) -> Relevant:
+        """Entries that share a label with the query, where both may bear several.
+
+        Args:
+            query_labels: pairs of query and label.
+            gallery_labels: pairs of gallery row and label.
+            num_queries: number of queries.
+            leave_out: gallery row that does not count for each query; -1 for none.
+        """
+        order = np.argsort(gallery_labels[1], kind="stable")
+        sorted_labels = gallery_labels[1][order]
+        asked, labels = query_labels
+        starts = np.searchsorted(sorted_labels, labels, side="left")
+        lengths = np.searchsorted(sorted_labels, labels, side="right") - starts
+        place = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        query = np.repeat(asked, lengths)
+        rows = gallery_labels[0][order[np.repeat(starts, lengths) + place]]
+        if leave_out is not None:
+            kept = rows != leave_out[query]
+            query, rows = query[kept], rows[kept]
+        sorting = np.lexsort((rows, query))
+        query, rows = query[sorting], rows[sorting]
+        first = np.ones(len(rows), dtype=bool)
+        first[1:] = (np.diff(query) != 0) | (np.diff(rows) != 0)
+        return cls(
+            rows[first].astype(np.int64), np.bincount(query[first], minlength=num_queries).astype(np.int64)
+        )
+
+    @property
+    def queries(self) -> Int[np.ndarray, " p"]:
+        """The query of each of :attr:`rows`."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+
+def positive_ranks(
+    queries: Queries,
+    gallery: Gallery,
+    query_labels: Int[np.ndarray, " q"],
+    gallery_labels: Int[np.ndarray, " g"],
+    *,
+    leave_out: Int[np.ndarray, " q"] | None = None,
+    normalised: bool = False,
+    memory_mib: int = 256,
+    precision: Precision = "float64",
+    distance: Distance = "cosine",
+    show_progress: bool = False,
+) -> tuple[Int[np.ndarray, " p"], NumRelevant]:
+    """The rank of every relevant entry in its query's ranking of the whole gallery, counted from 1.
+
+    Relevant are the gallery entries that bear the query's label. The ranking is that of ``exact_topk``; the
+    entry left out has no rank and does not count. Further arguments and errors as there.
+
+    Returns:
+        The ranks, one query after another, ascending in each, and how many of them each query has: what
+        :func:`samething.metrics.average_precision` takes.
+
+    >>> angles = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    >>> positive_ranks(angles[:1], angles, np.array([7]), np.array([7, 8, 7]), leave_out=np.array([0]))
+    (array([2]), array([1]))
+    """
+    require_search(leave_out, len(gallery), memory_mib)
+    relevant = Relevant.by_label(query_labels, gallery_labels, leave_out=leave_out)
+    counter = RankCounter(
+        queries,
+        gallery,
+        relevant,
+        leave_out=leave_out,
+        normalised=normalised,
+        memory_mib=memory_mib,
+        precision=precision,
+        distance=distance,
+    )
+    counter.count(gallery, show_progress=show_progress)
+    return counter.ranks(), relevant.counts
+
+
+class RankCounter:
+    """Counts the entries ahead of each query's relevant ones, block of gallery by block of gallery.
+
+    Args:
+        queries: one row a query.
+        gallery: rows that hold the relevant entries.
+        relevant: which of them.
+        leave_out: gallery row that each query may not retrieve; -1 for none.
+        normalised: as in ``exact_topk``, and so are the next two.
+        precision: float64 or float32.
+        distance: euclidean only for a gallery that is counted whole: its scale comes from it.
+        memory_mib: ceiling in MiB of the working memory beyond arguments and result.
+
+    Raises:
+        InputError: as in ``exact_topk``.
+    """
+
+    def __init__(
+        self,
+        queries: Queries,
+        gallery: Gallery,
+        relevant: Relevant,
+        *,
+        leave_out: Int[np.ndarray, " q"] | None = None,
+        normalised: bool = False,
+        memory_mib: int = 256,
+        precision: Precision = "float64",
+        distance: Distance = "cosine",
+    ) -> None:
+        require_search(leave_out, len(gallery), memory_mib)
+        self._queries, self._leave_out, self._memory_mib = queries, leave_out, memory_mib
+        self._scorer = Scorer.of(
+            queries, gallery, precision=precision, distance=distance, normalised=normalised
+        )
+        self._num_counted = 0
+        query, rows = relevant.queries, relevant.rows
+        scores = np.empty(len(rows), dtype=precision)
+        for own in blocks(len(rows), self._num_prepared):
+            asked = self._scorer.prepare(queries[query[own]], 0, "queries")
+            entries = self._prepared_rows(gallery, rows[own])
+            scores[own] = self._scorer.scores_of_pairs(asked, entries)
+        # worst first in each query: the lower score, of equal scores the higher row
+        order = np.lexsort((-rows, scores, query))
+        self._query, self._row, self._score = query, rows[order], scores[order]
+        self._ahead = np.zeros(len(rows), dtype=np.int64)
+        self._starts = np.concatenate([[0], np.cumsum(relevant.counts)])
+        self._by_row = np.argsort(self._row, kind="stable")
+        self._rows_sorted = self._row[self._by_row]
+
+    def _prepared_rows(self, gallery: Gallery, rows: Int[np.ndarray, " r"]) -> Prepared:
+        try:
+            return self._scorer.prepare(gallery[rows], 0, "gallery")
+        except InputError:
+            for row in rows:  # name the row as the user knows it
+                self._scorer.prepare(gallery[row : row + 1], int(row), "gallery")
+            raise
+
+    @property
+    def _num_prepared(self) -> int:
+        width = max(1, self._queries.shape[1])
+        num_rows: int = max(1, self._memory_mib * 2**20 // 8 // (BYTES_PER_COORDINATE * width))
+        return num_rows
+
+    def count(self, gallery: Gallery, *, show_progress: bool = False) -> None:
+        """Meet the next gallery rows; they are numbered on from those met before.
+
+        Raises:
+            InputError: a row is zero or not finite.
+        """
+        num_rows, num_columns = _block_sizes(
+            len(self._queries), len(gallery), self._queries.shape[1], self._memory_mib
+        )
+        with progress_bar("million pairs", disable=not show_progress) as progress:
+            task = progress.add_task("ranks", total=round(len(self._queries) * len(gallery) / 1e6))
+            for columns in blocks(len(gallery), num_columns):
+                entries = self._scorer.prepare(gallery[columns], self._num_counted + columns.start, "gallery")
+                for own in blocks(len(self._queries), num_rows):
+                    asked = self._scorer.prepare(self._queries[own], own.start, "queries")
+                    self._count_block(
+                        own, self._num_counted + columns.start, self._scorer.scores(asked, entries)
+                    )
+                    progress.advance(task, (own.stop - own.start) * (columns.stop - columns.start) / 1e6)
+        self._num_counted += len(gallery)
+
+    def _count_block(self, own: slice, first_row: int, scores: Float[np.ndarray, "b c"]) -> None:
+        # relevant entries are ranked among themselves by their order, and the one left out counts for nobody
+        inside = slice(*np.searchsorted(self._rows_sorted, [first_row, first_row + scores.shape[1]]))
+        relevant = self._by_row[inside]
+        query = self._query[relevant]
+        relevant = relevant[(query >= own.start) & (query < own.stop)]
+        scores[self._query[relevant] - own.start, self._row[relevant] - first_row] = -np.inf
+        if self._leave_out is not None:
+            hidden = self._leave_out[own] - first_row
+            asked = np.flatnonzero((hidden >= 0) & (hidden < scores.shape[1]))
+            scores[asked, hidden[asked]] = -np.inf
+        for query_number, row in enumerate(scores, start=own.start):
+            start, stop = self._starts[query_number], self._starts[query_number + 1]
+            if start < stop:
+                self._ahead[start:stop] += _num_ahead(
+                    row, first_row, self._score[start:stop], self._row[start:stop]
+                )
+
+    def ranks(self) -> Int[np.ndarray, " p"]:
+        """Ranks so far, counted from 1, one query after another, ascending in each."""
+        stops = np.repeat(self._starts[1:], np.diff(self._starts))
+        # the last of a query's relevant entries is its best
+        among_relevant = stops - np.arange(len(self._ahead))
+        ranks = self._ahead + among_relevant
+        order = np.lexsort((ranks, self._query))
+        sorted_ranks: np.ndarray = ranks[order]
+        return sorted_ranks
+
+
+def ranks_of_scores(
+    scores: Float[np.ndarray, "q g"], relevant: Relevant, *, leave_out: Int[np.ndarray, " q"] | None = None
+) -> Int[np.ndarray, " p"]:
+    """What ``positive_ranks`` gives, from scores that were made in another way.
+
+    Args:
+        scores: every query with every entry, higher is nearer; ties go to the lower row.
+        relevant: the relevant entries.
+        leave_out: entry that each query may not retrieve; -1 for none.
+
+    >>> ranks_of_scores(np.array([[0.5, 0.9, 0.5]]), Relevant.by_label(np.array([1]), np.array([0, 0, 1])))
+    array([3])
+    """
+    found = [np.empty(0, dtype=np.int64)]
+    stops = np.cumsum(relevant.counts)
+    for query in np.flatnonzero(relevant.counts):
+        rows = relevant.rows[stops[query] - relevant.counts[query] : stops[query]]
+        row = scores[query].copy()
+        own = rows[np.lexsort((-rows, row[rows]))]
+        values = row[own]
+        row[own] = -np.inf
+        if leave_out is not None and leave_out[query] >= 0:
+            row[leave_out[query]] = -np.inf
+        found.append((_num_ahead(row, 0, values, own) + np.arange(len(own), 0, -1))[::-1])
+    return np.concatenate(found)
+
+
+def _num_ahead(
+    row: Float[np.ndarray, " c"],
+    first_row: int,
+    scores: Float[np.ndarray, " p"],
+    rows: Int[np.ndarray, " p"],
+) -> Int[np.ndarray, " p"]:
+    """How many of a block's entries are ahead of each relevant one, those given worst first."""
+    near = np.flatnonzero(row >= scores[0])
+    if not len(near):
+        return np.zeros(len(scores), dtype=np.int64)
+    found = row[near]
+    # an entry is ahead of as many of the relevant ones, counted from the worst
+    behind = np.searchsorted(scores, found, side="left")
+    ends = np.searchsorted(scores, found, side="right")
+    for start in np.unique(behind[ends > behind]):
+        tied = np.flatnonzero((behind == start) & (ends > start))
+        of_equal = rows[start : ends[tied[0]]]  # descending
+        behind[tied] += len(of_equal) - np.searchsorted(of_equal[::-1], near[tied] + first_row, side="right")
+    counts = np.bincount(behind, minlength=len(scores) + 1)
+    ahead: np.ndarray = counts[::-1].cumsum()[::-1][1:]
+    return ahead
+
+
+def _block_sizes(num_queries: int, num_entries: int, width: int, memory_mib: int) -> tuple[int, int]:
+    """Queries and gallery rows a block: half of the memory for scores and products, a quarter for rows."""
+    memory = memory_mib * 2**20
+    most_rows = memory // 8 // (BYTES_PER_COORDINATE * max(1, width))
+    num_columns = max(1, min(num_entries, most_rows, _LARGEST_BLOCK))
+    # scores and two temporary products of 8 bytes a pair, and what is counted in one row
+    num_rows = max(1, min(num_queries, most_rows, memory // 2 // (24 * num_columns)))
+    return num_rows, num_columns

@@ -1,0 +1,248 @@
+"""Rows to scores: what is searched is brought to unit length, or to one scale, and multiplied exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from samething.arrays import Embeddings, Gallery, Queries
+from samething.errors import InputError
+
+Precision: TypeAlias = Literal["float64", "float32"]
+Distance: TypeAlias = Literal["cosine", "euclidean"]
+
+# A vector x of length at most 1 becomes high + low / 2^18, both whole, with x ≈ that / 2^26. A sum of
+# high · high is at most 2^52 and the two of high · low at most sqrt(d) · 2^44 (Cauchy-Schwarz): within
+# float64's 2^53 up to 2^17 dimensions. What is cut off changes a cosine by at most 1e-11 up to d = 2^14, and
+# typically by 1e-14.
+_HIGH: Final = 2.0**26
+_LOW: Final = 2.0**18
+_SCORE_STEPS: Final = 1e10
+"""Steps of 1: scores are rounded to 10 decimals."""
+
+_UNIT_TOLERANCE: Final = 1e-3
+"""How far from 1 the norm of a row called normalised may be; float16 rounding alone makes 5e-4."""
+
+BYTES_PER_COORDINATE: Final = 64
+"""At the peak of preparing a row: the row itself, its magnitudes, its unit vector and the two parts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+    """How two rows are compared: everything that their score depends on."""
+
+    precision: Precision = "float64"
+    distance: Distance = "cosine"
+    normalised: bool = False
+    """Rows have norm 1 already (cosine)."""
+    scale: float = 1.0
+    """euclidean: a power of two that no vector is longer than."""
+
+    @classmethod
+    def of(
+        cls,
+        queries: Queries,
+        gallery: Gallery,
+        *,
+        precision: Precision,
+        distance: Distance,
+        normalised: bool,
+    ) -> Scorer:
+        """The scorer of a search, with the scale that its vectors need.
+
+        Raises:
+            InputError: a row is not finite (euclidean).
+        """
+        if distance == "cosine":
+            return cls(precision, distance, normalised)
+        longest = max(_longest(queries, "queries"), _longest(gallery, "gallery"))
+        return cls(precision, distance, False, 2.0 ** np.ceil(np.log2(longest)) if longest > 0 else 1.0)
+
+    def prepare(self, rows: Float[np.ndarray, "b d"], start: int, name: str) -> Prepared:
+        """Rows ready to be multiplied; ``start`` and ``name`` are for messages.
+
+        Raises:
+            InputError: a row is zero (cosine), not finite, or not of norm 1 where it should be.
+        """
+        # narrow types are widened before any arithmetic, float64 is narrowed only after it: nothing overflows
+        rows = rows.astype(np.promote_types(rows.dtype, self.precision), copy=False)
+        if self.distance == "cosine":
+            unit = self._unit(rows, start, name)
+        else:
+            _largest(rows, np.arange(start, start + len(rows)), name, zero_is_wrong=False)
+            unit = rows / self.scale
+        if self.precision == "float32":
+            parts = unit.astype(np.float32, copy=False)[None]
+        else:
+            scaled = unit * _HIGH
+            parts = np.empty((2, *unit.shape))
+            np.rint(scaled, out=parts[0])
+            scaled -= parts[0]
+            scaled *= _LOW
+            np.rint(scaled, out=parts[1])
+        return Prepared(parts, self._squares(parts))
+
+    def _unit(self, rows: Float[np.ndarray, "b d"], start: int, name: str) -> Float[np.ndarray, "b d"]:
+        largest = _largest(rows, np.arange(start, start + len(rows)), name)
+        if self.normalised:
+            norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+            wrong = np.flatnonzero(~(np.abs(norms - 1) <= _UNIT_TOLERANCE))
+            if len(wrong):
+                raise InputError(
+                    f"row {start + int(wrong[0])} of the {name} has norm {norms[wrong[0]]:.6g}",
+                    expected=f"norm 1 within {_UNIT_TOLERANCE}, as normalised=True says",
+                    next_step="leave normalised at False",
+                )
+            return rows
+        # the largest coordinate becomes 1 first, so that no square leaves the range
+        unit: np.ndarray = rows / largest[:, None]
+        unit /= np.sqrt(np.einsum("nd,nd->n", unit, unit))[:, None]
+        return unit
+
+    def _squares(self, parts: Float[np.ndarray, "parts b d"]) -> Float[np.ndarray, " b"] | None:
+        """Squared lengths in units of the scale; in float64 a sum of whole numbers, so exact."""
+        if self.distance == "cosine":
+            return None
+        squares: np.ndarray = np.einsum("nd,nd->n", parts[0], parts[0])
+        if len(parts) == 2:
+            squares += np.einsum("nd,nd->n", parts[0], parts[1]) * (2 / _LOW)
+            squares /= _HIGH**2
+        return squares
+
+    def scores(self, queries: Prepared, entries: Prepared) -> Float[np.ndarray, "b c"]:
+        """Every query with every entry; higher is nearer."""
+        scores: np.ndarray = queries.parts[0] @ entries.parts[0].T
+        if self.precision == "float64":
+            cross = queries.parts[0] @ entries.parts[1].T
+            cross += queries.parts[1] @ entries.parts[0].T
+            cross /= _LOW
+            scores += cross
+        return self._finished(
+            scores, None if queries.squares is None else queries.squares[:, None], entries.squares
+        )
+
+    def scores_of_pairs(self, queries: Prepared, entries: Prepared) -> Float[np.ndarray, " b"]:
+        """The i-th query with the i-th entry: in float64 to the bit what :meth:`scores` has for them."""
+        scores: np.ndarray = np.einsum("nd,nd->n", queries.parts[0], entries.parts[0])
+        if self.precision == "float64":
+            cross = np.einsum("nd,nd->n", queries.parts[0], entries.parts[1])
+            cross += np.einsum("nd,nd->n", queries.parts[1], entries.parts[0])
+            cross /= _LOW
+            scores += cross
+        return self._finished(scores, queries.squares, entries.squares)
+
+    def _finished(
+        self, scores: np.ndarray, query_squares: np.ndarray | None, entry_squares: np.ndarray | None
+    ) -> np.ndarray:
+        """From sums of products to scores, in place."""
+        if self.precision == "float64":
+            scores /= _HIGH**2
+        if query_squares is not None and entry_squares is not None:
+            scores *= 2
+            scores -= query_squares
+            scores -= entry_squares
+        if self.precision == "float64":
+            scores *= _SCORE_STEPS
+            np.rint(scores, out=scores)
+            scores /= _SCORE_STEPS
+        if self.distance == "euclidean":
+            scores *= self.scale**2
+        return scores
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Rows ready to be multiplied."""
+
+    parts: Float[np.ndarray, "parts b d"]
+    """As they are in float32, in float64 as two parts of whole numbers (see the top of the file)."""
+    squares: Float[np.ndarray, " b"] | None
+    """Squared lengths, where the distance needs them."""
+
+    def take(self, rows: Int[np.ndarray, " r"] | slice) -> Prepared:
+        """Some of the rows."""
+        return Prepared(self.parts[:, rows], None if self.squares is None else self.squares[rows])
+
+
+def require_directions(embeddings: Embeddings, rows: Int[np.ndarray, " r"]) -> None:
+    """Refuse embeddings that have no direction and so no cosine.
+
+    Args:
+        embeddings: all rows, numbered as the user knows them.
+        rows: numbers of the rows that will be used.
+
+    Raises:
+        InputError: one of them is all zeros or holds a number that is not finite; the first one is named.
+    """
+    for own in blocks(len(rows), 4096):
+        _largest(embeddings[rows[own]], rows[own], "embeddings")
+
+
+def require_search(leave_out: Int[np.ndarray, " q"] | None, num_entries: int, memory_mib: int) -> None:
+    """Refuse arguments of a search that are out of their range.
+
+    Raises:
+        InputError: a left-out entry is not in the gallery, or there is no memory.
+    """
+    if memory_mib < 1:
+        raise InputError(f"memory_mib={memory_mib}", expected="at least 1 MiB", next_step="leave it at 256")
+    if leave_out is None:
+        return
+    wrong = np.flatnonzero((leave_out < -1) | (leave_out >= num_entries))
+    if len(wrong):
+        query = int(wrong[0])
+        raise InputError(
+            f"leave_out[{query}]={int(leave_out[query])}",
+            expected=f"a gallery row from 0 to {num_entries - 1}, or -1 for none",
+            next_step="give rows of the gallery that is searched, not of the catalog",
+        )
+
+
+def _longest(rows: Float[np.ndarray, "n d"], name: str) -> float:
+    """Length of the longest vector, without leaving the range."""
+    longest = 0.0
+    for own in blocks(len(rows), 4096):
+        part = rows[own].astype(np.float64)
+        largest = _largest(part, np.arange(own.start, own.stop), name, zero_is_wrong=False).max(initial=0)
+        if largest > 0:
+            part /= largest
+            longest = max(longest, float(largest * np.sqrt(np.einsum("nd,nd->n", part, part).max())))
+    if not longest < 1e150:
+        raise InputError(
+            f"a row of the {name} has length {longest:.3g}",
+            expected="lengths whose squares are finite, because distances are compared",
+            next_step="divide all embeddings by one number, or by their lengths",
+        )
+    return longest
+
+
+def _largest(
+    rows: Float[np.ndarray, "b d"],
+    row_numbers: Int[np.ndarray, " b"],
+    name: str,
+    *,
+    zero_is_wrong: bool = True,
+) -> Float[np.ndarray, " b"]:
+    """Largest magnitude in each row, checked to be finite and, where that matters, not 0."""
+    largest: np.ndarray = np.abs(rows).max(axis=1, initial=0)
+    wrong = np.flatnonzero(~(np.isfinite(largest) & ((largest > 0) | (not zero_is_wrong))))
+    if len(wrong):
+        problem = "is all zeros" if largest[wrong[0]] == 0 else "holds a number that is not finite"
+        raise InputError(
+            f"row {int(row_numbers[wrong[0]])} of the {name} {problem}",
+            expected="finite rows that are not zero, because a cosine needs a direction"
+            if zero_is_wrong
+            else "finite rows",
+            next_step="leave the row out, or find out why the model gives such an embedding",
+        )
+    return largest
+
+
+def blocks(length: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most ``size`` that cover ``length``."""
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))

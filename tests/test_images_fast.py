@@ -1,0 +1,179 @@
+"""The fast way of reading a picture against the reference, on photographs and on everything that is odd."""
+
+import dataclasses
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from samething.errors import ImageError, MissingExtraError
+from samething.images import Preprocessing, decode, prepare, read_pixels
+from scenes import photographs
+
+LARGEST_DIFFERENCE = 2  # of 255; stated in docs/benchmarks.md and in read_pixels
+PHOTOGRAPHS = sorted(
+    path for path in Path(skimage.data.__file__).parent.iterdir() if path.suffix in (".jpg", ".png")
+)
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def ways(**options: object) -> tuple[Preprocessing, Preprocessing]:
+    exact = Preprocessing(**{"size": 224, "crop_fraction": 0.875, **options})
+    return exact, dataclasses.replace(exact, decoding="fast")
+
+
+def difference(content: bytes, **options: object) -> int:
+    exact, fast = ways(**options)
+    ours, reference = read_pixels(content, fast), read_pixels(content, exact)
+    assert ours.flags.c_contiguous
+    assert np.array_equal(reference, prepare(decode(content), exact))
+    return int(np.abs(ours.astype(int) - reference.astype(int)).max())
+
+
+@pytest.mark.parametrize(
+    ("resize", "interpolation"),
+    [
+        ("short_side_crop", "bicubic"),
+        ("squash", "bicubic"),
+        ("longer_side_pad", "bilinear"),
+        ("squash", "lanczos"),
+    ],
+)
+def test_photographs_are_within_two_of_255(resize, interpolation):
+    worst = [
+        difference(content, resize=resize, interpolation=interpolation, size=size)
+        for path in PHOTOGRAPHS
+        for size in (224, 384)
+        for content in (path.read_bytes() if size == 224 else encoded(decode(path), quality=90),)
+    ]
+    assert len(worst) > 20
+    assert max(worst) <= LARGEST_DIFFERENCE
+    assert max(worst) > 0 or interpolation == "lanczos"  # the two ways are not the same code
+
+
+@pytest.mark.parametrize(
+    ("quality", "subsampling", "progressive"), [(30, 2, False), (75, 1, True), (95, 0, False), (90, 2, True)]
+)
+def test_every_kind_of_jpeg(quality, subsampling, progressive):
+    for picture in photographs()[:3]:
+        content = encoded(picture, quality=quality, subsampling=subsampling, progressive=progressive)
+        assert difference(content) <= LARGEST_DIFFERENCE
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "MPO"])
+def test_orientation(orientation, kind):
+    picture = photographs()[0].crop((20, 30, 380, 270))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"save_all": True, "append_images": [picture]} if kind == "MPO" else {}
+    assert difference(encoded(picture, kind, exif=exif, **options)) <= LARGEST_DIFFERENCE
+
+
+def odd_pictures() -> dict[str, bytes]:
+    picture = photographs()[0].resize((300, 260))
+    rng = np.random.default_rng(0)
+    alpha = picture.convert("RGBA")
+    alpha.putalpha(Image.fromarray(rng.integers(0, 256, picture.size[::-1], dtype=np.uint8)))
+    deep = Image.fromarray(rng.integers(0, 65536, (90, 130), dtype=np.uint16))
+    return {
+        "cmyk": encoded(picture.convert("CMYK")),
+        "grey": encoded(picture.convert("L")),
+        "grey with alpha": encoded(picture.convert("LA"), "PNG"),
+        "alpha": encoded(alpha, "PNG"),
+        "webp": encoded(alpha, "WEBP"),
+        "palette": encoded(picture.convert("P"), "PNG"),
+        "16 bit": encoded(deep, "PNG"),
+        "16 bit tiff": encoded(deep, "TIFF"),
+        "gif": encoded(picture, "GIF"),
+        "one pixel": encoded(picture.resize((1, 1))),
+        "strip": encoded(picture.resize((3000, 2))),
+        "smaller than the input": encoded(picture.resize((40, 30))),
+        "of the input's size": encoded(picture.resize((224, 224))),
+        "with junk behind": encoded(picture) + b"junk" * 50,
+    }
+
+
+def test_odd_pictures():
+    worst = {
+        (name, resize): difference(content, resize=resize)
+        for name, content in odd_pictures().items()
+        for resize in ("short_side_crop", "squash", "longer_side_pad")
+    }
+    assert {key: value for key, value in worst.items() if value > LARGEST_DIFFERENCE} == {}
+
+
+def hostile() -> dict[str, bytes]:
+    whole = encoded(photographs()[0])
+    tall = whole.replace(whole[whole.index(b"\xff\xc0") + 5 :][:4], struct.pack(">HH", 60000, 60000), 1)
+    return {
+        "cut": whole[: len(whole) // 2],
+        "cut in the header": whole[:100],
+        "empty": b"",
+        "text": b"no picture at all",
+        "more pixels than it says": tall,
+    }
+
+
+@pytest.mark.parametrize("name", hostile())
+def test_what_is_refused_is_refused_for_the_same_reason(name):
+    said = []
+    for way in ways():
+        with pytest.raises(ImageError) as caught:
+            read_pixels(hostile()[name], way)
+        said.append(caught.value.given)
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_damaged_files_are_read_or_refused_as_the_reference_does(seed):
+    """Where the two agree that there is a picture, they agree on its pixels."""
+    rng = np.random.default_rng(seed)
+    content = bytearray(encoded(photographs()[seed % 3], quality=80))
+    for place in rng.integers(2, len(content), 3):
+        content[place] = rng.integers(256)
+    found = []
+    for way in ways():
+        try:
+            found.append(read_pixels(bytes(content), way).astype(int))
+        except ImageError:
+            found.append(None)
+    assert (found[0] is None) == (found[1] is None)
+    if found[0] is not None:
+        assert np.abs(found[0] - found[1]).max() <= LARGEST_DIFFERENCE
+
+
+def test_scaled_decoding_is_close_where_it_scales_and_fast_elsewhere():
+    picture = photographs()[0]
+    exact, fast = ways()
+    scaled = dataclasses.replace(exact, decoding="scaled")
+    large = encoded(picture.resize((picture.width * 4, picture.height * 4)), quality=92)
+    ours, reference = (read_pixels(large, way).astype(int) for way in (scaled, exact))
+    assert 0 < np.abs(ours - reference).mean() < 1
+    assert not np.array_equal(ours, read_pixels(large, fast))
+    small = encoded(picture)
+    assert np.array_equal(read_pixels(small, scaled), read_pixels(small, fast))
+
+
+def test_the_choice_is_part_of_the_description_and_exact_is_what_there_was_before():
+    exact, fast = ways()
+    assert "decoding" not in exact.to_json()
+    assert fast.to_json()["decoding"] == "fast"
+    for way in (exact, fast):
+        assert Preprocessing.from_json(way.to_json()) == way
+
+
+@pytest.mark.parametrize("module", ["simplejpeg", "torch"])
+def test_without_the_packages_the_error_names_the_extra(module, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, module, None)
+    with pytest.raises(MissingExtraError, match=r"samething\[train\]"):
+        read_pixels(encoded(photographs()[0]), ways()[1])

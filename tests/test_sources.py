@@ -1,0 +1,261 @@
+"""Pictures that are no files on this disk: URLs, members of tar shards, cells of tables."""
+
+import functools
+import hashlib
+import http.server
+import io
+import shutil
+import tarfile
+import threading
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from samething.catalog import BOX_COLUMNS, Catalog
+from samething.errors import ImageError, MissingExtraError
+from samething.features import features
+from samething.images import Box, Source, decode, located
+from scenes import write_things
+from test_backbones import TINY, save_tiny
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def files(tmp_path) -> list[Path]:
+    return sorted(write_things(tmp_path / "pictures é", num_things=3, num_views=2).rglob("*.jpg"))
+
+
+@pytest.fixture
+def server(tmp_path):
+    """An HTTP server of a folder."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    (tmp_path / "www").mkdir()
+    handler = functools.partial(Quiet, directory=tmp_path / "www")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}", tmp_path / "www"
+        running.shutdown()
+        thread.join()
+
+
+def in_memory(files: list[Path]) -> list[str]:
+    memory = fsspec.filesystem("memory")
+    for number, path in enumerate(files):
+        memory.pipe(f"/bucket/{number}.jpg", path.read_bytes())
+    return [f"memory://bucket/{number}.jpg" for number in range(len(files))]
+
+
+def in_tar(files: list[Path], target: Path) -> list[str]:
+    with tarfile.open(target, "w") as shard:
+        for number, path in enumerate(files):
+            shard.add(path, f"{number:04d}.jpg")
+            label = tarfile.TarInfo(f"{number:04d}.cls")
+            label.size = 1
+            shard.addfile(label, io.BytesIO(b"7"))
+    return [f"tar://{number:04d}.jpg::{target}" for number in range(len(files))]
+
+
+def in_parquet(files: list[Path], target: Path) -> list[str]:
+    rows = [{"image": {"bytes": path.read_bytes(), "path": path.name}} for path in files]
+    pq.write_table(pa.Table.from_pylist(rows), target, row_group_size=2)
+    return [f"parquet://image/{number}::{target}" for number in range(len(files))]
+
+
+def in_datasets(files: list[Path], target: Path) -> list[str]:
+    import datasets
+
+    table = datasets.Dataset.from_dict({"image": [str(path) for path in files]})
+    table = table.cast_column("image", datasets.Image(decode=False))
+    whole = table.map(lambda row: {"image": {"bytes": Path(row["image"]["path"]).read_bytes(), "path": None}})
+    whole.save_to_disk(target)
+    shard = next(target.glob("*.arrow"))
+    return [f"arrow://image/{number}::{shard}" for number in range(len(files))]
+
+
+def located_in(kind: str, files: list[Path], tmp_path: Path) -> list[str]:
+    if kind == "memory":
+        return in_memory(files)
+    if kind == "file":
+        return [path.as_uri().replace("%20", " ").replace("%C3%A9", "é") for path in files]
+    if kind == "tar":
+        return in_tar(files, tmp_path / "shard.tar")
+    if kind == "parquet":
+        return in_parquet(files, tmp_path / "table.parquet")
+    if kind == "datasets":
+        return in_datasets(files, tmp_path / "dataset")
+    names = in_tar(files, tmp_path / "shard.tar")
+    fsspec.filesystem("memory").pipe("/bucket/shard.tar", (tmp_path / "shard.tar").read_bytes())
+    return [f"{name.partition('::')[0]}::memory://bucket/shard.tar" for name in names]
+
+
+KINDS = ["memory", "file", "tar", "tar in memory", "parquet", "datasets"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_and_pixels_are_those_of_the_files(kind, files, tmp_path):
+    for location, path in zip(located_in(kind, files, tmp_path), files, strict=True):
+        source = Source(location)
+        assert source.is_remote
+        assert source.read() == path.read_bytes()
+        assert np.array_equal(decode(source), decode(path))
+        assert np.array_equal(decode(Source(location, Box(5, 6, 50, 40))), decode(path).crop((5, 6, 50, 40)))
+        assert source.version() == source.version() != ""
+
+
+@pytest.mark.parametrize("kind", ["memory", "tar", "parquet"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_features_are_those_of_the_files(kind, num_workers, files, tmp_path):
+    save_tiny(tmp_path / "tiny.pth")
+    options = {
+        "weights": tmp_path / "tiny.pth", "backbone": f"timm:{TINY}", "batch_size": 2, "runtime": "torch",
+        "num_workers": num_workers,
+    }  # fmt: skip
+    box = dict(zip(BOX_COLUMNS, (5, 5, 60, 60), strict=True))
+    results = []
+    for name, images in (("files", [str(path) for path in files]), (kind, located_in(kind, files, tmp_path))):
+        rows = [{"image": image, "label": "x"} for image in images]
+        catalog = Catalog.from_rows([*rows, {**rows[0], **box}], root=tmp_path)
+        catalog.write(tmp_path / f"{name}.parquet")
+        results.append(features(tmp_path / f"{name}.parquet", output=tmp_path / name, **options))
+    assert np.array_equal(results[0].rows, results[1].rows)
+    assert len(np.unique(results[0].rows, axis=0)) == len(files) + 1
+    assert features(tmp_path / f"{kind}.parquet", output=tmp_path / kind, **options).num_computed == 0
+
+
+def test_what_changed_behind_a_url_is_computed_again_alone(files, tmp_path, server):
+    address, folder = server
+    save_tiny(tmp_path / "tiny.pth")
+    for number, path in enumerate(files):
+        shutil.copy(path, folder / f"{number}.jpg")
+    rows = [{"image": f"{address}/{number}.jpg", "label": "x"} for number in range(len(files))]
+    rows.append({"image": f"{address}/none.jpg", "label": "x"})
+    catalog = Catalog.from_rows(rows, root=tmp_path).write(tmp_path / "catalog.parquet")
+    options = {
+        "weights": tmp_path / "tiny.pth", "backbone": f"timm:{TINY}", "num_workers": 0, "runtime": "torch",
+        "output": tmp_path / "features",
+    }  # fmt: skip
+    result = features(catalog, **options)
+    assert len(result.rows) == len(files)
+    assert list(map(str, result.unreadable)) == [f"{address}/none.jpg: does not exist"]
+    (folder / "2.jpg").write_bytes(files[3].read_bytes() + b" ")
+    again = features(catalog, **options)
+    assert again.num_computed == 1
+    assert np.array_equal(again.rows[2], again.rows[3])
+    assert np.array_equal(np.delete(again.rows, 2, 0), np.delete(result.rows, 2, 0))
+
+
+def test_a_hash_in_the_catalog_is_held_against_what_comes(files, tmp_path):
+    images = in_memory(files)
+    rows = [
+        {"image": image, "label": "x", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for image, path in zip(images, files, strict=True)
+    ]
+    fsspec.filesystem("memory").pipe("/bucket/1.jpg", files[2].read_bytes())
+    catalog = Catalog.from_rows(rows, root=tmp_path).write(tmp_path / "catalog.parquet")
+    save_tiny(tmp_path / "tiny.pth")
+    result = features(
+        catalog, output=tmp_path / "features", weights=tmp_path / "tiny.pth", backbone=f"timm:{TINY}",
+        num_workers=0, runtime="torch",
+    )  # fmt: skip
+    assert [(bad.image, bad.reason.split(";")[0]) for bad in result.unreadable] == [
+        (images[1], "changed since the catalog was made")
+    ]
+
+
+def test_relative_shards_move_with_the_catalog(files, tmp_path):
+    in_tar(files, tmp_path / "shard.tar")
+    catalog = Catalog.from_rows([{"image": "tar://0001.jpg::shard.tar", "label": "x"}], root=tmp_path)
+    assert not catalog.problems()
+    assert catalog.source(0).read() == catalog.sources[0].read() == files[1].read_bytes()
+    (tmp_path / "shard.tar").rename(tmp_path / "other.tar")
+    assert "shard.tar does not exist" in catalog.problems()[0].message
+
+
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        ("memory://nowhere/a.jpg", "does not exist"),
+        ("tar://nobody.jpg::{tar}", "no such member"),
+        ("tar://a.jpg::{tmp}/none.tar", "does not exist"),
+        ("tar://a.jpg::{picture}", "no uncompressed tar file"),
+        ("parquet://image/99::{parquet}", "99"),
+        ("parquet://picture/0::{parquet}", "no column picture"),
+        ("parquet://image/x::{parquet}", "x"),
+        ("gopher://example.org/a.jpg", "gopher"),
+        ("http://127.0.0.1:9/a.jpg", "http://127.0.0.1:9"),
+    ],
+)
+def test_what_cannot_be_fetched_says_why(location, words, files, tmp_path, monkeypatch):
+    monkeypatch.setattr("samething.images.sources._WAITS_S", (0.01,))
+    in_tar(files, tmp_path / "shard.tar")
+    in_parquet(files, tmp_path / "table.parquet")
+    places = {
+        "tar": tmp_path / "shard.tar", "parquet": tmp_path / "table.parquet", "tmp": tmp_path,
+        "picture": files[0],
+    }  # fmt: skip
+    with pytest.raises(ImageError, match=words):
+        Source(location.format(**places)).read()
+
+
+def test_a_cut_shard_gives_what_is_whole(files, tmp_path):
+    names = in_tar(files, tmp_path / "shard.tar")
+    content = (tmp_path / "shard.tar").read_bytes()
+    with tarfile.open(tmp_path / "shard.tar") as shard:
+        last = shard.getmember("0005.jpg").offset_data
+    (tmp_path / "shard.tar").write_bytes(content[: last + 100])
+    assert Source(names[0]).read() == files[0].read_bytes()
+    with pytest.raises(ImageError, match="0005"):
+        Source(names[5]).read()
+
+
+def test_a_network_that_fails_for_a_moment_is_asked_again(files, monkeypatch):
+    from samething.images import sources
+
+    monkeypatch.setattr(sources, "_WAITS_S", (0.01, 0.01))
+    attempts = iter([TimeoutError("too slow"), ConnectionError("gone"), files[0].read_bytes()])
+
+    def flaky(location, max_bytes):
+        result = next(attempts)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(sources, "_open_and_read", flaky)
+    assert Source("https://example.org/a.jpg").read() == files[0].read_bytes()
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
+    with pytest.raises(MissingExtraError, match=r"samething\[remote\]"):
+        Source("s3://bucket/a.jpg").read()
+
+
+def test_too_many_bytes_are_refused(files):
+    in_memory(files)
+    with pytest.raises(ImageError, match="bytes"):
+        Source("memory://bucket/0.jpg").read(max_bytes=50)
+    with pytest.raises(ImageError, match="bytes"):
+        Source(str(files[0])).read(max_bytes=50)
+
+
+def test_locations(tmp_path):
+    assert located(tmp_path, "a b.jpg") == str(tmp_path / "a b.jpg")
+    assert located(tmp_path, "s3://b/a.jpg") == "s3://b/a.jpg"
+    assert located(tmp_path, "tar://a.jpg::s3://b/s.tar") == "tar://a.jpg::s3://b/s.tar"
