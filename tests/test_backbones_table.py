@@ -79,9 +79,9 @@ def millions(network: torch.nn.Module) -> float:
 
 def architecture_of(row: BackboneRow) -> str:
     """What rows share that differ in their weights alone."""
-    return row.identifier.split("." if row.loader == "timm" else "/")[
-        0 if row.loader != "transformers" else -1
-    ]
+    if row.loader == "transformers":
+        return row.identifier
+    return row.identifier.split("." if row.loader == "timm" else "/")[0]
 
 
 FIRST_OF_ITS_KIND = {

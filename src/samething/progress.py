@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import Final
+
 import rich.console
 import rich.progress
+
+_IS_SILENT: Final = contextvars.ContextVar("is_silent", default=False)
+
+
+@contextlib.contextmanager
+def without_progress() -> Iterator[None]:
+    """Bars that are made inside show nothing: the parts of a job that has a bar of its own.
+
+    >>> with without_progress(), progress_bar("pictures") as progress:
+    ...     progress.disable
+    True
+    """
+    token = _IS_SILENT.set(True)
+    try:
+        yield
+    finally:
+        _IS_SILENT.reset(token)
 
 
 def progress_bar(
@@ -29,7 +51,7 @@ def progress_bar(
         *columns,
         rich.progress.TimeRemainingColumn(),
         console=rich.console.Console(stderr=True),
-        disable=disable,
+        disable=disable or _IS_SILENT.get(),
     )
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import rich.console
 from rich.markup import escape
-from rich.text import Text
 
 from samething.backbones.on_disk import hub_cache, weights_on_disk
 from samething.backbones.rows import BackboneRow
@@ -38,38 +36,33 @@ class BackboneList:
             for row in self.rows
         ]
 
-    def __rich_console__(
-        self, console: rich.console.Console, options: rich.console.ConsoleOptions
-    ) -> rich.console.RenderResult:
+    def __rich__(self) -> str:
         """The table, one block a family."""
         longest = max(len(row.name) for row in self.rows) + 2
-
-        def line(text: str) -> Text:
-            return Text.from_markup(text, overflow="fold")
-
-        yield line(f"[bold]{'name':<{longest}} {'width':>6} {'size':>5} {'M params':>9} here  weights[/]")
+        lines = [f"[bold]{'name':<{longest}} {'width':>6} {'size':>5} {'M params':>9} here  weights[/]"]
         family = ""
         for row in self.rows:
             if row.family != family:
                 family = row.family
-                yield line(f"[bold cyan]{escape(family)}[/]")
+                lines.append(f"[bold cyan]{escape(family)}[/]")
             millions = row.parameters_millions
             here = "[green]yes[/] " if row.name in self.on_disk else "no  "
-            yield line(
+            lines.append(
                 f"  {row.name:<{longest - 2}} {row.width:>6,} {row.preprocessing.size:>5} "
                 f"{millions:>9,.{0 if millions >= 10 else 1}f} {here}  {escape(row.weights)}"
             )
             if self.details:
-                yield line(
+                lines.append(
                     f"[dim]    {row.preprocessing.resize}, {row.preprocessing.interpolation}; "
                     f"{escape(row.licence)}; {escape(row.good_at)}[/]"
                 )
-        yield line(
-            f"\n{len(self.rows)} backbones, {len(self.on_disk)} with weights on this disk "
-            f"(hub cache: "
-            f"{hub_cache() or 'no hub client is installed'}).\n"
-            "Also timm:NAME, open_clip:NAME/WEIGHTS and hf:NAME; several joined by + are one feature."
-        )
+        lines += [
+            "",
+            f"{len(self.rows)} backbones, {len(self.on_disk)} with weights on this disk (hub cache: "
+            f"{hub_cache() or 'no hub client is installed'}).",
+            "Also timm:NAME, open_clip:NAME/WEIGHTS and hf:NAME; several joined by + are one feature.",
+        ]
+        return "\n".join(lines)
 
 
 def backbones(

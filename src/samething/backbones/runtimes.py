@@ -93,7 +93,7 @@ def choose_runtime(
     return Runtime(name, device, trials.describers[name], trials.record(name))
 
 
-def parity_cosine(ours: Float[np.ndarray, "b w"], theirs: Float[np.ndarray, "b w"]) -> float:
+def parity_cosine(ours: Float[np.ndarray, "b w"], theirs: Float[np.ndarray, "_ _"]) -> float:
     """Least cosine between two runtimes' features of the same pictures; 0 where one is not finite.
 
     >>> round(parity_cosine(np.array([[1.0, 0.0]]), np.array([[1.0, 1.0]])), 4)

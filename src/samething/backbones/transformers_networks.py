@@ -47,7 +47,6 @@ class TransformersNetwork(nn.Module):
         self.model: Any = getattr(model, "vision_model", model)
         parameters = inspect.signature(self.model.forward).parameters
         self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in parameters else {}
-        self._resizable = bool(self._options) or self.model.config.model_type == "mlcd_vision_model"
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Features of normalised pixels."""
@@ -96,12 +95,16 @@ def transformers_network(
         )
     network = TransformersNetwork(model)
     own = getattr(network.model.config, "image_size", size)
-    if size is not None and size != own and not network._resizable:
-        raise InputError(
-            f"size={size} with {name}",
-            expected=f"its own {own} pixels, which cannot be changed",
-            next_step="leave the size out, or choose another backbone",
-        )
+    if size is not None and size != own:
+        try:
+            with torch.inference_mode():
+                network.eval()(torch.zeros(1, 3, size, size))
+        except Exception as error:
+            raise InputError(
+                f"size={size} with {name}",
+                expected=f"its own {own} pixels, or another size that its architecture allows",
+                next_step="leave the size out, or choose another backbone",
+            ) from error
     return network
 
 

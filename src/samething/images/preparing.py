@@ -195,7 +195,7 @@ def laid_out(
     return np.ascontiguousarray(square.transpose(2, 0, 1))
 
 
-def canvas(views: Sequence[Pixels], preprocessing: Preprocessing) -> Pixels:
+def canvas(views: Sequence[UInt8[np.ndarray, "3 _ _"]], preprocessing: Preprocessing) -> Pixels:
     """Views of one picture, one below the other; what a narrower one leaves free is black and never read."""
     pixels = np.zeros((3, *preprocessing.shape), np.uint8)
     top = 0

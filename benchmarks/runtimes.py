@@ -1,0 +1,108 @@
+"""What computes a backbone on a CPU: every runtime over timm's network in torch as it comes, and its parity.
+
+    python benchmarks/runtimes.py [--rounds 7]
+
+One thread, processor time, the candidates in turns; a ratio is the median over the rounds of two times of one
+round. Cosines are the least over scikit-image's photographs to torch in float32. ``efficientnet_lite0`` has
+its real weights, ``vit_base`` is timm's ViT-B/16 of SigLIP at 224 with random ones. ``eager`` is the network
+on normalised float32 pixels at the best of three batch sizes; all others start from uint8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+import timm
+import torch
+
+from samething.backbones import Backbone, load_backbone
+from samething.backbones.runtimes import (
+    PARITY_COSINE,
+    Describe,
+    parity_cosine,
+    with_onnxruntime,
+    with_openvino,
+    with_torch,
+)
+from samething.images import Preprocessing, decode, prepare
+
+
+def vit_base() -> Backbone:
+    torch.manual_seed(0)
+    network = timm.create_model("vit_base_patch16_siglip_224", num_classes=0)
+    return Backbone(
+        network, name="vit_base", width=768, preprocessing=Preprocessing(size=224, resize="squash")
+    )
+
+
+def photographs(backbone: Backbone) -> torch.Tensor:
+    folder = Path(skimage.data.__file__).parent
+    paths = sorted(path for path in folder.iterdir() if path.suffix in (".jpg", ".png"))
+    return torch.from_numpy(np.stack([prepare(decode(path), backbone.preprocessing) for path in paths]))
+
+
+def seconds(call: Callable[[], object]) -> float:
+    started = time.process_time()
+    call()
+    return time.process_time() - started
+
+
+def best_eager(backbone: Backbone, pixels: torch.Tensor) -> tuple[Callable[[], object], int]:
+    """The network alone, at the batch size that takes the least time a picture."""
+    found = []
+    for batch in (1, 8, 32):
+        inputs = (pixels[:batch].float() / 255 - backbone.mean) / backbone.std
+
+        def call(inputs: torch.Tensor = inputs) -> object:
+            with torch.inference_mode():
+                return backbone.network(inputs)
+
+        call()
+        found.append((min(seconds(call) for _ in range(2)) / batch, batch, call))
+    _, batch, call = min(found, key=lambda one: one[0])
+    return call, batch
+
+
+def bench(backbone: Backbone, rounds: int) -> None:
+    pictures = photographs(backbone)
+    pixels = torch.cat([pictures] * (1 + 32 // len(pictures)))[:32].contiguous()
+    eager, eager_batch = best_eager(backbone, pixels)
+    makers: dict[str, Callable[[], Describe]] = {
+        "torch, channels last": lambda: with_torch(backbone, "cpu"),
+        "torch bfloat16": lambda: with_torch(backbone, "cpu", dtype=torch.bfloat16),
+        "ONNX Runtime": lambda: with_onnxruntime(backbone),
+        "OpenVINO": lambda: with_openvino(backbone),
+        "OpenVINO bfloat16": lambda: with_openvino(backbone, bfloat16=True),
+    }
+    candidates = {name: make() for name, make in makers.items()}
+    expected = candidates["torch, channels last"](pictures)
+    cosines = {name: parity_cosine(call(pictures), expected) for name, call in candidates.items()}
+    for call in candidates.values():
+        call(pixels)
+    times: dict[str, list[float]] = {name: [] for name in ("eager", *candidates)}
+    for _ in range(rounds):
+        times["eager"].append(seconds(eager) / eager_batch)
+        for name, call in candidates.items():
+            times[name].append(seconds(lambda call=call: call(pixels)) / len(pixels))
+    print(f"\n{backbone.name}: {len(pictures)} photographs, batch 32; eager best at batch {eager_batch}")
+    print(f"{'':24} {'pictures/s':>10} {'× eager':>8} {'least cosine':>13}  gate {PARITY_COSINE}")
+    for name, spent in times.items():
+        ratio = statistics.median(one / other for one, other in zip(times["eager"], spent, strict=True))
+        cosine = cosines.get(name, 1.0)
+        gate = "passes" if cosine >= PARITY_COSINE else "FAILS"
+        print(f"{name:24} {1 / statistics.median(spent):10.1f} {ratio:8.2f} {cosine:13.6f}  {gate}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    for make in (lambda: load_backbone("efficientnet_lite0"), vit_base):
+        bench(make(), chosen.rounds)

@@ -1,0 +1,257 @@
+"""Several backbones on one catalog: as they are, made short, and with a linear probe, against their size."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from samething.arrays import PerQuery
+from samething.errors import InputError
+from samething.features import FeatureSet
+from samething.files import write_json
+from samething.progress import progress_bar
+from samething.study.folder import StudyFolder
+from samething.study.page import StudyResult, Table, pareto_figure, pareto_front
+from samething.study.questions import (
+    Questions,
+    baseline_head,
+    means_of_seeds,
+    percent,
+    shown_difference,
+    trained_head,
+)
+
+if TYPE_CHECKING:
+    from samething.training import TrainConfig
+
+WAYS: Final[Mapping[str, str]] = {
+    "full": "full width",
+    "average": "average pool",
+    "pca": "PCA",
+    "probe": "linear probe",
+}
+"""How a backbone is asked, in the order of the table."""
+
+
+def run_backbone_study(
+    folders: Sequence[Path],
+    output: Path,
+    *,
+    dim: int,
+    num_seeds: int,
+    config: TrainConfig,
+) -> StudyResult:
+    """See :func:`samething.study.backbones`."""
+    feature_sets = _of_one_catalog(folders)
+    if num_seeds < 1 or not 1 <= dim <= min(found.rows.shape[1] for found in feature_sets.values()):
+        raise InputError(
+            f"--dim {dim} --seeds {num_seeds}",
+            expected="a dimension up to the smallest width of the features, and at least one seed",
+            next_step="change --dim or --seeds",
+        )
+    config = dataclasses.replace(config, embedding_dim=dim)
+    made_from = {
+        "study": "backbones",
+        "features": {name: found.manifest.fingerprint for name, found in feature_sets.items()},
+        "dim": dim,
+        "seeds": num_seeds,
+        "config": config.to_json(),
+    }
+    with StudyFolder.claimed(output, made_from) as folder:
+        on_val: dict[tuple[str, str], PerQuery] = {}
+        with progress_bar("backbones") as bar:
+            for name in bar.track(feature_sets, description="validation"):
+                on_val |= _asked(folder, name, feature_sets[name], "val", num_seeds, config)
+        first = next(iter(feature_sets.values()))
+        val, test = Questions.of(first, "val"), Questions.of(first, "test")
+        winner = max(feature_sets, key=lambda name: val.mean(on_val[name, "probe"]))
+        chosen = {"backbone": winner, "way": "probe", "dim": dim, "config": config.to_json()}
+
+        def measure() -> dict[str, PerQuery]:
+            measured = {}
+            for name, found in feature_sets.items():
+                for (_, way), values in _asked(folder, name, found, "test", num_seeds, config).items():
+                    measured[f"{way} {name}"] = values
+            return measured
+
+        seen = folder.tested(chosen, measure)
+        on_test = {(name, way): seen[f"{way} {name}"] for name in feature_sets for way in WAYS}
+        result = _concluded(folder, feature_sets, (val, test), (on_val, on_test), chosen)
+        write_json(output / "chosen.json", chosen)
+        folder.finish({"chosen": chosen, "num_trials": len(folder.trials)})
+        return dataclasses.replace(result, num_new=folder.num_new)
+
+
+def _of_one_catalog(folders: Sequence[Path]) -> dict[str, FeatureSet]:
+    """The feature folders by a name of their own."""
+    if not folders:
+        raise InputError(
+            "no feature folder", expected="one or more", next_step="samething study backbones FEATURES …"
+        )
+    opened = [FeatureSet.open(folder) for folder in folders]
+    if len({found.manifest.fingerprint for found in opened}) < len(opened):
+        raise InputError(
+            f"the same features twice among {', '.join(map(str, folders))}",
+            expected="each once",
+            next_step="leave the second away",
+        )
+    names = [str(found.backbone["name"]) for found in opened]
+    named: dict[str, FeatureSet] = {}
+    for found, name in zip(opened, names, strict=True):
+        if found.catalog.fingerprint != opened[0].catalog.fingerprint:
+            raise InputError(
+                f"{found.folder} and {opened[0].folder} are features of different catalogs",
+                expected="features of one catalog, so that all backbones are asked the same questions",
+                next_step="make them from one catalog; pictures that one of them could not read count too",
+            )
+        size = found.preprocessing.size
+        full = name if names.count(name) == 1 else f"{name} at {size}"
+        named[full if full not in named else f"{full} in {found.folder.name}"] = found
+    return named
+
+
+def _asked(
+    folder: StudyFolder,
+    name: str,
+    found: FeatureSet,
+    part: str,
+    num_seeds: int,
+    config: TrainConfig,
+) -> dict[tuple[str, str], PerQuery]:
+    """Scores of one backbone in all ways. Those of validation are kept in the log, those of test are not:
+
+    the one look at the test is a line of its own.
+    """
+    questions = Questions.of(found, "val" if part == "val" else "test")
+    train = np.flatnonzero(found.catalog.has_role("train"))
+
+    def embedded(way: str, seed: int, work: Path) -> np.ndarray:
+        if way == "full":
+            return questions.rows
+        if way == "probe":
+            head = trained_head(found, train, dataclasses.replace(config, seed=config.seed + seed), work)
+        else:
+            head = baseline_head(found, "average" if way == "average" else "pca", config.embedding_dim)
+        return head.embed(questions.rows)
+
+    def scored(way: str, seed: int) -> PerQuery:
+        if part == "val":
+            return folder.scores(
+                {"part": "val", "backbone": name, "way": way, "seed": seed},
+                lambda work: questions.scores(embedded(way, seed, work)),
+            )
+        return questions.scores(embedded(way, seed, folder.folder / "runs" / f"test-{name}-{seed}"))
+
+    return {
+        (name, way): means_of_seeds(
+            {seed: scored(way, seed) for seed in range(num_seeds if way == "probe" else 1)}
+        )[0]
+        for way in WAYS
+    }
+
+
+def _cost(found: FeatureSet) -> tuple[float, float]:
+    """Parameters, and pictures a second; NaN where the folder does not say."""
+    content = found.manifest.content
+    numbers = (content.get("num_backbone_parameters"), content.get("pictures_per_second"))
+    parameters, rate = (math.nan if number is None else float(number) for number in numbers)
+    return parameters, rate
+
+
+def _concluded(
+    folder: StudyFolder,
+    feature_sets: Mapping[str, FeatureSet],
+    parts: tuple[Questions, Questions],
+    scores: tuple[Mapping[tuple[str, str], PerQuery], Mapping[tuple[str, str], PerQuery]],
+    chosen: Mapping[str, Any],
+) -> StudyResult:
+    (val, test), (on_val, on_test) = parts, scores
+    dim, best = chosen["dim"], chosen["backbone"]
+    rows: list[dict[str, Any]] = []
+    cells = []
+    for name, found in feature_sets.items():
+        parameters, rate = _cost(found)
+        for way, title in WAYS.items():
+            values = on_test[name, way]
+            width = found.rows.shape[1] if way == "full" else dim
+            gain = test.difference(values, on_test[name, "full"])
+            rows.append(
+                {
+                    "backbone": name, "way": way, "width": width, "parameters": parameters,
+                    "pictures_per_second": rate, **val.row(on_val[name, way]), **test.row(values),
+                }
+            )  # fmt: skip
+            cells.append(
+                [
+                    name, title, str(width),
+                    "–" if math.isnan(parameters) else f"{parameters / 1e6:.1f}",
+                    "–" if math.isnan(rate) else f"{rate:.0f}",
+                    percent(val.mean(on_val[name, way]), val.interval(on_val[name, way])),
+                    percent(test.mean(values), test.interval(values)),
+                    "" if way == "full" else shown_difference(gain),
+                ]
+            )  # fmt: skip
+    probe = next(row for row in rows if row["backbone"] == best and row["way"] == "probe")
+    gain = test.difference(on_test[best, "probe"], on_test[best, "pca"])
+    findings = [
+        f"Best linear probe on validation: {best}; on test "
+        f"{percent(probe['test'], (probe['test_low'], probe['test_high']))} % mMP@5 at {dim} numbers, "
+        f"{shown_difference(gain)} points against its PCA at the same size."
+    ]
+    if any(math.isnan(_cost(found)[1]) for found in feature_sets.values()):
+        findings.append("Pictures a second are not recorded in these feature folders: shown as –.")
+    table = Table(
+        "Backbones",
+        ["backbone", "way", "numbers", "M parameters", "pictures/s", "validation mMP@5 %", "test mMP@5 %",
+         "test, minus full width"],
+        cells,
+        note="In brackets 95 % bootstrap intervals over queries. Linear probe: a linear map trained with "
+        "NormFace on the training pictures, mean over seeds. Chosen on validation, looked at once on test.",
+        best=rows.index(probe),
+    )  # fmt: skip
+    result = StudyResult(
+        folder=folder.folder,
+        title="Backbones",
+        facts={
+            "backbones": ", ".join(feature_sets),
+            "queries": f"{len(val.domain_of):,} of validation, {len(test.domain_of):,} of test, "
+            "of unseen instances",
+            "domains": ", ".join(test.domains),
+        },
+        findings=findings,
+        tables=[
+            table,
+            Table(
+                "Test mMP@5 % a domain",
+                ["backbone", "way", *test.domains],
+                [
+                    [name, WAYS[way], *(percent(value) for value in test.of_domains(values).values())]
+                    for (name, way), values in on_test.items()
+                ],
+            ),
+        ],
+        rows=rows,
+        chosen=chosen,
+    )
+    result.write(_figures(rows))
+    return result
+
+
+def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Score against parameters and against time a picture, where they are known."""
+    figures = {}
+    for title, key, label, sign in (
+        ("Score against size", "parameters", "parameters of the backbone", 1),
+        ("Score against speed", "pictures_per_second", "pictures a second", -1),
+    ):
+        known = [row for row in rows if not math.isnan(row[key])]
+        if known:
+            points = [(f"{row['backbone']}, {WAYS[row['way']]}", row[key], row["test"]) for row in known]
+            front = pareto_front([sign * row[key] for row in known], [row["val"] for row in known])
+            figures[title] = pareto_figure(points, on_front=front, x_label=label, y_label="test mMP@5 %")
+    return figures

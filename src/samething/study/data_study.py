@@ -1,0 +1,318 @@
+"""Choosing data automatically: greedy selection, marginal gains, substitutions, and one look at the test."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from samething.features import FeatureSet
+from samething.files import write_json
+from samething.progress import progress_bar
+from samething.study.data_mix import Mixer, Part, Terms, named
+from samething.study.folder import StudyFolder
+from samething.study.page import StudyResult, Table, bars_figure, lines_figure
+from samething.study.questions import Questions, means_of_seeds, percent, shown_difference
+from samething.study.selection import Gain, Step, select
+
+if TYPE_CHECKING:
+    from samething.training import TrainConfig
+
+BUDGET_SHARES: Final = (0.25, 0.5, 1.0)
+"""Parts of the budget at which the curve of score against budget is drawn."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What was found on validation pictures."""
+
+    mix: tuple[Part, ...]
+    steps: Sequence[Step[Part]]
+    alone: Mapping[str, Gain]
+    """Score of each group alone, without a cap."""
+    marginal: Mapping[str, tuple[Gain, dict[str, float]]]
+    """Gain of each group: the mix with it minus the mix without it; in all, and a domain."""
+    substitutions: Sequence[tuple[Part, Part, Gain]]
+    """A part of the mix, what took its place, and the gain of that."""
+    curves: Mapping[str, Sequence[tuple[float, float, float, float]]]
+    """Chosen and everything: (budget, score, low, high)."""
+
+
+def run_data_study(
+    features: Path, output: Path, *, terms: Terms, min_gain: float, config: TrainConfig
+) -> StudyResult:
+    """See :func:`samething.study.datasets`."""
+    found = FeatureSet.open(features)
+    test = Questions.of(found, "test")
+    made_from = {
+        "study": "datasets",
+        "features": found.manifest.fingerprint,
+        "terms": dataclasses.asdict(terms),
+        "min_gain": min_gain,
+        "config": config.to_json(),
+    }
+    with StudyFolder.claimed(output, made_from) as folder:
+        mixer = Mixer.of(found, folder, config, terms)
+        with progress_bar("looks") as bar:
+            findings = _found(mixer, min_gain, bar)
+        chosen = {
+            "groups": [
+                {terms.by: group, "most_pictures_a_class": cap or None} for group, cap in findings.mix
+            ],
+            "by": terms.by,
+            "budget_pictures": terms.budget,
+        }
+        mixes = {"chosen": findings.mix, "everything": mixer.everything}
+        seen = folder.tested(chosen, lambda: mixer.tested(mixes, test))
+        _write_choice(mixer, findings.mix, chosen)
+        result = _concluded(mixer, test, findings, seen, chosen)
+        folder.finish({"chosen": chosen, "num_trials": len(folder.trials)})
+        return dataclasses.replace(result, num_new=folder.num_new)
+
+
+def _found(mixer: Mixer, min_gain: float, bar: Any) -> Findings:
+    """Everything that is asked on validation pictures, in order; what is in the log is not asked again."""
+    task = bar.add_task("selection", total=None)
+
+    def compare(first: Sequence[Part], second: Sequence[Part] | None) -> Gain:
+        gain = mixer.compare(first, second)
+        bar.advance(task)
+        return gain
+
+    def announce(text: str) -> None:
+        bar.update(task, description=text)
+
+    candidates = [(group, cap) for group in mixer.groups for cap in mixer.terms.caps]
+    mix, steps = select(
+        candidates, compare, group_of=lambda part: part[0], min_gain=min_gain, announce=announce
+    )
+    announce("each alone")
+    alone = {group: compare([(group, 0)], None) for group in mixer.groups}
+    announce("marginal gains")
+    marginal = {}
+    inside = {group for group, _ in mix}
+    for group in mixer.groups:
+        with_it = mix if group in inside else (*mix, _best_cap(mixer, mix, group))
+        without_it = tuple(part for part in mix if part[0] != group)
+        if without_it:
+            of_domains = _difference_of_domains(mixer, with_it, without_it)
+            marginal[group] = compare(with_it, without_it), of_domains
+        bar.advance(task)
+    announce("substitutions")
+    substitutions = []
+    for part in mix:
+        for group in mixer.groups:
+            if group not in inside:
+                other = (group, part[1])
+                swapped = tuple(other if one == part else one for one in mix)
+                substitutions.append((part, other, compare(swapped, mix)))
+    announce("budgets")
+    curves: dict[str, list[tuple[float, float, float, float]]] = {"chosen": [], "everything": []}
+    for share in BUDGET_SHARES:
+        budget = max(4, round(share * mixer.terms.budget))
+        for name, one in (("chosen", mix), ("everything", mixer.everything)):
+            values = mixer.scores(one, budget=budget)
+            curves[name].append((float(budget), mixer.val.mean(values), *mixer.val.interval(values)))
+            bar.advance(task)
+    return Findings(mix, steps, alone, marginal, substitutions, curves)
+
+
+def _best_cap(mixer: Mixer, mix: Sequence[Part], group: str) -> Part:
+    """The cap under which a group that was not chosen does best beside the mix."""
+    parts = [(group, cap) for cap in mixer.terms.caps]
+    return max(parts, key=lambda part: mixer.val.mean(mixer.scores((*mix, part))))
+
+
+def _difference_of_domains(mixer: Mixer, first: Sequence[Part], second: Sequence[Part]) -> dict[str, float]:
+    return mixer.val.of_domains(mixer.scores(first) - mixer.scores(second))
+
+
+def _write_choice(mixer: Mixer, mix: Sequence[Part], chosen: dict[str, Any]) -> None:
+    """chosen.json, and the catalog whose training pictures are the chosen ones."""
+    terms, catalog = mixer.terms, mixer.features.catalog
+    kept = ~catalog.has_role("train")
+    kept[mixer.rows(mix)] = True
+    catalog.take(kept).write(mixer.folder.folder / "chosen.parquet")
+    caps = tuple(f"{group}={cap}" for group, cap in mix if cap) if terms.by == "dataset" else ()
+    curate = {
+        "min_pictures": [2],
+        "max_pictures": list(caps),
+        "budget_pictures": terms.budget,
+        "share": terms.share,
+        "seed": terms.seed,
+    }
+    recipe = {
+        **chosen, "catalog": "chosen.parquet", "curate": curate, "train": mixer.config.to_json(),
+    }  # fmt: skip
+    write_json(mixer.folder.folder / "chosen.json", recipe)
+
+
+def _concluded(
+    mixer: Mixer,
+    test: Questions,
+    findings: Findings,
+    seen: Mapping[str, np.ndarray],
+    chosen: Mapping[str, Any],
+) -> StudyResult:
+    terms, val = mixer.terms, mixer.val
+    on_test = {
+        name: means_of_seeds({seed: seen[f"{name} {seed}"] for seed in range(terms.num_seeds)})[0]
+        for name in ("chosen", "everything")
+    }
+    difference = test.difference(on_test["chosen"], on_test["everything"])
+    verdict = (
+        "better for certain" if difference.low > 0
+        else "worse for certain" if difference.high < 0
+        else "not told apart from it"
+    )  # fmt: skip
+    on_val = {"chosen": mixer.scores(findings.mix), "everything": mixer.scores(mixer.everything)}
+    shown = {name: percent(test.mean(values), test.interval(values)) for name, values in on_test.items()}
+    findings_said = [
+        f"Chosen: {'; '.join(map(named, findings.mix))}.",
+        f"On untouched test instances, at the same budget of {terms.budget:,} pictures: "
+        f"{shown['chosen']} % mMP@5, taking everything {shown['everything']} %; difference "
+        f"{shown_difference(difference)} points: {verdict}.",
+        _why_it_ended(findings.steps),
+    ]
+    rows = [
+        {
+            "what": name, "num_pictures": len(mixer.rows(mix)), **val.row(on_val[name]),
+            **test.row(on_test[name]),
+        }
+        for name, mix in (("chosen", findings.mix), ("everything", mixer.everything))
+    ]  # fmt: skip
+    rows += [
+        {
+            "what": f"marginal gain of {group}", "val": gain.difference, "val_low": gain.low,
+            "val_high": gain.high, **{f"val {domain}": value for domain, value in domains.items()},
+        }
+        for group, (gain, domains) in findings.marginal.items()
+    ]  # fmt: skip
+    result = StudyResult(
+        folder=mixer.folder.folder,
+        title="Data sets",
+        facts={
+            "features": f"{mixer.features.backbone['name']}, "
+            f"fingerprint {mixer.features.manifest.fingerprint}",
+            "groups": f"{terms.by}: {', '.join(mixer.groups)}",
+            "budget": f"{terms.budget:,} of {int(mixer.features.catalog.has_role('train').sum()):,} training "
+            f"pictures, shared {terms.share}; the same number of steps for every mix",
+            "caps": ", ".join("none" if not cap else f"{cap} a class" for cap in terms.caps),
+            "asked": f"{len(val.domain_of):,} validation queries"
+            + (", each domain by heads trained without it" if terms.leave_one_domain_out else "")
+            + f"; {terms.num_seeds} seeds",
+        },
+        findings=findings_said,
+        tables=_tables(mixer, test, findings, on_test, on_val),
+        rows=rows,
+        chosen=chosen,
+    )
+    ranked = _ranked(findings)
+    result.write(
+        {
+            "Score against budget, validation": lines_figure(
+                findings.curves, x_label="training pictures, at most", y_label="validation mMP@5 %"
+            ),
+            "Marginal gain": bars_figure(
+                ranked,
+                [findings.marginal[group][0].difference for group in ranked],
+                [(findings.marginal[group][0].low, findings.marginal[group][0].high) for group in ranked],
+                label="points of validation mMP@5 that the mix has with it rather than without",
+            ),
+        }
+        if ranked
+        else {
+            "Score against budget, validation": lines_figure(
+                findings.curves, x_label="training pictures, at most", y_label="validation mMP@5 %"
+            )
+        }
+    )
+    return result
+
+
+def _ranked(findings: Findings) -> list[str]:
+    """Groups by their marginal gain."""
+    return sorted(findings.marginal, key=lambda group: -findings.marginal[group][0].difference)
+
+
+def _why_it_ended(steps: Sequence[Step[Part]]) -> str:
+    stop = next((step for step in steps if step.kind == "stop"), None)
+    if stop is None:
+        return "Every group was added: none was left out by the stop rule."
+    gain = _shown(stop.gain, sign=True)
+    return f"The search stopped at {named(stop.part)}, which would have gained {gain} points."
+
+
+def _shown(gain: Gain, *, sign: bool = False) -> str:
+    return percent(gain.difference, (gain.low, gain.high), sign=sign)
+
+
+def _tables(
+    mixer: Mixer,
+    test: Questions,
+    findings: Findings,
+    on_test: Mapping[str, np.ndarray],
+    on_val: Mapping[str, np.ndarray],
+) -> list[Table]:
+    val = mixer.val
+    tables = [
+        Table(
+            "Chosen against everything, at the same budget",
+            ["mix", "pictures", "validation %", "test %", *(f"test {one}" for one in test.domains)],
+            [
+                [
+                    name, f"{len(mixer.rows(mix)):,}",
+                    percent(val.mean(on_val[name]), val.interval(on_val[name])),
+                    percent(test.mean(on_test[name]), test.interval(on_test[name])),
+                    *(percent(value) for value in test.of_domains(on_test[name]).values()),
+                ]
+                for name, mix in (("chosen", findings.mix), ("everything", mixer.everything))
+            ],
+            note="mMP@5; in brackets 95 % bootstrap intervals over queries, means over seeds. The test was "
+            "looked at once.",
+        ),
+        Table(
+            "Decisions",
+            ["decision", "part", "gain in points (the first: its score)"],
+            [
+                [step.kind, named(step.part), _shown(step.gain, sign=number > 0)]
+                for number, step in enumerate(findings.steps)
+            ],
+            note="Of several candidates the best is shown, so its gain is flattered; the test says what "
+            "is left.",
+        ),
+    ]  # fmt: skip
+    if findings.marginal:
+        tables.append(
+            Table(
+                "Ranking: what each is worth beside the mix, in points of validation mMP@5",
+                ["group", "in the mix", "alone %", "marginal gain", *val.domains],
+                [
+                    [
+                        group,
+                        "yes" if group in {one for one, _ in findings.mix} else "no",
+                        _shown(findings.alone[group]),
+                        _shown(findings.marginal[group][0], sign=True),
+                        *(percent(value, sign=True) for value in findings.marginal[group][1].values()),
+                    ]
+                    for group in _ranked(findings)
+                ],
+                note="The mix with the group minus the mix without it, at the same budget: pictures of one "
+                "group take the place of others'.",
+            )
+        )
+    if findings.substitutions:
+        tables.append(
+            Table(
+                "Substitutions",
+                ["instead of", "taken", "gain in points of validation mMP@5"],
+                [
+                    [named(old), named(new), _shown(gain, sign=True)]
+                    for old, new, gain in findings.substitutions
+                ],
+            )
+        )
+    return tables

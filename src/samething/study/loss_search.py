@@ -1,0 +1,295 @@
+"""Every loss with a search of its own, under one budget of trials and epochs: which is best, and is it?"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from samething.arrays import PerQuery
+from samething.errors import InputError
+from samething.features import FeatureSet
+from samething.files import write_json
+from samething.progress import progress_bar
+from samething.study.folder import StudyFolder
+from samething.study.page import StudyResult, Table, bars_figure
+from samething.study.questions import Questions, means_of_seeds, percent, shown_difference, trained_head
+
+if TYPE_CHECKING:
+    import optuna
+
+    from samething.training import TrainConfig
+
+SCALES: Final = (8.0, 64.0)
+"""Range of the search for s, logarithmic."""
+MARGINS: Final[Mapping[str, tuple[float, float]]] = {
+    "cosface": (0.05, 0.5),
+    "arcface": (0.1, 0.8),
+    "dynm-arcface": (0.25, 0.9),
+    "liarcface": (0.1, 0.8),
+    "curricularface": (0.1, 0.8),
+    "adaface": (0.1, 0.7),
+}
+"""Range of the search for m, in radians (cosface and adaface: of the cosine); dynm-arcface: its largest."""
+LARGEST_K: Final = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossStudy:
+    """The parts of the study that do not change while it runs."""
+
+    features: FeatureSet
+    folder: StudyFolder
+    config: TrainConfig
+    val: Questions
+    num_trials: int
+    num_seeds: int
+    seed: int
+
+    def scores(self, loss: str, params: Mapping[str, Any], seed: int) -> PerQuery:
+        """Validation scores of a loss with some parameters, from one training seed."""
+        return self.folder.scores(
+            {"part": "val", "loss": loss, "params": dict(params), "seed": seed},
+            lambda work: self.val.scores(self.head(loss, params, seed, work).embed(self.val.rows)),
+        )
+
+    def head(self, loss: str, params: Mapping[str, Any], seed: int, work: Path) -> Any:
+        """A head trained with a loss."""
+        config = dataclasses.replace(self.config, loss=loss, seed=seed, **params)
+        return trained_head(
+            self.features, np.flatnonzero(self.features.catalog.has_role("train")), config, work
+        )
+
+
+def run_loss_study(
+    features: Path,
+    output: Path,
+    *,
+    losses: Sequence[str],
+    num_trials: int,
+    num_seeds: int,
+    config: TrainConfig,
+    seed: int,
+) -> StudyResult:
+    """See :func:`samething.study.losses`."""
+    from samething.losses import LOSSES
+
+    unknown = [loss for loss in losses if loss not in LOSSES]
+    if unknown or num_trials < 1 or num_seeds < 1:
+        raise InputError(
+            f"losses {', '.join(losses)} with {num_trials} trials and {num_seeds} seeds",
+            expected=f"some of {', '.join(LOSSES)}; trials and seeds from 1",
+            next_step="change --loss, --trials or --seeds",
+        )
+    found = FeatureSet.open(features)
+    val, test = Questions.of(found, "val"), Questions.of(found, "test")
+    made_from = {
+        "study": "losses",
+        "features": found.manifest.fingerprint,
+        "losses": list(losses),
+        "trials": num_trials,
+        "seeds": num_seeds,
+        "seed": seed,
+        "config": config.to_json(),
+    }
+    with StudyFolder.claimed(output, made_from) as folder:
+        study = LossStudy(
+            features=found, folder=folder, config=config, val=val,
+            num_trials=num_trials, num_seeds=num_seeds, seed=seed,
+        )  # fmt: skip
+        best: dict[str, dict[str, Any]] = {}
+        searches = {}
+        with progress_bar("trainings") as bar:
+            task = bar.add_task("losses", total=len(losses) * (num_trials + num_seeds))
+            for loss in losses:
+                bar.update(task, description=loss)
+                searches[loss] = search = _searched(study, loss, lambda: bar.advance(task))
+                best[loss] = dict(search.best_trial.params)
+            values: dict[str, dict[int, PerQuery]] = {}
+            for loss in losses:
+                values[loss] = {}
+                for repeat in range(num_seeds):
+                    values[loss][repeat] = study.scores(loss, best[loss], _repeat_seed(seed, repeat))
+                    bar.advance(task)
+        _write_storage(folder.folder, searches)
+        result = _concluded(study, test, best, values)
+        write_json(folder.folder / "chosen.json", dict(result.chosen))
+        folder.finish({"chosen": result.chosen, "num_trials": len(folder.trials)})
+        return dataclasses.replace(result, num_new=folder.num_new)
+
+
+def _repeat_seed(seed: int, repeat: int) -> int:
+    """Seeds that the search has not seen, so that a lucky one is not chosen and then counted."""
+    return seed + 1000 + repeat
+
+
+def search_space(loss: str) -> dict[str, tuple[float, float]]:
+    """What is searched of a loss: the range of each parameter that it has.
+
+    >>> search_space("normface")
+    {'scale': (8.0, 64.0)}
+    """
+    from samething.losses import LOSSES
+
+    accepted = inspect.signature(LOSSES[loss]).parameters
+    space = {"scale": SCALES} if "scale" in accepted else {}
+    return space | ({"margin": MARGINS[loss]} if loss in MARGINS else {})
+
+
+def defaults_of(loss: str) -> dict[str, Any]:
+    """The loss's own defaults, as the search writes them; the first trial of each search.
+
+    >>> defaults_of("arcface")
+    {'num_centers': 1, 'scale': 30.0, 'margin': 0.5}
+    """
+    from samething.losses import LOSSES
+
+    accepted = inspect.signature(LOSSES[loss]).parameters
+    named = {"scale": "scale", "margin": "margin", "margin_radians": "margin", "margin_max_radians": "margin"}
+    own = {named[name]: accepted[name].default for name in named if name in accepted}
+    return {"num_centers": 1, **own}
+
+
+def _searched(study: LossStudy, loss: str, advance: Any) -> optuna.Study:
+    """One loss's search. The log is its memory: what it says is told again, in order, to the same sampler.
+
+    The sampler of trial n is seeded by n, so that a search that goes on asks what an undisturbed one asks.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    search = optuna.create_study(direction="maximize", study_name=loss)
+    search.enqueue_trial(defaults_of(loss))
+    for number in range(study.num_trials):
+        search.sampler = optuna.samplers.TPESampler(
+            seed=1000 * study.seed + number, n_startup_trials=max(2, study.num_trials // 3)
+        )
+        trial = search.ask()
+        params: dict[str, Any] = {"num_centers": trial.suggest_int("num_centers", 1, LARGEST_K)}
+        for name, (low, high) in search_space(loss).items():
+            params[name] = trial.suggest_float(name, low, high, log=name == "scale")
+        values = study.scores(loss, params, study.seed)
+        search.tell(trial, study.val.mean(values))
+        advance()
+    return search
+
+
+def _write_storage(folder: Path, searches: Mapping[str, optuna.Study]) -> None:
+    """The searches as an Optuna journal, for its dashboard and plots; written anew from the log each time."""
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    target = folder / "optuna.log"
+    target.unlink(missing_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(target)))
+        for loss, search in searches.items():
+            copy = optuna.create_study(direction="maximize", study_name=loss, storage=storage)
+            copy.add_trials(search.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]))
+
+
+def _concluded(
+    study: LossStudy,
+    test: Questions,
+    best: Mapping[str, Mapping[str, Any]],
+    values: Mapping[str, Mapping[int, PerQuery]],
+) -> StudyResult:
+    val = study.val
+    on_val = {loss: means_of_seeds(seeds) for loss, seeds in values.items()}
+    ranking = sorted(best, key=lambda loss: -val.mean(on_val[loss][0]))
+    winner = ranking[0]
+    chosen = {"loss": winner, "params": {loss: dict(best[loss]) for loss in ranking}}
+
+    def measure() -> dict[str, PerQuery]:
+        measured = {}
+        for loss in ranking:
+            for repeat in range(study.num_seeds):
+                work = study.folder.folder / "runs" / f"test-{loss}-{repeat}"
+                head = study.head(loss, best[loss], _repeat_seed(study.seed, repeat), work)
+                measured[f"{loss} {repeat}"] = test.scores(head.embed(test.rows))
+        return measured
+
+    seen = study.folder.tested(chosen, measure)
+    on_test = {
+        loss: means_of_seeds({n: seen[f"{loss} {n}"] for n in range(study.num_seeds)}) for loss in ranking
+    }
+    rows: list[dict[str, Any]] = []
+    cells: list[list[str]] = []
+    for loss in ranking:
+        (val_values, val_spread), (test_values, test_spread) = on_val[loss], on_test[loss]
+        behind = test.difference(test_values, on_test[winner][0])
+        rows.append(
+            {
+                "loss": loss, **{name: best[loss].get(name) for name in ("num_centers", "scale", "margin")},
+                **val.row(val_values), "val_spread": val_spread, **test.row(test_values),
+                "test_spread": test_spread, "test_minus_chosen": behind.difference,
+                "test_minus_chosen_low": behind.low, "test_minus_chosen_high": behind.high,
+            }
+        )  # fmt: skip
+        shown = [f"{best[loss][name]:.3g}" if name in best[loss] else "–" for name in ("scale", "margin")]
+        cells.append(
+            [
+                loss, str(best[loss]["num_centers"]), *shown,
+                f"{percent(val.mean(val_values), val.interval(val_values))} ±{100 * val_spread:.1f}",
+                f"{percent(test.mean(test_values), test.interval(test_values))} ±{100 * test_spread:.1f}",
+                "" if loss == winner else shown_difference(behind),
+            ]
+        )  # fmt: skip
+    near = [row["loss"] for row in rows[1:] if row["test_minus_chosen_high"] >= 0]
+    findings = [
+        f"Best on validation: {winner}; on test it reaches "
+        f"{percent(rows[0]['test'], (rows[0]['test_low'], rows[0]['test_high']))} % mMP@5.",
+        f"Not told apart from it on test (interval of the paired difference reaches 0): {', '.join(near)}."
+        if near
+        else "All others are behind it on test for certain (95 % intervals of the paired differences).",
+    ]
+    table = Table(
+        "Losses, each with the best of its search",
+        ["loss", "k", "scale", "margin", "validation mMP@5 %", "test mMP@5 %", "test, minus the chosen"],
+        cells,
+        note=f"Means of {study.num_seeds} seeds that the searches did not use; in brackets 95 % bootstrap "
+        "intervals over queries, ± the standard deviation over seeds. Chosen on validation, looked at once "
+        "on test. adacos sets its scale itself; adacos and normface have no margin.",
+        best=0,
+    )
+    domains = Table(
+        "Test mMP@5 % a domain",
+        ["loss", *test.domains],
+        [
+            [loss, *(percent(value) for value in test.of_domains(on_test[loss][0]).values())]
+            for loss in ranking
+        ],
+    )
+    result = StudyResult(
+        folder=study.folder.folder,
+        title="Losses",
+        facts={
+            "features": f"{study.features.backbone['name']}, {study.features.rows.shape[1]} numbers, "
+            f"fingerprint {study.features.manifest.fingerprint}",
+            "budget": f"{study.num_trials} trials of {study.config.epochs:g} epochs for each loss, "
+            f"then {study.num_seeds} seeds",
+            "queries": f"{len(val.domain_of):,} of validation, {len(test.domain_of):,} of test, "
+            "of unseen instances",
+        },
+        findings=findings,
+        tables=[table, domains],
+        rows=rows,
+        chosen=chosen,
+    )
+    result.write(
+        {
+            "Test score": bars_figure(
+                ranking,
+                [row["test"] for row in rows],
+                [(row["test_low"], row["test_high"]) for row in rows],
+                label="test mMP@5 %, 95 % interval over queries",
+            )
+        }
+    )
+    return result

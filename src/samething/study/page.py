@@ -1,0 +1,187 @@
+"""A study's result for people and programs: results.parquet, report.md and report.html."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from samething.files import atomic_path, write_text
+from samething.pages import as_drawn, write_page
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table as it is printed: every cell is text already."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    best: int | None = None
+    """Row that is shown in bold."""
+
+    def markdown(self) -> str:
+        """As Markdown."""
+        lines = [_line(self.columns), _line(["---"] * len(self.columns))]
+        for number, row in enumerate(self.rows):
+            cells = [f"**{cell}**" if cell and number == self.best else cell for cell in row]
+            lines.append(_line(cells))
+        return "\n".join(lines) + (f"\n\n{self.note}" if self.note else "")
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyResult:
+    """What a study found; its folder holds the same as results.parquet, report.md and report.html."""
+
+    folder: Path
+    title: str
+    facts: Mapping[str, str]
+    """What was asked, under which conditions."""
+    findings: Sequence[str]
+    """What came out, in sentences."""
+    tables: Sequence[Table]
+    rows: Sequence[Mapping[str, Any]]
+    """The result table as numbers; shares in [0, 1]."""
+    chosen: Mapping[str, Any]
+    """What was chosen on the validation pictures, as JSON."""
+    num_new: int = 0
+    """Trials that were run now, rather than found in the log."""
+
+    def markdown(self) -> str:
+        """The report as Markdown."""
+        parts = [f"# {self.title}", "\n".join(f"- {name}: {text}" for name, text in self.facts.items())]
+        parts += ["\n".join(f"- {finding}" for finding in self.findings)]
+        parts += [f"## {table.title}\n\n{table.markdown()}" for table in self.tables]
+        return "\n\n".join(parts) + "\n"
+
+    def write(self, figures: Mapping[str, Any]) -> None:
+        """Write the three files.
+
+        Args:
+            figures: matplotlib figures by their titles.
+        """
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        table = pa.table({name: [row.get(name) for row in self.rows] for name in names})
+        with atomic_path(self.folder / "results.parquet") as partial:
+            pq.write_table(table, partial, compression="zstd")
+        write_text(self.folder / "report.md", self.markdown())
+        write_page(
+            self.folder / "report.html",
+            "study.html",
+            title=self.title,
+            facts=self.facts,
+            findings=self.findings,
+            tables=self.tables,
+            figures=figures,
+        )
+
+    def __rich__(self) -> str:
+        from rich.markup import escape
+
+        lines = [f"[bold]{escape(self.title)}[/bold] in {escape(str(self.folder))}"]
+        lines += [f"  {escape(finding)}" for finding in self.findings]
+        return "\n".join([*lines, f"  tables and figures: {escape(str(self.folder / 'report.html'))}"])
+
+
+# ---- drawings
+
+
+def bars_figure(
+    names: Sequence[str], values: Sequence[float], ends: Sequence[tuple[float, float]], *, label: str
+) -> Any:
+    """Horizontal bars with intervals, from shares in [0, 1]."""
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(8, 0.6 + 0.34 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    below = [100 * (value - low) for value, (low, _) in zip(values, ends, strict=True)]
+    above = [100 * (high - value) for value, (_, high) in zip(values, ends, strict=True)]
+    axes.barh(
+        [as_drawn(name) for name in names],
+        [100 * value for value in values],
+        xerr=[below, above],
+        error_kw={"elinewidth": 0.9},
+        height=0.7,
+    )
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def lines_figure(
+    lines: Mapping[str, Sequence[tuple[float, float, float, float]]], *, x_label: str, y_label: str
+) -> Any:
+    """Lines with intervals: (x, share, low, high) a point."""
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, points in lines.items():
+        x = [point[0] for point in points]
+        (drawn,) = axes.plot(x, [100 * point[1] for point in points], marker="o", label=as_drawn(name))
+        axes.fill_between(
+            x,
+            [100 * point[2] for point in points],
+            [100 * point[3] for point in points],
+            alpha=0.15,
+            color=drawn.get_color(),
+        )
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
+def pareto_figure(
+    points: Sequence[tuple[str, float, float]], *, on_front: Sequence[bool], x_label: str, y_label: str
+) -> Any:
+    """Points (name, x, share) with the Pareto front joined; x on a logarithmic axis."""
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for (name, x, share), is_best in zip(points, on_front, strict=True):
+        axes.scatter(
+            [x],
+            [100 * share],
+            s=60,
+            marker="o",
+            color="tab:blue" if is_best else "none",
+            edgecolors="tab:blue",
+        )
+        axes.annotate(as_drawn(name), (x, 100 * share), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    front = sorted((x, share) for (_, x, share), is_best in zip(points, on_front, strict=True) if is_best)
+    axes.plot([x for x, _ in front], [100 * share for _, share in front], linewidth=0.8)
+    axes.set_xscale("log")
+    axes.margins(x=0.25, y=0.12)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def pareto_front(costs: Sequence[int | float], scores: Sequence[int | float]) -> list[bool]:
+    """Points that no other one beats: none costs less and scores as much, or costs as much and scores more.
+
+    >>> pareto_front([1, 2, 3, 3], [0.5, 0.4, 0.6, 0.7])
+    [True, False, False, True]
+    """
+    pairs = list(zip(costs, scores, strict=True))
+    return [
+        not any(
+            other_cost <= cost and other_score >= score and (other_cost, other_score) != (cost, score)
+            for other_cost, other_score in pairs
+        )
+        for cost, score in pairs
+    ]

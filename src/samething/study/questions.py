@@ -1,0 +1,168 @@
+"""What a study asks of an embedding: the same queries every time, of validation or of test pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from samething.arrays import Embeddings, PerQuery
+from samething.catalog import Catalog
+from samething.errors import InputError
+from samething.evaluation import evaluate_embeddings
+from samething.features import FeatureSet
+from samething.metrics import PairedDifference, domain_mean, domain_mean_interval, paired_difference
+from samething.progress import without_progress
+
+if TYPE_CHECKING:
+    from samething.heads import Head
+    from samething.training import TrainConfig
+
+METRIC: Final = "mmp@5"
+"""What is maximised: mMP@5 in one index over all domains, the plain mean over domains."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Questions:
+    """The queries of one part of a catalog, and the pictures they are searched among."""
+
+    part: Literal["val", "test"]
+    rows: Float[np.ndarray, "p w"]
+    """Features of the part."""
+    catalog: Catalog
+    """Its p pictures."""
+    domains: tuple[str, ...]
+    domain_of: Int[np.ndarray, " q"]
+    """Domain of each query, as a position in ``domains``."""
+
+    @classmethod
+    def of(cls, features: FeatureSet, part: Literal["val", "test"]) -> Questions:
+        """The queries of a feature folder.
+
+        Raises:
+            InputError: there are none, or instances of the part are trained on as well.
+        """
+        catalog = features.catalog
+        chosen = (
+            catalog.has_role("val") if part == "val" else catalog.has_role("query", "index", "query+index")
+        )
+        queries = catalog.has_role("val") if part == "val" else catalog.has_role("query", "query+index")
+        if not queries.any():
+            raise InputError(
+                f"no {'validation' if part == 'val' else 'test'} pictures in {features.folder}",
+                expected="a catalog with the roles train, val, query and index",
+                next_step="make it with shares for both: samething catalog FOLDER --val 0.1 --test 0.2",
+            )
+        ids = catalog.class_ids()
+        shared = np.intersect1d(ids[queries], ids[catalog.has_role("train")])
+        if len(shared):
+            label = catalog.strings("label")[np.flatnonzero(ids == shared[0])[0]]
+            raise InputError(
+                f"{len(shared)} instances are trained on and asked for ({part}), such as {label}",
+                expected="instances that are in one part only",
+                next_step="split the catalog by instance: samething catalog does",
+            )
+        names, domain_of = np.unique(catalog.strings("domain")[queries].astype(str), return_inverse=True)
+        return cls(
+            part,
+            np.asarray(features.rows[chosen]),
+            catalog.take(chosen),
+            tuple(map(str, names)),
+            domain_of.astype(np.int64),
+        )
+
+    def scores(self, embeddings: Embeddings) -> PerQuery:
+        """mMP@5 of every query in one index over all domains; NaN where there is nothing to be found."""
+        found = evaluate_embeddings(
+            embeddings, self.catalog, precision="float32", num_resamples=1, role=self.part
+        )
+        return found.values(METRIC, protocol="merged")
+
+    def mean(self, values: PerQuery) -> float:
+        """Plain mean over domains."""
+        return domain_mean(values, self.domain_of)
+
+    def interval(self, values: PerQuery) -> tuple[float, float]:
+        """95 % bootstrap interval of :meth:`mean` over queries."""
+        return domain_mean_interval(values, self.domain_of)
+
+    def of_domains(self, values: PerQuery) -> dict[str, float]:
+        """Mean over the queries of each domain."""
+        one = {name: values[self.domain_of == number] for number, name in enumerate(self.domains)}
+        return {name: domain_mean(own, np.zeros(len(own), np.int64)) for name, own in one.items()}
+
+    def difference(self, first: PerQuery, second: PerQuery) -> PairedDifference:
+        """First minus second, with a 95 % interval of the paired bootstrap."""
+        return paired_difference(first, second, self.domain_of)
+
+    def row(self, values: PerQuery) -> dict[str, Any]:
+        """Columns of a result table: mean, ends of its interval, each domain."""
+        low, high = self.interval(values)
+        domains = {f"{self.part} {name}": value for name, value in self.of_domains(values).items()}
+        return {self.part: self.mean(values), f"{self.part}_low": low, f"{self.part}_high": high, **domains}
+
+
+def trained_head(
+    features: FeatureSet, rows: Int[np.ndarray, " n"], config: TrainConfig, folder: Path
+) -> Head:
+    """A head trained on some rows; the same folder goes on where it was killed.
+
+    Args:
+        features: all of them.
+        rows: those trained on, whatever is left of their classes with two pictures.
+        config: how; the last head counts, since validation pictures are asked afterwards.
+        folder: for checkpoints.
+    """
+    from samething.training.data import TrainingData
+    from samething.training.loop import Trainer, run_training
+
+    chosen = np.zeros(len(features.catalog), bool)
+    chosen[rows] = True
+    subset = features.subset(chosen)
+    config = dataclasses.replace(config, keep="last")
+    with without_progress():
+        if config.members > 1:
+            return run_training(subset, config, folder, resume=True).head
+        trainer = Trainer(subset, TrainingData.of(subset), config, folder)
+        trainer.run()
+        return trainer.result()
+
+
+def baseline_head(features: FeatureSet, kind: Literal["average", "pca"], dim: int) -> Head:
+    """Average pooling of the feature's numbers, or principal components of the training pictures."""
+    from samething.heads import HeadConfig, fitted_head
+
+    train = np.asarray(features.rows[features.catalog.has_role("train")])
+    return fitted_head(HeadConfig(kind=kind, embedding_dim=dim, standardise=kind == "pca"), train)
+
+
+def percent(value: float, ends: tuple[float, float] | None = None, *, sign: bool = False) -> str:
+    """A share in per cent, with the ends of its interval in brackets.
+
+    >>> percent(0.5, (0.41, 0.6)), percent(0.012, sign=True)
+    ('50.0 (41.0–60.0)', '+1.2')
+    """
+    if math.isnan(value):
+        return "–"
+    form = "{:+.1f}" if sign else "{:.1f}"
+    text = form.format(100 * value)
+    if ends is None:
+        return text
+    return f"{text} ({form.format(100 * ends[0])}{' to ' if sign else '–'}{form.format(100 * ends[1])})"
+
+
+def shown_difference(found: PairedDifference) -> str:
+    """A difference in points, with its interval."""
+    return percent(found.difference, (found.low, found.high), sign=True)
+
+
+def means_of_seeds(values: Mapping[int, PerQuery]) -> tuple[PerQuery, float]:
+    """Mean over seeds for each query, and the standard deviation of the seeds' plain query means."""
+    stacked = np.stack(list(values.values()))
+    spread = float(np.std(np.nanmean(stacked, axis=1), ddof=1)) if len(stacked) > 1 else 0.0
+    return stacked.mean(axis=0), spread

@@ -1,0 +1,198 @@
+"""What computes: candidates agree with torch or are not used, what was asked for is had or refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import samething.backbones.runtimes as runtimes
+from samething.backbones import Backbone, load_backbone
+from samething.backbones.graphs import graph, graph_folder, graph_path
+from samething.backbones.runtimes import PARITY_COSINE, choose_runtime, parity_cosine
+from samething.errors import InputError
+from samething.images import prepare
+from scenes import photographs
+from test_backbones import TINY, save_tiny
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A graph cache of these tests' own."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory) -> Backbone:
+    checkpoint = tmp_path_factory.mktemp("weights") / "tiny.pth"
+    save_tiny(checkpoint)
+    return load_backbone(f"timm:{TINY}", weights=checkpoint)
+
+
+@pytest.fixture(scope="module")
+def sample(backbone) -> torch.Tensor:
+    return torch.from_numpy(np.stack([prepare(picture, backbone.preprocessing) for picture in photographs()]))
+
+
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
+def test_runtimes_in_float32_agree_at_any_batch(cache, backbone, sample, name):
+    chosen = choose_runtime(backbone, sample, runtime=name, device="cpu")
+    assert (chosen.name, chosen.device) == (name, "cpu")
+    with torch.inference_mode():
+        expected = backbone(sample).numpy()
+    for batch in (1, 3, len(sample)):
+        found = chosen.describe(sample[:batch])
+        assert found.dtype == np.float32
+        assert np.abs(found - expected[:batch]).max() < 1e-3 * np.abs(expected).max()
+    kept = chosen.describe(sample[:1])
+    chosen.describe(sample[1:2])  # a result is the caller's own: the next call does not change it
+    assert np.abs(kept - expected[:1]).max() < 1e-3 * np.abs(expected).max()
+    json.dumps(chosen.record)
+    assert chosen.record["cosines"][name] >= PARITY_COSINE
+
+
+def test_auto_takes_the_fastest_that_agrees(cache, backbone, sample, monkeypatch):
+    rates = {"torch": 10.0, "torch-bfloat16": 30.0, "openvino": 20.0, "openvino-bfloat16": 40.0}
+    cosines = {"torch-bfloat16": 0.99, "openvino": 1.0, "openvino-bfloat16": 0.9999}
+    scripted(monkeypatch, rates, cosines)
+    chosen = choose_runtime(backbone, sample, device="cpu")
+    assert chosen.name == "openvino-bfloat16"
+    assert chosen.record["name"] == "openvino-bfloat16"
+    assert set(chosen.record["pictures_per_s"]) == set(rates) - {"torch-bfloat16"}
+    assert "0.99" in chosen.record["left_out"]["torch-bfloat16"]
+    assert "float32" in chosen.record["left_out"]["onnxruntime"]  # another is far ahead of float32
+    again = choose_runtime(backbone, sample, device="cpu", record=chosen.record)
+    assert again.name == chosen.name
+
+
+def scripted(monkeypatch, rates, cosines) -> None:
+    """Trials whose measurements are given, so that no timing decides a test."""
+
+    def build(trials, name):
+        trials.cosines[name] = cosines.get(name, 1.0)
+        agrees = trials.cosines[name] >= PARITY_COSINE
+        if agrees:
+            trials.describers[name] = trials.describers["torch"]
+        return agrees
+
+    monkeypatch.setattr(runtimes._Trials, "_build", build)
+    monkeypatch.setattr(
+        runtimes._Trials, "_measure", lambda trials, name: trials.rates.__setitem__(name, rates[name])
+    )
+    monkeypatch.setattr(runtimes._Trials, "_bfloat16_pays", lambda trials: True)
+
+
+def test_an_export_has_to_pay(cache, backbone, sample, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "nothing kept"))
+    scripted(monkeypatch, dict.fromkeys(("torch", "torch-bfloat16", "openvino", "onnxruntime"), 100.0), {
+        "openvino-bfloat16": 0.5,
+    })  # fmt: skip
+    few = choose_runtime(backbone, sample, device="cpu", num_pictures=200)
+    assert "export" in few.record["left_out"]["openvino"]
+    assert set(few.record["pictures_per_s"]) == {"torch", "torch-bfloat16"}
+    many = choose_runtime(backbone, sample, device="cpu", num_pictures=1_000_000)
+    assert {"openvino", "onnxruntime"} <= set(many.record["pictures_per_s"])
+
+
+def unfaithful(describe):
+    return lambda pixels: describe(255 - pixels)
+
+
+def test_a_runtime_that_disagrees_is_not_used(cache, backbone, sample, monkeypatch):
+    faithful = runtimes.with_onnxruntime
+    monkeypatch.setattr(runtimes, "with_onnxruntime", lambda own: unfaithful(faithful(own)))
+    trials = runtimes._Trials(backbone, sample, "cpu")
+    trials._try("onnxruntime")
+    assert "onnxruntime" not in trials.describers
+    assert "cosine" in trials.left_out["onnxruntime"]
+    with pytest.raises(InputError, match="onnxruntime have a cosine"):
+        choose_runtime(backbone, sample, runtime="onnxruntime", device="cpu")
+
+
+def test_a_runtime_that_cannot_be_had_is_an_error(cache, backbone, sample, monkeypatch):
+    def broken(own, *, bfloat16=False):
+        raise RuntimeError("no such operation\nand more")
+
+    monkeypatch.setattr(runtimes, "with_openvino", broken)
+    with pytest.raises(InputError, match="no such operation") as caught:
+        choose_runtime(backbone, sample, runtime="openvino", device="cpu")
+    assert "auto" in caught.value.next_step
+    trials = runtimes._Trials(backbone, sample, "cpu")
+    trials._try("openvino")  # auto goes on without it
+    assert "no such operation" in trials.left_out["openvino"]
+    with pytest.raises(InputError, match="runtime='fastest'"):
+        choose_runtime(backbone, sample, record={"name": "fastest"}, device="cpu")
+
+
+def test_features_that_are_not_finite_never_agree():
+    good = np.ones((2, 3), np.float32)
+    assert parity_cosine(good, good) == pytest.approx(1)
+    assert parity_cosine(np.array([[1, 1, 1], [np.nan, 1, 1]], np.float32), good) == 0
+    assert parity_cosine(good[:1], good) == 0  # another number of rows
+    assert parity_cosine(np.zeros((2, 3), np.float32), good) == 0
+
+
+def test_graphs_are_written_once_and_kept_apart(cache, backbone, monkeypatch):
+    with graph(backbone) as path:
+        content = path.read_bytes()
+    kept = graph_path(backbone)
+    assert kept.is_relative_to(cache)
+    assert kept.read_bytes() == content
+    monkeypatch.setattr("samething.backbones.graphs.write_onnx", lambda *_, **__: 1 / 0)
+    with graph(backbone) as again:  # from the cache, as the writer is broken
+        assert again == kept
+    other = Backbone(
+        backbone.network, name="other", width=backbone.width, preprocessing=backbone.preprocessing
+    )
+    assert graph_path(other) != kept
+    assert not list(graph_folder().glob(".partial-*"))
+
+
+def write_bytes(_, target, **__):
+    target.write_bytes(bytes(100))
+    return target
+
+
+def test_the_cache_forgets_the_oldest(tmp_path, monkeypatch, backbone):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("samething.backbones.graphs.write_onnx", write_bytes)
+    monkeypatch.setattr("samething.backbones.graphs.MAX_CACHE_BYTES", 250)
+    names = [f"number {number}" for number in range(4)]
+    made = []
+    for name in names:
+        one = Backbone(
+            backbone.network, name=name, width=backbone.width, preprocessing=backbone.preprocessing
+        )
+        with graph(one):
+            made.append(graph_path(one))
+    assert made[-1].is_file()
+    assert sum(path.is_file() for path in made) == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_no_job(tmp_path, monkeypatch, backbone, sample):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("samething.backbones.graphs.write_onnx", write_bytes)
+    with graph(backbone) as path:
+        assert path.read_bytes() == bytes(100)
+
+
+@pytest.mark.slow
+def test_what_is_chosen_for_the_demos_backbone(cache):
+    """The real measurement: whatever is taken agrees on other pictures than it was measured on."""
+    lite = load_backbone("efficientnet_lite0")
+    pixels = torch.from_numpy(np.stack([prepare(picture, lite.preprocessing) for picture in photographs()]))
+    chosen = choose_runtime(lite, pixels[:4], device="cpu")
+    with torch.inference_mode():
+        assert parity_cosine(chosen.describe(pixels[4:]), lite(pixels[4:]).numpy()) >= 0.9995
