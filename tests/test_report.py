@@ -181,7 +181,8 @@ def looked_at(tmp_path_factory):
     for number in range(120):
         image.save(folder / f"{number}.png")
         rows.append(
-            {"image": f"{number}.png", "label": f"l{number % 40} <b>", "domain": ["art", "cars & co"][number % 2],
+            {"image": f"{number}.png", "label": f"l{number % 40} <b>",
+             "domain": ["art", "cars & co"][number % 2],
              "role": "query" if number < 40 else "index"}
         )  # fmt: skip
     catalog = Catalog.from_rows(rows, root=folder)

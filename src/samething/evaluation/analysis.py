@@ -147,7 +147,7 @@ class Analysis:
         by_domain = [generator.permutation(np.flatnonzero(domains == name)) for name in np.unique(domains)]
         depth = -(-count // max(1, len(by_domain)))
         chosen = [rows[turn] for turn in range(depth) for rows in by_domain if turn < len(rows)]
-        return [self.shown(place) for place in chosen[:count]]
+        return [self.shown(int(place)) for place in chosen[:count]]
 
     def worst(self, count: int) -> list[ShownQuery]:
         """Queries that are surest of a wrong answer, with no right one among the first."""
