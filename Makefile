@@ -2,11 +2,12 @@
 
 PYTHON ?= python3.11
 VENV := .venv
+FREE := .torch-free
 BIN := $(VENV)/bin
 # every package, direct or not, at the version that was tested
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-slow lint types docs check clean
+.PHONY: help demo test test-slow test-torch-free lint types docs check clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,6 +20,12 @@ test: $(VENV)/.dev  ## install, then run the tests
 
 test-slow: $(VENV)/.dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-torch-free: $(VENV)/.dev  ## an environment without torch is built and searches pictures
+	rm -rf $(FREE) && mkdir -p $(FREE)/line && $(PYTHON) -m venv $(FREE)/venv
+	$(FREE)/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt .
+	PYTHONPATH=src:tests $(BIN)/python tests/torch_free.py make $(FREE)/line
+	$(FREE)/venv/bin/python tests/torch_free.py check $(FREE)/line
 
 lint: $(VENV)/.dev  ## style and format
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ SOURCE = ROOT / "src" / "samething"
 ORDER = [
     "errors", "progress", "arrays", "files", "images", "catalog", "pages", "datasets", "metrics",
     "retrieval", "backbones", "features", "losses", "heads", "sampling", "training", "curate", "evaluation",
-    "study", "embedder", "export", "index", "search", "report", "demo", "cli",
+    "leaderboard", "study", "embedder", "export", "index", "search", "report", "web", "demo", "cli",
 ]  # fmt: skip
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "core", "base", "misc"}
 

@@ -1,8 +1,11 @@
 """The exported model without torch: every way to give a picture, bad pictures, damaged folders."""
 
+import functools
+import http.server
 import io
 import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -10,7 +13,8 @@ from PIL import Image
 
 from line import run_python
 from samething.embedder import Embedder
-from samething.errors import ArtefactError, ImageError, InputError
+from samething.embedder.sources import fetch
+from samething.errors import ArtefactError, ImageError, InputError, MissingExtraError
 from samething.files import file_sha256, read_json, write_json
 from scenes import photographs
 
@@ -122,7 +126,7 @@ def test_a_missing_file(model, name):
 def test_a_graph_that_is_cut_short(model):
     content = (model / "model.onnx").read_bytes()
     replace(model / "model.onnx", content[: len(content) // 2])
-    with pytest.raises(ArtefactError, match=r"model\.onnx"):
+    with pytest.raises(ArtefactError, match=r"model\.onnx is cut short: .* of .* bytes"):
         Embedder.load(model)
 
 
@@ -148,8 +152,8 @@ def test_a_configuration_that_was_changed(model):
 def test_a_newer_format_and_a_changed_manifest(model):
     stored = read_json(model / "manifest.json")
     (model / "manifest.json").unlink()
-    write_json(model / "manifest.json", {**stored, "format_version": 2})
-    with pytest.raises(ArtefactError, match="format version 2") as error:
+    write_json(model / "manifest.json", {**stored, "format_version": 3})
+    with pytest.raises(ArtefactError, match="format version 3") as error:
         Embedder.load(model)
     assert "upgrade" in error.value.next_step
     write_json(model / "manifest.json", {**stored, "fingerprint": "0" * 16})
@@ -192,3 +196,75 @@ def test_an_image_object_is_not_changed(embedder):
     before = image.tobytes()
     embedder.embed([image])
     assert image.mode == "RGBA" and image.tobytes() == before
+
+
+# ---- from the web and from the hub
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A folder behind a local address."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
+    )
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield folder, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_pictures_by_their_address(embedder, web):
+    folder, address = web
+    photographs()[0].save(folder / "a.png")
+    (folder / "b.png").write_bytes(b"<html>not a picture</html>")
+    expected = embedder.embed(photographs()[:1])
+    np.testing.assert_allclose(embedder.embed([f"{address}/a.png"]), expected, atol=1e-5)
+    given = [f"{address}/missing.png", f"{address}/a.png", f"{address}/b.png", "http://127.0.0.1:1/a.png"]
+    (batch,) = embedder.embed_stream(given)
+    assert batch.positions == [1] and set(batch.unreadable) == {0, 2, 3}
+    assert "404" in batch.unreadable[0].given
+    with pytest.raises(ImageError, match="MiB"):
+        fetch(f"{address}/a.png", max_bytes=10)
+    with pytest.raises(ImageError, match="cannot be fetched"):
+        fetch("ftp//nowhere")
+
+
+def hub_cache(cache, name, source):
+    """A model in the layout of the hub library's cache, as a download leaves it."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    for path in source.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            (snapshot / path.name).hardlink_to(path)
+
+
+def test_a_model_of_the_hub_out_of_the_cache(line, tmp_path, monkeypatch, embedder):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hub_cache(tmp_path, "someone/finder", line / "model")
+    loaded = Embedder.load("someone/finder")
+    assert loaded.fingerprint == embedder.fingerprint
+    np.testing.assert_array_equal(loaded.embed(photographs()[:1]), embedder.embed(photographs()[:1]))
+    with pytest.raises(ArtefactError, match="someone/else is no folder here") as error:
+        Embedder.load("someone/else")
+    assert "spelling" in error.value.next_step
+
+
+def test_a_hub_id_without_the_library(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    with pytest.raises(MissingExtraError, match="huggingface_hub"):
+        Embedder.load("someone/finder")

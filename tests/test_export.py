@@ -15,7 +15,8 @@ from samething.catalog import Catalog
 from samething.embedder import Embedder
 from samething.errors import FingerprintError
 from samething.evaluation import evaluate_embeddings
-from samething.export import EmbeddingModel, export
+from samething.export import export
+from samething.export.network import EmbeddingModel
 from samething.files import file_sha256, read_json, read_manifest
 from samething.images import decode, prepare
 from samething.training import train
@@ -71,7 +72,7 @@ def test_the_graph_is_what_the_documents_say(line):
 
 def test_manifest_lists_every_file_with_its_checksum(line):
     folder = line / "model"
-    manifest = read_manifest(folder, kind="model", format_version=1)
+    manifest = read_manifest(folder, kind="model", format_version=2)
     listed = manifest.content["sha256"]
     on_disk = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {"manifest.json"}
     assert set(listed) == on_disk == {"README.md", "config.json", "model.onnx", "model.safetensors"}

@@ -187,10 +187,10 @@ def rewrite_manifest(folder: Path, **made_from: object) -> None:
     """Another identity for a model folder, with checksums that fit."""
     from samething.files import Manifest, write_manifest
 
-    manifest = read_manifest(folder, kind="model", format_version=1)
+    manifest = read_manifest(folder, kind="model", format_version=2)
     content = {"sha256": {name: file_sha256(folder / name) for name in manifest.content["sha256"]}}
     made = {**manifest.made_from, **made_from}
-    write_manifest(folder, Manifest(kind="model", format_version=1, made_from=made, content=content))
+    write_manifest(folder, Manifest(kind="model", format_version=2, made_from=made, content=content))
 
 
 def test_moved_pictures_and_a_moved_model(line_copy):

@@ -23,6 +23,7 @@ from samething.images import (
     Preprocessing,
     decode,
     dimensions,
+    find_picture_files,
     find_pictures,
     is_picture_file,
     normalise,
@@ -638,6 +639,9 @@ def test_picture_files_are_told_by_name_and_else_by_content(tmp_path):
         (tmp_path / name).write_bytes(content)
     assert {path.name for path, is_picture in find_pictures(tmp_path) if is_picture} == set(yes)
     assert {path.name for path, is_picture in find_pictures(tmp_path) if not is_picture} == set(no)
+    files = dict(find_picture_files(tmp_path))
+    assert set(files) == {str(tmp_path / name) for name in yes}
+    assert all(status.st_size == Path(path).stat().st_size for path, status in files.items())
     assert not is_picture_file(tmp_path)
     assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in PICTURE_SUFFIXES)
 
@@ -650,6 +654,9 @@ def test_folders_are_walked_in_order_without_hidden_files_and_linked_folders(tmp
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (tmp_path / "linked.jpg").symlink_to(tmp_path / "z.jpg")
+    files = dict(find_picture_files(tmp_path))
+    assert list(files) == [str(path) for path, is_picture in find_pictures(tmp_path) if is_picture]
+    assert files[str(tmp_path / "gone.jpg")] is None and files[str(tmp_path / "linked.jpg")] is not None
     found = [(str(path.relative_to(tmp_path)), is_picture) for path, is_picture in find_pictures(tmp_path)]
     assert found == [
         ("gone.jpg", True),

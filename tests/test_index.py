@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,8 +21,10 @@ from samething.errors import ArtefactError, FingerprintError, InputError
 from samething.index import (
     ENGINES,
     AbstractIndex,
+    Between,
     Hits,
     IndexDescription,
+    MilvusIndex,
     Verification,
     create_index,
     open_index,
@@ -29,6 +33,8 @@ from samething.index.nearest import nearest
 from samething.retrieval import exact_topk
 
 DIM = 8
+MILVUS_SERVER = "SAMETHING_TEST_MILVUS"
+"""Environment variable with the address, HOST:PORT, of a Milvus server that may be written to."""
 MODEL = {"model_fingerprint": "a1b2c3d4e5f60718", "model_name": "small-64"}
 REFUSED = (InputError, TypeCheckError)  # the type checks of the test run see wrong types first
 AWKWARD_IDS = ["a'b", "''", '"', "\\'", "%", "--", "'); drop", " ", "a\nb", "x\x00y", "é", "💥", "?", "$1"]
@@ -61,6 +67,29 @@ class MemoryIndex(AbstractIndex):
             index.require_model(model_fingerprint, model_name)
         return index
 
+    @classmethod
+    def exists(cls, location):
+        return str(location) in cls.stores
+
+    def beside(self, *, dim, model_fingerprint, model_name):
+        successor = type(self).create(
+            f"{self.location} next {model_fingerprint}",
+            dim=dim,
+            model_fingerprint=model_fingerprint,
+            model_name=model_name,
+            extra_columns=self.description.extra_columns,
+        )
+        successor.known = dict(self.store)
+        return successor
+
+    def take_place(self, of):
+        if self.known != of.store:
+            self.known = dict(of.store)
+            return False
+        self.stores[of.location] = self.stores.pop(self.location)
+        self.location = of.location
+        return True
+
     @property
     def store(self) -> dict[str, tuple[list[float], dict[str, Any]]]:
         if self.__dict__.get("is_closed"):
@@ -90,7 +119,7 @@ class MemoryIndex(AbstractIndex):
             ranked = sorted(
                 (-round(math.fsum(a * b for a, b in zip(query, vector, strict=True)), 10), name)
                 for name, (vector, row) in self.store.items()
-                if all(row[column] in values for column, values in where.items())
+                if all(meets(row[column], values) for column, values in where.items())
             )[:k]
             ids.append([name for _, name in ranked])
             scores.append([-score for score, _ in ranked])
@@ -118,6 +147,14 @@ class MemoryIndex(AbstractIndex):
         return np.array([self.store[name][0] for name in ids], dtype=np.float32).reshape(-1, self.dim)
 
 
+def meets(value: Any, condition: Any) -> bool:
+    if isinstance(condition, Between):
+        low = -math.inf if condition.low is None else condition.low
+        high = math.inf if condition.high is None else condition.high
+        return value is not None and low <= value <= high
+    return any(text in condition for text in (value if isinstance(value, list) else [value]))
+
+
 @dataclasses.dataclass
 class Engine:
     """One engine under test, and where its next index goes."""
@@ -131,10 +168,22 @@ class Engine:
 
 @pytest.fixture(params=["memory", *ENGINES])
 def engine(request, tmp_path: Path) -> Iterator[Engine]:
-    """Every engine in turn; a test that passes here with ``memory`` alone has a mistake in an engine."""
+    """Every engine in turn; a test that passes here with ``memory`` alone has a mistake in an engine.
+
+    A Milvus server is asked where the environment names one; ``tests/test_index_milvus.py`` starts one.
+    """
     numbers = iter(range(1_000_000))
-    kind = MemoryIndex if request.param == "memory" else ENGINES[request.param]
-    yield Engine(kind, lambda: tmp_path / f"index {next(numbers)}")
+    if request.param == "milvus":
+        server = os.environ.get(MILVUS_SERVER)
+        if not server:
+            pytest.skip(f"no Milvus server in {MILVUS_SERVER}; tests/test_index_milvus.py starts one")
+        prefix = f"milvus://{server}/t{secrets.token_hex(6)}_"
+        yield Engine(MilvusIndex, lambda: f"{prefix}{next(numbers)}")
+    elif request.param == "milvus-lite":
+        yield Engine(MilvusIndex, lambda: f"milvus-lite://{tmp_path}/lite.db/index_{next(numbers)}")
+    else:
+        kind = MemoryIndex if request.param == "memory" else ENGINES[request.param]
+        yield Engine(kind, lambda: tmp_path / f"index {next(numbers)}")
     MemoryIndex.stores.clear()
 
 
@@ -330,7 +379,16 @@ def test_filters_keep_their_full_recall(engine: Engine) -> None:
     assert index.search(query, 9, where={}).ids.shape == (1, 9)
 
 
-@pytest.mark.parametrize("where", [{"colour": "red"}, {"width": "640"}, {"thumbnail": "x"}, {"domain": [1]}])
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"colour": "red"},
+        {"width": "640"},
+        {"thumbnail": "x"},
+        {"domain": [1]},
+        {"label": Between(1, 2)},
+    ],
+)
 def test_filters_that_cannot_be(engine: Engine, where: dict[str, Any]) -> None:
     index = engine.create()
     with pytest.raises(REFUSED, match=next(iter(where))):
@@ -345,6 +403,33 @@ def test_extra_columns_are_kept_and_filtered(engine: Engine) -> None:
     row = {"id": "a", "season": "été", "size_bytes": 2**40, "quality": 0.5}
     assert again.rows(["a"], ["season", "size_bytes", "quality"]).to_pylist() == [row]
     assert again.description == index.description
+
+
+def test_ranges_and_lists_of_texts(engine: Engine) -> None:
+    index = engine.create(extra_columns={"tags": "texts", "quality": "number"})
+    rows = [
+        {"id": "a", "tags": ["red", "é'; --"], "quality": -0.5, "width": 10},
+        {"id": "b", "tags": [], "quality": 2.5, "width": -(2**62)},
+        {"id": "c", "tags": ["blue", "red"], "quality": None, "width": 2**62},
+        {"id": "d", "tags": None, "quality": 0.0},
+    ]
+    index.add(unit(4), rows)
+    assert index.rows(["a", "b", "d"], ["tags"])["tags"].to_pylist()[0] == ["red", "é'; --"]
+    for where, expected in [
+        ({"tags": "red"}, "ac"),
+        ({"tags": ["blue", "é'; --"]}, "ac"),
+        ({"tags": "re"}, ""),
+        ({"quality": Between(-0.5, 0)}, "ad"),
+        ({"quality": Between(0.25)}, "b"),
+        ({"quality": Between(high=0.25)}, "ad"),
+        ({"quality": Between()}, "abd"),
+        ({"width": Between(9.5, 10.5)}, "a"),
+        ({"width": Between(10.5)}, "c"),
+        ({"width": Between(high=10)}, "ab"),
+        ({"width": Between(3, 1)}, ""),
+        ({"width": Between(1), "tags": "red", "quality": Between(-9, 9)}, "a"),
+    ]:
+        assert sorted(index.search(unit(1), 9, where=where).ids[0]) == list(expected), where
 
 
 @pytest.mark.parametrize(
@@ -482,6 +567,33 @@ def test_an_index_is_not_made_twice_nor_found_where_none_is(engine: Engine) -> N
         engine.kind.open(engine.new_location())
 
 
+# ---- being replaced
+
+
+def test_another_index_takes_the_place_in_one_step(engine: Engine) -> None:
+    """Until then the old one is found; a change of it in the meantime is noticed."""
+    old = engine.create(extra_columns={"season": "text"})
+    old.add(unit(3), named(3))
+    new_model = {"model_fingerprint": "new0", "model_name": "new-4"}
+    new = old.beside(dim=4, **new_model)
+    new.add(np.eye(4, dtype=np.float32), [{"id": f"n{row}", "season": "été"} for row in range(4)])
+    assert engine.kind.open(old.location, **MODEL).count() == 3
+    old.add(unit(1), [{"id": "late"}])
+    assert not new.take_place(old)
+    assert new.take_place(old)
+    found = engine.kind.open(old.location, **new_model)
+    assert (found.count(), found.dim, found.model_name) == (4, 4, "new-4")
+    assert found.search(np.eye(4, dtype=np.float32)[1:2], 1, where={"season": "été"}).ids.tolist() == [["n1"]]
+    assert new.count() == 4
+    with pytest.raises(FingerprintError, match="new-4"):
+        engine.kind.open(old.location, **MODEL)
+    again = found.beside(dim=DIM, **MODEL)
+    again.add(unit(2), named(2))
+    assert again.take_place(found)
+    assert engine.kind.open(old.location, **MODEL).count() == 2
+    assert again.verify().problems == ()
+
+
 # ---- against the reference
 
 
@@ -546,8 +658,14 @@ def test_the_location_chooses_the_engine(tmp_path: Path) -> None:
     folder = str(tmp_path / "a")
     for location in (tmp_path / "a", folder, f"lance://{folder}", f"LANCE://{folder}"):
         assert open_index(location, model_fingerprint=MODEL["model_fingerprint"]).count() == 1
-    for location in ("milvsu://host:19530/pictures", "http://host/x"):
-        with pytest.raises(InputError, match=r"lance://"):
+    for location in (
+        "milvsu://host:19530/pictures",
+        "milvus://host",
+        "milvus://h/a-b",
+        "milvus-lite:///x/y",
+        "http://host/x",
+    ):
+        with pytest.raises(InputError, match=r"lance://|milvus://"):
             open_index(location)
-        with pytest.raises(InputError, match=r"lance://"):
+        with pytest.raises(InputError, match=r"lance://|milvus://"):
             create_index(location, dim=DIM, **MODEL)

@@ -485,3 +485,59 @@ print(sorted({"lancedb", "pyarrow", "torch", "pandas"} & set(sys.modules)))
 """
     done = run(code)
     assert done.communicate() == ("[]\n", "")
+
+
+# ---- approximate search
+
+
+def test_approximate_search_reaches_the_recall_it_was_tuned_to(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    centres = random.normal(size=(200, 16))
+    vectors = centres[random.integers(0, 200, 4000)] + 0.5 * random.normal(size=(4000, 16))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    rows = [{"id": f"r{row:05d}", "domain": "rare" if row % 500 == 0 else "it's"} for row in range(4000)]
+    index = LanceIndex.create(tmp_path / "i", dim=16, model_fingerprint="f", model_name="m")
+    index.add(vectors, rows)
+    exact = index.search(vectors[:50], 6)
+    report = index.tune(0.95, num_queries=100)
+    assert report.recall >= 0.95 and 0 < report.num_probes < report.num_cells
+    assert index.recall_report() == report and "cells" in report.__rich__()
+    near = index.search(vectors[:50], 6)
+    shares = [len({*a} & {*b}) / 6 for a, b in zip(exact.ids, near.ids, strict=True)]
+    assert np.mean(shares) > 0.9
+    for query in range(50):  # what is found has the exact search's scores
+        scores = dict(zip(exact.ids[query], exact.scores[query], strict=True))
+        for name, score in zip(near.ids[query], near.scores[query], strict=True):
+            assert scores.get(name, score) == score
+    index.search_exactly()
+    wanted = {"domain": ["rare"]}
+    filtered = index.search(vectors[:3], 4, where=wanted)
+    index.tune(0.95, num_queries=20)
+    assert index.search(vectors[:3], 4, where=wanted).ids.tolist() == filtered.ids.tolist()
+    index.add(vectors[:1], [{"id": "new", "domain": "it's"}])
+    assert "new" in index.search(vectors[:1], 2).ids[0]  # rows added later are found
+    assert index.search(vectors[:1], 3, where={"domain": "no"}).ids.shape == (1, 0)
+    again = LanceIndex.open(tmp_path / "i")
+    assert again.recall_report() is not None and again.verify().problems == ()
+    smaller = LanceIndex.create(tmp_path / "s", dim=16, model_fingerprint="f", model_name="m")
+    with pytest.raises(InputError, match="at least"):
+        smaller.tune(0.9)
+    with pytest.raises(InputError, match=r"recall of 1\.5"):
+        index.tune(1.5)
+
+
+def test_compaction_keeps_every_row_and_drops_old_files(index: AbstractIndex) -> None:
+    folder = Path(index.location)
+    for start in range(20):
+        index.add(*rows([f"c{start:02d}"]))
+    index.delete(["c00"])
+    before = sorted(name for batch in index.items([]) for name in batch["id"].to_pylist())
+    num_files = len(list(folder.rglob("*.lance")))
+    fresh = index.compact()
+    assert sorted(name for batch in fresh.items([]) for name in batch["id"].to_pylist()) == before
+    assert len(list(folder.rglob("*.lance"))) < num_files / 2
+    np.testing.assert_array_equal(fresh.vectors(["c05"]), rows(["c05"])[0])
+    with pytest.raises(ArtefactError, match="rebuilt or compacted"):
+        index.count()
+    assert open_index(folder).verify().problems == ()
+    assert fresh.compact().count() == len(before)

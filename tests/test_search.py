@@ -1,6 +1,9 @@
 """Embedder and index together: growing an index, killing it, asking it."""
 
+import csv
+import dataclasses
 import io
+import json
 import os
 import shutil
 import signal
@@ -12,13 +15,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rich.console
-from PIL import Image
+import scipy.sparse.csgraph
+from PIL import Image, ImageGrab
 
 from line import ENVIRONMENT
 from samething.catalog import Catalog
 from samething.embedder import Embedder
-from samething.errors import ArtefactError, ImageError, InputError
-from samething.search import Match, Matches, Searcher, find, index
+from samething.errors import ArtefactError, FingerprintError, ImageError, InputError
+from samething.evaluation.calibration import Calibration
+from samething.images import Box
+from samething.index import create_index
+from samething.search import (
+    Changes,
+    Match,
+    Matches,
+    Searcher,
+    compact,
+    duplicates,
+    find,
+    index,
+    rebuild,
+    sync,
+)
+from samething.search.known import KnownVectors
+from samething.search.matches import with_thumbnails
 from scenes import write_things
 
 
@@ -37,7 +57,10 @@ def test_only_what_is_new_is_embedded(line, pictures, made, tmp_path):
     target = pictures / "thing 00 é" / "view 0.jpg"
     shutil.copy(target, pictures / "thing 00 é" / "one more.jpg")
     again = index(pictures, model=line / "model", output=tmp_path / "index")
-    assert (again.num_added, again.num_kept, again.index.count()) == (1, 12, 13)
+    assert (again.num_added, again.num_kept, again.index.count()) == (0, 12, 12)  # a copy, stored once
+    assert again.changes.num_moved == 1
+    copies = find(pictures / "thing 00 é" / "view 0.jpg", index=tmp_path / "index", k=1).matches[0].copies
+    assert [Path(path).name for path in copies] == ["view 0.jpg"]
     Image.open(pictures / "thing 02 é" / "view 0.jpg").transpose(Image.Transpose.ROTATE_90).save(target)
     changed = index(pictures, model=line / "model", output=tmp_path / "index")
     assert (changed.num_added, changed.num_kept, changed.index.count()) == (1, 12, 13)
@@ -45,8 +68,9 @@ def test_only_what_is_new_is_embedded(line, pictures, made, tmp_path):
 
 
 def test_stored_vectors_are_the_models(line, made):
-    ids = [row["id"] for batch in made.index.items() for row in batch.to_pylist()]
-    expected = Embedder.load(line / "model").embed(ids)
+    rows = [row for batch in made.index.items() for row in batch.to_pylist()]
+    ids = [row["id"] for row in rows]
+    expected = Embedder.load(line / "model").embed([row["path"] for row in rows])
     np.testing.assert_allclose(made.index.vectors(ids), expected, atol=1e-5)
     row = made.index.rows(ids[:1], ["label", "width", "height", "thumbnail"]).to_pylist()[0]
     assert (row["width"], row["height"]) == (96, 96) and row["label"].startswith("thing")
@@ -63,10 +87,19 @@ def test_a_filter_by_domain(line, pictures, tmp_path):
     index(moved, model=line / "model", output=tmp_path / "index", root=tmp_path / "others")
     query = pictures / "thing 00 é" / "view 1.jpg"
     both = find(query, index=tmp_path / "index", k=13).matches
-    assert {match.domain for match in both} == {"cars", "things"} and len(both) == 13
-    only = find(query, index=tmp_path / "index", k=5, domain="cars").matches
-    assert [(match.label, match.domain, match.rank) for match in only] == [("a", "cars", 1)]
-    assert find(query, index=tmp_path / "index", domain="no such domain").matches == ()
+    assert len(both) == 12  # the picture of both domains is stored once, and found in both
+    only = find(query, index=tmp_path / "index", k=5, domain=["cars"]).matches
+    assert [len(match.copies) for match in only] == [1]
+    things = find(query, index=tmp_path / "index", k=20, domain=["things"]).matches
+    assert only[0].id in {match.id for match in things} and len(things) == 12
+    assert find(query, index=tmp_path / "index", domain=["no such domain"]).matches == ()
+    folder = pictures / "thing 01 é"
+    assert len(find(query, index=tmp_path / "index", k=20, folder=folder).matches) == 4
+    assert len(find(query, index=tmp_path / "index", k=20, with_label=["a"]).matches) == 1
+    for conditions, number in ((["width=96..96", "height=..96"], 12), (["width=97.."], 0)):
+        assert len(find(query, index=tmp_path / "index", k=20, where=conditions).matches) == number
+    with pytest.raises(InputError, match="colour"):
+        find(query, index=tmp_path / "index", where=["colour=red"])
 
 
 def test_matches_come_best_first_with_scores_in_range(made, pictures):
@@ -124,8 +157,8 @@ def test_markup_in_unreadable_paths_is_text(line, made, pictures):
 
 
 KILLED = """
-import sys, samething.search
-samething.search._ROWS_A_WRITE = 2
+import sys, samething.search.searcher
+samething.search.searcher._ROWS_A_WRITE = 2
 from samething.cli import main
 main(sys.argv[1:])
 """
@@ -156,7 +189,7 @@ def test_kill_and_resume_lose_nothing(line, tmp_path):
     assert kills > 0 and 0 < kept < 80
     assert (done.num_kept, done.num_added, done.index.count()) == (kept, 80 - kept, 80)
     whole = index(pictures, model=line / "model", output=tmp_path / "whole")
-    ids = sorted(str(path.resolve()) for path in pictures.rglob("*.jpg"))
+    ids = sorted(row["id"] for batch in whole.index.items([]) for row in batch.to_pylist())
     np.testing.assert_allclose(done.index.vectors(ids), whole.index.vectors(ids), atol=1e-5)
     assert not done.index.verify().problems
 
@@ -164,3 +197,293 @@ def test_kill_and_resume_lose_nothing(line, tmp_path):
 def stored(folder: Path) -> int:
     """Data files of the index so far, without opening it."""
     return len(list(folder.rglob("*.lance")))
+
+
+# ---- keeping current
+
+
+def test_sync_follows_every_kind_of_change(line, pictures, made, tmp_path):
+    """Renamed and moved files keep their vectors; changed ones are embedded; deleted ones go."""
+    place = tmp_path / "index"
+    before = {row["path"]: row["id"] for batch in made.index.items() for row in batch.to_pylist()}
+    quiet = sync(place)
+    assert quiet.changes == Changes(num_kept=12)
+    first, second, third = (pictures / f"thing 0{number} é" / "view 0.jpg" for number in range(3))
+    (pictures / "elsewhere").mkdir()
+    first.rename(pictures / "elsewhere" / "renamed.jpg")
+    second.unlink()
+    Image.open(third).transpose(Image.Transpose.ROTATE_90).save(third)
+    shutil.copy(third, pictures / "new.jpg")
+    done = sync(place).changes
+    assert (done.num_added, done.num_kept, done.num_moved, done.num_dropped) == (1, 9, 1, 2)
+    assert done.num_read == 3  # what did not change is not read
+    rows = {row["id"]: row for batch in made.index.items() for row in batch.to_pylist()}
+    assert len(rows) == 11
+    moved = rows[before[str(first)]]
+    assert (Path(moved["path"]).name, moved["label"]) == ("renamed.jpg", "elsewhere")
+    assert before[str(second)] not in rows and before[str(third)] not in rows
+    assert find(pictures / "new.jpg", index=place, k=1).matches[0].score == pytest.approx(1, abs=1e-4)
+    assert sync(place).changes == Changes(num_kept=12)
+    assert not made.index.verify().problems
+
+
+def test_a_folder_that_is_gone_drops_nothing(line, pictures, made, tmp_path):
+    pictures.rename(tmp_path / "unmounted")
+    with pytest.raises(InputError, match="does not exist"):
+        sync(tmp_path / "index")
+    assert made.index.count() == 12
+    (tmp_path / "unmounted").rename(pictures)
+    with pytest.raises(InputError, match="does not say which folders"):
+        (tmp_path / "index" / "collections.json").unlink()
+        sync(tmp_path / "index")
+
+
+def test_an_unreadable_file_is_listed_and_its_old_row_goes(pictures, made, tmp_path):
+    """Content that was replaced by something unreadable must not be found any more."""
+    broken = pictures / "thing 00 é" / "view 0.jpg"
+    broken.write_bytes(b"\xff\xd8\xff no picture")
+    done = sync(tmp_path / "index")
+    assert done.exit_status == 3 and [path for path, _ in done.unreadable] == [str(broken)]
+    assert done.index.count() == 11
+
+
+def test_two_folders_and_a_moved_index(line, made, pictures, tmp_path):
+    others = write_things(tmp_path / "others", num_things=4)
+    shutil.copy(pictures / "thing 00 é" / "view 0.jpg", others / "copy.jpg")
+    grown = index(others, model=line / "model", output=tmp_path / "index")
+    assert grown.index.count() == len({row["id"] for b in grown.index.items([]) for row in b.to_pylist()})
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"index", "others"} <= names
+    assert sync(tmp_path / "index").changes.num_added == 0
+    shutil.rmtree(others)
+    with pytest.raises(InputError, match="others"):
+        sync(tmp_path / "index")
+    only = sync(tmp_path / "index", pictures)
+    assert only.index.count() == 12
+
+
+def test_several_pictures_a_crop_a_label_and_a_row(made, pictures):
+    views = [pictures / "thing 01 é" / f"view {number}.jpg" for number in range(3)]
+    mean, most = (made.find(*views, k=4, combine=how) for how in ("mean", "max"))
+    for found in (mean, most):
+        assert {match.label for match in found.matches[:3]} == {"thing 01 é"}
+    assert most.matches[2].score == pytest.approx(1, abs=1e-4)
+    assert most.matches[2].score > mean.matches[2].score
+    whole = made.find(views[0], k=3, crop=Box(0, 0, 96, 96))
+    assert [match.id for match in whole.matches] == [match.id for match in made.find(views[0], k=3).matches]
+    part = made.find(views[0], k=3, crop=Box(0, 0, 40, 40))
+    assert part.matches[0].score < 0.9999
+    with pytest.raises(InputError, match="crop"):
+        made.find(*views, crop=Box(0, 0, 9, 9))
+    by_label = made.find_label("thing 01 é", k=20)
+    assert len(by_label.matches) == 8 and "thing 01 é" not in {match.label for match in by_label.matches}
+    with pytest.raises(InputError, match="no such thing"):
+        made.find_label("no such thing")
+    row = mean.matches[0].id
+    assert row not in {match.id for match in made.find_row(row, k=20).matches}
+
+
+def test_matches_are_written_as_asked(made, pictures, tmp_path):
+    found = made.find(pictures / "thing 01 é" / "view 0.jpg", k=3)
+    value = json.loads(found.write(tmp_path / "m.json").read_text())
+    assert [match["path"] for match in value["matches"]] == [match.path for match in found.matches]
+    rows = list(csv.DictReader(io.StringIO(found.write(tmp_path / "m.csv").read_text())))
+    assert [float(row["score"]) for row in rows] == pytest.approx([m.score for m in found.matches], abs=1e-6)
+    page = found.write(tmp_path / "m.html", query_picture=pictures / "thing 01 é" / "view 0.jpg").read_text()
+    assert page.count("data:image/jpeg") == 4 and "https://" not in page
+    with pytest.raises(InputError, match=r"\.json, \.csv or \.html"):
+        found.write(tmp_path / "m.txt")
+
+
+def test_a_calibrated_model_gives_probabilities_and_no_match(made, pictures):
+    query = pictures / "thing 01 é" / "view 0.jpg"
+    plain = made.find(query, k=12)
+    assert plain.threshold is None and not plain.is_no_match and plain.matches[0].probability is None
+    scores = np.array([match.score for match in plain.matches])
+    middle = float(scores[:2].mean())
+    fitted = Calibration.fit(scores, scores >= middle, target_precision=1.0)
+    config = {**made.embedder.config, "calibration": json.loads(json.dumps(fitted.to_json()))}
+    calibrated = dataclasses.replace(made, embedder=dataclasses.replace(made.embedder, config=config))
+    found = calibrated.find(query, k=12)
+    assert [match.score for match in found.matches] == [match.score for match in plain.matches]
+    odds = np.exp(fitted.slope * scores + fitted.intercept)
+    assert [match.probability for match in found.matches] == pytest.approx(list(odds / (1 + odds)), rel=1e-9)
+    assert not found.is_no_match and found.threshold == fitted.threshold
+    # the same thing left out, the best that remains is below the threshold
+    best = found.matches[0].id
+    vectors = made.index.vectors([best])
+    rest = calibrated.find_vectors(vectors, name="rest", k=3, leave_out=[best])
+    assert rest.is_no_match and rest.to_json()["no_match"]
+    shown = io.StringIO()
+    rich.console.Console(file=shown, width=200).print(rest)
+    assert "no match" in shown.getvalue() and "%" in shown.getvalue()
+    config = {**config, "calibration": {**config["calibration"], "threshold": None}}
+    never = dataclasses.replace(made, embedder=dataclasses.replace(made.embedder, config=config)).find(query)
+    assert never.is_no_match and json.loads(json.dumps(never.to_json(), allow_nan=False))["threshold"] is None
+
+
+def test_a_feature_folder_skips_the_backbone(line, tmp_path, monkeypatch):
+    usual = index(line / "things.parquet", model=line / "model", output=tmp_path / "usual")
+    sent = []
+    embed_stream = Embedder.embed_stream
+
+    def counted(self, pictures, **options):
+        sent.extend(pictures)
+        return embed_stream(self, pictures, **options)
+
+    monkeypatch.setattr(Embedder, "embed_stream", counted)
+    quick = index(line / "features", model=line / "model", output=tmp_path / "quick")
+    assert len(sent) <= 4 < quick.num_added == usual.num_added  # a few are compared with the whole model
+    ids = sorted(row["id"] for batch in usual.index.items([]) for row in batch.to_pylist())
+    ours, theirs = quick.index.vectors(ids), usual.index.vectors(ids)
+    assert np.einsum("nd,nd->n", ours, theirs).min() > 0.999
+    columns = [name for name in usual.index.description.columns if name != "id"]
+    assert quick.index.rows(ids, columns).to_pylist() == usual.index.rows(ids, columns).to_pylist()
+    assert sync(tmp_path / "quick").changes == Changes(num_kept=quick.changes.num_added)
+
+
+def test_features_of_another_backbone_or_of_other_weights_are_refused(line, line_copy):
+    embedder = Embedder.load(line / "model")
+    backbone = {**embedder.config["backbone"], "weights": "0" * 16}
+    other = dataclasses.replace(embedder, config={**embedder.config, "backbone": backbone})
+    with pytest.raises(FingerprintError, match="weights"):
+        KnownVectors(other, line / "features")
+    pooled = dataclasses.replace(
+        embedder, config={**embedder.config, "head": {**embedder.config["head"], "kind": "mlp"}}
+    )
+    with pytest.raises(InputError, match="linear head"):
+        KnownVectors(pooled, line / "features")
+    array = next((line_copy / "features").glob("data-*/features.npy"))
+    np.save(array, np.load(array)[::-1])
+    with pytest.raises(FingerprintError, match="cosine"):
+        KnownVectors(embedder, line_copy / "features")
+
+
+def test_compaction_frees_the_disk_and_keeps_what_is_found(made, pictures, tmp_path):
+    query = pictures / "thing 01 é" / "view 0.jpg"
+    before = [match.id for match in made.find(query, k=8).matches]
+    done = compact(tmp_path / "index")
+    assert done.startswith("12 rows in ")
+    again = Searcher.open(tmp_path / "index")
+    assert [match.id for match in again.find(query, k=8).matches] == before
+    assert sync(tmp_path / "index").changes == Changes(num_kept=12)
+    create_index(f"milvus-lite://{tmp_path}/lite.db/a", dim=2, model_fingerprint="f", model_name="n").close()
+    with pytest.raises(InputError, match="not an index folder"):
+        compact(f"milvus-lite://{tmp_path}/lite.db/a")
+
+
+def test_the_clipboard_as_a_query(made, pictures, monkeypatch):
+    query = pictures / "thing 01 é" / "view 0.jpg"
+    for content in (Image.open(query), [str(query)]):
+        monkeypatch.setattr(ImageGrab, "grabclipboard", lambda content=content: content)
+        assert made.find("clipboard", k=1).matches[0].path == str(query)
+    monkeypatch.setattr(ImageGrab, "grabclipboard", lambda: None)
+    with pytest.raises(ImageError, match="holds no picture"):
+        made.find("clipboard")
+
+    def no_desktop():
+        raise NotImplementedError("wl-paste or xclip is required for ImageGrab.grabclipboard() on Linux")
+
+    monkeypatch.setattr(ImageGrab, "grabclipboard", no_desktop)
+    with pytest.raises(ImageError, match="clipboard cannot be read") as error:
+        made.find("clipboard")
+    assert "give its path" in error.value.next_step
+
+
+@pytest.mark.filterwarnings("ignore:Image.Image.getdata is deprecated")  # in textual-image
+def test_thumbnails_in_the_terminal(made, pictures, monkeypatch):
+    from textual_image.renderable import HalfcellImage
+
+    monkeypatch.setattr("textual_image.renderable.Image", HalfcellImage)
+    found = made.find(pictures / "thing 01 é" / "view 0.jpg", k=2)
+    shown = io.StringIO()
+    console = rich.console.Console(file=shown, width=200, force_terminal=True, color_system="truecolor")
+    console.print(with_thumbnails(found))
+    assert "▀" in shown.getvalue() or "▄" in shown.getvalue()
+    assert all(match.label in shown.getvalue() for match in found.matches)
+
+
+def test_near_duplicates_are_grouped(line, pictures, tmp_path):
+    original = pictures / "thing 00 é" / "view 0.jpg"
+    Image.open(original).save(pictures / "again.jpg", quality=60)
+    shutil.copy(pictures / "thing 02 é" / "view 1.jpg", pictures / "copy.jpg")
+    made = index(pictures, model=line / "model", output=tmp_path / "index")
+    rows = {row["id"]: row for batch in made.index.items() for row in batch.to_pylist()}
+    vectors = made.index.vectors(list(rows))
+    found = duplicates(tmp_path / "index", min_score=0.99, output=tmp_path / "d.json")
+    num_groups, group_of = scipy.sparse.csgraph.connected_components(vectors @ vectors.T >= 0.99)
+    expected = [
+        {name for name, own in zip(rows, group_of, strict=True) if own == group}
+        for group in range(num_groups)
+    ]
+    copied = next(name for name, row in rows.items() if len(row["paths"]) > 1)
+    expected = [group for group in expected if len(group) > 1 or copied in group]
+    groups = [{item["id"] for item in group.items} for group in found.groups]
+    assert sorted(map(sorted, groups)) == sorted(map(sorted, expected))
+    assert json.loads((tmp_path / "d.json").read_text())["num_pictures"] == made.index.count() == 13
+    with pytest.raises(InputError, match="similarity"):
+        duplicates(tmp_path / "index", min_score=0.0)
+
+
+def test_rebuild_takes_the_place_in_one_step(line, pictures, made, tmp_path):
+    """With the same model here: what matters is that nothing is lost, and the old index serves meanwhile."""
+    place = tmp_path / "index"
+    (pictures / "thing 00 é" / "view 0.jpg").unlink()
+    before = {row["id"] for batch in made.index.items([]) for row in batch.to_pylist()}
+    done = rebuild(place, model=line / "model")
+    assert (done.num_added, done.exit_status, done.index.count()) == (11, 3, 11)
+    assert {row["id"] for batch in done.index.items([]) for row in batch.to_pylist()} < before
+    again = Searcher.open(place)
+    assert again.index.verify().problems == () and sync(place).changes == Changes(num_kept=11)
+    shutil.move(pictures, tmp_path / "moved")
+    with pytest.raises(InputError, match="none of the 11 pictures"):
+        rebuild(place, model=line / "model")
+    assert Searcher.open(place).index.count() == 11
+    assert rebuild(place, model=line / "model", source=[tmp_path / "moved"]).index.count() == 11
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["sync", "rebuild", "compact"])
+def test_killed_changes_lose_nothing_acknowledged(line, tmp_path, what):
+    """Killed at growing delays until one run comes through; at every moment the index opens and is whole."""
+    pictures, place = write_things(tmp_path / "p", num_things=8, num_views=6), tmp_path / "index"
+    index(pictures, model=line / "model", output=place)
+    kept = set(pictures.rglob("*.jpg"))
+    if what == "sync":
+        for number, path in enumerate(sorted(kept)):
+            if number % 4 == 0:
+                path.unlink()
+            elif number % 4 == 1:
+                path.rename(path.with_name(f"renamed {number}.jpg"))
+            elif number % 4 == 2:
+                Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
+    code = {
+        "sync": KILLED,
+        "rebuild": KILLED,
+        "compact": "import sys\nfrom samething.index import open_index\nopen_index(sys.argv[1]).compact()",
+    }[what]
+    command = {
+        "sync": ["index", "sync", str(place)],
+        "rebuild": ["index", "rebuild", str(place), "--model", str(line / "model")],
+        "compact": [str(place)],
+    }[what]
+    kills, delay = 0, 1.0
+    while True:
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen([sys.executable, "-c", code, *command], env=ENVIRONMENT, **quiet)
+        try:
+            assert process.wait(timeout=delay) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+        opened = Searcher.open(place)
+        assert opened.index.verify().problems == () and opened.index.count() >= 36
+        for path in pictures.rglob("renamed*.jpg"):  # a moved picture is findable at every moment
+            assert opened.find(path, k=1).matches[0].score > 0.999
+        delay *= 1.25
+    assert kills > 2
+    final = Searcher.open(place).index
+    paths = {path for batch in final.items() for row in batch.to_pylist() for path in row["paths"]}
+    assert paths == {str(path) for path in pictures.rglob("*.jpg")}

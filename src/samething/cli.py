@@ -7,9 +7,10 @@ program exit: 0 all well, 1 an error, 2 wrong usage, 3 done but some pictures we
 
 from __future__ import annotations
 
+import importlib
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import cyclopts
@@ -49,6 +50,9 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "evaluate": Command(
         "samething.evaluation:evaluate", "Measure retrieval on instances never seen in training."
     ),
+    "leaderboard": Command(
+        "samething.leaderboard:leaderboard", "Show published results of the benchmarks beside one's own."
+    ),
     "study datasets": Command(
         "samething.study:datasets", "Choose the data sets to train on, on unseen instances."
     ),
@@ -60,7 +64,13 @@ COMMANDS: Final[Mapping[str, Command]] = {
     ),
     "export": Command("samething.export:export", "Write a model folder that runs without torch."),
     "index": Command("samething.search:index", "Make a folder of pictures searchable."),
+    "index sync": Command("samething.search:sync", "Bring an index up to date with its folders."),
+    "index tune": Command("samething.search:tune", "Search a large index approximately, at a chosen recall."),
+    "index compact": Command("samething.search:compact", "Write an index anew into as few files as need be."),
+    "index rebuild": Command("samething.search:rebuild", "Make an index anew with another model."),
     "find": Command("samething.search:find", "Find the same thing as in a picture."),
+    "duplicates": Command("samething.search:duplicates", "Group the near-duplicates of an index."),
+    "serve": Command("samething.web:serve", "Serve an index as a page and a REST interface."),
 }
 """Name of each command, in the order of the work. A name of two words is a command of a group."""
 
@@ -71,7 +81,7 @@ GROUPS: Final[Mapping[str, str]] = {
 
 _EPILOGUE: Final = (
     "Start with: samething demo. "
-    "On your own pictures: catalog, features, train, evaluate, export, index, find."
+    "On your own pictures: catalog, features, train, evaluate, export, index, find, serve."
 )
 
 
@@ -92,14 +102,29 @@ def build_app(*, command: str | None = None) -> cyclopts.App:
         result_action="return_value",
         suppress_keyboard_interrupt=False,  # main says how to go on
     )
-    groups = {name: cyclopts.App(name=name, help=summary) for name, summary in GROUPS.items()}
+    groups = {
+        name: cyclopts.App(name=name, help=summary, sort_key=place)
+        for place, (name, summary) in enumerate(GROUPS.items(), start=len(COMMANDS))
+    }
+    own_groups = {name.partition(" ")[0] for name in COMMANDS if " " in name} - set(groups)
     for place, (name, row) in enumerate(COMMANDS.items()):
         group, _, own_name = name.rpartition(" ")
         summary = {} if name == command else {"help": row.help}
-        (groups[group] if group else app).command(row.function, name=own_name, sort_key=place, **summary)
+        if name in own_groups:  # a command that is the group of others, such as index and index sync
+            groups[name] = cyclopts.App(name=name, sort_key=place, help=summary.get("help"))
+            if name == command:
+                groups[name].default(_function(row))
+        else:
+            (groups[group] if group else app).command(row.function, name=own_name, sort_key=place, **summary)
     for group_app in groups.values():
         app.command(group_app)
     return app
+
+
+def _function(row: Command) -> Callable[..., Any]:
+    module, _, name = row.function.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
 
 
 def named_command(arguments: Sequence[str]) -> str | None:

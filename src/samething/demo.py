@@ -16,7 +16,7 @@ from samething.catalog import Catalog
 from samething.datasets.demo import build_demo_pictures
 from samething.evaluation import Comparison
 from samething.files import write_json
-from samething.report import ShownHit, ShownQuery, write_report
+from samething.report import Analysis, ShownHit, ShownQuery, write_report
 from samething.search import Matches, Searcher, index
 
 BACKBONE: Final = "efficientnet_lite0"
@@ -70,7 +70,7 @@ def demo(*, output: Path = Path("demo")) -> Demo:
     Raises:
         MissingExtraError: the demo's packages are not installed.
     """
-    from samething.evaluation.runs import compare_runs
+    from samething.evaluation.runs import compare_runs, run_embeddings
     from samething.export import export
     from samething.features import features
     from samething.training import train
@@ -112,6 +112,7 @@ def demo(*, output: Path = Path("demo")) -> Demo:
     for matches, query in shown[:NUM_PRINTED]:
         console.print(f"looking for [bold]{escape(query.label)}[/bold]", highlight=False)
         console.print(matches)
+    embeddings, tested = run_embeddings(run.folder)
     report = write_report(
         folder / "report.html",
         title="samething demo",
@@ -120,6 +121,8 @@ def demo(*, output: Path = Path("demo")) -> Demo:
         records=Run.open(run.folder).records,
         queries=[query for _, query in shown],
         facts=_facts(pictures, run),
+        analysis=Analysis.of(embeddings, tested),
+        embeddings=embeddings,
     )
     return Demo(folder, comparison, report, time.monotonic() - started)
 

@@ -164,7 +164,7 @@ class Embedder:
         """What is done to a picture before the graph; None where the graph resizes by itself."""
         return self.preprocessing if self.form["input"] == "pixels" else None
 
-    def _embed_all(self, pictures: list[Pixels]) -> Embeddings:
+    def _embed_all(self, pictures: list[np.ndarray]) -> Embeddings:
         """Vectors of pictures whose sizes may differ: one call of the graph for each size."""
         vectors = np.empty((len(pictures), self.dim), np.float32)
         by_size: dict[tuple[int, ...], list[int]] = {}

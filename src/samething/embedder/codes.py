@@ -101,14 +101,18 @@ class Coder:
             parts = [centres[place][codes[:, place]] for place in range(len(centres))]
             vectors = np.concatenate(parts, axis=1)[:, : self.dim]
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        units: Embeddings = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
-        return units
+        unit: Embeddings = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+        return unit
 
     def write(self, target: Path) -> None:
         """Write to an open temporary path, as ``.npz``."""
         with target.open("wb") as stream:
-            arrays: dict[str, Any] = {"kind": np.asarray(self.kind), "dim": np.asarray(self.dim)}
-            np.savez(stream, **arrays, **self.arrays)  # type: ignore[arg-type]
+            named: dict[str, Any] = {
+                "kind": np.asarray(self.kind),
+                "dim": np.asarray(self.dim),
+                **self.arrays,
+            }
+            np.savez(stream, **named)
 
     @classmethod
     def read(cls, source: Path) -> Coder:
@@ -134,7 +138,8 @@ def _parts(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "parts n widt
     """Every four numbers apart; the last part is filled up with zeros."""
     missing = -vectors.shape[1] % PART_WIDTH
     filled = np.pad(vectors, ((0, 0), (0, missing)))
-    return filled.reshape(len(vectors), -1, PART_WIDTH).transpose(1, 0, 2)
+    num_parts = filled.shape[1] // PART_WIDTH  # said, because -1 fails without rows
+    return filled.reshape(len(vectors), num_parts, PART_WIDTH).transpose(1, 0, 2)
 
 
 def _nearest(

@@ -3,6 +3,10 @@
 A score says which entry is nearest, not whether it is the same thing. From validation queries of which it is
 known whether their best entry was right, a calibration learns how probable that is at a score, and from which
 score on an answer is right as often as is asked for.
+
+The nearest wrong entry of a larger index is nearer. Where the index in use has ``growth`` times as many entries
+as the one the scores are from, a wrong entry reaches a score up to ``growth`` times as often (the chances of
+``growth`` indices add up at most), so each wrong answer counts that often.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import math
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from samething.errors import ArtefactError, InputError
 from samething.files import Json
@@ -34,11 +38,16 @@ class Calibration:
     target_precision: float
     """Share of the answers that was asked to be right, in (0, 1]."""
     precision: float
-    """Share of the answers that were right on the queries it was fitted to; NaN without an answer."""
+    """Share of the answers that were right on the queries it was fitted to, each wrong one counted ``growth``
+    times; NaN without an answer."""
     recall: float
     """Share of the fitted queries with a positive that got a right answer."""
     num_queries: int
     """Queries it was fitted to."""
+    num_wrong: int
+    """Wrong answers among them at or above the threshold: what ``precision`` rests on."""
+    growth: float
+    """How many times larger than the index of these queries the index is that it holds for."""
 
     @classmethod
     def fit(
@@ -48,6 +57,8 @@ class Calibration:
         *,
         num_with_positive: int | None = None,
         target_precision: float = 0.95,
+        growth: float = 1.0,
+        sure: bool = False,
     ) -> Calibration:
         """Learn from the best score of each validation query and whether its entry was right.
 
@@ -57,10 +68,13 @@ class Calibration:
                 any score, and belong here if they will be asked in use.
             num_with_positive: queries that could be answered right; by default all.
             target_precision: share of the answers that is to be right.
+            growth: size of the index in use over that of the index of these scores, at least 1.
+            sure: choose the threshold by the 95 % upper bound of the number of wrong answers rather than by the
+                number seen: where none was seen, up to 3 are expected.
 
         Raises:
-            InputError: no queries, only right or only wrong ones, a score is not finite, or the precision is
-                not in (0, 1].
+            InputError: no queries, only right or only wrong ones, a score is not finite, the precision is
+                not in (0, 1], or the index shrinks.
 
         >>> fitted = Calibration.fit(
         ...     np.array([0.9, 0.8, 0.4, 0.3]), np.array([True, True, False, False]), target_precision=1.0
@@ -74,6 +88,12 @@ class Calibration:
                 expected="a share in (0, 1]",
                 next_step="for instance 0.95",
             )
+        if not 1 <= growth < math.inf:
+            raise InputError(
+                f"growth={growth}",
+                expected="at least 1",
+                next_step="leave it at 1 for an index that is not larger",
+            )
         if len(scores) == 0 or is_right.all() or not is_right.any() or not np.isfinite(scores).all():
             raise InputError(
                 f"{len(scores)} queries of which {int(is_right.sum())} found the right thing first",
@@ -85,17 +105,24 @@ class Calibration:
         answered = np.arange(1, len(ranked) + 1)
         # equal scores are answered together
         ends = np.flatnonzero(np.append(np.diff(ranked) != 0, True))
-        good = ends[hits[ends] >= target_precision * answered[ends] - 1e-12]
+        wrong = answered[ends] - hits[ends]
+        counted = _upper_bound(wrong) if sure else wrong
+        right_enough = hits[ends] * (1 - target_precision) >= target_precision * growth * counted - 1e-9
+        good = ends[right_enough & (hits[ends] > 0)]
         slope, intercept = _logistic(scores, is_right)
         last = int(good[-1]) if len(good) else -1
+        num_right = int(hits[last]) if len(good) else 0
+        num_wrong = int(answered[last]) - num_right if len(good) else 0
         return cls(
             slope=slope,
-            intercept=intercept,
+            intercept=intercept - math.log(growth),
             threshold=float(ranked[last]) if len(good) else math.inf,
             target_precision=target_precision,
-            precision=float(hits[last] / answered[last]) if len(good) else math.nan,
-            recall=float(hits[last] / (num_with_positive or len(scores))) if len(good) else 0.0,
+            precision=num_right / (num_right + growth * num_wrong) if len(good) else math.nan,
+            recall=num_right / (num_with_positive or len(scores)),
             num_queries=len(scores),
+            num_wrong=num_wrong,
+            growth=growth,
         )
 
     def probability(self, scores: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:
@@ -135,6 +162,20 @@ class Calibration:
             name: missing.get(name) if content[name] is None else content[name] for name in names
         }
         return cls(**values)
+
+
+def _upper_bound(counts: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """95 % upper bound of the expected number where ``counts`` were seen (Poisson, one-sided).
+
+    Wilson and Hilferty's approximation of the chi-squared quantile, right to 1 % (*The Distribution of
+    Chi-Square*, PNAS 1931).
+
+    >>> _upper_bound(np.array([0, 10])).round(1).tolist()
+    [3.0, 17.0]
+    """
+    degrees = 9.0 * (counts + 1)
+    bound: np.ndarray = (counts + 1) * (1 - 1 / degrees + 1.6449 / np.sqrt(degrees)) ** 3
+    return bound
 
 
 def _logistic(scores: Float[np.ndarray, " q"], is_right: Bool[np.ndarray, " q"]) -> tuple[float, float]:

@@ -55,12 +55,16 @@ class NoMatch:
         """One line for a person."""
         c = self.calibration
         if math.isinf(c.threshold):
-            return f"no match: no score on validation reaches a precision of {c.target_precision:.0%}"
+            return (
+                f"no match: from no score on are answers right in {c.target_precision:.0%} for certain, by "
+                f"{c.num_queries:,} validation questions and for an index {c.growth:.1f} times as large"
+            )
         low, high = (100 * end for end in self.precision_interval)
         below, above = (100 * end for end in self.recall_interval)
         return (
             f"no match below a score of {c.threshold:.3f} (precision {c.target_precision:.0%} asked on "
-            f"{c.num_queries:,} validation questions): on {self.num_queries:,} test queries precision "
+            f"{c.num_queries:,} validation questions, {c.num_wrong} wrong answers above it, for an index "
+            f"{c.growth:.1f} times as large): on {self.num_queries:,} test queries precision "
             f"{100 * self.precision:.1f} % ({low:.1f}–{high:.1f}), recall {100 * self.recall:.1f} % "
             f"({below:.1f}–{above:.1f}), false alarms where there is no match {100 * self.false_alarms:.1f} %"
         )
@@ -100,9 +104,21 @@ def best_answers(
 
 
 def fit_calibration(
-    embeddings: Embeddings, catalog: Catalog, *, target_precision: float = 0.95
+    embeddings: Embeddings,
+    catalog: Catalog,
+    *,
+    target_precision: float = 0.95,
+    index_size: int | None = None,
+    sure: bool = True,
 ) -> Calibration:
     """A calibration from the validation pictures, each asked with and without its own thing in the index.
+
+    Args:
+        embeddings: one row a catalog row.
+        catalog: with validation pictures, which are queries and index.
+        target_precision: share of the answers that is to be right.
+        index_size: entries of the index that will be asked, if more than there are validation pictures.
+        sure: as in :meth:`Calibration.fit`.
 
     Raises:
         InputError: there are no validation pictures, or all answers are right or all wrong.
@@ -113,16 +129,23 @@ def fit_calibration(
         np.concatenate([right, np.zeros(len(wrong), dtype=bool)]),
         num_with_positive=max(1, len(best)),
         target_precision=target_precision,
+        growth=max(1.0, (index_size or 0) / len(rows_by_role(catalog, "val")[1])),
+        sure=sure,
     )
 
 
 def measure_no_match(embeddings: Embeddings, catalog: Catalog, *, target_precision: float = 0.95) -> NoMatch:
-    """Fit on the validation pictures, measure on the test pictures.
+    """Fit on the validation pictures for an index of the test's size, measure on the test pictures.
 
     Raises:
         InputError: as :func:`fit_calibration`; or no test query has a positive.
     """
-    calibration = fit_calibration(embeddings, catalog, target_precision=target_precision)
+    calibration = fit_calibration(
+        embeddings,
+        catalog,
+        target_precision=target_precision,
+        index_size=len(rows_by_role(catalog, "test")[1]),
+    )
     best, right, wrong = best_answers(embeddings, catalog, role="test")
     if not len(best):
         raise InputError(

@@ -70,14 +70,14 @@ def compare_runs(
     embeddings: dict[str, np.ndarray] = {}
     applied: dict[str, Gain] = {}
     found: dict[str, NoMatch] = {}
-    backbones = {str(features.backbone["name"]) for features in feature_sets}
-    for run, features in zip(runs, feature_sets, strict=True):
-        name, rows = _name(run, runs), np.asarray(features.rows[tested])
+    backbones = {str(described.backbone["name"]) for described in feature_sets}
+    for run, described in zip(runs, feature_sets, strict=True):
+        name, rows = _name(run, runs), np.asarray(described.rows[tested])
         own = run.head.embed(rows)
-        trained_on = features.rows[catalog.has_role("train")] if baselines or sweep else None
-        prefix = f"{features.backbone['name']} " if len(backbones) > 1 else ""
+        trained_on = described.rows[catalog.has_role("train")] if baselines or sweep else None
+        prefix = f"{described.backbone['name']} " if len(backbones) > 1 else ""
         if baselines and trained_on is not None:
-            for label, baseline in _baselines(features, run.head.embedding_dim, tested).items():
+            for label, baseline in _baselines(described, run.head.embedding_dim, tested).items():
                 embeddings.setdefault(prefix + label, baseline)
         if sweep and trained_on is not None:
             dim = run.head.embedding_dim
@@ -90,7 +90,7 @@ def compare_runs(
             applied[f"{name} + {gain}"] = GAINS[gain]
         if no_match is not None:
             asked = catalog.has_role("val", "query", "index", "query+index")
-            rows = run.head.embed(np.asarray(features.rows[asked]))
+            rows = run.head.embed(np.asarray(described.rows[asked]))
             found[name] = measure_no_match(rows, catalog.take(asked), target_precision=no_match)
     if rules.largest_dim is not None:
         embeddings = _within(embeddings, rules.largest_dim, names=[_name(run, runs) for run in runs])

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from cyclopts import Parameter
 from rich.console import Group
 from rich.markup import escape
 from rich.text import Text
@@ -29,7 +30,7 @@ class Exported:
     folder: Path
     config: dict[str, Json]
     largest_difference: float | None
-    """Largest difference of the float32 program to torch's vectors; None when the folder was there."""
+    """Largest difference of the float32 program to torch's; None when the folder was there already."""
     parity: Parity | None = None
     """What the form costs, where it may cost something."""
 
@@ -65,7 +66,7 @@ def export(
     soup: Literal["uniform", "greedy"] = "uniform",
     interpolate: float = 1.0,
     tolerance: float = 0.01,
-    allow_quality_loss: bool = False,
+    allow_quality_loss: Annotated[bool, Parameter(negative=())] = False,
 ) -> Exported:
     """Write a model folder: ONNX, safetensors, configuration and a card, checked against torch.
 

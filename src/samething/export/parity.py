@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -89,8 +90,8 @@ class Parity:
     def __rich__(self) -> Table:
         """The change a domain, size and speed."""
         before, after = (size / 1e6 for size in self.model_bytes)
-        caption = f"graph {before:.1f} → {after:.1f} MB; "
-        caption += f"vector {self.vector_bytes[0]} → {self.vector_bytes[1]} bytes"
+        long, short = self.vector_bytes
+        caption = f"graph {before:.1f} → {after:.1f} MB; vector {long} → {short} bytes"
         if self.pictures_per_s:
             caption += f"; {self.pictures_per_s[0]:.0f} → {self.pictures_per_s[1]:.0f} pictures/s"
         table = Table(title="against float32 at full length, mMP@5 %", caption=caption, box=SIMPLE_HEAD)
@@ -120,7 +121,8 @@ class Parity:
         )
         domains = ", ".join(f"{domain} {100 * change:+.1f}" for change, domain in worst)
         raise ArtefactError(
-            f"{folder}: this form loses {100 * self.fall:.1f} points of mMP@5 on the mean ({domains})",
+            f"{folder}: this form loses {100 * self.fall:.1f} points of mMP@5 on the mean over domains "
+            f"({domains})",
             expected=f"a fall of at most {100 * self.tolerance:.1f} points (--tolerance {self.tolerance:g})",
             next_step="run the same command with --allow-quality-loss, which keeps what was computed, "
             "or choose a milder form",
@@ -211,7 +213,7 @@ def decoded(coder: Coder, vectors: Embeddings, catalog: Catalog, role: Role) -> 
 
 
 def evaluate_both(
-    before: Embeddings, after: Embeddings, catalog: Catalog, role: Role
+    before: Float[np.ndarray, "n full"], after: Float[np.ndarray, "n short"], catalog: Catalog, role: Role
 ) -> tuple[EvaluationResult, EvaluationResult]:
     """Both embeddings of the same pictures on the same queries."""
     results = (evaluate_embeddings(vectors, catalog, role=role) for vectors in (before, after))

@@ -15,12 +15,12 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, no_type_check
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from samething.errors import ArtefactError, InputError
@@ -62,6 +62,7 @@ class PreparedInside(nn.Module):
         fill = torch.tensor([float(round(255 * channel)) for channel in preprocessing.mean])
         self.register_buffer("fill", fill.view(1, 3, 1, 1))
 
+    @no_type_check  # a checking wrapper would hide this module's names from the script compiler
     def forward(self, pictures: Tensor) -> Tensor:
         """Unit-length vectors."""
         height, width = pictures.shape[2], pictures.shape[3]
@@ -69,8 +70,7 @@ class PreparedInside(nn.Module):
         new_height, new_width = size, size
         if self.resize == "longer_side_pad":
             scale = size / max(height, width)
-            # TorchScript's round gives a float
-            new_height = max(1, int(round(height * scale)))  # noqa: RUF046
+            new_height = max(1, int(round(height * scale)))  # noqa: RUF046 (a float in TorchScript)
             new_width = max(1, int(round(width * scale)))  # noqa: RUF046
         if self.resize == "short_side_crop":
             shorter = min(height, width)
@@ -84,7 +84,7 @@ class PreparedInside(nn.Module):
         )
         pixels = pixels.round().clamp(0, 255)
         if self.resize == "longer_side_pad":
-            square = self.fill.expand(pixels.shape[0], 3, size, size).clone()  # type: ignore[operator]
+            square = self.fill.expand(pixels.shape[0], 3, size, size).clone()
             top, left = (size - new_height) // 2, (size - new_width) // 2
             square[:, :, top : top + new_height, left : left + new_width] = pixels
             pixels = square
@@ -142,7 +142,7 @@ def script(model: EmbeddingModel) -> torch.jit.ScriptModule:
     plain = copy.deepcopy(model).cpu().eval()
     for module in plain.modules():
         if hasattr(module, "fused_attn"):
-            setattr(module, "fused_attn", False)  # noqa: B010 - mypy takes it for a sub-module
+            setattr(module, "fused_attn", False)  # noqa: B010 (nn.Module declares no such field)
     preprocessing = model.backbone.preprocessing
     example = torch.zeros(1, 3, preprocessing.size, preprocessing.size, dtype=torch.uint8)
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
@@ -187,7 +187,7 @@ def _resized_here(
     return vector
 
 
-# The calls of the challenge's host: load, evaluation mode, one picture at its own size, the first row out.
+# The calls of the challenge's host: load, evaluation mode, one picture at its own size, first output row.
 _HOST_SEQUENCE: Final = """
 import sys, zipfile, tempfile, numpy as np, torch
 for name in ("samething", "timm", "torchvision", "open_clip"):

@@ -1,4 +1,4 @@
-"""The modules that sentence-transformers loads by itself: timm model, unit length, linear maps, unit length.
+"""Modules that sentence-transformers loads by itself: a timm model, unit length, linear maps, unit length.
 
 Only the library's own modules are used, so ``SentenceTransformer(path)`` needs neither this package nor trust
 in foreign code. The head's standardisation becomes part of its linear map.

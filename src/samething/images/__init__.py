@@ -11,6 +11,7 @@ from samething.images.decoding import FORMATS, MAX_PIXELS, Picture, clipped, dec
 from samething.images.listing import (
     PICTURE_SUFFIXES,
     dimensions,
+    find_picture_files,
     find_pictures,
     is_picture_file,
     thumbnail,
@@ -40,6 +41,7 @@ __all__ = [
     "container_of",
     "decode",
     "dimensions",
+    "find_picture_files",
     "find_pictures",
     "is_picture_file",
     "is_url",

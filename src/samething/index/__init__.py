@@ -13,25 +13,35 @@ from typing import Final
 
 from samething.errors import InputError
 from samething.index.description import COLUMNS, ColumnKind, IndexDescription, Items
-from samething.index.interface import AbstractIndex, Hits, Verification, Where
+from samething.index.interface import AbstractIndex, Between, Hits, Verification, Where
 from samething.index.lance import LanceIndex
+from samething.index.lance_approximate import RecallReport
+from samething.index.milvus import MilvusIndex
 
 __all__ = [
     "COLUMNS",
     "ENGINES",
     "AbstractIndex",
+    "Between",
     "ColumnKind",
     "Hits",
     "IndexDescription",
     "Items",
     "LanceIndex",
+    "MilvusIndex",
+    "RecallReport",
     "Verification",
     "Where",
     "create_index",
+    "exists_index",
     "open_index",
 ]
 
-ENGINES: Final[dict[str, type[AbstractIndex]]] = {"lance": LanceIndex}
+ENGINES: Final[dict[str, type[AbstractIndex]]] = {
+    "lance": LanceIndex,
+    "milvus": MilvusIndex,
+    "milvus-lite": MilvusIndex,
+}
 """URL scheme -> engine. A location without a scheme is a folder, which is ``lance``."""
 
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
@@ -62,6 +72,12 @@ def open_index(
     """Open an index with the engine that the location asks for. See :meth:`AbstractIndex.open`."""
     engine, place = _engine(location)
     return engine.open(place, model_fingerprint=model_fingerprint, model_name=model_name)
+
+
+def exists_index(location: str | Path) -> bool:
+    """Whether there is an index at a location, finished or not readable by this version included."""
+    engine, place = _engine(location)
+    return engine.exists(place)
 
 
 def _engine(location: str | Path) -> tuple[type[AbstractIndex], str | Path]:

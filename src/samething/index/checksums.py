@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import Final
+
+import numpy as np
+from jaxtyping import Float, UInt
 
 from samething.errors import ArtefactError
 from samething.files import disk_errors, file_sha256
@@ -140,3 +144,12 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def vector_crc32(ids: list[str], vectors: Float[np.ndarray, "n d"]) -> UInt[np.ndarray, " n"]:
+    """CRC-32 over id and vector of each row; it changes with certainty when a single byte does."""
+    checks = [
+        zlib.crc32(row, zlib.crc32(name.encode()))
+        for name, row in zip(ids, np.ascontiguousarray(vectors), strict=True)
+    ]
+    return np.asarray(checks, dtype=np.uint32)

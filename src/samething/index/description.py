@@ -22,7 +22,8 @@ else:
     # pyarrow takes 0.3 s to import, so it is imported by the functions that use it
     Table = RecordBatch = Schema = Any
 
-ColumnKind: TypeAlias = Literal["text", "integer", "number"]
+ColumnKind: TypeAlias = Literal["text", "texts", "integer", "number"]
+"""``texts`` is a list of texts; a filter lets a row through that has any of the values."""
 
 Items: TypeAlias = Table | Iterable[Mapping[str, Any]]
 """Metadata, one row a picture: an Arrow table or one mapping a row. All but ``id`` may be absent or null."""
@@ -57,7 +58,8 @@ class IndexDescription:
     model_fingerprint: str
     """Identity of that model, for the program."""
     extra_columns: Mapping[str, ColumnKind] = dataclasses.field(default_factory=dict)
-    """Further metadata columns and their kinds: ``text``, ``integer`` (64 bits) or ``number`` (float64)."""
+    """Further metadata columns and their kinds: ``text``, ``texts`` (a list of them), ``integer`` (64 bits)
+    or ``number`` (float64)."""
 
     def __post_init__(self) -> None:
         if self.dim < 1:
@@ -77,10 +79,10 @@ class IndexDescription:
                     + ", ".join([*COLUMNS, *sorted(_RESERVED)]),
                     next_step="give the column another name",
                 )
-            if kind not in ("text", "integer", "number"):
+            if kind not in ("text", "texts", "integer", "number"):
                 raise InputError(
                     f"the extra column {name!r} of kind {kind!r}",
-                    expected="text, integer or number",
+                    expected="text, texts, integer or number",
                     next_step="give one of these kinds",
                 )
 
@@ -94,7 +96,13 @@ class IndexDescription:
         """Arrow types of the metadata columns."""
         import pyarrow as pa
 
-        types = {"text": pa.string(), "integer": pa.int64(), "number": pa.float64(), "bytes": pa.binary()}
+        types = {
+            "text": pa.string(),
+            "texts": pa.list_(pa.string()),
+            "integer": pa.int64(),
+            "number": pa.float64(),
+            "bytes": pa.binary(),
+        }
         return pa.schema(
             [pa.field(name, types[kind], nullable=name != "id") for name, kind in self.columns.items()]
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -28,8 +29,41 @@ from samething.index.description import (
     unit_vectors,
 )
 
-Where: TypeAlias = Mapping[str, str | Sequence[str]]
-"""A filter: for each text column the value or the values a row may have there; all columns must agree."""
+
+@dataclasses.dataclass(frozen=True)
+class Between:
+    """A range of a numeric column, both ends included; an end that is None is open."""
+
+    low: float | int | None = None
+    high: float | int | None = None
+
+    def __post_init__(self) -> None:
+        for end in (self.low, self.high):
+            if end is not None and not math.isfinite(end):
+                raise InputError(
+                    f"a range that ends at {end}",
+                    expected="finite numbers",
+                    next_step="leave an end out to keep it open",
+                )
+
+    def of_whole_numbers(self) -> Between:
+        """The same range of 64-bit whole numbers, its ends whole.
+
+        >>> Between(0.5, 1e30).of_whole_numbers()
+        Between(low=1, high=9223372036854775807)
+        """
+        least, most = -(2**63) + 1, 2**63 - 1
+        low = None if self.low is None else min(max(math.ceil(self.low), least), most)
+        high = None if self.high is None else min(max(math.floor(self.high), least), most)
+        return Between(low, high)
+
+
+Condition: TypeAlias = list[str] | Between
+"""What one column of a row must meet: one of these texts, or a number in this range."""
+
+Where: TypeAlias = Mapping[str, str | Sequence[str] | Between]
+"""A filter: for each text column the value or the values a row may have there, for each numeric column the
+range; all columns must agree. A row without a value is left out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +155,29 @@ class AbstractIndex(abc.ABC):
             FingerprintError: it was made by another model.
         """
 
+    @classmethod
+    @abc.abstractmethod
+    def exists(cls, location: str | Path) -> bool:
+        """Whether there is a finished index at this place."""
+
+    # ---- being replaced
+
+    @abc.abstractmethod
+    def beside(self, *, dim: int, model_fingerprint: str, model_name: str) -> AbstractIndex:
+        """An index that is to take this one's place: empty, or as far as a killed process came with it.
+
+        It has the same extra columns. Nobody finds it until :meth:`take_place` is called on it.
+        """
+
+    @abc.abstractmethod
+    def take_place(self, of: AbstractIndex) -> bool:
+        """Take the place of the index that this one was made beside, in one step.
+
+        Returns:
+            Whether it happened; False when rows of the other one changed after :meth:`beside`, or after the
+            last call that returned False.
+        """
+
     # ---- what it is
 
     @property
@@ -209,7 +266,8 @@ class AbstractIndex(abc.ABC):
         Args:
             queries: float vectors of length 1 within ``NORM_TOLERANCE``.
             k: number of hits, at least 1.
-            where: text columns and the values a hit may have there, such as ``{"domain": ["cars", "art"]}``.
+            where: columns and what a hit may have there, such as ``{"domain": ["cars", "art"]}`` or
+                ``{"width": Between(640)}``.
             columns: metadata to bring along besides the id; by default all but the thumbnail.
             model_fingerprint: identity of the model that made the queries, checked if given.
 
@@ -285,8 +343,8 @@ class AbstractIndex(abc.ABC):
         """Delete rows; return when that outlives the process."""
 
     @abc.abstractmethod
-    def _search(self, queries: Queries, k: int, where: dict[str, list[str]], columns: list[str]) -> Hits:
-        """Exact search; all of ``where`` must hold."""
+    def _search(self, queries: Queries, k: int, where: dict[str, Condition], columns: list[str]) -> Hits:
+        """The nearest rows; all of ``where`` must hold."""
 
     @abc.abstractmethod
     def _items(self, columns: list[str]) -> Iterator[RecordBatch]: ...
@@ -314,25 +372,39 @@ class AbstractIndex(abc.ABC):
                 )
         return list(dict.fromkeys(["id", *columns]))
 
-    def _where(self, where: Where | None) -> dict[str, list[str]]:
-        filterable = [name for name, kind in self.description.columns.items() if kind == "text"]
-        checked: dict[str, list[str]] = {}
-        for name, values in (where or {}).items():
-            if name not in filterable:
+    def _where(self, where: Where | None) -> dict[str, Condition]:
+        return {name: self._condition(name, values) for name, values in (where or {}).items()}
+
+    def _condition(self, name: str, values: str | Sequence[str] | Between) -> Condition:
+        kinds = {name: kind for name, kind in self.description.columns.items() if kind != "bytes"}
+        if name not in kinds:
+            raise InputError(
+                f"a filter on the column {name!r}",
+                expected=f"one of the columns {', '.join(kinds)}",
+                next_step="correct the name",
+            )
+        is_numeric = kinds[name] in ("integer", "number")
+        if isinstance(values, Between):
+            if not is_numeric:
                 raise InputError(
-                    f"a filter on the column {name!r}",
-                    expected=f"text columns of this index: {', '.join(filterable)}",
-                    next_step="correct the name",
+                    f"a range for the column {name!r}", expected="texts", next_step="give the values as text"
                 )
-            checked[name] = [values] if isinstance(values, str) else list(values)
-            for value in checked[name]:
-                if not isinstance(value, str):
-                    raise InputError(
-                        f"a filter on {name!r} with the value {value!r}",
-                        expected="texts",
-                        next_step="give the value as text",
-                    )
-        return checked
+            return values.of_whole_numbers() if kinds[name] == "integer" else values
+        if is_numeric:
+            raise InputError(
+                f"a filter on {name!r} with the value {values!r}",
+                expected="a range, since the column holds numbers",
+                next_step="give Between(low, high)",
+            )
+        texts = [values] if isinstance(values, str) else list(values)
+        for value in texts:
+            if not isinstance(value, str):
+                raise InputError(
+                    f"a filter on {name!r} with the value {value!r}",
+                    expected="texts",
+                    next_step="give the value as text",
+                )
+        return texts
 
 
 def _ids(ids: Iterable[str]) -> list[str]:

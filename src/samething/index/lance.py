@@ -25,30 +25,46 @@ import os
 import re
 import shutil
 import threading
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float, Int, UInt
+from jaxtyping import Int, UInt
 
 from samething.arrays import Embeddings, Queries
 from samething.errors import ArtefactError, InputError, SamethingError
-from samething.files import disk_errors, write_manifest
-from samething.index.checksums import Checksums
+from samething.files import disk_errors, is_finished, write_manifest
+from samething.index.checksums import Checksums, vector_crc32
 from samething.index.description import ColumnKind, IndexDescription, RecordBatch, Schema, Table
-from samething.index.interface import AbstractIndex, Hits, Verification
+from samething.index.interface import AbstractIndex, Condition, Hits, Verification
+from samething.index.lance_approximate import (
+    RecallReport,
+    build_cells,
+    choose_probes,
+    filter_sql,
+    require_recall,
+    search_cells,
+)
 from samething.index.lance_folder import (
-    CHECKSUMS,
     TABLE,
+    checksums_of,
+    is_noted_next,
+    manifest_stamp,
     new_manifest,
+    noted_next,
     read_description,
+    remove_tables,
     require_free,
     turn_to_write,
 )
+from samething.index.lance_view import Matrix, View, matrix_of, meets
 from samething.index.nearest import nearest
 
+_MANY_QUERIES: Final = 64
+"""From so many queries at once on, exact search in memory is the quicker one."""
+_LEAST_FOR_CELLS: Final = 1000
+_ROWS_A_COPY: Final = 10_000
 _DISK_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -64,12 +80,15 @@ class LanceIndex(AbstractIndex):
         """Use ``create`` or ``open``."""
         super().__init__(str(folder), description)
         self.folder = folder
-        self._table_name = table_name
-        self._checksums = Checksums(folder / CHECKSUMS, folder / f"{table_name}.lance")
+        self.table_name = table_name
+        self._checksums = Checksums(folder / checksums_of(table_name), folder / f"{table_name}.lance")
         self._unchecked: list[str] = []
-        self._view: _View | None = None
+        self._view: View | None = None
         self._is_closed = False
         self._guard = threading.RLock()
+        self._manifest = manifest_stamp(folder)
+        self.succeeds = -1
+        """State of the index that this one is made beside, when it was last looked at."""
 
     # ---- making and opening
 
@@ -98,12 +117,17 @@ class LanceIndex(AbstractIndex):
             # what is here was left by a process that was killed before it could finish an empty index
             shutil.rmtree(index._checksums.folder, ignore_errors=True)
             index._checksums.listing.unlink(missing_ok=True)
-            with index._store_errors(writing=True):
-                _connect(folder).create_table(TABLE, schema=_table_schema(description))
-            index._checksums.add_new_files()
+            index._make_table()
             with disk_errors(folder):
                 write_manifest(folder, new_manifest(description))
         return index
+
+    def _make_table(self) -> None:
+        with self._store_errors(writing=True):
+            shutil.rmtree(self._checksums.folder, ignore_errors=True)  # of a process that was killed here
+            schema = _table_schema(self.description)
+            _connect(self.folder).create_table(self.table_name, schema=schema)
+        self._checksums.add_new_files()
 
     @classmethod
     def open(
@@ -117,12 +141,65 @@ class LanceIndex(AbstractIndex):
         index._current()  # finds truncated and missing files now rather than later
         return index
 
+    @classmethod
+    def exists(cls, location: str | Path) -> bool:
+        """Whether there is a manifest. See :meth:`AbstractIndex.exists`."""
+        return is_finished(Path(location))
+
+    # ---- being replaced
+
+    def beside(self, *, dim: int, model_fingerprint: str, model_name: str) -> LanceIndex:
+        """Another table in the same folder. See :meth:`AbstractIndex.beside`."""
+        description = dataclasses.replace(
+            self.description, dim=dim, model_fingerprint=model_fingerprint, model_name=model_name
+        )
+        with turn_to_write(self.folder):
+            table_name = noted_next(self.folder, description, instead_of=self.table_name)
+            successor = LanceIndex(self.folder, description, table_name)
+            if not successor._checksums.listing.exists():
+                successor._make_table()
+            successor.succeeds = self._checksums.size()
+        return successor
+
+    def take_place(self, of: AbstractIndex) -> bool:
+        """Write a manifest that names this table. See :meth:`AbstractIndex.take_place`."""
+        assert isinstance(of, LanceIndex)
+        with turn_to_write(self.folder):
+            state = of._checksums.size()
+            if state != self.succeeds:
+                self.succeeds = state
+                return False
+            with disk_errors(self.folder):
+                write_manifest(self.folder, new_manifest(self.description, self.table_name))
+            self._manifest = manifest_stamp(self.folder)
+            remove_tables(self.folder, keep=self.table_name)
+        return True
+
+    def compact(self) -> LanceIndex:
+        """Write all rows anew into as few files as need be; what was deleted or replaced leaves the disk.
+
+        A killed process leaves the index as it was.
+
+        Returns:
+            The index to use from now on; this handle says that it was replaced.
+        """
+        identity = {"model_fingerprint": self.model_fingerprint, "model_name": self.model_name}
+        fresh = self.beside(dim=self.dim, **identity)
+        while True:
+            fresh.delete([name for batch in fresh.items([]) for name in batch["id"].to_pylist()])
+            names = [name for batch in self.items([]) for name in batch["id"].to_pylist()]
+            for start in range(0, len(names), _ROWS_A_COPY):
+                part = names[start : start + _ROWS_A_COPY]
+                fresh.add(self.vectors(part), self.rows(part, list(self.description.columns)))
+            if fresh.take_place(self):
+                return fresh
+
     # ---- changing
 
     def _upsert(self, vectors: Embeddings, items: Table) -> None:
         import pyarrow as pa
 
-        checks = pa.array(_crc32(items["id"].to_pylist(), vectors), pa.uint32())
+        checks = pa.array(vector_crc32(items["id"].to_pylist(), vectors), pa.uint32())
         flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self.dim)
         columns = [*items.columns, flat, checks]
         rows = pa.table(columns, schema=_table_schema(self.description))
@@ -152,7 +229,10 @@ class LanceIndex(AbstractIndex):
         with self._store_errors():
             return int(self._current().table.count_rows())
 
-    def _search(self, queries: Queries, k: int, where: dict[str, list[str]], columns: list[str]) -> Hits:
+    def _search(self, queries: Queries, k: int, where: dict[str, Condition], columns: list[str]) -> Hits:
+        report = self.recall_report()
+        if report is not None and len(queries) < _MANY_QUERIES:
+            return self._search_cells(report, queries, k, where, columns)
         view, matrix = self._loaded()
         rows = self._matching(view, where) if where else None
         gallery = matrix.vectors if rows is None else matrix.vectors[rows]
@@ -167,18 +247,88 @@ class LanceIndex(AbstractIndex):
         ids = np.array(found["id"].to_pylist(), dtype=object).reshape(hits.shape)
         return Hits(ids, top.scores, found)
 
-    def _matching(self, view: _View, where: dict[str, list[str]]) -> Int[np.ndarray, " n"]:
+    def _search_cells(
+        self,
+        report: RecallReport,
+        queries: Queries,
+        k: int,
+        where: dict[str, Condition],
+        columns: list[str],
+    ) -> Hits:
+        table = self._current().table
+        chosen = filter_sql(where, self.description.columns) if where else None
+        with self._store_errors():
+            found = search_cells(table, queries, k, num_probes=report.num_probes, where=chosen)
+        if found is None:
+            raise self._damaged("vectors differ from their checksums")
+        ids, scores, row_ids = found
+        if ids.size == 0:
+            return Hits(ids, scores, self.description.item_schema.empty_table().select(columns))
+        return Hits(ids, scores, self._taken(table, row_ids.ravel(), ids.ravel().tolist(), columns))
+
+    def tune(self, recall: float = 0.98, *, k: int = 5, num_queries: int = 200) -> RecallReport:
+        """Let searches be approximate from now on, at a recall measured on the index's own vectors.
+
+        The measurement needs all vectors in memory once; searches after it do not.
+
+        Args:
+            recall: share of the exact nearest rows that is to be found, in (0, 1].
+            k: neighbours a query.
+            num_queries: rows of the index to ask for.
+
+        Raises:
+            InputError: a recall out of range, or too few rows.
+        """
+        require_recall(recall)
+        _, matrix = self._loaded()
+        if len(matrix.vectors) < _LEAST_FOR_CELLS:
+            raise InputError(
+                f"an index of {len(matrix.vectors)} rows",
+                expected=f"at least {_LEAST_FOR_CELLS:,}: smaller ones are searched exactly in no time",
+                next_step="leave it as it is",
+            )
+        with self._writing() as table:
+            num_cells = build_cells(table, num_rows=len(matrix.vectors))
+        random = np.random.default_rng(0)
+        sample = random.choice(len(matrix.vectors), min(num_queries, len(matrix.vectors)), replace=False)
+        with self._store_errors():
+            report = choose_probes(
+                self._open_table(),
+                matrix.ids.to_pylist(),
+                matrix.vectors,
+                sample,
+                target=recall,
+                num_cells=num_cells,
+                k=k,
+            )
+        with disk_errors(self.folder):
+            report.write(self._report_path)
+        self._view = None  # lets go of the vectors
+        return report
+
+    def search_exactly(self) -> None:
+        """Let searches be exact again."""
+        self._report_path.unlink(missing_ok=True)
+
+    def recall_report(self) -> RecallReport | None:
+        """How approximate searches are, or None where they are exact."""
+        return RecallReport.read(self._report_path)
+
+    @property
+    def _report_path(self) -> Path:
+        return self.folder / f"recall-{self.table_name}.json"
+
+    def _matching(self, view: View, where: dict[str, Condition]) -> Int[np.ndarray, " n"]:
         """Rows of the matrix that the filter lets through."""
-        import pyarrow as pa
         import pyarrow.compute as pc
 
         keep: Any = None
-        for name, values in where.items():
+        for name, condition in where.items():
             with self._guard, self._store_errors():
                 column = view.column(name)
-            one = pc.is_in(column, value_set=pa.array(values, pa.string()))
+            one = meets(column, condition)
             keep = one if keep is None else pc.and_(keep, one)
-        return np.flatnonzero(keep.to_numpy()).astype(np.int64)
+        return np.flatnonzero(keep.to_numpy(zero_copy_only=False)).astype(np.int64)
 
     def _items(self, columns: list[str]) -> Iterator[RecordBatch]:
         with self._store_errors():
@@ -193,7 +343,7 @@ class LanceIndex(AbstractIndex):
         _, matrix = self._loaded()
         return np.take(matrix.vectors, self._positions(matrix, ids), axis=0)
 
-    def _positions(self, matrix: _Matrix, ids: list[str]) -> Int[np.ndarray, " n"]:
+    def _positions(self, matrix: Matrix, ids: list[str]) -> Int[np.ndarray, " n"]:
         positions = np.empty(len(ids), dtype=np.int64)
         stored = range(len(matrix.ids))
         for number, name in enumerate(ids):
@@ -208,25 +358,35 @@ class LanceIndex(AbstractIndex):
         return positions
 
     def _take(
-        self, view: _View, matrix: _Matrix, positions: Int[np.ndarray, " n"], columns: list[str]
+        self, view: View, matrix: Matrix, positions: Int[np.ndarray, " n"], columns: list[str]
     ) -> Table:
         """Metadata of rows of the matrix, in the order given."""
-        import pyarrow.compute as pc
-
         if len(positions) == 0:
             return self.description.item_schema.empty_table().select(columns)
+        names = matrix.ids.take(positions)
+        if columns == ["id"]:  # the store takes milliseconds to fetch a row
+            import pyarrow as pa
+
+            return pa.table([names], schema=self.description.item_schema.empty_table().select(columns).schema)
+        return self._taken(view.table, matrix.row_ids[positions], names, columns)
+
+    def _taken(self, table: Any, row_ids: UInt[np.ndarray, " n"], ids: Any, columns: list[str]) -> Table:
+        """Metadata of rows by their place in the table, in the order of their ids."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         with self._store_errors():
-            row_ids = matrix.row_ids[np.unique(positions)].tolist()
-            found = view.table.take_row_ids(row_ids).select(columns).to_arrow()
+            found = table.take_row_ids(np.unique(row_ids).tolist()).select(columns).to_arrow()
         # the store returns each row once and in its own order
-        order = pc.index_in(matrix.ids.take(positions), value_set=found["id"].combine_chunks())
+        names = pa.array(ids, pa.string()) if isinstance(ids, list) else ids
+        order = pc.index_in(names, value_set=found["id"].combine_chunks())
         if order.null_count:
             raise self._damaged("ids read at different times differ")
         return found.take(order)
 
     # ---- the state of the table
 
-    def _current(self) -> _View:
+    def _current(self) -> View:
         """The table as it was last acknowledged, by any process."""
         with self._guard:
             if self._is_closed:
@@ -235,6 +395,7 @@ class LanceIndex(AbstractIndex):
                     expected="an open index",
                     next_step="open it again",
                 )
+            self._require_in_place()
             size = self._checksums.size()
             if self._view is None or self._view.checksums_size != size:
                 self._unchecked += self._checksums.read_on()
@@ -243,10 +404,23 @@ class LanceIndex(AbstractIndex):
                     raise self._damaged("; ".join(damage))
                 self._unchecked.clear()
                 with self._store_errors():
-                    self._view = _View(self._open_table(), size)
+                    self._view = View(self._open_table(), size)
             return self._view
 
-    def _loaded(self) -> tuple[_View, _Matrix]:
+    def _require_in_place(self) -> None:
+        stamp = manifest_stamp(self.folder)
+        if stamp == self._manifest:
+            return
+        table_name = read_description(self.folder)[1]
+        if table_name != self.table_name and not is_noted_next(self.folder, self.table_name):
+            raise ArtefactError(
+                f"the index {self.location} was rebuilt or compacted since it was opened",
+                expected="a handle of the index as it is now",
+                next_step="open it again",
+            )
+        self._manifest = stamp
+
+    def _loaded(self) -> tuple[View, Matrix]:
         with self._guard:
             view = self._current()
             with self._store_errors():
@@ -256,7 +430,7 @@ class LanceIndex(AbstractIndex):
             return view, matrix
 
     def _open_table(self) -> Any:
-        return _connect(self.folder).open_table(self._table_name)
+        return _connect(self.folder).open_table(self.table_name)
 
     @contextlib.contextmanager
     def _store_errors(self, *, writing: bool = False) -> Iterator[None]:
@@ -303,7 +477,10 @@ class LanceIndex(AbstractIndex):
             names = [*self.description.columns, "vector", "vector_crc32"]
             for batch in view.table.search().select(names).limit(None).to_batches():
                 ids = batch["id"].to_pylist()
-                wrong = _crc32(ids, _matrix_of(batch["vector"], self.dim)) != batch["vector_crc32"].to_numpy()
+                wrong = (
+                    vector_crc32(ids, matrix_of(batch["vector"], self.dim))
+                    != batch["vector_crc32"].to_numpy()
+                )
                 problems += [
                     f"the vector of {ids[row]!r} is not what was written" for row in wrong.nonzero()[0]
                 ]
@@ -316,65 +493,6 @@ class LanceIndex(AbstractIndex):
         with self._guard:
             self._view = None
             self._is_closed = True
-
-
-@dataclasses.dataclass(frozen=True)
-class _Matrix:
-    """The vectors in memory, ordered by id, so that ties go to the lower id."""
-
-    ids: Any
-    """Arrow text array."""
-    vectors: Float[np.ndarray, "n d"]
-    """float32, length 1."""
-    row_ids: UInt[np.ndarray, " n"]
-    """Where each row is in this state of the table."""
-
-
-class _View:
-    """One state of the table and what was loaded of it. It does not change when the table does."""
-
-    def __init__(self, table: Any, checksums_size: int) -> None:
-        self.table = table
-        self.checksums_size = checksums_size
-        self._matrix: _Matrix | None = None
-        self._columns: dict[str, Any] = {}
-
-    def matrix(self) -> _Matrix | None:
-        """The vectors, or None when one of them is not what was written."""
-        if self._matrix is None:
-            rows = self._read(["id", "vector", "vector_crc32"])
-            ids = rows["id"].combine_chunks()
-            vectors = _matrix_of(rows["vector"].combine_chunks(), rows.schema.field("vector").type.list_size)
-            if (_crc32(ids.to_pylist(), vectors) != rows["vector_crc32"].to_numpy()).any():
-                return None
-            self._matrix = _Matrix(ids, vectors, rows["_rowid"].to_numpy())
-        return self._matrix
-
-    def column(self, name: str) -> Any:
-        """A metadata column in the order of the matrix."""
-        if name not in self._columns:
-            self._columns[name] = self._read(list({"id": 0, name: 0}))[name]
-        return self._columns[name]
-
-    def _read(self, columns: list[str]) -> Table:
-        import pyarrow.compute as pc
-
-        rows = self.table.search().select(columns).with_row_id(True).limit(None).to_arrow()
-        return rows.take(pc.sort_indices(rows["id"]))
-
-
-def _matrix_of(column: Any, dim: int) -> Float[np.ndarray, "n d"]:
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    return np.ascontiguousarray(flat, dtype=np.float32).reshape(-1, dim)
-
-
-def _crc32(ids: list[str], vectors: Float[np.ndarray, "n d"]) -> UInt[np.ndarray, " n"]:
-    """CRC-32 over id and vector of each row; it changes with certainty when a single byte does."""
-    checks = [
-        zlib.crc32(row, zlib.crc32(name.encode()))
-        for name, row in zip(ids, np.ascontiguousarray(vectors), strict=True)
-    ]
-    return np.asarray(checks, dtype=np.uint32)
 
 
 def _table_schema(description: IndexDescription) -> Schema:

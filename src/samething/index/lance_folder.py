@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,9 @@ from samething.files import (
     Manifest,
     disk_errors,
     is_finished,
+    read_json,
     read_manifest,
+    write_json,
 )
 from samething.index.description import IndexDescription
 
@@ -24,6 +27,8 @@ FORMAT_VERSION: Final = 1
 
 TABLE: Final = "vectors"
 CHECKSUMS: Final = "checksums.jsonl"
+NEXT: Final = "next.json"
+"""Names the table that is being made to take the place of the one in use, and what it is bound to."""
 _LOCK: Final = ".lock"
 _LOCK_TIMEOUT_S: Final = 600.0
 """How long a writer waits for another one's batch."""
@@ -74,7 +79,63 @@ def require_free(folder: Path) -> None:
         )
 
 
-def new_manifest(description: IndexDescription) -> Manifest:
+def checksums_of(table: str) -> str:
+    """Name of the list of a table's checksums.
+
+    >>> checksums_of("vectors"), checksums_of("vectors-2")
+    ('checksums.jsonl', 'checksums-2.jsonl')
+    """
+    return CHECKSUMS if table == TABLE else f"checksums{table.removeprefix(TABLE)}.jsonl"
+
+
+def next_table(table: str) -> str:
+    """Name of the table after a table.
+
+    >>> next_table("vectors"), next_table("vectors-2")
+    ('vectors-2', 'vectors-3')
+    """
+    return f"{TABLE}-{int(table.removeprefix(TABLE).removeprefix('-') or 1) + 1}"
+
+
+def remove_tables(folder: Path, *, keep: str) -> None:
+    """Remove all tables but one, with their checksums, and the note about the next one."""
+    (folder / NEXT).unlink(missing_ok=True)
+    for path in folder.glob(f"{TABLE}*.lance"):
+        if path.name != f"{keep}.lance":
+            (folder / checksums_of(path.name.removesuffix(".lance"))).unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def noted_next(folder: Path, description: IndexDescription, *, instead_of: str) -> str:
+    """Name of the table to be made beside the one in use; the one of a killed process where it fits."""
+    wanted = {"instead_of": instead_of, "made_from": dict(new_manifest(description).made_from)}
+    path = folder / NEXT
+    with disk_errors(folder):
+        if path.exists():
+            note = read_json(path)
+            if note.pop("table", None) == next_table(instead_of) and note == wanted:
+                return next_table(instead_of)
+        remove_tables(folder, keep=instead_of)
+        write_json(path, {"table": next_table(instead_of), **wanted})
+    return next_table(instead_of)
+
+
+def is_noted_next(folder: Path, table: str) -> bool:
+    """Whether a table is the one being made to take the place of the one in use."""
+    path = folder / NEXT
+    return path.exists() and read_json(path)["table"] == table
+
+
+def manifest_stamp(folder: Path) -> tuple[int, int]:
+    """Changes when the manifest is written anew; quick to ask for."""
+    try:
+        status = (folder / MANIFEST_NAME).stat()
+    except OSError:
+        return (0, 0)
+    return (status.st_ino, status.st_mtime_ns)
+
+
+def new_manifest(description: IndexDescription, table: str = TABLE) -> Manifest:
     """The manifest of a new index. Its rows change, so their number is not in it."""
     model = {"name": description.model_name, "fingerprint": description.model_fingerprint}
     made_from = {
@@ -84,7 +145,7 @@ def new_manifest(description: IndexDescription) -> Manifest:
         "extra_columns": dict(description.extra_columns),
     }
     return Manifest(
-        kind="index", format_version=FORMAT_VERSION, made_from=made_from, content={"table": TABLE}
+        kind="index", format_version=FORMAT_VERSION, made_from=made_from, content={"table": table}
     )
 
 

@@ -75,16 +75,18 @@ def run_finetuning(
     weights: Path | None,
 ) -> Run:
     """Train the head, then the backbone with it, into a run folder; see :func:`samething.training.train`."""
+    # one backbone is tuned under one head, whatever the recipe joins
+    config = dataclasses.replace(config, members=1)
     made_from = {
         "config": config.to_json(),
         "finetune": tune.to_json(),
         "features": features.manifest.fingerprint,
     }
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or getattr(config, "members", 1) > 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
-            "--unfreeze on several processes or with several members",
-            expected="one process and one head",
-            next_step="run it without torchrun and --members",
+            "--unfreeze on several processes",
+            expected="one process",
+            next_step="run it without torchrun",
         )
     data = TrainingData.of(features)
     with only_one_writer(folder), disk_errors(folder):
@@ -377,7 +379,7 @@ def _finish(folder: Path, tuner: Finetuner, made_from: dict[str, Any]) -> None:
         partial.write_bytes(safetensors.torch.save(state))
     with atomic_path(folder / START_NAME) as partial:
         partial.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in tuner.start.items()}))
-    write_head(folder, head)
+    write_head(folder / "head.safetensors", head)
     write_records(folder, tuner.records)
     write_plots(folder, tuner.records)
     before = tuner.features

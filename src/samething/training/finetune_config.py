@@ -34,7 +34,7 @@ class FinetuneConfig:
     """Each earlier layer learns slower by this factor, in (0, 1]; 1: all alike."""
     lora_rank: int = 0
     """Rank of LoRA updates (peft) instead of whole weights, merged at the end; 0: whole weights."""
-    lora_alpha: float = 16.0
+    lora_alpha: int = 16
     """LoRA updates are multiplied by lora_alpha / lora_rank."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, a third more time."""

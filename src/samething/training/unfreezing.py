@@ -134,7 +134,7 @@ def _with_lora(network: nn.Module, chosen: Mapping[str, int], tune: FinetuneConf
             network,
             peft.LoraConfig(
                 r=tune.lora_rank,
-                lora_alpha=tune.lora_alpha,  # type: ignore[arg-type]
+                lora_alpha=tune.lora_alpha,
                 target_modules=list(targets),
                 lora_dropout=0.0,
             ),

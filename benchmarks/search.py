@@ -1,0 +1,360 @@
+"""Search and sync of the embedded index against their rivals and limits, ratios in one run.
+
+    python benchmarks/search.py query --rows 100000 1000000   # latency and recall
+    python benchmarks/search.py sync --pictures 100000        # bringing an unchanged folder up to date
+
+Query: vectors of 64 dimensions around 35,000 centres, and queries around the same centres. Each engine
+answers the same queries in turns (a slice of them a round), with one client and with eight threads.
+Recall@5 is the share of the five nearest rows, by float64, that an engine returns. The floor is the bytes
+of the float32 vectors over the rate at which this machine reads memory, measured between the rounds.
+
+Sync: a folder of small files that all have the names of pictures and different content; no picture is opened,
+because none changed. The rival is our own writing of what rclip (github.com/yurijmikhalevich/rclip) does at
+every start: flag all rows as gone, walk the folder, look each path up in SQLite, compare size and time of
+change, take the flag off. The floor is walking the folder and asking the disk for size and time.
+
+Needs: pip install faiss-cpu
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import sqlite3
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samething.index import LanceIndex, create_index
+from samething.index.nearest import nearest
+from samething.retrieval import exact_topk
+
+DIM, NUM_CENTRES, K = 64, 35_000, 5
+NOISE = 0.7
+"""Length of what is added to a centre of length 1: two rows of a centre have a cosine of 0.67 on average."""
+IDENTITY = {"model_fingerprint": "benchmark", "model_name": "benchmark"}
+
+Ask = Callable[[np.ndarray], list[int]]
+
+
+# ---- vectors
+
+
+def clustered(num_rows: int, seed: int) -> np.ndarray:
+    """Unit float32 rows around the same centres whatever the seed."""
+    centres = _unit(np.random.default_rng(0).standard_normal((NUM_CENTRES, DIM), dtype=np.float32))
+    random = np.random.default_rng(seed)
+    noise = random.standard_normal((num_rows, DIM), dtype=np.float32) * np.float32(NOISE / DIM**0.5)
+    return _unit(centres[random.integers(0, NUM_CENTRES, num_rows)] + noise)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    unit: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
+
+
+def read_rate(rows: np.ndarray) -> float:
+    """Bytes a second at which one thread reads memory: the best of three sums of squares by the BLAS."""
+    flat, times = rows.ravel(), []
+    for _ in range(3):
+        started = time.perf_counter()
+        np.dot(flat, flat)
+        times.append(time.perf_counter() - started)
+    return flat.nbytes / min(times)
+
+
+# ---- engines: each a function from a query to row numbers
+
+
+def filled_index(folder: Path, rows: np.ndarray) -> LanceIndex:
+    """Our index with a path and a label a row."""
+    index = create_index(folder, dim=DIM, **IDENTITY)
+    assert isinstance(index, LanceIndex)
+    for start in range(0, len(rows), 50_000):
+        part = rows[start : start + 50_000]
+        numbers = range(start, start + len(part))
+        index.add(part, [{"id": f"{n:09d}", "path": f"/pictures/{n}.jpg", "label": str(n)} for n in numbers])
+    return index
+
+
+def by_index(index: LanceIndex, columns: list[str]) -> Ask:
+    """The whole search as users call it."""
+    return lambda query: [int(name) for name in index.search(query[None], K, columns=columns).ids[0]]
+
+
+def by_lancedb(table: Any) -> Ask:
+    """LanceDB as its guide shows it, by cosine."""
+
+    def ask(query: np.ndarray) -> list[int]:
+        asked = (
+            table.search(query).distance_type("cosine").select(["id", "path", "label", "_distance"]).limit(K)
+        )
+        return [int(name) for name in asked.to_arrow()["id"].to_pylist()]
+
+    return ask
+
+
+def by_faiss(index: Any) -> Ask:
+    """FAISS."""
+    return lambda query: index.search(query[None], K)[1][0].tolist()
+
+
+def engines(rows: np.ndarray, scratch: Path) -> dict[str, Ask]:
+    """All of them, made from the same vectors."""
+    import faiss
+    import lancedb
+
+    flat, graph = faiss.IndexFlatIP(DIM), faiss.IndexHNSWFlat(DIM, 32, faiss.METRIC_INNER_PRODUCT)
+    _timed("FAISS flat", lambda: flat.add(rows))
+    _timed("FAISS HNSW", lambda: graph.add(rows))
+    graph.hnsw.efSearch = 64
+    faiss.omp_set_num_threads(1)  # both were built on all cores; a query gets one, as ours does
+    exact = _timed("our index", lambda: filled_index(scratch / "exact", rows))
+    tuned = _timed("our index to be tuned", lambda: filled_index(scratch / "tuned", rows))
+    print("   ", _timed("tuning", lambda: tuned.tune(0.98, k=K)).__rich__())
+    store = lancedb.connect(scratch / "lancedb")
+    names = [f"{n:09d}" for n in range(len(rows))]
+    import pyarrow as pa
+
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), DIM)
+    data = pa.table({"id": names, "path": names, "label": names, "vector": vectors})
+    plain = store.create_table("plain", data)
+    coded = store.create_table("coded", data)
+    _timed("LanceDB IVF-PQ", lambda: coded.create_index(metric="cosine"))
+    return {
+        "ours, exact": by_index(exact, ["path", "label"]),
+        "ours, exact, ids only": by_index(exact, []),
+        "ours, exact, the search alone": lambda query: nearest(query[None], rows, K).indices[0].tolist(),
+        "ours, tuned to 0.98": by_index(tuned, ["path", "label"]),
+        "FAISS flat": by_faiss(flat),
+        "FAISS HNSW (M 32, ef 64)": by_faiss(graph),
+        "LanceDB, no index": by_lancedb(plain),
+        "LanceDB, default index (IVF-PQ)": by_lancedb(coded),
+    }
+
+
+def _timed(name: str, make: Callable[[], Any]) -> Any:
+    started = time.perf_counter()
+    made = make()
+    print(f"    {name}: {time.perf_counter() - started:.1f} s", flush=True)
+    return made
+
+
+# ---- measuring
+
+
+def latencies(ask: Ask, queries: np.ndarray, num_clients: int) -> tuple[list[float], list[list[int]], float]:
+    """Seconds and answer of each query, the clients taking turns at the next one; and the wall time."""
+    times, answers = [0.0] * len(queries), [[]] * len(queries)
+    waiting: Iterator[int] = iter(range(len(queries)))
+    turn = threading.Lock()
+
+    def client() -> None:
+        while True:
+            with turn:
+                number = next(waiting, None)
+            if number is None:
+                return
+            started = time.perf_counter()
+            answers[number] = ask(queries[number])
+            times[number] = time.perf_counter() - started
+
+    threads = [threading.Thread(target=client) for _ in range(num_clients)]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return times, answers, time.perf_counter() - started
+
+
+def compare_queries(num_rows: int, *, num_queries: int, rounds: int, scratch: Path) -> None:
+    """Print the table of one size."""
+    print(f"\n{num_rows:,} rows of {DIM} dimensions around {NUM_CENTRES:,} centres", flush=True)
+    rows, queries = clustered(num_rows, 1), clustered(num_queries, 2)
+    truth = exact_topk(queries, rows, K, normalised=True).indices
+    asked = engines(rows, scratch)
+    for ask in asked.values():  # loads what is loaded once
+        for query in queries[:5]:
+            ask(query)
+    found: dict[tuple[str, int], list[float]] = {(name, n): [] for name in asked for n in (1, 8)}
+    walls = dict.fromkeys(found, 0.0)
+    shares: dict[str, list[float]] = {name: [] for name in asked}
+    rates = []
+    for part in np.array_split(np.arange(num_queries), rounds):
+        rates.append(read_rate(rows))
+        for name, ask in asked.items():
+            for num_clients in (1, 8):
+                times, answers, wall = latencies(ask, queries[part], num_clients)
+                found[name, num_clients] += times
+                walls[name, num_clients] += wall
+                if num_clients == 1:
+                    pairs = zip(answers, truth[part], strict=True)
+                    shares[name] += [len(set(answer) & set(best)) / K for answer, best in pairs]
+    floor = rows.nbytes / statistics.median(rates)
+    flat = statistics.median(found["FAISS flat", 1])
+    print(f"memory is read at {statistics.median(rates) / 1e9:.1f} GB/s; floor {1e3 * floor:.2f} ms a query")
+    print(
+        "| engine | recall@5 | p50 ms | p95 ms | × floor | × FAISS flat "
+        "| 8 clients: p50 ms | p95 ms | queries/s |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for name in asked:
+        one, eight = found[name, 1], found[name, 8]
+        print(
+            f"| {name} | {statistics.mean(shares[name]):.3f} | {_ms(one, 50)} | {_ms(one, 95)} "
+            f"| {statistics.median(one) / floor:.2f} | {flat / statistics.median(one):.2f} "
+            f"| {_ms(eight, 50)} | {_ms(eight, 95)} | {num_queries / walls[name, 8]:,.0f} |"
+        )
+    sys.stdout.flush()
+
+
+def _ms(seconds: list[float], percentile: int) -> str:
+    return f"{1e3 * np.percentile(seconds, percentile):.2f}"
+
+
+# ---- sync
+
+
+def make_folder(folder: Path, num_pictures: int) -> None:
+    """Files with the names of pictures, a thousand folders of them."""
+    for number in range(num_pictures):
+        place = folder / f"{number % 1000:03d}"
+        if number < 1000:
+            place.mkdir(parents=True)
+        (place / f"{number:07d}.jpg").write_bytes(b"\xff\xd8\xff\xe0" + f"{number:0600d}".encode())
+
+
+class AsRclip:
+    """What rclip does at every start, in our own words: a row a file in SQLite, found by its path."""
+
+    PICTURE = re.compile(r"^.+\.(jpe?g|png)$", re.IGNORECASE)
+    LEFT_OUT = re.compile(r"^.+/(@eaDir|node_modules|\.git)(/.+)?$")
+
+    def __init__(self, database: Path) -> None:
+        self.database = sqlite3.connect(database)
+        self.database.row_factory = sqlite3.Row
+        self.database.execute(
+            "CREATE TABLE pictures (id INTEGER PRIMARY KEY, deleted BOOLEAN, path TEXT NOT NULL UNIQUE, "
+            "modified REAL NOT NULL, size INTEGER NOT NULL, vector BLOB NOT NULL)"
+        )
+        self.database.execute("CREATE UNIQUE INDEX present ON pictures(path) WHERE deleted IS NULL")
+
+    def fill(self, folder: Path) -> None:
+        """A vector of 512 float32 numbers a picture, which is rclip's."""
+        for entry in self.walk(folder):
+            status = entry.stat()
+            self.database.execute(
+                "INSERT INTO pictures(path, modified, size, vector) VALUES (?, ?, ?, ?)",
+                (entry.path, status.st_mtime, status.st_size, bytes(2048)),
+            )
+        self.database.commit()
+
+    def walk(self, folder: Path) -> Iterator[os.DirEntry[str]]:
+        """Pictures by their suffix, in the order of the disk."""
+        waiting = [str(folder)]
+        while waiting:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        if not self.LEFT_OUT.match(entry.path):
+                            waiting.append(entry.path)
+                    elif self.PICTURE.match(entry.name):
+                        yield entry
+
+    def sync(self, folder: Path) -> int:
+        """Returns the number of pictures that would be embedded."""
+        num_new = 0
+        self.database.execute("UPDATE pictures SET deleted = 1 WHERE path LIKE ?", (f"{folder}/%",))
+        for entry in self.walk(folder):
+            row = self.database.execute(
+                "SELECT * FROM pictures WHERE path = ? LIMIT 1", (entry.path,)
+            ).fetchone()
+            status = entry.stat()
+            if row and (row["modified"], row["size"]) == (status.st_mtime, status.st_size):
+                self.database.execute("UPDATE pictures SET deleted = NULL WHERE path = ?", (entry.path,))
+            else:
+                num_new += 1
+        self.database.commit()
+        return num_new
+
+
+def compare_syncs(num_pictures: int, *, rounds: int, scratch: Path) -> None:
+    """Print seconds of bringing an unchanged folder up to date."""
+    from samething.search import Searcher
+    from samething.search.collection import FILE_COLUMNS, Collection, row_of
+
+    folder = scratch / "pictures"
+    make_folder(folder, num_pictures)
+    collection = Collection(folder)
+    index = create_index(scratch / "index", dim=DIM, **IDENTITY, extra_columns=FILE_COLUMNS)
+    files = collection.files()
+    for start in range(0, num_pictures, 20_000):
+        part = files[start : start + 20_000]
+        names = [hashlib.sha256(Path(file.path).read_bytes()).hexdigest() for file in part]
+        index.add(
+            clustered(len(part), start),
+            [row_of(name, [file]) for name, file in zip(names, part, strict=True)],
+        )
+    rclip = AsRclip(scratch / "rclip.sqlite3")
+    rclip.fill(folder)
+    # no picture is new, so the model is never asked
+    searcher = Searcher(embedder=None, index=index)  # type: ignore[arg-type]
+
+    def ours() -> None:
+        done = searcher.update([collection], drop=True).changes
+        assert (done.num_kept, done.num_read, done.num_added) == (num_pictures, 0, 0), done
+
+    def theirs() -> None:
+        assert rclip.sync(folder) == 0
+
+    def floor() -> None:
+        assert sum(1 for entry in rclip.walk(folder) if entry.stat()) == num_pictures
+
+    times: dict[str, list[float]] = {"ours": [], "as rclip": [], "floor": []}
+    for _ in range(rounds):
+        for name, do in (("ours", ours), ("as rclip", theirs), ("floor", floor)):
+            started = time.perf_counter()
+            do()
+            times[name].append(time.perf_counter() - started)
+    print(f"\nsync of {num_pictures:,} unchanged pictures, {rounds} rounds\n")
+    print("| way | median s | least s | × as rclip | share of the floor |\n| --- | --- | --- | --- | --- |")
+    for name, own in times.items():
+        faster = statistics.median(b / a for a, b in zip(own, times["as rclip"], strict=True))
+        share = statistics.median(b / a for a, b in zip(own, times["floor"], strict=True))
+        print(f"| {name} | {statistics.median(own):.2f} | {min(own):.2f} | {faster:.2f} | {share:.2f} |")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one comparison."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parts = parser.add_subparsers(dest="part", required=True)
+    query, sync = parts.add_parser("query"), parts.add_parser("sync")
+    query.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
+    query.add_argument("--queries", type=int, default=300)
+    sync.add_argument("--pictures", type=int, default=100_000)
+    for part in (query, sync):
+        part.add_argument("--rounds", type=int, default=5)
+    asked = parser.parse_args(arguments)
+    sizes = asked.rows if asked.part == "query" else [asked.pictures]
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as scratch:
+            if asked.part == "query":
+                compare_queries(size, num_queries=asked.queries, rounds=asked.rounds, scratch=Path(scratch))
+            else:
+                compare_syncs(size, rounds=asked.rounds, scratch=Path(scratch))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,457 @@
+"""The distributed engine: a Milvus server or cluster by URL, through pymilvus; or Milvus Lite, in a file.
+
+``milvus://[USER:PASSWORD@]HOST[:PORT]/[DATABASE/]COLLECTION[?index=flat|hnsw][&ef=N][&tls=1]``
+    A server. ``index=flat`` (the default) finds every nearest row; ``hnsw`` is for many millions.
+``milvus-lite://FILE.db/COLLECTION``
+    A file of this machine, which one process at a time may use.
+
+The name in the URL is an alias, so that a rebuilt collection can take the place of the old one in one step.
+Every read is ``Strong``: it sees all that was acknowledged before. What Milvus finds is scored again from the
+stored vectors in float64, so scores and ties are those of the embedded engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import urllib.parse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from samething.arrays import Embeddings, Queries
+from samething.errors import ArtefactError, InputError, MissingExtraError, SamethingError
+from samething.index.checksums import vector_crc32
+from samething.index.description import ColumnKind, IndexDescription, RecordBatch, Table
+from samething.index.interface import AbstractIndex, Condition, Hits, Verification
+from samething.index.milvus_schema import (
+    bound_to,
+    collection_schema,
+    entities,
+    expression,
+    item_of,
+    key,
+    read_description,
+)
+from samething.retrieval import exact_topk
+
+_PROPERTY: Final = "samething"
+_TIMEOUT_S: Final = 30.0
+_ROWS_A_WRITE: Final = 500
+"""Milvus takes messages of 64 MB; rows with a thumbnail have some 20 kB."""
+_ROWS_A_READ: Final = 1000
+_QUERIES_A_SEARCH: Final = 32
+_SPARE: Final = 16
+"""Rows fetched beyond the k asked for."""
+_MOST_FETCHED: Final = 16_384
+"""The largest limit of a search in Milvus."""
+_MARGIN: Final = 1e-5
+"""Ten times the error of a float32 score."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MilvusPlace:
+    """Where a collection is."""
+
+    uri: str
+    """What pymilvus connects to."""
+    collection: str
+    database: str = "default"
+    token: str = ""
+    index: str = "flat"
+    ef: int = 128
+    """Breadth of a search in an HNSW graph."""
+
+    @classmethod
+    def of(cls, location: str) -> MilvusPlace:
+        """Read a URL.
+
+        Raises:
+            InputError: a part is missing or unknown.
+
+        >>> MilvusPlace.of("milvus://me:secret@box:19530/things").token
+        'me:secret'
+        """
+        try:
+            url = urllib.parse.urlsplit(location)
+            options = dict(urllib.parse.parse_qsl(url.query, strict_parsing=bool(url.query)))
+            *folders, collection = [part for part in url.path.split("/") if part] or [""]
+            index, ef, tls = options.pop("index", "flat"), int(options.pop("ef", 128)), options.pop("tls", "")
+            if options or not collection.isidentifier() or index not in ("flat", "hnsw") or ef < 1:
+                raise ValueError("a part is unknown")
+            if url.scheme == "milvus-lite":
+                file = location.removeprefix("milvus-lite://").partition("?")[0].rpartition("/")[0]
+                if not file.endswith(".db"):
+                    raise ValueError("no file")
+                return cls(file, collection, index=index, ef=ef)
+            if not url.hostname or len(folders) > 1:
+                raise ValueError("no host")
+            uri = f"{'https' if tls else 'http'}://{url.hostname}:{url.port or 19530}"
+        except ValueError as error:
+            raise InputError(
+                f"the index location {_without_password(location)!r} ({error})",
+                expected="milvus://HOST:PORT/COLLECTION, or milvus-lite://FILE.db/COLLECTION, with "
+                "?index=flat or ?index=hnsw and &ef=NUMBER if need be",
+                next_step="correct the URL; a collection's name is of letters, digits and underscores",
+            ) from error
+        user = urllib.parse.unquote(url.username or "")
+        password = urllib.parse.unquote(url.password or "")
+        token = f"{user}:{password}" if password else user
+        database = folders[0] if folders else "default"
+        return cls(uri, collection, database, token=token, index=index, ef=ef)
+
+    def connect(self) -> Any:
+        """A client.
+
+        Raises:
+            ArtefactError: nothing answers there, or it refuses this user.
+        """
+        try:
+            import pymilvus
+        except ImportError as error:
+            raise MissingExtraError("pymilvus", extra="milvus") from error
+        try:
+            if self.uri.startswith("http"):
+                return pymilvus.MilvusClient(
+                    self.uri, token=self.token, db_name=self.database, timeout=_TIMEOUT_S
+                )
+            return pymilvus.MilvusClient(self.uri)
+        except Exception as error:  # the client and Lite raise many kinds
+            raise ArtefactError(
+                f"no Milvus at {self.uri} ({_first_line(error)})",
+                expected="a server that answers, or a file that no other process has open",
+                next_step="check address, user and password, and that the server runs",
+            ) from error
+
+
+class MilvusIndex(AbstractIndex):
+    """An index in a Milvus collection. See the module."""
+
+    def __init__(self, location: str, place: MilvusPlace, client: Any, description: IndexDescription) -> None:
+        """Use ``create`` or ``open``."""
+        super().__init__(_without_password(location), description)
+        self._place = place
+        self._client: Any = client
+        self._alias = place.collection
+        self._succeeds = -1
+
+    # ---- making and opening
+
+    @classmethod
+    def create(
+        cls,
+        location: str | Path,
+        *,
+        dim: int,
+        model_fingerprint: str,
+        model_name: str,
+        extra_columns: Mapping[str, ColumnKind] | None = None,
+    ) -> MilvusIndex:
+        """Make an empty collection. See :meth:`AbstractIndex.create`."""
+        description = IndexDescription(
+            dim=dim,
+            model_name=model_name,
+            model_fingerprint=model_fingerprint,
+            extra_columns=dict(extra_columns or {}),
+        )
+        place = MilvusPlace.of(str(location))
+        client = place.connect()
+        index = cls(str(location), place, client, description)
+        with index._server_errors():
+            if client.has_collection(place.collection):
+                raise ArtefactError(
+                    f"{index.location} is there already",
+                    expected="the name of a new collection",
+                    next_step="open the index that is there, or choose another name",
+                )
+            name = new_collection(client, place, description)
+            client.create_alias(name, place.collection)
+        return index
+
+    @classmethod
+    def open(
+        cls, location: str | Path, *, model_fingerprint: str | None = None, model_name: str | None = None
+    ) -> MilvusIndex:
+        """Open a collection. See :meth:`AbstractIndex.open`."""
+        place = MilvusPlace.of(str(location))
+        client = place.connect()
+        shown = _without_password(str(location))
+        with _server_errors(shown):
+            if not client.has_collection(place.collection):
+                raise ArtefactError(
+                    f"{shown} does not exist",
+                    expected="a collection that samething index made",
+                    next_step=f"make it with: samething index FOLDER --model MODEL -o {shown}",
+                )
+            found = client.describe_collection(place.collection)
+            # Lite forgets descriptions and keeps properties; Milvus 2.3 knows few properties
+            text = found["description"] or found.get("properties", {}).get(_PROPERTY, "")
+            index = cls(str(location), place, client, read_description(text, shown))
+            if model_fingerprint is not None:
+                index.require_model(model_fingerprint, model_name)
+            client.load_collection(place.collection)
+        return index
+
+    @classmethod
+    def exists(cls, location: str | Path) -> bool:
+        """Whether there is a collection of this name. See :meth:`AbstractIndex.exists`."""
+        place = MilvusPlace.of(str(location))
+        client = place.connect()
+        with _server_errors(_without_password(str(location))), contextlib.closing(client):
+            return bool(client.has_collection(place.collection))
+
+    # ---- being replaced
+
+    def beside(self, *, dim: int, model_fingerprint: str, model_name: str) -> MilvusIndex:
+        """Another collection of the same server. See :meth:`AbstractIndex.beside`."""
+        description = dataclasses.replace(
+            self.description, dim=dim, model_fingerprint=model_fingerprint, model_name=model_name
+        )
+        with self._server_errors():
+            name = new_collection(self._open, self._place, description, resume=True)
+        place = dataclasses.replace(self._place, collection=name)
+        successor = MilvusIndex(self.location, place, place.connect(), description)
+        successor._alias = self._place.collection
+        successor._succeeds = self._state()
+        return successor
+
+    def take_place(self, of: AbstractIndex) -> bool:
+        """Let the alias name this collection. See :meth:`AbstractIndex.take_place`.
+
+        Changes of the other one are noticed by its number of rows, which is less than the embedded engine
+        notices: let no other process write while an index of Milvus is rebuilt.
+        """
+        assert isinstance(of, MilvusIndex)
+        state = of._state()
+        if state != self._succeeds:
+            self._succeeds = state
+            return False
+        with self._server_errors():
+            old = self._open.describe_collection(self._alias)["collection_name"]
+            self._open.alter_alias(self._place.collection, self._alias)
+            self._open.drop_collection(old)
+        self._place = dataclasses.replace(self._place, collection=self._alias)
+        return True
+
+    def _state(self) -> int:
+        return self.count()
+
+    # ---- changing
+
+    def _upsert(self, vectors: Embeddings, items: Table) -> None:
+        checks = vector_crc32(items["id"].to_pylist(), vectors)
+        rows = entities(vectors, items, checks.tolist(), self.description)
+        with self._server_errors():
+            for start in range(0, len(rows), _ROWS_A_WRITE):
+                self._open.upsert(self._name, rows[start : start + _ROWS_A_WRITE])
+
+    def _delete(self, ids: list[str]) -> None:
+        keys = [key(name) for name in ids]
+        with self._server_errors():
+            for start in range(0, len(keys), _ROWS_A_READ):
+                self._open.delete(self._name, ids=keys[start : start + _ROWS_A_READ])
+
+    # ---- asking
+
+    def count(self) -> int:
+        """Number of rows."""
+        with self._server_errors():
+            found = self._open.query(self._name, filter="", output_fields=["count(*)"])
+        return int(found[0]["count(*)"])
+
+    def _search(self, queries: Queries, k: int, where: dict[str, Condition], columns: list[str]) -> Hits:
+        nothing = any(isinstance(condition, list) and not condition for condition in where.values())
+        parts: list[tuple[list[str], list[float]]] = []
+        if not nothing:
+            chosen = expression(where, self.description)
+            for start in range(0, len(queries), _QUERIES_A_SEARCH):
+                parts += self._nearest(queries[start : start + _QUERIES_A_SEARCH], k, chosen)
+        width = len(parts[0][0]) if parts else 0
+        ids = np.empty((len(queries), width), dtype=object)
+        scores = np.empty((len(queries), width))
+        for row, (names, values) in enumerate(parts):
+            ids[row, :], scores[row, :] = names, values
+        return Hits(ids, scores, self._rows(list(ids.ravel()), columns))
+
+    def _nearest(self, queries: Queries, k: int, chosen: str) -> list[tuple[list[str], list[float]]]:
+        """Ids and scores of each query's hits; asks for more where copies of one picture fill the list."""
+        limit = min(k + _SPARE, _MOST_FETCHED)
+        while True:
+            with self._server_errors():
+                answers = self._open.search(
+                    self._name,
+                    queries.tolist(),
+                    filter=chosen,
+                    limit=limit,
+                    output_fields=["vector", "metadata"],
+                    search_params={"params": {"ef": max(self._place.ef, limit)}},
+                    consistency_level="Strong",
+                )
+            settled = [
+                len(found) < limit or found[-1]["distance"] < found[k - 1]["distance"] - _MARGIN
+                for found in answers
+            ]
+            if all(settled) or limit == _MOST_FETCHED:
+                break
+            limit = min(4 * limit, _MOST_FETCHED)
+        # an approximate index may return fewer rows for one query than for another
+        width = min([k, *map(len, answers)])
+        return [_scored(query, found, width) for query, found in zip(queries, answers, strict=True)]
+
+    def _items(self, columns: list[str]) -> Iterator[RecordBatch]:
+        for rows in self._stream(_fields(columns)):
+            yield from self._table([item_of(row) for row in rows], columns).to_batches()
+
+    def _stream(self, fields: list[str]) -> Iterator[list[Any]]:
+        with self._server_errors():
+            iterator = self._open.query_iterator(
+                self._name, batch_size=_ROWS_A_READ, filter="", output_fields=fields
+            )
+            with contextlib.closing(iterator):
+                while rows := iterator.next():
+                    yield list(rows)
+
+    def _rows(self, ids: list[str], columns: list[str]) -> Table:
+        found = self._get(ids, _fields(columns))
+        return self._table([item_of(found[name]) for name in ids], columns)
+
+    def _vectors(self, ids: list[str]) -> Embeddings:
+        found = self._get(ids, ["vector"])
+        rows = [found[name]["vector"] for name in ids]
+        vectors: Embeddings = np.asarray(rows, dtype=np.float32).reshape(-1, self.dim)
+        return vectors
+
+    def _get(self, ids: Sequence[str], fields: list[str]) -> dict[str, Any]:
+        wanted = list(dict.fromkeys(ids))
+        names = {key(name): name for name in wanted}
+        found: dict[str, Any] = {}
+        with self._server_errors():
+            for start in range(0, len(wanted), _ROWS_A_READ):
+                keys = list(names)[start : start + _ROWS_A_READ]
+                for row in self._open.get(self._name, ids=keys, output_fields=[*fields, "id"]):
+                    found[names[row["id"]]] = row
+        for name in wanted:
+            if name not in found:
+                raise InputError(
+                    f"the id {name!r} is not in the index {self.location}",
+                    expected="ids of rows that are there",
+                    next_step="list the ids with items()",
+                )
+        return found
+
+    def _table(self, items: list[dict[str, Any]], columns: list[str]) -> Table:
+        import pyarrow as pa
+
+        schema = pa.schema([self.description.item_schema.field(name) for name in columns])
+        return pa.Table.from_pylist(items, schema=schema)
+
+    def verify(self) -> Verification:
+        """Read every row and compare its vector with the checksum that was stored with it."""
+        problems: list[str] = []
+        num_rows = 0
+        for rows in self._stream(["vector", "vector_crc32", "metadata"]):
+            ids = [item_of(row)["id"] for row in rows]
+            vectors = np.asarray([row["vector"] for row in rows], dtype=np.float32)
+            wrong = vector_crc32(ids, vectors) != np.asarray([row["vector_crc32"] for row in rows])
+            problems += [f"the vector of {ids[row]!r} is not what was written" for row in wrong.nonzero()[0]]
+            num_rows += len(rows)
+        return Verification(num_rows, 0, tuple(problems))
+
+    # ---- the connection
+
+    @property
+    def _open(self) -> Any:
+        if self._client is None:
+            raise InputError(
+                f"the index {self.location} was closed",
+                expected="an open index",
+                next_step="open it again",
+            )
+        return self._client
+
+    @property
+    def _name(self) -> str:
+        return self._place.collection
+
+    @contextlib.contextmanager
+    def _server_errors(self) -> Iterator[None]:
+        with _server_errors(self.location):
+            yield
+
+    def close(self) -> None:
+        """Let go of the connection; the index cannot be used afterwards."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+
+def new_collection(
+    client: Any, place: MilvusPlace, description: IndexDescription, *, resume: bool = False
+) -> str:
+    """Make the collection behind an alias, named after alias and model; returns its name.
+
+    A process that was killed may have left one; it is gone on with, or else made anew.
+    """
+    name = f"{place.collection}__{key(description.model_fingerprint)[:8]}"
+    if client.has_collection(name):
+        if resume:
+            client.load_collection(name)
+            return name
+        client.drop_collection(name)
+    parameters = client.prepare_index_params()
+    graph = {"M": 16, "efConstruction": 200} if place.index == "hnsw" else {}
+    parameters.add_index("vector", index_type=place.index.upper(), metric_type="IP", params=graph)
+    client.create_collection(
+        name,
+        schema=collection_schema(description),
+        index_params=parameters,
+        consistency_level="Strong",
+        properties={_PROPERTY: bound_to(description)},
+    )
+    return name
+
+
+def _scored(query: Any, found: list[Any], k: int) -> tuple[list[str], list[float]]:
+    """The k best of what a search found, by the float64 score and then by id."""
+    if k == 0:
+        return [], []
+    by_id = sorted((item_of(row["entity"])["id"], row["entity"]["vector"]) for row in found)
+    gallery = np.asarray([vector for _, vector in by_id], dtype=np.float32)
+    top = exact_topk(query[None], gallery, k, normalised=True)
+    return [by_id[row][0] for row in top.indices[0]], top.scores[0].tolist()
+
+
+def _fields(columns: list[str]) -> list[str]:
+    return ["metadata", *(["thumbnail"] if "thumbnail" in columns else [])]
+
+
+@contextlib.contextmanager
+def _server_errors(shown: str) -> Iterator[None]:
+    """Turn the client's errors into ours."""
+    try:
+        yield
+    except (SamethingError, MemoryError):
+        raise
+    except Exception as error:
+        raise ArtefactError(
+            f"the index {shown} cannot be used: {_first_line(error)}",
+            expected="a Milvus server that answers",
+            next_step="check that it runs and has memory and disk left; what was acknowledged is kept",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _without_password(location: str) -> str:
+    """The URL as it may be shown.
+
+    >>> _without_password("milvus://me:secret@box/things")
+    'milvus://me@box/things'
+    """
+    scheme, sign, rest = location.partition("://")
+    user, at, place = rest.rpartition("@")
+    return f"{scheme}{sign}{user.partition(':')[0]}{at}{place}" if at else location

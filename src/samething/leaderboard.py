@@ -1,0 +1,284 @@
+"""Published results of the three benchmarks, with their source, beside one's own.
+
+A result is listed under the protocol it was measured by and nowhere else, and an own one says how far it was
+measured on the benchmark's queries. The published numbers are copied from the works named; those that a
+challenge's page or a paper gives for other rules, data or metrics are not here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import cyclopts
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from samething.errors import InputError
+from samething.files import Json, read_json, write_json
+
+Benchmark = Literal["guiec", "uned", "ilias"]
+
+_PAPER: Final = "Florek et al., GCPR 2024, arXiv 2409.13513"
+_TIPS: Final = "TIPS paper (its table of frozen features)"
+_ILIAS: Final = "ILIAS paper, CVPR 2025"
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A result somebody has published."""
+
+    system: str
+    setting: str
+    """What was trained, and how wide the embedding is, as far as the source says."""
+    score: float
+    """In [0, 1]."""
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Board:
+    """A benchmark's metric, data and published results."""
+
+    title: str
+    metric: str
+    """Name of the metric in the JSON of ``samething evaluate``."""
+    rules: str
+    """What the published numbers were measured on, and what makes an own number another one."""
+    query_counts: Mapping[str, int]
+    """Domain -> queries of the benchmark, where they are public; "" is the whole."""
+    published: tuple[Published, ...]
+
+
+BOARDS: Final[Mapping[Benchmark, Board]] = {
+    "guiec": Board(
+        title="GUIEC 2022 (Google Universal Image Embedding Challenge), mMP@5",
+        metric="mmp@5",
+        rules="Published: private leaderboard, 5 k hidden queries in a hidden index of 200 k pictures, at "
+        "most 64 dimensions, Euclidean. Own: the same metric on one's own pictures, domains weighted by the "
+        "challenge's shares; the hidden pictures cannot be had, so own numbers are no places on this "
+        "leaderboard.",
+        query_counts={},
+        published=(
+            Published("1st place", "661 M parameters, all trained", 0.728, _PAPER),
+            Published("the paper's system", "431 M parameters, 2.3 M trained", 0.721, _PAPER),
+            Published("2nd place", "667 M parameters, all trained", 0.709, _PAPER),
+            Published("5th place", "633 M parameters, 1.1 M trained", 0.688, _PAPER),
+            Published("10th place", "1,045 M parameters, 22 M trained; about", 0.676, _PAPER),
+        ),
+    ),
+    "uned": Board(
+        title="UnED, R@1, mean of 8 domains",
+        metric="r@1",
+        rules="Published: kNN on frozen features at full dimension; which index, merged or a domain, is not "
+        "noted with them. Own: one merged index, each domain and the mean rounded to 3 decimals as UnED's "
+        "authors do.",
+        query_counts={
+            "cars": 8_131, "sop": 60_502, "inshop": 14_218, "inat": 136_093,
+            "met": 1_003, "gldv2": 1_129, "food2k": 9_979, "rp2k": 10_931,
+        },
+        published=(
+            Published("TIPS-g", "frozen, full dimension", 0.714, _TIPS),
+            Published("SigLIP-so400m", "frozen, full dimension", 0.708, _TIPS),
+            Published("DINOv2-g", "frozen, full dimension", 0.622, _TIPS),
+            Published("CLIP-L", "frozen, full dimension", 0.574, _TIPS),
+        ),
+    ),
+    "ilias": Board(
+        title="mini-ILIAS (5 M distractors), mAP@1k",
+        metric="map@1000",
+        rules="Published: 1,232 image queries, 4,715 positives, 5 M distractors; adapted: a linear layer to "
+        "512 dimensions trained on 1 M pictures of UnED. Own: one index; the file does not say how many "
+        "distractors were in it, and fewer make the number higher.",
+        query_counts={"": 1_232},
+        published=tuple(
+            Published(system, setting, score, _ILIAS)
+            for system, before, after in (
+                ("PE-Core-L@336", 0.271, 0.396),
+                ("SigLIP2-L@512", 0.253, 0.373),
+                ("SigLIP-L@384", 0.242, 0.343),
+                ("DINOv3-L", 0.311, 0.329),
+                ("DINOv2-L", 0.185, 0.235),
+            )
+            for setting, score in (("adapted, 512-d", after), ("frozen, as it is", before))
+        ),
+    ),
+}  # fmt: skip
+"""The published results by protocol."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Own:
+    """An own result, read from the JSON of ``samething evaluate``."""
+
+    system: str
+    file: Path
+    dimension: int | None
+    """Where the file says it."""
+    score: float
+    """In [0, 1], the benchmark's metric."""
+    interval: tuple[float, float] | None
+    """95 % bootstrap interval, where the file has it."""
+    num_queries: int
+    is_of_the_benchmark: bool
+    """Whether the queries are as many as the benchmark's, domain by domain."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Leaderboard:
+    """Published and own results by protocol."""
+
+    protocols: tuple[Benchmark, ...]
+    own: Mapping[Benchmark, Sequence[Own]]
+    not_listed: Sequence[str]
+    """Own results that belong to none of the tables, and why."""
+
+    def to_json(self) -> Json:
+        """Protocol -> metric, rules, ``published`` and ``own`` results; and ``not_listed``."""
+        content: dict[str, Json] = {}
+        for name in self.protocols:
+            board = BOARDS[name]
+            content[name] = {
+                "title": board.title,
+                "metric": board.metric,
+                "rules": board.rules,
+                "published": [dataclasses.asdict(row) for row in board.published],
+                "own": [{**dataclasses.asdict(row), "file": str(row.file)} for row in self.own.get(name, ())],
+            }
+        return {"protocols": content, "not_listed": list(self.not_listed)}
+
+    def __rich__(self) -> Group:
+        parts: list[RenderableType] = [self._table(name) for name in self.protocols]
+        if self.not_listed:
+            parts.append(Text("not listed: " + "; ".join(self.not_listed)))
+        return Group(*parts)
+
+    def _table(self, name: Benchmark) -> Table:
+        board = BOARDS[name]
+        table = Table(title=f"{board.title}, %", caption=board.rules, box=SIMPLE_HEAD, caption_justify="left")
+        table.add_column("system")
+        table.add_column("setting")
+        table.add_column("score", justify="right", no_wrap=True)
+        table.add_column("source")
+        for row in sorted(board.published, key=lambda row: -row.score):
+            table.add_row(Text(row.system), row.setting, f"{100 * row.score:.1f}", row.source)
+        own = sorted(self.own.get(name, ()), key=lambda row: -row.score)
+        if own:
+            table.add_section()
+        for mine in own:
+            score = f"{100 * mine.score:.1f}"
+            if mine.interval is not None:
+                score += f"\n({100 * mine.interval[0]:.1f}–{100 * mine.interval[1]:.1f})"
+            whose = "the benchmark's number of queries" if mine.is_of_the_benchmark else "other pictures"
+            table.add_row(
+                Text(mine.system, style="bold"),
+                f"{mine.dimension:,}-d" if mine.dimension is not None else "–",
+                score,
+                Text(f"own, {mine.num_queries:,} queries, {whose}: {mine.file.name}"),
+            )
+        return table
+
+
+def leaderboard(
+    *results: Path,
+    protocol: Annotated[tuple[Benchmark, ...], cyclopts.Parameter(consume_multiple=True)] = (),
+    json: Path | None = None,
+) -> Leaderboard:
+    """Show published results of GUIEC, UnED and ILIAS beside one's own, protocol by protocol.
+
+    A result is listed only under the protocol it was measured by: evaluate with --protocol guiec, uned or
+    ilias and --json FILE. Whether its queries are as many as the benchmark's is said in its row.
+
+    Args:
+        results: files written by samething evaluate --json.
+        protocol: the benchmarks to show; by default all.
+        json: write everything here.
+
+    Raises:
+        ArtefactError: a file is missing or not JSON.
+        InputError: a file holds no results of samething evaluate.
+    """
+    shown: tuple[Benchmark, ...] = protocol or tuple(BOARDS)
+    own: dict[Benchmark, list[Own]] = {name: [] for name in shown}
+    not_listed: list[str] = []
+    for file in map(Path, results):
+        for system, content in _named_results(file).items():
+            measured_by = content.get("protocol", "default")
+            place = f"{system} of {file}"
+            if measured_by not in BOARDS:
+                not_listed.append(f"{place} was measured by the protocol {measured_by}")
+            elif measured_by not in own:
+                not_listed.append(f"{place} belongs to {measured_by}, which is not shown")
+            else:
+                found = _own(system, file, content, measured_by)
+                if found is None:
+                    not_listed.append(f"{place} has no {BOARDS[measured_by].metric} of {measured_by}")
+                else:
+                    own[measured_by].append(found)
+    board = Leaderboard(protocols=shown, own=own, not_listed=not_listed)
+    if json is not None:
+        write_json(json, board.to_json())
+    return board
+
+
+def _named_results(file: Path) -> dict[str, dict[str, Any]]:
+    """Name -> numbers; a file about one embedding has no name for it but the file's."""
+    content = read_json(file)
+    if isinstance(content, dict):
+        if _is_result(content):
+            return {file.stem: content}
+        if content and all(_is_result(one) for one in content.values()):
+            return content
+    raise InputError(
+        f"{file} holds no results",
+        expected="a file written by samething evaluate --json",
+        next_step="for instance: samething evaluate RUN --protocol uned --json FILE",
+    )
+
+
+def _is_result(content: Any) -> bool:
+    if not isinstance(content, dict):
+        return False
+    scopes = [content[name] for name in ("merged", "per_domain") if name in content]
+    return bool(scopes) and all(
+        isinstance(scope, dict)
+        and isinstance(scope.get("mean"), dict)
+        and all(isinstance(numbers, dict) and "num_queries" in numbers for numbers in scope.values())
+        for scope in scopes
+    )
+
+
+def _own(system: str, file: Path, content: dict[str, Any], protocol: Benchmark) -> Own | None:
+    """The benchmark's number of a result; None if it has none."""
+    board = BOARDS[protocol]
+    merged = content.get("merged", {})
+    score, interval = merged.get("mean", {}).get(board.metric), None
+    if protocol == "guiec":
+        composite = content.get("composite", {})
+        score, interval = composite.get(board.metric), composite.get("intervals", {}).get(board.metric)
+    else:
+        interval = content.get("intervals", {}).get("merged", {}).get("mean", {}).get(board.metric)
+    if protocol == "uned":
+        score = content.get("rounded", {}).get("merged", {}).get("mean", {}).get(board.metric, score)
+    if score is None:
+        return None
+    counts = {
+        name: numbers["num_queries"] + numbers.get("num_queries_without_positive", 0)
+        for name, numbers in merged.items()
+    }
+    total = counts.pop("mean")
+    wanted = board.query_counts
+    matches = bool(wanted) and (wanted == {"": total} or wanted == counts)
+    return Own(
+        system=system,
+        file=file,
+        dimension=content.get("dimension"),
+        score=float(score),
+        interval=(interval[0], interval[1]) if interval and None not in interval else None,
+        num_queries=total,
+        is_of_the_benchmark=matches,
+    )

@@ -1,0 +1,330 @@
+"""Find the same thing: an index is made, kept current, rebuilt with another model, and asked."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from samething.embedder import Embedder
+from samething.errors import InputError
+from samething.images import Box
+from samething.index import LanceIndex, RecallReport, Where, create_index, exists_index, open_index
+from samething.search.collection import FILE_COLUMNS, Collection
+from samething.search.groups import Duplicates, near_duplicates
+from samething.search.known import KnownVectors, is_feature_folder
+from samething.search.matches import Match, Matches
+from samething.search.searcher import (
+    Changes,
+    Searcher,
+    remember_collections,
+    remember_model,
+    remembered_collections,
+)
+
+__all__ = [
+    "Changes",
+    "Duplicates",
+    "Match",
+    "Matches",
+    "Searcher",
+    "compact",
+    "duplicates",
+    "find",
+    "index",
+    "rebuild",
+    "sync",
+    "tune",
+]
+
+
+def index(
+    *source: Path,
+    model: str | Path,
+    output: str | Path = "index",
+    domain: str = "default",
+    root: Path | None = None,
+) -> Searcher:
+    """Make or grow a searchable index of folders of pictures, or of catalogs.
+
+    Of a catalog with test roles the index and query+index pictures are taken, of any other all. The same
+    picture in several places is stored once. A killed run goes on where it stopped; pictures that cannot be
+    read are listed and left out. What was indexed stays: samething index sync also drops what was deleted.
+    Of a feature folder the pictures' features go through the model's head, which skips its backbone.
+
+    Args:
+        source: folders of pictures (labels are the sub-folders), catalogs (.parquet or .csv), or feature
+            folders of the model's own backbone.
+        model: the model folder that embeds the pictures, or the hub id of a model.
+        output: the index folder, or the URL of a distributed engine: milvus://HOST:PORT/COLLECTION.
+        domain: domain of a folder's pictures.
+        root: folder of a catalog's pictures, if they were moved.
+
+    Returns:
+        The searcher over the index.
+
+    Raises:
+        InputError: no pictures.
+        FingerprintError: the index was made by another model.
+    """
+    if not source:
+        raise InputError(
+            "no pictures to index",
+            expected="one or more folders or catalogs",
+            next_step="samething index FOLDER --model MODEL",
+        )
+    embedder = Embedder.load(model)
+    known = {place: KnownVectors(embedder, Path(place)) for place in source if is_feature_folder(Path(place))}
+    collections = [
+        known[place].collection if place in known else Collection(Path(place), domain, root)
+        for place in source
+    ]
+    files = [file for part in collections for file in part.files()]  # before anything is made
+    identity = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
+    if exists_index(output):
+        opened = open_index(output, **identity)
+    else:
+        kinds = {name: kind for part in collections for name, kind in part.metadata_kinds().items()}
+        opened = create_index(output, dim=embedder.dim, **identity, extra_columns={**kinds, **FILE_COLUMNS})
+    remember_model(output, Path(model))
+    remember_collections(output, collections)
+    return Searcher(embedder, opened).update_files(files, known=list(known.values()))
+
+
+def sync(
+    index: str | Path = "index",
+    *source: Path,
+    model: str | Path | None = None,
+    domain: str = "default",
+    watch: bool = False,
+) -> Searcher:
+    """Bring an index up to date with its folders and catalogs.
+
+    New and changed pictures are embedded, deleted ones are dropped, moved and renamed ones are followed by
+    their content. Files whose size and time of change are as they were are not read.
+
+    Args:
+        index: the index folder, or the URL of a distributed engine.
+        source: all its folders and catalogs; by default those that the index folder remembers.
+        model: the model folder, if it was moved since the index was made.
+        domain: domain of the pictures of folders named here.
+        watch: go on watching the folders and keep the index current until interrupted.
+
+    Returns:
+        The searcher over the index, with what was done.
+
+    Raises:
+        InputError: a folder is not there (nothing is dropped then), or none is known.
+        FingerprintError: the model is not the index's own.
+    """
+    collections = [Collection(Path(place), domain) for place in source] or remembered_collections(index)
+    if not collections:
+        raise InputError(
+            f"{index} does not say which folders it follows",
+            expected="the folders and catalogs whose pictures it holds",
+            next_step=f"name all of them: samething index sync {index} FOLDER …",
+        )
+    searcher = Searcher.open(index, model=model).update(collections, drop=True)
+    remember_collections(index, collections)
+    if watch:
+        from samething.search.watching import watch_collections
+
+        return watch_collections(searcher, collections)
+    return searcher
+
+
+def tune(
+    index: str | Path = "index", *, recall: float = 0.98, k: int = 5, exact: bool = False
+) -> RecallReport | str:
+    """Choose how a large index is searched, by a recall measured on its own vectors.
+
+    Searches are exact until this is called, which needs the vectors in memory: 350 MB a million. Afterwards
+    they are approximate; those with a filter stay exact.
+
+    Args:
+        index: the index folder.
+        recall: share of the exact nearest pictures that is to be found.
+        k: neighbours a query that the recall is about.
+        exact: search exactly again, instead.
+
+    Raises:
+        InputError: an engine elsewhere, which has its own settings; or a recall out of range.
+    """
+    opened = _embedded(index, otherwise="a Milvus index is chosen by its URL: ?index=hnsw&ef=NUMBER")
+    if exact:
+        opened.search_exactly()
+        return f"{index} is searched exactly"
+    return opened.tune(recall, k=k)
+
+
+def compact(index: str | Path = "index") -> str:
+    """Write an index anew into few files; what was deleted or replaced leaves the disk.
+
+    The old files are searched meanwhile; a killed process leaves them as they were. A tuned index is exact
+    afterwards: tune it again.
+
+    Args:
+        index: the index folder.
+
+    Raises:
+        InputError: an engine elsewhere, which does this by itself.
+    """
+    old = _embedded(index, otherwise="a Milvus server compacts its collections by itself")
+    before = _num_bytes(Path(index))
+    fresh = old.compact()
+    after = _num_bytes(Path(index))
+    return f"{fresh.count():,} rows in {after / 1e6:,.1f} MB; before {before / 1e6:,.1f} MB"
+
+
+def _embedded(index: str | Path, *, otherwise: str) -> LanceIndex:
+    opened = open_index(index)
+    if not isinstance(opened, LanceIndex):
+        raise InputError(
+            f"{index} is not an index folder", expected="an index of the embedded engine", next_step=otherwise
+        )
+    return opened
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def find(
+    *picture: str | Path,
+    index: str | Path = "index",
+    model: str | Path | None = None,
+    k: int = 5,
+    label: str | None = None,
+    crop: tuple[int, int, int, int] | None = None,
+    combine: Literal["mean", "max"] = "mean",
+    domain: list[str] | None = None,
+    with_label: list[str] | None = None,
+    folder: Path | None = None,
+    where: list[str] | None = None,
+    output: Path | None = None,
+    thumbnails: bool = False,
+) -> Matches:
+    """Find the pictures of an index that show the same thing as a picture.
+
+    Args:
+        picture: the picture to look for: a file, a URL, or the word clipboard; several of one thing are one
+            query.
+        index: the index folder, or the URL of a distributed engine.
+        model: the model folder, if it was moved since the index was made.
+        k: number of matches.
+        label: look for what the index knows by this label, instead of a picture.
+        crop: the part of the picture to look for: left, top, right and bottom in pixels.
+        combine: what several pictures ask for: what is like all of them (mean), or like any of them (max).
+        domain: look among the pictures of these domains only.
+        with_label: look among the pictures of these labels only.
+        folder: look among the pictures below this folder only.
+        where: further conditions: COLUMN=TEXT, or for numbers COLUMN=LOW..HIGH, either end open; a date may
+            stand for a number, such as modified=2024-01-01.. .
+        output: also write the matches here, as .json, .csv or .html.
+        thumbnails: show the pictures, in a terminal that can.
+
+    Returns:
+        The matches, best first.
+
+    Raises:
+        ImageError: a picture cannot be read.
+        FingerprintError: the model is not the index's own.
+    """
+    from samething.search.conditions import conditions
+
+    searcher = Searcher.open(index, model=model)
+    chosen: Where = conditions(
+        searcher.index.description,
+        domain=domain,
+        label=with_label,
+        folder=folder,
+        where=where or (),
+    )
+    if label is not None:
+        if picture or crop is not None:
+            raise InputError(
+                f"--label {label} and a picture", expected="one of them", next_step="leave one out"
+            )
+        found = searcher.find_label(label, k=k, where=chosen, combine=combine)
+    else:
+        box = None if crop is None else Box(*crop)
+        found = searcher.find(*picture, k=k, where=chosen, crop=box, combine=combine)
+    if output is not None:
+        first = Path(picture[0]) if picture and Path(picture[0]).is_file() else None
+        found.write(output, query_picture=first)
+    if thumbnails:
+        import rich.console
+
+        from samething.search.matches import with_thumbnails
+
+        rich.console.Console().print(with_thumbnails(found))
+    return found
+
+
+def duplicates(
+    index: str | Path = "index", *, min_score: float = 0.95, output: Path | None = None
+) -> Duplicates:
+    """Group the near-duplicates of a whole index.
+
+    Args:
+        index: the index folder, or the URL of a distributed engine.
+        min_score: similarity from which two pictures count as near-duplicates, at most 1.
+        output: also write the groups here, as JSON.
+
+    Raises:
+        InputError: a similarity out of range.
+    """
+    from samething.files import write_json
+
+    found = near_duplicates(open_index(index), min_score=min_score)
+    if output is not None:
+        write_json(output, found.to_json())
+    return found
+
+
+def rebuild(
+    index: str | Path = "index",
+    *,
+    model: str | Path,
+    source: list[Path] | None = None,
+    domain: str = "default",
+) -> Searcher:
+    """Embed all pictures of an index anew with another model, then let the result take the index's place.
+
+    The old index is searched until the new one is whole; the change is one step. A killed rebuild goes on
+    where it stopped when it is run again with the same model. Pictures that are gone are left out.
+
+    Args:
+        index: the index folder, or the URL of a distributed engine.
+        model: the new model's folder, or its hub id.
+        source: the folders and catalogs to take the pictures from, instead of the files that the index knows.
+        domain: domain of the pictures of folders named with --source.
+
+    Returns:
+        The searcher over the new index.
+
+    Raises:
+        InputError: none of the pictures can be read.
+    """
+    from samething.search.syncing import known_files
+
+    embedder = Embedder.load(model)
+    old = open_index(index)
+    identity = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
+    successor = Searcher(embedder, old.beside(dim=embedder.dim, **identity))
+    added = 0
+    while True:
+        collections = [Collection(place, domain) for place in source or ()]
+        files = [file for part in collections for file in part.files()] or known_files(old)
+        successor = successor.update_files(files, drop=True)
+        added += successor.num_added
+        if successor.index.count() == 0 and files:
+            raise InputError(
+                f"none of the {len(files):,} pictures of {index} can be read",
+                expected="the pictures where the index knows them",
+                next_step=f"name their new place: samething index rebuild {index} --model {model} --source …",
+            )
+        if successor.index.take_place(old):
+            break
+    remember_model(index, Path(model))
+    return dataclasses.replace(successor, changes=dataclasses.replace(successor.changes, num_added=added))

@@ -1,0 +1,128 @@
+"""Vectors of pictures whose features are on disk: the head alone computes them, without the backbone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float
+
+from samething.arrays import Embeddings
+from samething.embedder import Embedder
+from samething.errors import FingerprintError, ImageError, InputError
+from samething.features.folder import JOB_NAME, FeatureSet
+from samething.files import is_finished
+from samething.images import decode
+from samething.search.collection import Collection, content_id
+
+_SAMPLE: Final = 4
+_LEAST_AGREEMENT: Final = 0.99
+"""Cosine between a vector of the head and that of the whole model: float16 features and another runtime move
+it by less than a thousandth."""
+
+
+def is_feature_folder(location: Path) -> bool:
+    """Whether a folder was written by ``samething features``."""
+    return is_finished(location) and (location / JOB_NAME).exists()
+
+
+class KnownVectors:
+    """The vectors that a model gives to the pictures of a feature folder, by the pictures' content."""
+
+    def __init__(self, embedder: Embedder, location: Path) -> None:
+        """Open the folder and compare a few of its pictures with what the whole model says of them.
+
+        Raises:
+            FingerprintError: the features are not of the model's backbone.
+            InputError: the model has more than a linear head, or was written in a form that changes vectors.
+            ArtefactError: the folder is damaged.
+        """
+        self.features = FeatureSet.open(location)
+        self.location = location
+        data = location / str(self.features.manifest.content["data"])
+        self.collection = Collection(data / "catalog.parquet")
+        self._head = _linear_head(embedder, self.features)
+        catalog = self.features.catalog
+        checksums = catalog.table["sha256"].to_pylist() if "sha256" in catalog.table.column_names else []
+        self._row_of = {
+            content_id(sha256, None if source.box is None else tuple(source.box)): row
+            for row, (sha256, source) in enumerate(zip(checksums, catalog.sources, strict=False))
+            if sha256
+        }
+        self._require_agreement(embedder)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._row_of
+
+    def vectors(self, names: Sequence[str]) -> Embeddings:
+        """The vectors of some contents, float32 of length 1."""
+        return self._of_rows([self._row_of[name] for name in names])
+
+    def _of_rows(self, rows: list[int]) -> Embeddings:
+        mean, scale, weight, bias = self._head
+        features = np.asarray(self.features.rows[rows], dtype=np.float32)
+        if scale > 0:
+            features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+            features = (features - mean) / scale
+        vectors = features @ weight.T + bias
+        unit: Embeddings = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return unit
+
+    def _require_agreement(self, embedder: Embedder) -> None:
+        """A fine-tuned backbone, or pictures that changed since, would give vectors of another model."""
+        names = list(self._row_of)
+        for name in names[:: max(1, len(names) // _SAMPLE)][:_SAMPLE]:
+            row = self._row_of[name]
+            source = self.features.catalog.sources[row]
+            try:
+                sha256 = hashlib.sha256(source.read()).hexdigest()
+                if content_id(sha256, None if source.box is None else tuple(source.box)) != name:
+                    continue  # it changed, and will be embedded
+                expected = embedder.embed([decode(source)])
+            except (ImageError, OSError):
+                continue  # it is listed when its turn comes
+            agreement = float(expected[0] @ self._of_rows([row])[0])
+            if agreement < _LEAST_AGREEMENT:
+                raise FingerprintError(
+                    f"features in {self.location} that give {source.location} another vector than the model "
+                    f"{embedder.name!r} does (cosine {agreement:.4f})",
+                    expected=f"a cosine of at least {_LEAST_AGREEMENT}",
+                    next_step="index the catalog instead: samething index CATALOG --model MODEL",
+                )
+
+
+def _linear_head(
+    embedder: Embedder, features: FeatureSet
+) -> tuple[Float[np.ndarray, " w"], float, Float[np.ndarray, "d w"], Float[np.ndarray, " d"]]:
+    """Mean, scale (0: features are taken as they are), weight and bias of a model's head."""
+    from safetensors import safe_open
+
+    backbone = {name: value for name, value in embedder.config["backbone"].items() if name != "licence"}
+    if backbone != dict(features.backbone):
+        names = sorted(set(backbone) | set(features.backbone))
+        differing = [name for name in names if backbone.get(name) != features.backbone.get(name)]
+        raise FingerprintError(
+            f"features in {features.folder} whose {', '.join(differing)} differ from the model's",
+            expected=f"features of the backbone {backbone['name']} as the model {embedder.name!r} uses it",
+            next_step="index the pictures themselves, or a folder of the model's own features",
+        )
+    form = embedder.form
+    path = embedder.folder / "model.safetensors"
+    plain = {"input": "pixels", "precision": "float32", "dim": None, "codes": "float32"}
+    is_plain = all(form[name] == value for name, value in plain.items())
+    if embedder.config["head"]["kind"] != "linear" or not is_plain or not path.exists():
+        raise InputError(
+            f"a feature folder and the model {embedder.name!r} with a head of kind "
+            f"{embedder.config['head']['kind']!r}",
+            expected="a model with a linear head, in the plain form, with its model.safetensors",
+            next_step="index the catalog or the pictures instead: samething index CATALOG --model MODEL",
+        )
+    with safe_open(path, "numpy") as stream:
+        stored = {name: stream.get_tensor(name) for name in stream.keys() if name.startswith("head.")}  # noqa: SIM118
+    weight = stored["head.projection.weight"].astype(np.float32)
+    bias = stored.get("head.projection.bias", np.zeros(len(weight))).astype(np.float32)
+    mean = stored.get("head.standardise.mean", np.zeros(weight.shape[1])).astype(np.float32)
+    return mean, float(stored.get("head.standardise.scale", 0.0)), weight, bias

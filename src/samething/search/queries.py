@@ -1,0 +1,124 @@
+"""What one can look for: a picture from anywhere, a part of it, several pictures of one thing, or a label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageGrab
+
+from samething.embedder import Embedder
+from samething.embedder.sources import fetch, is_url
+from samething.errors import ImageError, InputError
+from samething.images import Box, Picture, decode
+from samething.index import AbstractIndex
+
+CLIPBOARD = "clipboard"
+"""Name of a query that is the picture in the clipboard."""
+
+
+def opened(picture: Picture, *, crop: Box | None = None) -> Image.Image:
+    """A query's picture, decoded: a path, a URL, the word ``clipboard``, bytes, a Pillow image or an array.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    if is_url(picture):
+        return decode(fetch(str(picture)), box=crop)
+    if isinstance(picture, str) and picture == CLIPBOARD and not Path(CLIPBOARD).exists():
+        return decode(_clipboard(), box=crop)
+    return decode(picture, box=crop)
+
+
+def _clipboard() -> Picture:
+    try:
+        content: Any = ImageGrab.grabclipboard()
+    except (OSError, NotImplementedError) as error:
+        raise ImageError(
+            f"the clipboard cannot be read ({error})",
+            expected="a desktop with a clipboard (on Linux with wl-paste or xclip)",
+            next_step="save the picture and give its path",
+        ) from error
+    if isinstance(content, list) and content:  # files that were copied
+        return Path(content[0])
+    if not isinstance(content, Image.Image):
+        raise ImageError(
+            "the clipboard holds no picture",
+            expected="a picture or a picture file that was copied",
+            next_step="copy it again, or give its path",
+        )
+    return content
+
+
+def query_vector(
+    embedder: Embedder,
+    pictures: Sequence[Picture],
+    *,
+    crop: Box | None = None,
+) -> Float[np.ndarray, "m d"]:
+    """Unit-length embeddings of the pictures of one query, a row each.
+
+    Raises:
+        ImageError: one of them cannot be read.
+        InputError: none given, or a crop of several.
+    """
+    if not pictures:
+        raise InputError("no picture to look for", expected="one or more", next_step="name a picture")
+    if crop is not None and len(pictures) > 1:
+        raise InputError(
+            f"a crop and {len(pictures)} pictures",
+            expected="one picture with a crop",
+            next_step="cut the pictures yourself, or give one of them",
+        )
+    vectors: Float[np.ndarray, "m d"] = embedder.embed([opened(picture, crop=crop) for picture in pictures])
+    return vectors
+
+
+def together(
+    vectors: Float[np.ndarray, "m d"], *, combine: Literal["mean", "max"]
+) -> Float[np.ndarray, "q d"]:
+    """The queries to send: the mean direction of several pictures, or each of them for the best of each.
+
+    >>> together(np.eye(2, dtype=np.float32), combine="mean").round(3).tolist()
+    [[0.7070000171661377, 0.7070000171661377]]
+
+    Raises:
+        InputError: pictures whose mean has no direction.
+    """
+    if combine == "max" or len(vectors) == 1:
+        return vectors
+    mean: Float[np.ndarray, " d"] = vectors.astype(np.float64).mean(axis=0)
+    length = float(np.linalg.norm(mean))
+    if length < 1e-6:
+        raise InputError(
+            "pictures that have nothing in common",
+            expected="several pictures of one thing",
+            next_step="give fewer of them, or --combine max",
+        )
+    direction: Float[np.ndarray, "q d"] = (mean / length).astype(np.float32)[None]
+    return direction
+
+
+def vectors_of_label(index: AbstractIndex, label: str) -> tuple[list[str], Float[np.ndarray, "m d"]]:
+    """Ids and vectors of the index's own pictures of a thing.
+
+    Raises:
+        InputError: the index has no such label.
+    """
+    column = "labels" if "labels" in index.description.extra_columns else "label"
+    ids = [
+        row["id"]
+        for batch in index.items(columns=[column])
+        for row in batch.to_pylist()
+        if label in (row[column] if column == "labels" else [row[column]])
+    ]
+    if not ids:
+        raise InputError(
+            f"the label {label!r}",
+            expected="a label of the index",
+            next_step="see the labels of what a search finds",
+        )
+    return ids, index.vectors(ids)

@@ -1,0 +1,405 @@
+"""An embedder and an index together: grow it, keep it current, ask it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from jaxtyping import Float
+from rich.markup import escape
+
+from samething.arrays import Embeddings
+from samething.embedder import Embedder
+from samething.errors import ArtefactError, ImageError
+from samething.evaluation.calibration import Calibration
+from samething.files import read_json, write_json
+from samething.images import Box, Picture, decode, thumbnail
+from samething.index import AbstractIndex, Where, open_index
+from samething.progress import progress_bar
+from samething.search.collection import Collection, PictureFile, row_of
+from samething.search.known import KnownVectors
+from samething.search.matches import Match, Matches
+from samething.search.queries import query_vector, together, vectors_of_label
+from samething.search.syncing import Plan, make_plan
+
+MODEL_NAME: Final = "model.json"
+"""File in an index folder that says where its model is."""
+COLLECTIONS_NAME: Final = "collections.json"
+"""File in an index folder that lists the folders and catalogs it follows."""
+THUMBNAIL_SIDE: Final = 160
+_ROWS_A_WRITE: Final = 256
+
+Combine = Literal["mean", "max"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """What a call did to an index."""
+
+    num_added: int = 0
+    """Pictures embedded and stored."""
+    num_kept: int = 0
+    """Files that were in the index already, unchanged."""
+    num_moved: int = 0
+    """Files found at a new place: renamed, moved or copied; nothing was embedded for them."""
+    num_dropped: int = 0
+    """Rows removed because none of their files is there any more."""
+    num_read: int = 0
+    """Files that were read to learn their content."""
+    unreadable: tuple[tuple[str, str], ...] = ()
+    """Path and reason of each picture that could not be read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Searcher:
+    """An index with the model that made it."""
+
+    embedder: Embedder
+    index: AbstractIndex
+    changes: Changes = dataclasses.field(default_factory=Changes)
+    """What the call that made this object did to the index."""
+
+    @classmethod
+    def open(cls, location: Path | str, *, model: Path | str | None = None) -> Searcher:
+        """Open an index and the model that made it.
+
+        Args:
+            location: the index folder, or the URL of a distributed engine.
+            model: the model folder; by default the one the index was made with, where it was then.
+
+        Raises:
+            ArtefactError: index or model are missing, unfinished or damaged.
+            FingerprintError: the model is not the index's own.
+        """
+        if model is None:
+            open_index(location).close()  # says what is wrong with the index before the model is looked for
+            model = remembered_model(location)
+        embedder = Embedder.load(model)
+        return cls(
+            embedder, open_index(location, model_fingerprint=embedder.fingerprint, model_name=embedder.name)
+        )
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What the scores of this model mean, where it was exported with that."""
+        content = self.embedder.config.get("calibration")
+        return None if content is None else Calibration.from_json(content)
+
+    # ---- asking
+
+    def find(
+        self,
+        *pictures: Picture,
+        k: int = 5,
+        where: Where | None = None,
+        crop: Box | None = None,
+        combine: Combine = "mean",
+    ) -> Matches:
+        """The ``k`` pictures of the index that look most like the same thing.
+
+        Args:
+            pictures: a path, a URL, the word ``clipboard``, the bytes of a file, a Pillow image or a uint8
+                array; several of one thing are one query.
+            k: number of matches.
+            where: columns and what is allowed in them, such as ``{"domain": "cars"}``.
+            crop: the part of the picture to look for, in pixels of the upright picture.
+            combine: what several pictures ask for: what is like all of them (mean), or like any (max).
+
+        Raises:
+            ImageError: a picture cannot be read.
+            InputError: an argument that does not fit.
+        """
+        vectors = query_vector(self.embedder, pictures, crop=crop)
+        return self.find_vectors(vectors, name=_shown(pictures), k=k, where=where, combine=combine)
+
+    def find_label(
+        self, label: str, *, k: int = 5, where: Where | None = None, combine: Combine = "mean"
+    ) -> Matches:
+        """What looks like the index's own pictures of a thing, those left out.
+
+        Raises:
+            InputError: the index has no such label.
+        """
+        ids, vectors = vectors_of_label(self.index, label)
+        return self.find_vectors(
+            vectors, name=f"label {label}", k=k, where=where, combine=combine, leave_out=ids
+        )
+
+    def find_row(self, row_id: str, *, k: int = 5, where: Where | None = None) -> Matches:
+        """What looks like a picture of the index, itself left out.
+
+        Raises:
+            InputError: the index has no such row.
+        """
+        return self.find_vectors(
+            self.index.vectors([row_id]), name=row_id, k=k, where=where, leave_out=[row_id]
+        )
+
+    def find_vectors(
+        self,
+        vectors: Float[np.ndarray, "m d"],
+        *,
+        name: str,
+        k: int = 5,
+        where: Where | None = None,
+        combine: Combine = "mean",
+        leave_out: Iterable[str] = (),
+    ) -> Matches:
+        """The matches of one query that is embedded already, as one vector or several."""
+        left_out = set(leave_out)
+        hits = self.index.search(together(vectors, combine=combine), k + len(left_out), where=where)
+        best: dict[str, dict[str, Any]] = {}
+        for query in range(len(hits)):
+            for hit in hits.of(query):
+                if hit["id"] not in left_out and hit["score"] > best.get(hit["id"], {"score": -2})["score"]:
+                    best[hit["id"]] = hit
+        ranked = sorted(best.values(), key=lambda hit: (-hit["score"], hit["id"]))[:k]
+        found = tuple(self._match(rank, hit) for rank, hit in enumerate(ranked, start=1))
+        calibration = self.calibration
+        if calibration is None:
+            return Matches(name, found)
+        chances = calibration.probability(np.array([match.score for match in found])).tolist()
+        calibrated = [
+            dataclasses.replace(match, probability=chance)
+            for match, chance in zip(found, chances, strict=True)
+        ]
+        return Matches(name, tuple(calibrated), threshold=calibration.threshold)
+
+    def _match(self, rank: int, hit: dict[str, Any]) -> Match:
+        path = hit.pop("path") or ""
+        known = {"rank": rank, "score": hit.pop("score"), "path": path, "id": hit.pop("id")}
+        return Match(
+            **known,
+            label=hit.pop("label") or "",
+            domain=hit.pop("domain") or "",
+            copies=tuple(other for other in hit.pop("paths", None) or () if other != path),
+            metadata={
+                name: value
+                for name, value in hit.items()
+                if name not in ("files", "folders", "labels", "domains") and value is not None
+            },
+        )
+
+    # ---- growing
+
+    def update(
+        self,
+        collections: Sequence[Collection],
+        *,
+        drop: bool = False,
+        on_progress: Callable[[int, int], object] | None = None,
+    ) -> Searcher:
+        """Store the pictures of folders and catalogs that the index does not hold yet, and follow moved ones.
+
+        What was stored stays stored if the process is killed; the next call goes on after it.
+
+        Args:
+            collections: where the pictures are.
+            drop: whether rows without a file leave the index: then ``collections`` must be all there are.
+            on_progress: told how many pictures are embedded so far, and of how many.
+
+        Returns:
+            This searcher with the counts of what was done.
+        """
+        files = [file for part in collections for file in part.files()]
+        return self.update_files(files, drop=drop, on_progress=on_progress)
+
+    def update_files(
+        self,
+        files: Sequence[PictureFile],
+        *,
+        drop: bool = False,
+        known: Sequence[KnownVectors] = (),
+        on_progress: Callable[[int, int], object] | None = None,
+    ) -> Searcher:
+        """As :meth:`update`, with the files themselves; those whose vectors are known are not embedded."""
+        plan = make_plan(self.index, files, drop=drop)
+        unreadable = list(plan.unreadable)
+        num_added = self._embed(plan, unreadable, known, on_progress or (lambda done, total: None))
+        self._move(plan)
+        self.index.delete(plan.gone)
+        changes = Changes(
+            num_added=num_added,
+            num_kept=plan.num_unchanged,
+            num_moved=plan.num_moved,
+            num_dropped=len(plan.gone),
+            num_read=plan.num_read,
+            unreadable=tuple(unreadable),
+        )
+        return dataclasses.replace(self, changes=changes)
+
+    def _embed(
+        self,
+        plan: Plan,
+        unreadable: list[tuple[str, str]],
+        known: Sequence[KnownVectors],
+        on_progress: Callable[[int, int], object],
+    ) -> int:
+        waiting = list(plan.new.items())
+        num_added = 0
+        if not waiting:
+            return num_added
+        with progress_bar("pictures") as progress:
+            task = progress.add_task("index", total=len(waiting))
+            for start in range(0, len(waiting), _ROWS_A_WRITE):
+                part = waiting[start : start + _ROWS_A_WRITE]
+                on_progress(start, len(waiting))
+                vectors, rows = self._embedded(part, unreadable, known)
+                if rows:
+                    fingerprint = self.embedder.fingerprint
+                    self.index.add(np.concatenate(vectors), rows, model_fingerprint=fingerprint)
+                num_added += len(rows)
+                progress.advance(task, len(part))
+        on_progress(len(waiting), len(waiting))
+        return num_added
+
+    def _embedded(
+        self,
+        part: list[tuple[str, list[PictureFile]]],
+        unreadable: list[tuple[str, str]],
+        known: Sequence[KnownVectors],
+    ) -> tuple[list[Embeddings], list[dict[str, Any]]]:
+        """Vectors and rows of pictures; from features where there are any."""
+        vectors: list[Embeddings] = []
+        rows: list[dict[str, Any]] = []
+        for source in known:
+            here = [(name, files) for name, files in part if name in source]
+            part = [(name, files) for name, files in part if name not in source]
+            made = [row for name, files in here if (row := _described(name, files, unreadable))]
+            if made:
+                vectors.append(source.vectors([row["id"] for row in made]))
+                rows += made
+        for batch in self.embedder.embed_stream([files[0].source for _, files in part]):
+            for position, error in batch.unreadable.items():
+                unreadable += [(file.path, error.given) for file in part[position][1]]
+            good = []
+            for place, position in enumerate(batch.positions):
+                row = _described(*part[position], unreadable)
+                if row is not None:  # else it was readable a moment ago
+                    good.append(place)
+                    rows.append(row)
+            vectors.append(batch.vectors[good])
+        return vectors, rows
+
+    def _move(self, plan: Plan) -> None:
+        """Write the new files of rows whose content is known; vectors and thumbnails are taken over."""
+        names = list(plan.changed)
+        for start in range(0, len(names), _ROWS_A_WRITE):
+            part = names[start : start + _ROWS_A_WRITE]
+            old = self.index.rows(part, list(self.index.description.columns)).to_pylist()
+            rows = [{**row, **row_of(name, plan.changed[name])} for name, row in zip(part, old, strict=True)]
+            self.index.add(self.index.vectors(part), rows, model_fingerprint=self.embedder.fingerprint)
+
+    # ---- what it says of itself
+
+    @property
+    def num_added(self) -> int:
+        """Pictures that the call that made this object embedded and stored."""
+        return self.changes.num_added
+
+    @property
+    def num_kept(self) -> int:
+        """Files that were in the index already, unchanged."""
+        return self.changes.num_kept
+
+    @property
+    def unreadable(self) -> tuple[tuple[str, str], ...]:
+        """Path and reason of each picture that could not be read."""
+        return self.changes.unreadable
+
+    @property
+    def exit_status(self) -> int:
+        """0, or 3 when pictures were left out."""
+        return 3 if self.unreadable else 0
+
+    def __rich__(self) -> str:
+        """What a person wants to know of the index, in a few lines."""
+        done = self.changes
+        counts = [f"{done.num_added:,} new", f"{done.num_kept:,} were there already"]
+        if done.num_moved:
+            counts.append(f"{done.num_moved:,} moved or copied")
+        if done.num_dropped:
+            counts.append(f"{done.num_dropped:,} dropped")
+        lines = [
+            f"[bold]{self.index.count():,}[/bold] pictures in {escape(str(self.index.location))}, embedded "
+            f"by {escape(self.embedder.name)} ({', '.join(counts)})"
+        ]
+        if self.unreadable:
+            lines.append(f"[yellow]{len(self.unreadable):,} pictures could not be read:[/yellow]")
+            lines += [escape(f"  {path}: {reason}") for path, reason in self.unreadable[:5]]
+        return "\n".join(lines)
+
+
+def _described(
+    content_id: str, files: list[PictureFile], unreadable: list[tuple[str, str]]
+) -> dict[str, Any] | None:
+    """A picture's row with size and thumbnail; None, and listed, when it cannot be read."""
+    try:
+        image = decode(files[0].source)
+    except ImageError as error:
+        unreadable += [(file.path, error.given) for file in files]
+        return None
+    size = {"width": image.width, "height": image.height}
+    small = thumbnail(image, longer_side=THUMBNAIL_SIDE)
+    return {**row_of(content_id, files), **size, "thumbnail": small}
+
+
+def _shown(pictures: Sequence[Picture]) -> str:
+    names = [str(picture) if isinstance(picture, str | Path) else "the picture given" for picture in pictures]
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+# ---- what an index folder remembers
+
+
+def remembered_model(location: Path | str) -> Path:
+    """The model folder that an index was made with.
+
+    Raises:
+        ArtefactError: it is not known, or not there any more.
+    """
+    folder = Path(location)
+    path = folder / MODEL_NAME
+    if not path.exists():
+        raise ArtefactError(
+            f"{location} does not say where its model is",
+            expected="the model folder that made it",
+            next_step="give the model folder with --model",
+        )
+    model = folder / str(read_json(path))
+    if not model.is_dir():
+        raise ArtefactError(
+            f"the model of {folder} is not at {model} any more",
+            expected="the model folder that made the index",
+            next_step="give its new place with --model",
+        )
+    return model.resolve()
+
+
+def remember_model(location: Path | str, model: Path) -> None:
+    """Note in an index folder where its model is; an engine elsewhere has no place for that."""
+    folder = Path(location)
+    if folder.is_dir():
+        write_json(folder / MODEL_NAME, os.path.relpath(model.resolve(), folder.resolve()))
+
+
+def remembered_collections(location: Path | str) -> list[Collection]:
+    """The folders and catalogs that an index follows."""
+    folder = Path(location)
+    path = folder / COLLECTIONS_NAME
+    if not path.exists():
+        return []
+    return [Collection.from_json(value, folder) for value in read_json(path)]
+
+
+def remember_collections(location: Path | str, collections: Sequence[Collection]) -> None:
+    """Note further folders and catalogs that an index follows."""
+    folder = Path(location)
+    if folder.is_dir():
+        kept = {str(Path(part.location).resolve()): part for part in remembered_collections(folder)}
+        kept |= {str(Path(part.location).resolve()): part for part in collections}
+        write_json(folder / COLLECTIONS_NAME, [part.to_json(folder) for part in kept.values()])

@@ -1,0 +1,117 @@
+"""Bringing an index up to date with its pictures, with as little reading and embedding as can be.
+
+A file whose size and time of change are as they were is not read. One that moved or was renamed is known by
+its content and keeps its vector. New rows are stored before old ones go, so that a killed run leaves every
+picture findable, and the next run goes on after what was stored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from samething.errors import ImageError, InputError
+from samething.index import AbstractIndex
+from samething.search.collection import FILE_COLUMNS, PictureFile, content_ids, files_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What has to be done."""
+
+    new: dict[str, list[PictureFile]]
+    """Content that has no row yet, with its files; it is embedded."""
+    changed: dict[str, list[PictureFile]]
+    """Rows whose files are others than before; they keep their vectors."""
+    gone: list[str]
+    """Rows without a file."""
+    unreadable: list[tuple[str, str]]
+    """Path and reason of each file that could not be read."""
+    num_unchanged: int
+    """Files that are as they were."""
+    num_moved: int
+    """Files at a new place with content that is known."""
+    num_read: int
+    """Files that were read to learn their content."""
+
+
+def make_plan(index: AbstractIndex, found: Sequence[PictureFile], *, drop: bool) -> Plan:
+    """Compare the files that there are with those that the index knows.
+
+    Args:
+        index: the index.
+        found: the files of all its collections.
+        drop: whether files that were not found leave the index; otherwise they stay.
+
+    Raises:
+        InputError: an index of an earlier version, which does not know its files.
+    """
+    rows = _known_rows(index)
+    content_of: dict[str, str] = {}
+    known: dict[str, PictureFile] = {}
+    for name, files in rows.items():
+        for file in files:
+            known[file.place], content_of[file.place] = file, name
+    present = {file.place: file for file in found}
+    same = {
+        place: None  # in the order of the files
+        for place, file in present.items()
+        if file.mark and place in known and file.mark == known[place].mark
+    }
+    after: dict[str, list[PictureFile]] = {}
+    for place in same:
+        after.setdefault(content_of[place], []).append(present[place])
+    if not drop:
+        for place, file in known.items():
+            if place not in present:
+                after.setdefault(content_of[place], []).append(file)
+    to_read = [file for place, file in present.items() if place not in same]
+    unreadable: list[tuple[str, str]] = []
+    num_moved = 0
+    for file, content in content_ids(to_read):
+        if isinstance(content, ImageError):
+            unreadable.append((file.path, content.given))
+            if file.place in known:  # it may be readable again tomorrow
+                after.setdefault(content_of[file.place], []).append(known[file.place])
+            continue
+        num_moved += content in rows and content_of.get(file.place) != content
+        after.setdefault(content, []).append(file)
+    changed = {name: files for name, files in after.items() if name in rows and _differ(files, rows[name])}
+    return Plan(
+        new={name: files for name, files in after.items() if name not in rows},
+        changed=changed,
+        gone=[name for name in rows if name not in after],
+        unreadable=unreadable,
+        num_unchanged=len(same),
+        num_moved=num_moved,
+        num_read=len(to_read),
+    )
+
+
+def _differ(files: list[PictureFile], others: list[PictureFile]) -> bool:
+    if len(files) == len(others) == 1:
+        return files != others
+    return {file.place: file for file in files} != {file.place: file for file in others}
+
+
+def known_files(index: AbstractIndex) -> list[PictureFile]:
+    """Every file that an index knows.
+
+    Raises:
+        InputError: an index of an earlier version, which does not know its files.
+    """
+    return [file for files in _known_rows(index).values() for file in files]
+
+
+def _known_rows(index: AbstractIndex) -> dict[str, list[PictureFile]]:
+    if not FILE_COLUMNS.keys() <= index.description.extra_columns.keys():
+        raise InputError(
+            f"the index {index.location} was made by an earlier version and does not know its files",
+            expected="an index that keeps the size and time of each file",
+            next_step="it can be searched as it is; to let it grow, make it again in another folder",
+        )
+    return {
+        row["id"]: files_of(row["files"])
+        for batch in index.items(columns=["files"])
+        for row in batch.to_pylist()
+    }

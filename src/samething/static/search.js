@@ -1,0 +1,357 @@
+"use strict";
+// The search view: what is looked for, its crop, the filters, the results.
+
+const state = { files: null, similar: null, crop: null, matches: [], info: null, asking: null, url: null };
+
+// ---- what is looked for
+
+function showQuery(source, name) {
+  if (state.url) URL.revokeObjectURL(state.url);
+  state.url = source instanceof Blob ? URL.createObjectURL(source) : null;
+  byId("query").src = state.url || source;
+  byId("query-name").textContent = name;
+  document.body.classList.add("compact");
+  byId("work").hidden = false;
+  setCrop(null);
+}
+
+function searchFiles(files) {
+  const pictures = [...files].filter((file) => !file.type || file.type.startsWith("image/"));
+  if (!pictures.length) {
+    complain(new Error("This is not a picture"));
+    return;
+  }
+  const limits = state.info && state.info.limits;
+  const size = pictures.reduce((sum, file) => sum + file.size, 0);
+  if (limits && size > limits.max_bytes - 10000) {
+    complain(new Error(`The picture is too large: at most ${Math.floor(limits.max_bytes / 2 ** 20)} MB are taken`));
+    return;
+  }
+  state.files = pictures;
+  state.similar = null;
+  const name = pictures[0].name || "pasted picture";
+  showQuery(pictures[0], pictures.length > 1 ? `${name} and ${pictures.length - 1} more of the same thing` : name);
+  if (location.hash !== "#upload") history.pushState(null, "", "#upload");
+  showView("search");
+  search();
+}
+
+function searchSimilar(id) {
+  state.files = null;
+  state.similar = id;
+  const known = state.matches.find((match) => match.id === id);
+  showQuery(`/images/${encodeURIComponent(id)}`, known ? known.label || known.path : "a picture of the index");
+  scrollTo({ top: 0 });
+  search();
+}
+
+function clearQuery() {
+  state.files = state.similar = null;
+  state.matches = [];
+  if (state.asking) state.asking.abort();
+  document.body.classList.remove("compact");
+  byId("work").hidden = true;
+  byId("file").value = byId("camera").value = "";
+  quiet();
+}
+
+// ---- asking
+
+function filters() {
+  const chosen = [...document.querySelectorAll("#domains [aria-pressed=true]")].map((chip) => ["domain", chip.value]);
+  for (const name of ["label", "folder", "where"]) {
+    const text = byId(name).value.trim();
+    if (text) chosen.push([name, text]);
+  }
+  byId("filters-count").textContent = chosen.length ? `${chosen.length} set` : "";
+  return [...chosen, ["k", byId("k").value]];
+}
+
+async function search() {
+  if (!state.files && !state.similar) return;
+  if (state.asking) state.asking.abort();
+  const asking = (state.asking = new AbortController());
+  document.body.classList.add("working");
+  byId("count").textContent = "Looking …";
+  try {
+    let found;
+    if (state.similar && !state.crop) {
+      const path = `/similar/${encodeURIComponent(state.similar)}?${new URLSearchParams(filters())}`;
+      found = await ask(path, { signal: asking.signal });
+    } else {
+      const form = new FormData();
+      const pictures = state.files || [await wholePicture(state.similar, asking.signal)];
+      for (const picture of state.crop ? pictures.slice(0, 1) : pictures) form.append("picture", picture, "picture");
+      for (const [name, value] of filters()) form.append(name, value);
+      if (state.crop) form.append("crop", state.crop.join(","));
+      found = await ask("/search", { method: "POST", body: form, signal: asking.signal });
+    }
+    quiet();
+    state.matches = found.matches;
+    if (found.threshold !== null && state.threshold === undefined) {
+      state.threshold = found.threshold;
+      byId("threshold").value = found.threshold;
+    }
+    showResults();
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    state.matches = [];
+    showResults();
+    byId("count").textContent = "";
+    byId("no-match").hidden = true;
+    complain(error);
+  } finally {
+    if (state.asking === asking) document.body.classList.remove("working");
+  }
+}
+
+async function wholePicture(id, signal) {
+  const token = sessionStorage.getItem("token");
+  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  const answer = await fetch(`/images/${encodeURIComponent(id)}`, { headers, signal });
+  if (!answer.ok) throw new ServerError(answer.status, { error: "The picture's file is not there any more" });
+  return answer.blob();
+}
+
+// ---- results
+
+function showResults() {
+  const least = Number(byId("threshold").value);
+  byId("threshold-value").textContent = least.toFixed(2);
+  const shown = state.matches.filter((match) => match.score >= least);
+  byId("results").replaceChildren(...shown.map(tile));
+  const hidden = state.matches.length - shown.length;
+  byId("count").textContent = shown.length
+    ? `${shown.length} ${shown.length === 1 ? "picture" : "pictures"}${hidden ? `, ${hidden} less alike hidden` : ""}`
+    : "No match";
+  byId("no-match").hidden = shown.length > 0;
+  byId("anyway").hidden = !state.matches.length;
+}
+
+function tile(match) {
+  const made = element("div", "tile");
+  made.setAttribute("role", "listitem");
+  const go = element("button", "go");
+  go.type = "button";
+  go.dataset.id = match.id;
+  go.title = match.path;
+  const picture = element("img");
+  picture.src = `/thumbnails/${encodeURIComponent(match.id)}`;
+  picture.alt = match.label || match.path;
+  picture.loading = "lazy";
+  const text = element("span", "text");
+  text.append(element("span", "name", match.label || match.path.split("/").pop()));
+  const line = element("span", "line");
+  line.append(element("span", "tag", match.domain || "no domain"));
+  const score = element("span", "score", match.probability === null ? match.score.toFixed(3) : `${Math.round(match.probability * 100)} %`);
+  score.title = match.probability === null ? "similarity" : `probability of the same thing; similarity ${match.score.toFixed(3)}`;
+  line.append(score);
+  text.append(line);
+  go.append(picture, text);
+  go.addEventListener("click", () => { location.hash = `similar=${encodeURIComponent(match.id)}`; });
+  const more = element("button", "icon more", "⤢");
+  more.type = "button";
+  more.tabIndex = -1;
+  more.setAttribute("aria-label", "Look closer");
+  more.addEventListener("click", () => lookCloser(match));
+  made.append(go, more);
+  return made;
+}
+
+function lookCloser(match) {
+  const facts = [
+    ["Score", match.score.toFixed(4)],
+    ["Same thing", match.probability === null ? null : `${(match.probability * 100).toFixed(1)} %`],
+    ["Domain", match.domain],
+    ["Size", match.metadata.width ? `${match.metadata.width} × ${match.metadata.height}` : null],
+    ["Path", match.path],
+    ["Copies", match.copies.length ? match.copies.join("\n") : null],
+  ];
+  const known = new Set(["width", "height", "sha256", "size_bytes", "modified"]);
+  for (const [name, value] of Object.entries(match.metadata)) if (!known.has(name)) facts.push([name, String(value)]);
+  fillFacts(byId("closer-facts"), facts);
+  byId("closer-label").textContent = match.label || match.path.split("/").pop();
+  byId("closer-picture").src = `/images/${encodeURIComponent(match.id)}?side=1200`;
+  byId("closer-picture").alt = match.label || match.path;
+  byId("closer-original").href = `/images/${encodeURIComponent(match.id)}`;
+  byId("closer-similar").onclick = () => {
+    byId("closer").close();
+    location.hash = `similar=${encodeURIComponent(match.id)}`;
+  };
+  byId("closer-delete").hidden = !(state.info && state.info.can_change);
+  byId("closer-delete").onclick = async () => {
+    if (!confirm("Delete this picture from the index?")) return;
+    byId("closer").close();
+    try {
+      await ask("/delete", {
+        method: "POST",
+        headers: { "Content-Type": "application/json" },
+        body: JSON.stringify({ ids: [match.id] }),
+      });
+      search();
+    } catch (error) {
+      complain(error);
+    }
+  };
+  byId("closer").showModal();
+}
+
+function fillFacts(list, facts) {
+  const rows = facts.filter(([, value]) => value !== null && value !== undefined && value !== "");
+  list.replaceChildren(...rows.flatMap(([name, value]) => [element("dt", "", name), element("dd", "", value)]));
+}
+
+// ---- the crop, in pixels of the picture itself
+
+function setCrop(box) {
+  state.crop = box;
+  byId("crop").hidden = !box;
+  byId("uncrop").hidden = !box;
+  byId("crop-hint").hidden = Boolean(box);
+}
+
+function drawCrop(a, b) {
+  const style = byId("crop").style;
+  style.left = `${Math.min(a.x, b.x) * 100}%`;
+  style.top = `${Math.min(a.y, b.y) * 100}%`;
+  style.width = `${Math.abs(a.x - b.x) * 100}%`;
+  style.height = `${Math.abs(a.y - b.y) * 100}%`;
+  byId("crop").hidden = false;
+}
+
+const stage = byId("stage");
+let dragged = null;
+function placeIn(event) {
+  const box = byId("query").getBoundingClientRect();
+  const within = (value) => Math.min(1, Math.max(0, value));
+  return { x: within((event.clientX - box.left) / box.width), y: within((event.clientY - box.top) / box.height) };
+}
+stage.addEventListener("pointerdown", (event) => {
+  if (event.button !== 0) return;
+  stage.setPointerCapture(event.pointerId);
+  dragged = { from: placeIn(event) };
+});
+stage.addEventListener("pointermove", (event) => {
+  if (!dragged) return;
+  dragged.to = placeIn(event);
+  drawCrop(dragged.from, dragged.to);
+});
+stage.addEventListener("pointerup", () => {
+  const picture = byId("query");
+  const drawn = dragged;
+  dragged = null;
+  if (!drawn || !drawn.to) return;
+  const [width, height] = [picture.naturalWidth, picture.naturalHeight];
+  const box = [
+    Math.floor(Math.min(drawn.from.x, drawn.to.x) * width),
+    Math.floor(Math.min(drawn.from.y, drawn.to.y) * height),
+    Math.ceil(Math.max(drawn.from.x, drawn.to.x) * width),
+    Math.ceil(Math.max(drawn.from.y, drawn.to.y) * height),
+  ];
+  if (Math.abs(drawn.from.x - drawn.to.x) < 0.03 || Math.abs(drawn.from.y - drawn.to.y) < 0.03) {
+    byId("crop").hidden = !state.crop; // a click is no box
+    return;
+  }
+  setCrop(box);
+  search();
+});
+stage.addEventListener("pointercancel", () => { dragged = null; byId("crop").hidden = !state.crop; });
+byId("uncrop").addEventListener("click", () => { setCrop(null); search(); });
+
+if (matchMedia("(max-width: 860px)").matches) byId("filters").open = false; // results first on a small screen
+
+// ---- where pictures come from
+
+for (const id of ["file", "camera"]) byId(id).addEventListener("change", (event) => {
+  if (event.target.files.length) searchFiles(event.target.files);
+});
+addEventListener("paste", (event) => {
+  const files = event.clipboardData ? event.clipboardData.files : [];
+  if (files.length) { event.preventDefault(); searchFiles(files); }
+});
+let depth = 0;
+const hasFiles = (event) => event.dataTransfer && [...event.dataTransfer.types].includes("Files");
+addEventListener("dragenter", (event) => { if (hasFiles(event)) { depth += 1; document.body.classList.add("over-page"); } });
+addEventListener("dragleave", () => { depth = Math.max(0, depth - 1); if (!depth) document.body.classList.remove("over-page"); });
+addEventListener("dragover", (event) => event.preventDefault());
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  depth = 0;
+  document.body.classList.remove("over-page");
+  if (event.dataTransfer.files.length) searchFiles(event.dataTransfer.files);
+});
+byId("clear").addEventListener("click", () => { location.hash = ""; clearQuery(); });
+
+// ---- filters
+
+let typing = null;
+for (const id of ["label", "folder", "where"]) byId(id).addEventListener("input", () => {
+  clearTimeout(typing);
+  typing = setTimeout(search, 500);
+});
+byId("k").addEventListener("change", search);
+byId("threshold").addEventListener("input", () => { state.threshold = Number(byId("threshold").value); showResults(); });
+byId("anyway").addEventListener("click", () => { byId("threshold").value = 0; state.threshold = 0; showResults(); });
+
+function showInfo(info) {
+  state.info = info;
+  const names = Object.entries(info.domains);
+  byId("about").textContent = `${info.num_pictures.toLocaleString("en")} pictures${names.length > 1 ? ` of ${names.length} domains` : ""}`;
+  const pressed = new Set([...document.querySelectorAll("#domains [aria-pressed=true]")].map((chip) => chip.value));
+  byId("domains").replaceChildren(...names.map(([name, count]) => {
+    const chip = element("button", "chip", name || "no domain");
+    chip.type = "button";
+    chip.value = name;
+    chip.setAttribute("aria-pressed", String(pressed.has(name)));
+    chip.append(element("span", "", count.toLocaleString("en")));
+    chip.addEventListener("click", () => {
+      chip.setAttribute("aria-pressed", String(chip.getAttribute("aria-pressed") !== "true"));
+      search();
+    });
+    return chip;
+  }));
+  byId("start").hidden = !info.samples.length;
+  byId("samples").replaceChildren(...info.samples.map((id) => {
+    const link = element("a");
+    link.href = `#similar=${encodeURIComponent(id)}`;
+    const picture = element("img");
+    picture.src = `/thumbnails/${encodeURIComponent(id)}`;
+    picture.alt = "Find what is like this picture";
+    link.append(picture);
+    return link;
+  }));
+  byId("labels").replaceChildren(...info.labels.map((name) => {
+    const option = element("option");
+    option.value = name;
+    return option;
+  }));
+  const columns = Object.keys(info.columns).filter((name) => !["id", "files", "folders", "labels", "domains", "paths"].includes(name));
+  byId("columns").textContent = `Columns: ${columns.join(", ")}`;
+}
+
+// ---- keys
+
+addEventListener("keydown", (event) => {
+  const isText = event.target.matches("input:not([type=range]):not([type=file]), select, textarea");
+  if (event.ctrlKey || event.metaKey || event.altKey || isText || document.querySelector("dialog[open]")) return;
+  if (event.key === "/") {
+    event.preventDefault();
+    byId("file").click();
+    return;
+  }
+  const tiles = [...document.querySelectorAll("#results .go")];
+  const place = tiles.indexOf(document.activeElement);
+  if (!tiles.length || (place < 0 && document.activeElement !== document.body && !event.target.matches("#stage"))) return;
+  const across = tiles.filter((one) => one.offsetTop === tiles[0].offsetTop && one.getBoundingClientRect().top === tiles[0].getBoundingClientRect().top).length || 1;
+  const moves = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across, Home: -place, End: tiles.length - 1 - place };
+  if (event.key in moves) {
+    event.preventDefault();
+    const next = place < 0 ? 0 : Math.min(tiles.length - 1, Math.max(0, place + moves[event.key]));
+    tiles[next].focus();
+  } else if (event.key === " " && place >= 0) {
+    event.preventDefault();
+    lookCloser(state.matches.find((match) => match.id === tiles[place].dataset.id));
+  }
+});
+byId("closer").querySelector(".close").addEventListener("click", () => byId("closer").close());
+byId("closer").addEventListener("click", (event) => { if (event.target === byId("closer")) byId("closer").close(); });

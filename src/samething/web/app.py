@@ -1,0 +1,480 @@
+"""The HTTP side: routes, their parameters and answers, errors as JSON, metrics, and the page's files."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import fastapi
+import prometheus_client
+import pydantic
+from fastapi import Body, File, Form, Query, UploadFile
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+import samething
+from samething.errors import ArtefactError, InputError, MissingExtraError, SamethingError
+from samething.images import Box
+from samething.index import Where
+from samething.search import Searcher
+from samething.search.conditions import conditions
+from samething.web.batching import BusyError
+from samething.web.guards import COOKIE, Access, Guard, Limits, same_token
+from samething.web.projection import drawn
+from samething.web.service import Service, UnknownPictureError, plain
+
+STATIC: Final = Path(__file__).parent.parent / "static"
+LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class MatchAnswer(pydantic.BaseModel):
+    """One picture found."""
+
+    rank: int
+    score: float = pydantic.Field(description="cosine similarity to the query, in [-1, 1]")
+    id: str
+    path: str
+    label: str
+    domain: str
+    probability: float | None = pydantic.Field(description="that it shows the same thing, if calibrated")
+    copies: list[str] = pydantic.Field(description="other places with the same picture")
+    metadata: dict[str, Any]
+
+
+class SearchAnswer(pydantic.BaseModel):
+    """What a query found, best first."""
+
+    query: str
+    no_match: bool = pydantic.Field(description="nothing found is likely to be the same thing")
+    threshold: float | None = pydantic.Field(description="score below which there is no match, if calibrated")
+    matches: list[MatchAnswer]
+
+
+class ErrorAnswer(pydantic.BaseModel):
+    """What is wrong, what would have been right, and what to do."""
+
+    error: str
+    expected: str | None = None
+    next_step: str | None = None
+
+
+class DeleteRequest(pydantic.BaseModel):
+    """Which pictures to delete."""
+
+    ids: list[str] = pydantic.Field(max_length=10_000)
+
+
+class Answer(JSONResponse):
+    """JSON in ASCII: text that is no valid Unicode, echoed in an error, is still an answer."""
+
+    def render(self, content: Any) -> bytes:
+        """The bytes of the answer."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+class Metrics:
+    """Counts for Prometheus, of one server."""
+
+    def __init__(self) -> None:
+        self.registry = prometheus_client.CollectorRegistry()
+        self.requests = prometheus_client.Counter(
+            "samething_requests", "Requests answered", ["route", "status"], registry=self.registry
+        )
+        self.seconds = prometheus_client.Histogram(
+            "samething_request_seconds", "Time to answer", ["route"], registry=self.registry
+        )
+        self.batches = prometheus_client.Histogram(
+            "samething_batch_pictures", "Pictures embedded together", buckets=(1, 2, 4, 8, 16),
+            registry=self.registry,
+        )  # fmt: skip
+
+    def watch(self, service: Service) -> None:
+        """Also tell how many pictures wait and how many there are."""
+        waiting = prometheus_client.Gauge(
+            "samething_waiting_pictures", "Pictures waiting for the model", registry=self.registry
+        )
+        waiting.set_function(lambda: service.batcher.num_waiting)
+        rows = prometheus_client.Gauge(
+            "samething_index_pictures", "Pictures in the index", registry=self.registry
+        )
+        rows.set_function(service.searcher.index.count)
+
+    def count(self, scope: Any, status: int, seconds: float) -> None:
+        """Count one answer. Only known routes make a series of their own."""
+        route = getattr(scope.get("route"), "path", "") or "other"
+        self.requests.labels(route, str(status)).inc()
+        self.seconds.labels(route).observe(seconds)
+
+
+def create_app(
+    searcher: Searcher,
+    *,
+    token: str | None = None,
+    is_public: bool = False,
+    allow_urls: bool = False,
+    uploads: Path | None = None,
+    limits: Limits | None = None,
+    host_names: frozenset[str] | None = LOOPBACK_NAMES,
+) -> Guard:
+    """The application that serves an index; any ASGI server runs it.
+
+    Args:
+        searcher: the index and its model.
+        token: what changes need, and everything if ``is_public``; None: no changes.
+        is_public: whether others than this machine's users reach it.
+        allow_urls: whether a query may be the address of a picture on the public internet.
+        uploads: folder of the pictures that are added; by default ``uploads`` in the index folder.
+        limits: how much requests may take.
+        host_names: names under which it may be addressed; None: any.
+
+    Raises:
+        InputError: public without a token.
+    """
+    if is_public and not token:
+        raise InputError(
+            "a server that others can reach, without a token",
+            expected="a token",
+            next_step="give one with --token, or bind to 127.0.0.1",
+        )
+    limits = limits or Limits()
+    metrics = Metrics()
+    service = Service(
+        searcher, limits=limits, uploads=uploads, allow_urls=allow_urls, on_batch=metrics.batches.observe
+    )
+    metrics.watch(service)
+
+    @asynccontextmanager
+    async def closing(app: fastapi.FastAPI) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(app.state.service.close)
+
+    app = fastapi.FastAPI(
+        title="samething",
+        version=samething.__version__,
+        description="Find the same thing in a picture collection.",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=closing,
+        default_response_class=Answer,
+        responses={
+            status: {"model": ErrorAnswer, "description": text}
+            for status, text in {
+                400: "cannot be used as it is", 401: "needs the token", 403: "not allowed here",
+                413: "too large", 422: "not as described here", 429: "come back in a second",
+            }.items()
+        },
+    )  # fmt: skip
+    app.state.service, app.state.metrics, app.state.token = service, metrics, token
+    app.include_router(_asking)
+    app.include_router(_pictures)
+    app.include_router(_changing)
+    app.include_router(_pages, include_in_schema=False)
+    app.mount("/static", StaticFiles(directory=STATIC))
+    _mount_installed(app)
+    app.add_exception_handler(SamethingError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_unexpected)
+    access = Access(token or None, reads_need_token=is_public, host_names=host_names)
+    return Guard(app, access=access, limits=limits, on_answer=metrics.count)
+
+
+def _mount_installed(app: fastapi.FastAPI) -> None:
+    """Scripts that installed packages bring along: nothing comes from elsewhere."""
+    import fastapi_offline
+
+    app.mount("/docs/static", StaticFiles(directory=Path(fastapi_offline.__file__).parent / "static"))
+    try:
+        import bokeh
+    except ImportError:
+        return
+    app.mount(
+        "/static-bokeh", StaticFiles(directory=Path(bokeh.__file__).parent / "server" / "static" / "js")
+    )
+
+
+# ---- errors
+
+
+def _error(status: int, error: str, expected: str | None = None, next_step: str | None = None) -> Answer:
+    headers = {"retry-after": "1"} if status == 429 else None
+    return Answer({"error": error, "expected": expected, "next_step": next_step}, status, headers)
+
+
+async def _on_error(request: fastapi.Request, error: Exception) -> Response:
+    del request
+    assert isinstance(error, SamethingError)
+    status = 400
+    for kind, its_status in (
+        (BusyError, 429), (UnknownPictureError, 404), (MissingExtraError, 404), (ArtefactError, 503),
+    ):  # fmt: skip
+        if isinstance(error, kind):
+            status = its_status
+    return _error(status, error.given, error.expected, error.next_step)
+
+
+async def _on_invalid(request: fastapi.Request, error: Exception) -> Response:
+    del request
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = " ".join(str(part) for part in first["loc"][1:]) or "the request"
+    return _error(422, f"{place}: {first['msg']}", None, "see /docs")
+
+
+async def _on_http(request: fastapi.Request, error: Exception) -> Response:
+    del request
+    assert isinstance(error, HTTPException)
+    answer = _error(error.status_code, str(error.detail))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _on_unexpected(request: fastapi.Request, error: Exception) -> Response:
+    del request, error  # uvicorn logs it; the sender learns nothing of the inside
+    return _error(500, "something unexpected happened", None, "see the server's log")
+
+
+# ---- asking
+
+_asking = fastapi.APIRouter(tags=["search"])
+_K = Annotated[int, Query(ge=1, description="number of matches")]
+
+
+def _service(request: fastapi.Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def _where(
+    service: Service, domain: list[str], label: list[str], folder: str | None, where: list[str]
+) -> Where:
+    texts = [*domain, *label, folder or "", *where]
+    if any("\0" in text for text in texts):
+        raise InputError("a text with a null character", expected="plain text", next_step="leave it out")
+    return conditions(
+        service.searcher.index.description,
+        domain=domain,
+        label=label,
+        folder=folder or None,
+        where=[text for text in where if text],
+    )
+
+
+def _count(service: Service, k: int) -> int:
+    if k > service.limits.max_results:
+        raise InputError(
+            f"k={k}", expected=f"at most {service.limits.max_results}", next_step="ask for fewer"
+        )
+    return k
+
+
+def _box(crop: str | None) -> Box | None:
+    """A box as it is written in a request: left,top,right,bottom.
+
+    >>> _box("1,2,30,40"), _box("")
+    (Box(left=1, top=2, right=30, bottom=40), None)
+    """
+    if not crop:
+        return None
+    try:
+        left, top, right, bottom = (round(float(part)) for part in crop.split(","))
+    except (ValueError, OverflowError):
+        raise InputError(
+            f"the crop {crop[:100]!r}",
+            expected="left,top,right,bottom in pixels",
+            next_step="for instance: 10,20,200,180",
+        ) from None
+    return Box(left, top, right, bottom)
+
+
+@_asking.post("/search", response_model=SearchAnswer, summary="Find the same thing as in a picture")
+async def search(
+    request: fastapi.Request,
+    picture: Annotated[
+        list[UploadFile] | None, File(description="the picture, or several of one thing")
+    ] = None,
+    url: Annotated[str | None, Form(description="a picture's address, where the server allows it")] = None,
+    k: Annotated[int, Form(ge=1, description="number of matches")] = 24,
+    domain: Annotated[list[str] | None, Form(description="look in these domains only")] = None,
+    label: Annotated[list[str] | None, Form(description="look among these labels only")] = None,
+    folder: Annotated[str | None, Form(description="look below this folder only")] = None,
+    where: Annotated[list[str] | None, Form(description="COLUMN=TEXT or COLUMN=LOW..HIGH")] = None,
+    crop: Annotated[str | None, Form(description="the part to look for: left,top,right,bottom")] = None,
+    combine: Annotated[Literal["mean", "max"], Form(description="of several pictures")] = "mean",
+) -> Response:
+    """The matches, best first. An upload is looked at and forgotten."""
+    service = _service(request)
+    chosen = _where(service, domain or [], label or [], folder, where or [])
+    box, count = _box(crop), _count(service, k)
+    if len(picture or []) > service.limits.max_pictures:
+        raise InputError(
+            f"{len(picture or [])} pictures",
+            expected=f"at most {service.limits.max_pictures}",
+            next_step="send the best of them",
+        )
+    contents = [await upload.read() for upload in picture or []]
+    if url:
+        contents.append(await run_in_threadpool(service.fetched, url))
+    if not contents:
+        raise InputError("no picture to look for", expected="an upload", next_step="send a picture")
+    found = await service.find(contents, k=count, where=chosen, crop=box, combine=combine)
+    return Answer(plain(found))
+
+
+@_asking.get(
+    "/similar/{row_id}", response_model=SearchAnswer, summary="What looks like a picture of the index"
+)
+def similar(
+    request: fastapi.Request,
+    row_id: str,
+    k: _K = 24,
+    domain: Annotated[list[str] | None, Query()] = None,
+    label: Annotated[list[str] | None, Query()] = None,
+    folder: Annotated[str | None, Query()] = None,
+    where: Annotated[list[str] | None, Query()] = None,
+) -> Response:
+    """The matches, best first, the picture itself left out."""
+    service = _service(request)
+    chosen = _where(service, domain or [], label or [], folder, where or [])
+    return Answer(plain(service.similar(row_id, k=_count(service, k), where=chosen)))
+
+
+@_asking.get("/info", summary="Domains, labels, columns, model, limits")
+def info(request: fastapi.Request) -> Response:
+    """What a page or program needs to know before it asks."""
+    service = _service(request)
+    return Answer({**service.overview(), "can_change": request.app.state.token is not None})
+
+
+@_asking.get("/status", summary="Number of pictures, and what goes on in the background")
+def status(request: fastapi.Request) -> Response:
+    """The index, the sync and the map as they are now."""
+    service = _service(request)
+    index = service.searcher.index
+    jobs = {name: job.to_json() for name, job in service.jobs.items()}
+    return Answer({"location": str(index.location), "num_pictures": index.count(), **jobs})
+
+
+@_asking.get("/health", summary="Whether the server is up")
+async def health() -> Response:
+    """Answers without a token; says nothing of the index."""
+    return Answer({"status": "ok", "version": samething.__version__})
+
+
+@_asking.get("/metrics", summary="Counts for Prometheus", response_class=Response)
+def metrics(request: fastapi.Request) -> Response:
+    """In Prometheus's text format."""
+    content = prometheus_client.generate_latest(request.app.state.metrics.registry)
+    return Response(content, media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+
+# ---- pictures
+
+_pictures = fastapi.APIRouter(tags=["pictures"])
+_PICTURE: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": {"image/*": {}}, "description": "the picture"},
+    404: {"model": ErrorAnswer, "description": "no such picture"},
+}
+
+
+@_pictures.get(
+    "/images/{row_id}", response_class=Response, responses=_PICTURE, summary="A picture of the index"
+)
+def image(
+    request: fastapi.Request,
+    row_id: str,
+    side: Annotated[int | None, Query(ge=16, le=4096, description="longer side at most, in pixels")] = None,
+) -> Response:
+    """JPEG, PNG, WebP and GIF as they are, everything else as JPEG. Only files that the index knows."""
+    content, media_type = _service(request).picture(row_id, side=side)
+    return Response(content, media_type=media_type, headers={"cache-control": "private, max-age=3600"})
+
+
+@_pictures.get("/thumbnails/{row_id}", response_class=Response, responses=_PICTURE, summary="A small JPEG")
+def small(request: fastapi.Request, row_id: str) -> Response:
+    """The thumbnail that the index keeps, also where the file is gone."""
+    content = _service(request).row(row_id, ["thumbnail"])["thumbnail"]
+    if not content:
+        raise UnknownPictureError(row_id)
+    return Response(content, media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
+
+
+@_pictures.get("/map", summary="The map of all pictures, as a Bokeh figure")
+def picture_map(request: fastapi.Request, dark: bool = False) -> Response:
+    """``figure`` is null while the map is being made: ask again."""
+    found = _service(request).map_when_ready()
+    return Answer({"figure": None if found is None else drawn(found, dark=dark)})
+
+
+# ---- changing
+
+_changing = fastapi.APIRouter(tags=["changes (these need the token)"])
+
+
+@_changing.post("/add", summary="Add a picture", status_code=201)
+async def add(
+    request: fastapi.Request,
+    picture: Annotated[UploadFile, File()],
+    label: Annotated[str, Form(description="which thing it shows")] = "",
+    domain: Annotated[str, Form()] = "default",
+) -> Response:
+    """Keeps the file and makes it searchable; when this is answered, both outlive the server."""
+    content = await picture.read()
+    row_id = await run_in_threadpool(_service(request).add, content, label=label, domain=domain)
+    return Answer({"id": row_id}, 201)
+
+
+@_changing.post("/delete", summary="Delete pictures from the index")
+def delete(request: fastapi.Request, wanted: Annotated[DeleteRequest, Body()]) -> Response:
+    """Uploaded files are deleted too; files of followed folders stay, and the next sync finds them again."""
+    return Answer({"deleted": _service(request).delete(wanted.ids)})
+
+
+@_changing.post("/sync", summary="Bring the index up to date with its folders", status_code=202)
+def sync(request: fastapi.Request) -> Response:
+    """Starts it; ``/status`` says how far it is."""
+    return Answer(_service(request).start_sync().to_json(), 202)
+
+
+@_changing.post("/login", summary="Keep the token in a cookie, for pages", status_code=204)
+async def login(
+    request: fastapi.Request, token: Annotated[str, Body(embed=True, max_length=500)]
+) -> Response:
+    """The cookie lets pages show pictures; changes need the token itself."""
+    if not same_token(token.encode("utf-8", "replace").decode(), request.app.state.token):
+        await asyncio.sleep(0.5)
+        return _error(401, "not the token", None, "ask who runs this server")
+    answer = Response(status_code=204)
+    is_https = request.url.scheme == "https"
+    answer.set_cookie(COOKIE, token, httponly=True, samesite="strict", secure=is_https, path="/")
+    return answer
+
+
+# ---- pages
+
+_pages = fastapi.APIRouter()
+
+
+@_pages.get("/")
+async def page() -> Response:
+    """The page."""
+    return FileResponse(STATIC / "index.html", headers={"cache-control": "no-cache"})
+
+
+@_pages.get("/favicon.ico")
+async def icon() -> Response:
+    """The page's mark."""
+    return FileResponse(STATIC / "mark.svg")
+
+
+@_pages.get("/docs")
+async def documentation() -> Response:
+    """The API's page: Swagger UI from an installed package."""
+    return FileResponse(STATIC / "docs.html", headers={"cache-control": "no-cache"})

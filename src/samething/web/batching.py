@@ -1,0 +1,132 @@
+"""Queries of many people at once, embedded together: one model, one thread, small batches, a short queue."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from samething.arrays import Pixels
+from samething.embedder import Embedder
+from samething.errors import SamethingError
+from samething.images import prepare
+
+MAX_BATCH: Final = 16
+"""Pictures embedded together at most."""
+
+
+class BusyError(SamethingError):
+    """More queries wait than the server lets wait."""
+
+    def __init__(self, num_waiting: int) -> None:
+        super().__init__(
+            f"{num_waiting} pictures are waiting already",
+            expected="fewer at a time",
+            next_step="try again in a second",
+        )
+
+
+def prepared(embedder: Embedder, image: Image.Image) -> Pixels:
+    """A decoded picture as the model's graph takes it: small, so that many can wait in little memory."""
+    if embedder.form["input"] == "pixels":
+        return prepare(image, embedder.preprocessing)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+class Batcher:
+    """Embeds prepared pictures in one thread; whatever waits is embedded together.
+
+    Nothing is held back to fill a batch: an idle server answers at once, and under load batches grow by
+    themselves while the one before is computed.
+
+    Args:
+        embedder: the model.
+        max_waiting: pictures that may wait; more are refused.
+        on_batch: told the size of each batch that was computed.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        *,
+        max_waiting: int = 64,
+        on_batch: Callable[[int], object] = lambda size: None,
+    ) -> None:
+        self._embedder = embedder
+        self._max_waiting = max_waiting
+        self._on_batch = on_batch
+        self._waiting: queue.SimpleQueue[tuple[Pixels, Future[Any]] | None] = queue.SimpleQueue()
+        self._count = 0
+        self._closed = False
+        self._guard = threading.Lock()
+        self._thread = threading.Thread(target=self._work, name="embedder", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_waiting(self) -> int:
+        """Pictures that were given and are not embedded yet."""
+        return self._count
+
+    def submit(self, pictures: Sequence[Pixels]) -> list[Future[Float[np.ndarray, " d"]]]:
+        """Ask for the embeddings of prepared pictures.
+
+        Raises:
+            BusyError: too many wait already, or the server is about to stop; none of these was taken.
+        """
+        futures: list[Future[Any]] = [Future() for _ in pictures]
+        with self._guard:
+            if self._closed or self._count + len(pictures) > self._max_waiting:
+                raise BusyError(self._count)
+            self._count += len(pictures)
+            for item in zip(pictures, futures, strict=True):
+                self._waiting.put(item)
+        return futures
+
+    def close(self) -> None:
+        """Finish what waits, then stop."""
+        with self._guard:
+            if not self._closed:
+                self._closed = True
+                self._waiting.put(None)
+        self._thread.join(timeout=30)
+
+    def _work(self) -> None:
+        is_last = False
+        while not is_last:
+            item = self._waiting.get()
+            batch = []
+            while item is not None:
+                batch.append(item)
+                if len(batch) == MAX_BATCH:
+                    break
+                try:
+                    item = self._waiting.get_nowait()
+                except queue.Empty:
+                    break
+            is_last = item is None
+            if batch:
+                self._embed(batch)
+
+    def _embed(self, batch: list[tuple[Pixels, Future[Any]]]) -> None:
+        by_size: dict[tuple[int, ...], list[tuple[Pixels, Future[Any]]]] = {}
+        for item in batch:
+            if item[1].set_running_or_notify_cancel():  # nobody waits for the others any more
+                by_size.setdefault(item[0].shape, []).append(item)
+        for same in by_size.values():
+            try:
+                vectors = self._embedder.embed_pixels(np.stack([pixels for pixels, _ in same]))
+            except Exception as error:
+                for _, future in same:
+                    future.set_exception(error)
+            else:
+                for (_, future), vector in zip(same, vectors, strict=True):
+                    future.set_result(vector)
+            self._on_batch(len(same))
+        with self._guard:
+            self._count -= len(batch)

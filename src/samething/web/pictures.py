@@ -1,0 +1,122 @@
+"""The pictures that the server sends, and those that it is given to keep."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import threading
+from pathlib import Path
+from typing import Final
+
+from samething.embedder.sources import fetch
+from samething.errors import InputError
+from samething.files import atomic_path, write_text
+from samething.images import Box, decode, is_url, thumbnail
+from samething.images.decoding import opened
+from samething.search.collection import Collection, PictureFile, on_disk
+
+MEDIA_TYPES: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
+"""Formats that are sent as they are; every browser shows them and none of them holds script."""
+_SUFFIXES: Final = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "TIFF": ".tif"}
+_MAX_RAW_BYTES: Final = 64 * 2**20
+_CATALOG_NAME: Final = "uploads.csv"
+
+
+def sendable(file: PictureFile, *, max_pixels: int, side: int | None = None) -> tuple[bytes, str]:
+    """A picture file as bytes that any browser shows, and their media type.
+
+    What it is is found out from its content, whatever its name says. JPEG, PNG, WebP and GIF files are sent
+    as they are; of everything else, a part of a picture, and a smaller size, a JPEG is made.
+
+    Args:
+        file: a file that the index knows.
+        max_pixels: refuse larger pictures before they are unpacked.
+        side: make its longer side at most that many pixels.
+
+    Raises:
+        ImageError: it is not there any more, or no picture.
+    """
+    content: bytes | Path = fetch(file.path) if is_url(file.path) else Path(file.path)
+    if isinstance(content, Path) and content.is_file() and content.stat().st_size <= _MAX_RAW_BYTES:
+        content = content.read_bytes()  # once, so that what is looked at is what is sent
+    if side is None and file.box is None and isinstance(content, bytes):
+        with opened(content, max_pixels=max_pixels, name=file.path) as image:
+            media_type = MEDIA_TYPES.get(str(image.format))
+        if media_type is not None:
+            return content, media_type
+    image = decode(content, max_pixels=max_pixels, box=None if file.box is None else Box(*file.box))
+    return thumbnail(image, longer_side=side or max(image.size)), "image/jpeg"
+
+
+class Uploads:
+    """The folder where uploaded pictures are kept, with a table of their labels that a sync follows.
+
+    A file's name is the SHA-256 of its content: nothing of what the sender calls it is used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self._guard = threading.Lock()
+
+    @property
+    def collection(self) -> Collection:
+        """What an index follows to keep these pictures."""
+        return Collection(self.folder / _CATALOG_NAME)
+
+    def keep(self, content: bytes, *, label: str, domain: str, max_pixels: int) -> tuple[str, PictureFile]:
+        """Store a picture; the identity of its content, and its file.
+
+        Raises:
+            ImageError: not a picture.
+            InputError: a label or domain that cannot be kept, or a disk that is full.
+        """
+        for name, text in (("label", label), ("domain", domain)):
+            if len(text) > 200 or not (text.isprintable() and text == text.strip()):
+                raise InputError(
+                    f"the {name} {text[:200]!r}",
+                    expected="at most 200 characters on one line, without spaces around them",
+                    next_step=f"correct the {name}",
+                )
+        with opened(content, max_pixels=max_pixels, name="the upload") as image:
+            suffix = _SUFFIXES.get(str(image.format), ".img")
+        sha256 = hashlib.sha256(content).hexdigest()
+        name = f"{sha256[:2]}/{sha256}{suffix}"
+        with self._guard:
+            path = self.folder / name
+            if not path.exists():
+                with atomic_path(path) as partial:
+                    partial.write_bytes(content)
+            self._write([*(row for row in self._rows() if row["image"] != name), _row(name, label, domain)])
+        return sha256, on_disk(str(path), label=label, domain=domain)
+
+    def drop(self, files: list[PictureFile]) -> None:
+        """Delete those of the files that were uploaded; others are left alone."""
+        with self._guard:
+            mine = {
+                Path(file.path).relative_to(self.folder).as_posix()
+                for file in files
+                if not is_url(file.path) and Path(file.path).is_relative_to(self.folder)
+            }
+            if mine:
+                self._write([row for row in self._rows() if row["image"] not in mine])
+                for name in mine:
+                    (self.folder / name).unlink(missing_ok=True)
+
+    def _rows(self) -> list[dict[str, str]]:
+        path = self.folder / _CATALOG_NAME
+        if not path.exists():
+            return []
+        with path.open(encoding="utf-8", newline="") as stream:
+            return list(csv.DictReader(stream))
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, ("image", "label", "domain"), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.folder / _CATALOG_NAME, stream.getvalue())
+
+
+def _row(name: str, label: str, domain: str) -> dict[str, str]:
+    return {"image": name, "label": label, "domain": domain}

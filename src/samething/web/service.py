@@ -1,0 +1,386 @@
+"""What the server does, without HTTP: queries, changes, a sync and a map in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import dataclasses
+import itertools
+import math
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float
+
+from samething.errors import InputError, SamethingError
+from samething.files import Json
+from samething.images import Box, decode, thumbnail
+from samething.index import Where
+from samething.search import Matches, Searcher
+from samething.search.collection import FILE_COLUMNS, PictureFile, files_of, row_of
+from samething.search.searcher import (
+    THUMBNAIL_SIDE,
+    Combine,
+    remember_collections,
+    remembered_collections,
+)
+from samething.web.batching import Batcher, BusyError, prepared
+from samething.web.fetching import fetch_public
+from samething.web.guards import Limits
+from samething.web.pictures import Uploads, sendable
+from samething.web.projection import PictureMap, picture_map
+
+_OVERVIEW_S: Final = 60.0
+"""How long counts of domains and labels are believed while another process may change the index."""
+_MAX_LABELS: Final = 500
+_MAX_SAMPLES: Final = 12
+
+
+class UnknownPictureError(InputError):
+    """An id that the index does not know."""
+
+    def __init__(self, row_id: str) -> None:
+        super().__init__(
+            f"the picture {row_id[:100]!r}",
+            expected="the id of a picture of this index",
+            next_step="search again: it may have been deleted",
+        )
+
+
+@dataclasses.dataclass
+class Job:
+    """Something that goes on in the background."""
+
+    state: str = "never run"
+    """``never run``, ``running``, ``done`` or ``failed``."""
+    done: int = 0
+    total: int = 0
+    message: str = ""
+
+    def to_json(self) -> dict[str, Json]:
+        """Plain values."""
+        return dataclasses.asdict(self)
+
+
+class Service:
+    """An index being served.
+
+    Args:
+        searcher: the index and its model.
+        limits: how much a request may take.
+        uploads: folder of the pictures that are added; by default one inside the index folder.
+        allow_urls: whether a query may be the address of a picture on the public internet.
+        on_batch: told the size of each batch of queries.
+    """
+
+    def __init__(
+        self,
+        searcher: Searcher,
+        *,
+        limits: Limits,
+        uploads: Path | None = None,
+        allow_urls: bool = False,
+        on_batch: Callable[[int], object] = lambda size: None,
+    ) -> None:
+        self.searcher = searcher
+        self.limits = limits
+        self.allow_urls = allow_urls
+        self.jobs = {"sync": Job(), "map": Job()}
+        folder = Path(searcher.index.location)
+        if uploads is None and folder.is_dir():
+            uploads = folder / "uploads"
+        self.uploads = None if uploads is None else Uploads(uploads)
+        self.batcher = Batcher(searcher.embedder, max_waiting=limits.max_waiting, on_batch=on_batch)
+        self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decoder")
+        self._changing = threading.Lock()
+        self._starting = threading.Lock()
+        self._overview: tuple[float, dict[str, Json]] | None = None
+        self._map: PictureMap | None = None
+
+    def close(self) -> None:
+        """Finish what waits and stop."""
+        self._decoders.shutdown(wait=True, cancel_futures=True)
+        self.batcher.close()
+
+    # ---- asking
+
+    async def find(
+        self,
+        contents: Sequence[bytes],
+        *,
+        k: int,
+        where: Where,
+        crop: Box | None = None,
+        combine: Combine = "mean",
+    ) -> Matches:
+        """What looks like the same thing as in the pictures, given as the bytes of their files.
+
+        Raises:
+            ImageError: one of them is no picture, or too large.
+            BusyError: too many others wait, or it took too long.
+        """
+        if crop is not None and len(contents) > 1:
+            raise InputError("a crop of several pictures", expected="one", next_step="send one picture")
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self.limits.timeout_s):
+                pixels = await asyncio.gather(
+                    *(loop.run_in_executor(self._decoders, self._pixels, item, crop) for item in contents)
+                )
+                futures = self.batcher.submit(pixels)
+                vectors = np.stack(await asyncio.gather(*map(asyncio.wrap_future, futures)))
+                return await asyncio.to_thread(
+                    self.searcher.find_vectors, vectors, name="upload", k=k, where=where, combine=combine
+                )
+        except TimeoutError:
+            raise BusyError(self.batcher.num_waiting) from None
+
+    def _pixels(self, content: bytes, crop: Box | None) -> Any:
+        image = decode(content, max_pixels=self.limits.max_pixels, box=crop)
+        return prepared(self.searcher.embedder, image)
+
+    def fetched(self, url: str) -> bytes:
+        """The picture behind an address.
+
+        Raises:
+            InputError: the server does not fetch addresses.
+            ImageError: it cannot be fetched.
+        """
+        if not self.allow_urls:
+            raise InputError(
+                "the address of a picture",
+                expected="an upload: this server fetches no addresses",
+                next_step="upload the picture, or start the server with --allow-urls",
+            )
+        return fetch_public(url, max_bytes=self.limits.max_bytes, timeout_s=self.limits.timeout_s / 2)
+
+    def similar(self, row_id: str, *, k: int, where: Where) -> Matches:
+        """What looks like a picture of the index.
+
+        Raises:
+            UnknownPictureError: there is none of this id.
+        """
+        self.row(row_id, [])
+        return self.searcher.find_row(row_id, k=k, where=where)
+
+    def row(self, row_id: str, columns: list[str]) -> dict[str, Any]:
+        """Columns of a picture of the index.
+
+        Raises:
+            UnknownPictureError: there is none of this id.
+        """
+        try:
+            found: dict[str, Any] = self.searcher.index.rows([row_id], columns).to_pylist()[0]
+        except InputError as error:
+            raise UnknownPictureError(row_id) from error
+        return found
+
+    def picture(self, row_id: str, *, side: int | None) -> tuple[bytes, str]:
+        """Bytes and media type of a picture of the index.
+
+        Raises:
+            UnknownPictureError: there is none of this id.
+            ImageError: its file is gone or damaged.
+        """
+        knows_files = FILE_COLUMNS.keys() <= self.searcher.index.description.extra_columns.keys()
+        row = self.row(row_id, ["path", "files"] if knows_files else ["path"])
+        files = files_of(row["files"]) if row.get("files") else [PictureFile(row["path"] or "")]
+        error: InputError = UnknownPictureError(row_id)
+        for file in files:
+            try:
+                return sendable(file, max_pixels=self.limits.max_pixels, side=side)
+            except InputError as problem:
+                error = problem
+        raise error
+
+    def overview(self) -> dict[str, Json]:
+        """Domains and labels with their counts, columns, model: what a page needs to begin."""
+        now = time.monotonic()
+        kept = self._overview
+        if kept is not None and now - kept[0] < _OVERVIEW_S:
+            return kept[1]
+        index = self.searcher.index
+        domains: Counter[str] = Counter()
+        labels: Counter[str] = Counter()
+        samples: dict[str, list[str]] = {}
+        for batch in index.items(columns=["label", "domain"]):
+            domains.update(name or "" for name in batch.column("domain").to_pylist())
+            labels.update(name or "" for name in batch.column("label").to_pylist())
+            for name, row_id in zip(*(batch.column(c).to_pylist() for c in ("domain", "id")), strict=True):
+                kept = samples.setdefault(name or "", [])
+                if len(kept) < _MAX_SAMPLES or row_id < kept[-1]:
+                    bisect.insort(kept, row_id)
+                    del kept[_MAX_SAMPLES:]
+        del labels[""]
+        found = {
+            "num_pictures": domains.total(),
+            "model": index.model_name,
+            "dim": index.dim,
+            "domains": dict(sorted(domains.items())),
+            "num_labels": len(labels),
+            "samples": _spread(list(samples.values()), _MAX_SAMPLES),
+            "labels": sorted(name for name, _ in labels.most_common(_MAX_LABELS)),
+            "columns": {name: kind for name, kind in index.description.columns.items() if kind != "bytes"},
+            "allow_urls": self.allow_urls,
+            "limits": dataclasses.asdict(self.limits),
+        }
+        self._overview = (now, found)
+        return found
+
+    # ---- changing
+
+    def add(self, content: bytes, *, label: str, domain: str) -> str:
+        """Keep a picture, embed it and store it; its id.
+
+        Raises:
+            ImageError: not a picture.
+            InputError: an index or place that cannot take it.
+        """
+        index = self.searcher.index
+        if self.uploads is None or not FILE_COLUMNS.keys() <= index.description.extra_columns.keys():
+            raise InputError(
+                f"an upload for the index {index.location}",
+                expected="an index folder of this version, or a server started with --uploads FOLDER",
+                next_step="start the server with --uploads FOLDER, or make the index again",
+            )
+        image = decode(content, max_pixels=self.limits.max_pixels)
+        [future] = self.batcher.submit([prepared(self.searcher.embedder, image)])
+        vector: Float[np.ndarray, " d"] = future.result(timeout=self.limits.timeout_s)
+        with self._changing:
+            row_id, file = self.uploads.keep(
+                content, label=label, domain=domain, max_pixels=self.limits.max_pixels
+            )
+            remember_collections(index.location, [self.uploads.collection])
+            try:
+                others = files_of(self.row(row_id, ["files"])["files"])
+            except UnknownPictureError:
+                others = []
+            files = [*(other for other in others if other.place != file.place), file]
+            size = {"width": image.width, "height": image.height}
+            small = thumbnail(image, longer_side=THUMBNAIL_SIDE)
+            row = {**row_of(row_id, files), **size, "thumbnail": small}
+            index.add(vector[None], [row], model_fingerprint=self.searcher.embedder.fingerprint)
+            self._forget()
+        return row_id
+
+    def delete(self, ids: Sequence[str]) -> list[str]:
+        """Delete pictures from the index; the ids of those that were there.
+
+        Uploaded files are deleted too. Files of a followed folder stay where they are, and the next sync
+        finds them again.
+        """
+        index = self.searcher.index
+        with self._changing:
+            there = []
+            for row_id in dict.fromkeys(ids):
+                try:
+                    row = self.row(row_id, ["files"] if "files" in index.description.columns else [])
+                except UnknownPictureError:
+                    continue
+                there.append(row_id)
+                if self.uploads is not None and row.get("files"):
+                    self.uploads.drop(files_of(row["files"]))
+            index.delete(there)
+            self._forget()
+        return there
+
+    def start_sync(self) -> Job:
+        """Bring the index up to date with its folders in the background; a running sync goes on.
+
+        Raises:
+            InputError: the index does not say which folders it follows.
+        """
+        collections = remembered_collections(self.searcher.index.location)
+        if not collections:
+            raise InputError(
+                f"{self.searcher.index.location} does not say which folders it follows",
+                expected="an index folder",
+                next_step="run samething index sync INDEX FOLDER",
+            )
+
+        def work(job: Job) -> str:
+            def progressed(done: int, total: int) -> None:
+                job.done, job.total = done, total
+
+            with self._changing:
+                done = self.searcher.update(collections, drop=True, on_progress=progressed).changes
+                self._forget()
+            counts = {"new": done.num_added, "moved": done.num_moved, "dropped": done.num_dropped}
+            parts = [f"{count:,} {name}" for name, count in counts.items()]
+            if done.unreadable:
+                parts.append(f"{len(done.unreadable):,} could not be read")
+            return ", ".join(parts)
+
+        return self._background("sync", work)
+
+    def _forget(self) -> None:
+        self._overview = self._map = None
+
+    # ---- the map
+
+    def map_when_ready(self) -> PictureMap | None:
+        """The map, or None while it is being made.
+
+        Raises:
+            InputError: it could not be made.
+        """
+        found = self._map
+        if found is None:
+            if self.jobs["map"].state == "failed":
+                message, self.jobs["map"] = self.jobs["map"].message, Job()
+                raise InputError(message, expected="a map", next_step="try again")
+
+            def work(job: Job) -> str:
+                del job
+                self._map = picture_map(self.searcher.index)
+                return f"{len(self._map.ids):,} pictures"
+
+            self._background("map", work)
+        return found
+
+    def _background(self, name: str, work: Callable[[Job], str]) -> Job:
+        with self._starting:
+            if self.jobs[name].state == "running":
+                return self.jobs[name]
+            job = self.jobs[name] = Job("running")
+
+        def run() -> None:
+            try:
+                job.message = work(job)
+                job.state = "done"
+            except SamethingError as error:
+                job.message, job.state = error.given, "failed"
+            except Exception as error:
+                job.message, job.state = f"{type(error).__name__}: {error}", "failed"
+
+        threading.Thread(target=run, name="background", daemon=True).start()
+        return job
+
+
+def _spread(groups: list[list[str]], count: int) -> list[str]:
+    """So many of all groups, as evenly as they have them.
+
+    >>> _spread([["a", "b", "c"], ["x"]], 3)
+    ['a', 'x', 'b']
+    """
+    turns = itertools.zip_longest(*groups)
+    return [name for turn in turns for name in turn if name is not None][:count]
+
+
+def plain(found: Matches) -> dict[str, Json]:
+    """Matches as JSON that every reader takes: numbers that are not finite are left out."""
+    answer = found.to_json()
+    for match in answer["matches"]:
+        match["metadata"] = {
+            name: value
+            for name, value in match["metadata"].items()
+            if not (isinstance(value, float) and not math.isfinite(value))
+        }
+    return answer

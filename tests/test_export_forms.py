@@ -1,0 +1,369 @@
+"""Smaller and faster forms of a model: what they hold, what they cost, and when they are refused."""
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import safetensors.torch
+import torch
+from sklearn.cluster import KMeans
+
+from line import samething
+from samething.catalog import Catalog
+from samething.embedder import FORMAT_VERSION, Embedder
+from samething.embedder.codes import Coder, k_means
+from samething.errors import ArtefactError, FingerprintError, InputError
+from samething.evaluation import evaluate_embeddings
+from samething.export import Form, export
+from samething.export.folder import read_tensors
+from samething.export.parity import Parity, changes_of
+from samething.files import file_sha256, read_json, read_manifest, write_json
+from samething.heads import build_head
+from samething.training import train
+from samething.training.run import Run
+from scenes import photographs
+from tiny import make_tiny
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = make_tiny(tmp_path_factory.mktemp("tiny é"))
+    written(folder, "full")
+    return folder
+
+
+def written(folder, name, run="run", **options):
+    weights = folder / "w.safetensors"
+    return export(folder / run, output=folder / name, weights=weights, allow_quality_loss=True, **options)
+
+
+@pytest.fixture(scope="module")
+def vectors(tiny):
+    return Embedder.load(tiny / "full").embed(photographs())
+
+
+def test_float16_halves_the_file_and_hardly_changes_a_vector(tiny, vectors):
+    made = written(tiny, "float16", precision="float16")
+    half, full = (tiny / name / "model.onnx" for name in ("float16", "full"))
+    assert half.stat().st_size < 0.7 * full.stat().st_size
+    tensors = safetensors.torch.load_file(tiny / "float16" / "model.safetensors")
+    assert {value.dtype for value in tensors.values() if value.is_floating_point()} == {torch.float16}
+    found = Embedder.load(tiny / "float16").embed(photographs())
+    assert found.dtype == np.float32 and not np.array_equal(found, vectors)
+    np.testing.assert_allclose(found, vectors, atol=5e-3)
+    assert made.parity.pictures_per_s is not None and made.config["form"]["precision"] == "float16"
+    assert "float16" in (tiny / "float16" / "README.md").read_text()
+
+
+def test_whole_numbers_are_smaller_and_find_nearly_the_same(tiny, vectors):
+    made = written(tiny, "int8", precision="int8")
+    graph = onnx.load(tiny / "int8" / "model.onnx").graph
+    assert {onnx.TensorProto.INT8} <= {tensor.data_type for tensor in graph.initializer}
+    quantised = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    assert not any("head." in name for name in quantised)  # the head stays as it was
+    found = Embedder.load(tiny / "int8").embed(photographs())
+    # weights are random and photographs unlike the training pictures: near, not equal
+    assert (found * vectors).sum(axis=1).mean() > 0.9
+    before, after = made.parity.model_bytes
+    assert after < before and (tiny / "int8" / "model.onnx").stat().st_size == after
+    assert all(speed > 0 for speed in made.parity.pictures_per_s)
+
+
+def test_a_prefix_is_the_first_numbers_at_unit_length(tiny, vectors):
+    made = written(tiny, "prefix", dim=5)
+    expected = vectors[:, :5] / np.linalg.norm(vectors[:, :5], axis=1, keepdims=True)
+    embedder = Embedder.load(tiny / "prefix")
+    np.testing.assert_allclose(embedder.embed(photographs()), expected, atol=1e-5)
+    assert embedder.dim == made.config["head"]["embedding_dim"] == 5
+    assert made.parity.vector_bytes == (64, 20) and made.parity.pictures_per_s is None
+    for dim in (0, 17):
+        with pytest.raises(InputError, match=f"--dim {dim}"):
+            written(tiny, f"prefix {dim}", dim=dim)
+
+
+@pytest.mark.parametrize(("codes", "num_bytes"), [("int8", 16), ("binary", 2)])
+def test_vectors_kept_in_fewer_bytes(tiny, vectors, codes, num_bytes):
+    made = written(tiny, f"codes {codes}", codes=codes)
+    embedder = Embedder.load(tiny / f"codes {codes}")
+    coded = embedder.encode(vectors)
+    assert coded.dtype == np.uint8 and coded.shape == (6, num_bytes)
+    assert made.parity.vector_bytes == (64, num_bytes)
+    back = embedder.decode(coded)
+    # photographs lie outside the range of the few training pictures, where steps of int8 are cut off
+    assert (back * vectors).sum(axis=1).min() > {"int8": 0.97, "binary": 0.5}[codes]
+    assert np.array_equal(embedder.encode(back), coded) or codes == "int8"
+    # the parity is that of the decoded index
+    run = Run.open(tiny / "run")
+    features = run.features()
+    tested = features.catalog.has_role("query", "index", "query+index")
+    catalog, rows = features.catalog.take(tested), np.asarray(features.rows[tested])
+    both = embedder.decode(embedder.encode(run.head.embed(rows)))
+    if not made.parity.queries_coded:
+        both[catalog.has_role("query")] = run.head.embed(rows)[catalog.has_role("query")]
+    result = evaluate_embeddings(both, catalog)
+    assert made.parity.changes["mean"].after == pytest.approx(result.value("mmp@5"))
+    content = (tiny / f"codes {codes}" / "codes.npz").read_bytes()
+    (tiny / f"codes {codes}" / "codes.npz").write_bytes(content[:-10])
+    with pytest.raises(ArtefactError, match=r"codes\.npz is cut short"):
+        Embedder.load(tiny / f"codes {codes}")
+
+
+def test_a_model_without_a_coder_says_so(tiny, vectors):
+    with pytest.raises(InputError, match="stay float32") as error:
+        Embedder.load(tiny / "full").encode(vectors)
+    assert "--codes" in error.value.next_step
+
+
+def unit(rng, rows, dim):
+    vectors = rng.normal(size=(rows, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("dim", [1, 7, 64])
+@pytest.mark.parametrize("kind", ["int8", "binary", "pq"])
+def test_coders_come_back_from_disk_and_nearly_to_the_vector(kind, dim, tmp_path):
+    vectors = unit(np.random.default_rng(dim), 600, dim)
+    coder = Coder.fit(kind, vectors)
+    coder.write(tmp_path / "codes.npz")
+    read = Coder.read(tmp_path / "codes.npz")
+    codes = coder.encode(vectors)
+    assert codes.shape == (600, coder.num_bytes) and np.array_equal(read.encode(vectors), codes)
+    back = read.decode(codes)
+    np.testing.assert_allclose(np.linalg.norm(back, axis=1), 1, atol=1e-5)
+    least = {"int8": 0.999, "pq": 0.7, "binary": 0.7}[kind]
+    assert (back * vectors).sum(axis=1).mean() > least
+    assert read.encode(vectors[:0]).shape == (0, coder.num_bytes)
+
+
+def test_product_quantisation_needs_as_many_vectors_as_centres():
+    with pytest.raises(InputError, match="100 vectors"):
+        Coder.fit("pq", unit(np.random.default_rng(0), 100, 8))
+
+
+def test_k_means_serves_the_rows_as_well_as_scikit_learns():
+    rng = np.random.default_rng(0)
+    rows = (rng.normal(size=(40, 4))[rng.integers(40, size=2000)] + 0.1 * rng.normal(size=(2000, 4))).astype(
+        np.float32
+    )
+
+    def error(centres):
+        return ((rows[:, None] - centres[None]) ** 2).sum(axis=2).min(axis=1).sum()
+
+    theirs = KMeans(32, n_init=10, init="random", random_state=0).fit(rows).cluster_centers_
+    ours = min(error(k_means(rows, 32, np.random.default_rng(seed))) for seed in range(10))
+    assert ours < 1.1 * error(theirs)
+    same = k_means(np.ones((10, 4), np.float32), 3, rng)  # more centres than different rows
+    assert np.isfinite(same).all()
+
+
+def test_resizing_inside_the_graph(tiny, vectors):
+    written(tiny, "inside", preprocessing_inside=True)
+    embedder = Embedder.load(tiny / "inside")
+    (given,) = embedder.session.get_inputs()
+    assert given.name == "pictures" and [isinstance(side, str) for side in given.shape] == [
+        True, False, True, True,
+    ]  # fmt: skip
+    found = embedder.embed(photographs())  # of several sizes in one batch
+    assert (found * vectors).sum(axis=1).min() > 0.995
+    alone = np.concatenate([embedder.embed([picture]) for picture in photographs()])
+    np.testing.assert_allclose(found, alone, atol=1e-5)
+
+
+# ---- quality
+
+
+def test_a_form_that_loses_too_much_is_refused_and_can_be_allowed(tiny, monkeypatch):
+    target = tiny / "too short"
+    options = {"output": target, "weights": tiny / "w.safetensors", "dim": 1, "tolerance": -1.0}
+    with pytest.raises(ArtefactError, match="points of mMP@5") as error:
+        export(tiny / "run", **options)
+    assert "--allow-quality-loss" in error.value.next_step and "things" in error.value.given
+    assert not (target / "manifest.json").exists()
+    with pytest.raises(ArtefactError, match="not a finished model"):
+        Embedder.load(target)
+
+    def forbidden(*_, **__):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("samething.export.folder.write_onnx", forbidden)
+    made = export(tiny / "run", **options, allow_quality_loss=True)
+    assert made.parity.tolerance == -1.0 and not made.parity.within_tolerance
+    assert Embedder.load(target).dim == 1 and not (target / "refused.json").exists()
+    again = export(tiny / "run", **options)  # finished: what was allowed stays allowed
+    assert again.largest_difference is None and again.parity == made.parity
+
+
+def test_the_program_exits_with_an_error_when_a_form_loses_too_much(tiny):
+    weights = ("--weights", tiny / "w.safetensors")
+    done = samething(
+        "export", tiny / "run", "-o", tiny / "refused", *weights, "--dim", "1", "--tolerance", "-1"
+    )
+    assert done.returncode == 1 and "points of mMP@5" in done.stderr
+
+
+def test_parity_is_the_paired_difference_and_survives_json(tiny):
+    run = Run.open(tiny / "run")
+    features = run.features()
+    rows = features.catalog.has_role("query", "index", "query+index")
+    catalog = features.catalog.take(rows)
+    full = run.head.embed(np.asarray(features.rows[rows]))
+    before, after = (evaluate_embeddings(full[:, :dim], catalog) for dim in (16, 1))
+    changes = changes_of(before, after)
+    assert set(changes) == {"things", "mean"}
+    change = changes["things"]
+    assert change.difference == pytest.approx(after.value("mmp@5") - before.value("mmp@5"))
+    assert change.low <= change.difference <= change.high
+    parity = Parity(
+        measured_on="test", changes=changes, tolerance=0.01, model_bytes=(2, 1), vector_bytes=(64, 4),
+        pictures_per_s=(1.0, 2.0),
+    )  # fmt: skip
+    assert Parity.from_json(json.loads(json.dumps(parity.to_json()))) == parity
+    assert changes_of(before, before)["mean"].difference == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"format": "guiec", "precision": "int8"},
+        {"format": "torch-export", "codes": "pq"},
+        {"format": "sentence-transformers", "head_only": True},
+        {"format": "guiec", "input": "pictures"},
+    ],
+)
+def test_options_that_do_not_go_together(options):
+    with pytest.raises(InputError, match="with --format"):
+        Form(**options)
+
+
+# ---- the folder
+
+
+def test_the_head_alone(tiny):
+    written(tiny, "head", head_only=True)
+    tensors = read_tensors(tiny / "head")
+    assert {name.split(".")[0] for name in tensors} == {"head"}
+    assert {name.split(".")[0] for name in read_tensors(tiny / "full")} == {"head", "backbone"}
+    assert Embedder.load(tiny / "head").embed(photographs()[:1]).shape == (1, 16)
+
+
+def test_damaged_weights_each_have_their_own_error(tiny, tmp_path):
+    folder = shutil.copytree(tiny / "full", tmp_path / "model")
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-100])
+    with pytest.raises(ArtefactError, match=r"cut short: .* of .* bytes"):
+        read_tensors(folder)
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ArtefactError, match="changed or damaged"):
+        read_tensors(folder)
+    file.unlink()
+    with pytest.raises(ArtefactError, match="does not exist"):
+        read_tensors(folder)
+    Embedder.load(folder)  # embedding does not need them
+
+
+def as_version_1(folder):
+    """A model folder as the first version wrote it."""
+    config = read_json(folder / "config.json")
+    for name in ("form", "parity", "calibration", "licences"):
+        del config[name]
+    write_json(folder / "config.json", config)
+    stored = read_json(folder / "manifest.json")
+    names = list(stored["content"]["sha256"])
+    write_json(
+        folder / "manifest.json",
+        {
+            **stored,
+            "format_version": 1,
+            "content": {"sha256": {name: file_sha256(folder / name) for name in names}},
+            "fingerprint": _fingerprint_1(stored["made_from"]),
+        },
+    )
+
+
+def _fingerprint_1(made_from):
+    from samething.files import fingerprint
+
+    return fingerprint({"kind": "model", "format_version": 1, "made_from": made_from})
+
+
+def test_a_folder_of_version_1_is_read_and_recognised(tiny, vectors, tmp_path):
+    folder = shutil.copytree(tiny / "full", tmp_path / "model")
+    assert read_manifest(folder, kind="model", format_version=2).format_version == FORMAT_VERSION == 2
+    as_version_1(folder)
+    np.testing.assert_array_equal(Embedder.load(folder).embed(photographs()), vectors)
+    again = export(tiny / "run", output=folder, weights=tiny / "w.safetensors")
+    assert again.largest_difference is None
+    with pytest.raises(FingerprintError, match="another model"):
+        export(tiny / "run", output=folder, weights=tiny / "w.safetensors", precision="float16")
+
+
+def test_a_folder_of_something_else_is_left_alone(tiny, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ArtefactError, match=r"thesis\.txt"):
+        export(tiny / "run", output=tmp_path, weights=tiny / "w.safetensors")
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+# ---- soups
+
+
+def test_an_average_is_the_mean_of_the_weights_and_needs_one_start(tiny, vectors):
+    train(tiny / "f", output=tiny / "longer", recipe="demo", epochs=9.0, embedding_dim=16)
+    made = written(tiny, "soup", average=(tiny / "longer",))
+    heads = [Run.open(tiny / name).head.state_dict() for name in ("run", "longer")]
+    for name, value in safetensors.torch.load_file(tiny / "soup" / "model.safetensors").items():
+        if name.startswith("head."):
+            mean = sum(head[name.removeprefix("head.")] for head in heads) / 2
+            torch.testing.assert_close(value, mean)
+    assert made.config["training"]["mix"]["names"] == ["run", "longer"]
+    assert "uniform average of run, longer" in (tiny / "soup" / "README.md").read_text()
+    assert not np.allclose(Embedder.load(tiny / "soup").embed(photographs()), vectors, atol=1e-4)
+    train(tiny / "f", output=tiny / "other start", recipe="demo", epochs=1.0, embedding_dim=16, seed=5)
+    with pytest.raises(InputError, match="another start"):
+        written(tiny, "refused soup", average=(tiny / "other start",))
+
+
+def test_half_the_way_from_the_start(tiny):
+    written(tiny, "wise", interpolate=0.25)
+    run = Run.open(tiny / "run")
+    start = build_head(run.head.config, run.head.width, seed=run.config.seed).projection.weight
+    found = safetensors.torch.load_file(tiny / "wise" / "model.safetensors")["head.projection.weight"]
+    torch.testing.assert_close(found, 0.25 * run.head.projection.weight + 0.75 * start)
+    with pytest.raises(InputError, match=r"--interpolate 1\.5"):
+        written(tiny, "refused wise", interpolate=1.5)
+
+
+def test_a_head_that_was_reduced_is_averaged_before_the_reduction(tiny):
+    for name, epochs in (("wide", 4.0), ("wide longer", 6.0)):
+        train(
+            tiny / "f",
+            output=tiny / name,
+            epochs=epochs,
+            embedding_dim=8,
+            train_dim=32,
+            members=1,
+            keep="last",
+        )
+    same = written(tiny, "soup of one", run="wide", average=(tiny / "wide",))
+    alone = written(tiny, "alone", run="wide")
+    assert same.config["metrics"]["merged"]["mean"] == alone.config["metrics"]["merged"]["mean"]
+    chosen = written(tiny, "greedy soup", run="wide", average=(tiny / "wide longer",), soup="greedy").config[
+        "training"
+    ]["mix"]
+    assert sorted([*chosen["names"], *chosen["left_out"]]) == ["wide", "wide longer"]
+    shutil.rmtree(tiny / "wide longer" / "checkpoints")
+    with pytest.raises(ArtefactError, match="does not exist"):
+        written(tiny, "no checkpoint", run="wide", average=(tiny / "wide longer",))
+
+
+def test_the_metrics_are_those_of_the_form(tiny):
+    """What the card says is measured with the vectors of the written model, not with those of the run."""
+    made = written(tiny, "prefix 2", dim=2)
+    catalog = Catalog.read(tiny / "c.parquet")
+    tested = catalog.take(catalog.has_role("query", "index", "query+index"))
+    vectors = Embedder.load(tiny / "prefix 2").embed(tested.paths)
+    result = evaluate_embeddings(vectors, tested)
+    assert made.config["metrics"]["merged"]["mean"]["mmp@5"] == pytest.approx(result.value("mmp@5"), abs=0.02)

@@ -1,0 +1,41 @@
+"""A run over a tiny vision transformer with random weights: everything that real ones have, in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors.torch
+import timm
+import torch
+
+from samething.datasets import catalog
+from samething.features import features
+from samething.training import train
+from scenes import write_things
+
+BACKBONES = {"vit": "test_vit", "conv": "test_efficientnet"}
+
+
+def make_tiny(folder: Path, kind: str = "vit", **options: object) -> Path:
+    """A folder with pictures ``p``, catalog ``c.parquet``, features ``f``, ``w.safetensors`` and ``run``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = timm.create_model(BACKBONES[kind], num_classes=0)
+    safetensors.torch.save_file(network.state_dict(), folder / "w.safetensors")
+    write_things(folder / "p", num_things=16)
+    catalog(folder / "p", domain="things", output=folder / "c.parquet")
+    features(
+        folder / "c.parquet",
+        backbone=f"timm:{BACKBONES[kind]}",
+        weights=folder / "w.safetensors",
+        output=folder / "f",
+        runtime="torch",
+        num_workers=0,
+    )
+    train(
+        folder / "f",
+        output=folder / "run",
+        **{"recipe": "demo", "epochs": 6.0, "embedding_dim": 16, **options},
+    )
+    return folder
