@@ -143,6 +143,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found = [path for path, is_picture in find_pictures(arguments.pictures) if is_picture]
     files = found[:: max(1, len(found) // arguments.count)][: arguments.count]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the server is stopped too
     server, address = started(arguments.index, max_waiting=4 * arguments.clients)
     try:
         if arguments.soak:

@@ -366,7 +366,8 @@ def test_on_a_phone(browser, address, pictures):
         page.go_back()
         page.go_back()
         expect(page.locator(".tile").first).to_contain_text("thing 01 é")
-        assert page.locator(".tile").first.bounding_box()["y"] < 844  # a result is seen without scrolling
+        # a result is seen without scrolling
+        page.wait_for_function("(document.querySelector('.tile') || {}).getBoundingClientRect?.().y < 844")
         small = "tiles => tiles.filter(one => Math.min(one.offsetWidth, one.offsetHeight) < 30).length"
         assert page.locator("button:visible").evaluate_all(small) <= 1
         page.locator(".tile .more").first.tap()
