@@ -3,7 +3,7 @@
     python benchmarks/export.py demo/trained-64 --folder MODELS    # exports what is not there yet
 
 Prepared pictures of the catalog, batches of 16, one process, all forms in turns; medians, and ratios turn by
-turn. Threads are those of OMP_NUM_THREADS. ``int8`` and ``float16`` are measured for quality by the export itself.
+turn. Threads are those of OMP_NUM_THREADS. Quality is measured by the export itself.
 """
 
 from __future__ import annotations

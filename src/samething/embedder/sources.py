@@ -80,8 +80,8 @@ def fetch(url: str, *, timeout_s: float = TIMEOUT_S, max_bytes: int = MAX_BYTES)
         ImageError: it cannot be had, takes longer than ``timeout_s`` without a sign of life, or is larger
             than ``max_bytes``.
     """
-    request = urllib.request.Request(url, headers={"User-Agent": "samething"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "samething"})
         with urllib.request.urlopen(request, timeout=timeout_s) as answer:
             content: bytes = answer.read(max_bytes + 1)
     except (OSError, ValueError, http.client.HTTPException) as error:

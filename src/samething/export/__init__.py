@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import Parameter
+import cyclopts
 from rich.console import Group
 from rich.markup import escape
 from rich.text import Text
@@ -66,7 +66,7 @@ def export(
     soup: Literal["uniform", "greedy"] = "uniform",
     interpolate: float = 1.0,
     tolerance: float = 0.01,
-    allow_quality_loss: Annotated[bool, Parameter(negative=())] = False,
+    allow_quality_loss: Annotated[bool, cyclopts.Parameter(negative=())] = False,
 ) -> Exported:
     """Write a model folder: ONNX, safetensors, configuration and a card, checked against torch.
 

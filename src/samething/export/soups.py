@@ -189,8 +189,13 @@ def _require_same_start(run: Run, other: Run, start: Head) -> None:
 
 def _at_final_width(head: Head, run: Run, features: FeatureSet) -> Head:
     if head.embedding_dim > run.config.embedding_dim:
-        rows = np.asarray(features.rows[TrainingData.of(features).rows])
-        return reduced_head(head, rows, run.config.embedding_dim)
+        return reduced_head(
+            head,
+            features.rows,
+            run.config.embedding_dim,
+            rows=TrainingData.of(features).rows,
+            whiten=run.config.whiten,
+        )
     return head.eval()
 
 
