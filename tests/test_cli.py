@@ -17,7 +17,7 @@ for name in ("torch", "torchvision", "timm", "onnx", "open_clip", "safetensors",
 from samething.cli import main
 for command in sys.argv[1:]:
     try:
-        main([command, "--help"] if command != "-" else ["--help"])
+        main([*command.split(), "--help"] if command != "-" else ["--help"])
     except SystemExit as done:
         assert not done.code, (command, done.code)
 """
@@ -42,7 +42,7 @@ def test_starting_the_program_imports_nothing_heavy():
     )
     done = run_python("-c", code)
     assert done.stdout.splitlines()[-1] == "heavy: []"
-    assert all(name in done.stdout for name in COMMANDS)
+    assert all(name.split()[0] in done.stdout for name in COMMANDS)
 
 
 def test_no_arguments_show_the_help_and_version_is_a_number():
@@ -55,7 +55,7 @@ def test_no_arguments_show_the_help_and_version_is_a_number():
     "arguments",
     [
         ["no-such-command"],
-        ["find"],
+        ["index", "rebuild"],
         ["find", "a.jpg", "--no-such-option", "1"],
         ["find", "a.jpg", "-k", "many"],
         ["find", "a.jpg", "--k", "many"],

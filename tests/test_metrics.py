@@ -1,5 +1,6 @@
 """Metrics against plain Python, and intervals against their definition."""
 
+import itertools
 import math
 
 import numpy as np
@@ -19,6 +20,7 @@ from samething.metrics import (
     precision_at_k,
     recall_at_k,
     relevance_from_ranks,
+    weighted_mean_interval,
 )
 
 
@@ -156,3 +158,59 @@ def test_values_of_other_queries_are_not_compared():
 def test_bootstrap_options_out_of_range_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         bootstrap_interval(np.array([1.0]), **wrong)
+
+
+# ---- weights and randomisation
+
+
+def test_the_p_value_is_that_of_all_assignments():
+    """Fisher's test written out: every one of the 2^n swaps, two domains of different sizes."""
+    first = np.array([1.0, 0.8, 0.6, 1.0, 0.5, 0.9, 0.4, np.nan])
+    second = np.array([0.2, 0.9, 0.1, 0.6, 0.5, 0.3, 0.1, np.nan])
+    domains = np.array([0, 0, 0, 1, 1, 1, 1, 1])
+
+    def mean_difference(signs):
+        differences = [s * (a - b) for s, a, b in zip(signs, first[:7], second[:7], strict=True)]
+        return (sum(differences[:3]) / 3 + sum(differences[3:]) / 4) / 2
+
+    observed = abs(mean_difference([1] * 7))
+    swaps = [abs(mean_difference(signs)) for signs in itertools.product([-1, 1], repeat=7)]
+    exact = sum(swap >= observed - 1e-12 for swap in swaps) / len(swaps)
+    found = paired_difference(first, second, domains, num_resamples=20_000)
+    assert 0.01 < exact < 0.2 and found.p_value == pytest.approx(exact, abs=0.01)
+    assert found.difference == pytest.approx(mean_difference([1] * 7))
+    assert paired_difference(second, first, domains, num_resamples=20_000).p_value == found.p_value
+    assert paired_difference(first, second, domains, num_resamples=1).p_value in (0.5, 1.0)
+
+
+def test_the_p_value_is_uniform_where_there_is_no_difference():
+    generator = np.random.default_rng(0)
+    values = []
+    for _ in range(200):
+        one, other = generator.uniform(size=(2, 30))
+        values.append(paired_difference(one, other, np.zeros(30, dtype=int), num_resamples=199).p_value)
+    assert 0.02 <= np.mean(np.array(values) <= 0.05) <= 0.09 and 0.42 < np.mean(values) < 0.58
+
+
+def test_weighted_means_equal_their_definition():
+    generator = np.random.default_rng(1)
+    values, domains = generator.uniform(size=90), np.repeat([0, 1, 2], [10, 30, 50])
+    values[[3, 50]] = np.nan
+    weights = np.array([3.0, 1.0, 0.0])
+    mean, low, high = weighted_mean_interval(values, domains, weights, num_resamples=4000)
+    own = [[v for v, d in zip(values, domains, strict=True) if d == n and v == v] for n in range(3)]
+    assert mean == pytest.approx((3 * sum(own[0]) / len(own[0]) + sum(own[1]) / len(own[1])) / 4)
+    draws = sorted(
+        (3 * np.mean(generator.choice(own[0], len(own[0]))) + np.mean(generator.choice(own[1], len(own[1]))))
+        / 4
+        for _ in range(4000)
+    )
+    assert (low, high) == pytest.approx((draws[100], draws[3900]), abs=0.01)
+    # domains that weigh the same are the plain mean, and one without a value gives its weight to the others
+    equal = weighted_mean_interval(values, domains, np.ones(3))
+    assert equal[0] == pytest.approx(domain_mean(values, domains))
+    values[domains == 0] = np.nan
+    assert weighted_mean_interval(values, domains, weights)[0] == pytest.approx(np.mean(own[1]))
+    assert all(math.isnan(one) for one in weighted_mean_interval(values, domains, np.array([1.0, 0.0, 0.0])))
+    with pytest.raises(InputError, match="num_resamples=0"):
+        weighted_mean_interval(values, domains, weights, num_resamples=0)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from samething.catalog import Catalog
 from samething.evaluation import Comparison
-from samething.report import ShownHit, ShownQuery, write_report
+from samething.report import Analysis, ShownHit, ShownQuery, write_report
 from scenes import photographs
 
 NASTY = '<script>alert("x")</script> & \'"é'
@@ -170,3 +170,71 @@ def test_queries_without_a_positive_are_counted_and_no_number_reads_nan(tmp_path
     ).read_text(encoding="utf-8")
     assert "without a positive left out" in text
     assert not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", text)) and "<td>–</td>" in text
+
+
+@pytest.fixture(scope="module")
+def looked_at(tmp_path_factory):
+    """A report with everything: 40 things of two domains with pictures, some mistakes among them."""
+    folder = tmp_path_factory.mktemp("analysis")
+    image = photographs()[0].resize((40, 30))
+    rows = []
+    for number in range(120):
+        image.save(folder / f"{number}.png")
+        rows.append(
+            {"image": f"{number}.png", "label": f"l{number % 40} <b>", "domain": ["art", "cars & co"][number % 2],
+             "role": "query" if number < 40 else "index"}
+        )  # fmt: skip
+    catalog = Catalog.from_rows(rows, root=folder)
+    generator = np.random.default_rng(0)
+    embeddings = generator.standard_normal((40, 6))[np.arange(120) % 40]
+    embeddings = (embeddings + 0.6 * generator.standard_normal((120, 6))).astype(np.float32)
+    analysis = Analysis.of(embeddings, catalog)
+    compared = Comparison.of({"run": embeddings, "other": embeddings[:, :3]}, catalog, num_resamples=20)
+    target = write_report(
+        folder / "r.html", title="t", comparison=compared, featured="run", records=[],
+        queries=analysis.examples(4), facts={}, analysis=analysis, embeddings=embeddings,
+    )  # fmt: skip
+    return target.read_text(encoding="utf-8"), analysis, catalog, embeddings
+
+
+def test_similarities_map_confusions_and_failures_are_there(looked_at):
+    text, analysis, _, _ = looked_at
+    parsed = Page(text)
+    assert not parsed.mistakes
+    for heading in ("Similarities", "Map of the embeddings", "Confusions between domains", "Worst failures",
+                    "Near-misses", "Queries and what they found"):  # fmt: skip
+        assert f"<h2>{heading}</h2>" in text
+    dots = [one for one in parsed.all("div") if one.get("class", "").startswith("dot")]
+    assert len(dots) == 80 and all("left:" in one["style"] and "tabindex" in one for one in dots)
+    names, counts, totals = analysis.confusions()
+    assert names == ["art", "cars & co"] and totals.tolist() == [20, 20]
+    assert counts.sum() == (~analysis.is_right[:, 0]).sum() > 0
+    for count in counts.ravel():
+        assert re.search(rf"<td style=[^>]*>{count}\b", text)
+
+
+def test_everything_of_it_is_inside_the_file(looked_at):
+    text, *_ = looked_at
+    for tag, attributes in Page(text).tags:
+        assert tag not in ("script", "link", "iframe")
+        assert attributes.get("src", "data:image/").startswith("data:image/")
+    assert not re.search(r"@import|url\((?!#)", text) and "<b>" not in re.sub(r"<b>[^<]*</b>: ", "", text)
+
+
+def test_the_analysis_equals_sorting(looked_at):
+    _, analysis, catalog, embeddings = looked_at
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    things = np.arange(120) % 40
+    scores = unit[:40] @ unit[40:].T
+    order = np.argsort(-scores, axis=1)
+    np.testing.assert_array_equal(analysis.found[:, 0], 40 + order[:, 0])
+    np.testing.assert_array_equal(analysis.is_right[:, 0], things[40 + order[:, 0]] == np.arange(40))
+    same = things[40:] == np.arange(40)[:, None]
+    np.testing.assert_allclose(np.sort(analysis.same), np.sort(scores[same]), atol=1e-5)
+    np.testing.assert_allclose(analysis.best_wrong, np.where(same, -2, scores).max(axis=1), atol=1e-5)
+    worst, near = analysis.worst(5), analysis.near_misses(5)
+    assert all(not any(hit.is_right for hit in query.hits) for query in worst)
+    firsts = [query.hits[0].score for query in worst]
+    assert firsts == sorted(firsts, reverse=True)
+    assert all(not query.hits[0].is_right for query in near)
+    assert {query.domain for query in analysis.examples(4)} == set(catalog.domains)

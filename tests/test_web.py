@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -398,3 +400,24 @@ def test_the_command_helps_and_names_a_wrong_index(tmp_path):
     assert "--allow-urls" in samething("serve", "--help").stdout
     done = samething("serve", tmp_path / "none", "--port", "0")
     assert done.returncode == 1 and "none" in done.stderr
+
+
+@pytest.mark.slow
+def test_no_request_makes_the_server_fail(own):
+    """Schemathesis reads the OpenAPI description and tries what it can think of: never a 5xx."""
+    client, _, _ = own
+    with running(client.app) as address:
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "schemathesis.cli", "run", f"{address}/openapi.json",
+                "--checks", "not_a_server_error", "--max-examples", "60", "--seed", "1",
+                "--header", f"Authorization: Bearer {TOKEN}", "--no-color",
+            ],
+            capture_output=True, text=True, timeout=900, check=False,
+        )  # fmt: skip
+        print(done.stdout[-5000:])
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+        assert Client(address, token=TOKEN).status()["num_pictures"] >= 0
+    counted = client.get("/metrics").text
+    assert 'status="5' not in counted
+    assert counted.count('status="200"') >= 8  # most of it was let in

@@ -137,7 +137,7 @@ def test_what_is_no_picture_is_refused_whatever_it_is_called(client, content):
 
 def test_names_of_uploads_are_not_used(client, served):
     content = one_picture(served)
-    for name in ("../../../tmp/evil.jpg", "/etc/passwd", SCRIPT, "a\\b.jpg", "con.jpg", "x" * 5000):
+    for name in ("../../../tmp/evil.jpg", "/etc/passwd", SCRIPT, "a\\b.jpg", "con.jpg", "x" * 2000):
         assert search(client, content, name).status_code == 200, name[:20]
         assert SCRIPT not in search(client, content, name).text
         assert client.post("/add", files={"picture": (name, content)}, headers=BEARER).status_code == 201

@@ -4,9 +4,9 @@ A score says which entry is nearest, not whether it is the same thing. From vali
 known whether their best entry was right, a calibration learns how probable that is at a score, and from which
 score on an answer is right as often as is asked for.
 
-The nearest wrong entry of a larger index is nearer. Where the index in use has ``growth`` times as many entries
-as the one the scores are from, a wrong entry reaches a score up to ``growth`` times as often (the chances of
-``growth`` indices add up at most), so each wrong answer counts that often.
+The nearest wrong entry of a larger index is nearer. Where the index in use has ``growth`` times as many
+entries as the one the scores are from, a wrong entry reaches a score up to ``growth`` times as often (the
+chances of ``growth`` indices add up at most), so each wrong answer counts that often.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class Calibration:
             num_with_positive: queries that could be answered right; by default all.
             target_precision: share of the answers that is to be right.
             growth: size of the index in use over that of the index of these scores, at least 1.
-            sure: choose the threshold by the 95 % upper bound of the number of wrong answers rather than by the
-                number seen: where none was seen, up to 3 are expected.
+            sure: choose the threshold by the 95 % upper bound of the number of wrong answers rather than by
+                the number seen: where none was seen, up to 3 are expected.
 
         Raises:
             InputError: no queries, only right or only wrong ones, a score is not finite, the precision is

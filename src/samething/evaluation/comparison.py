@@ -141,16 +141,36 @@ class Comparison:
         }
 
     def to_json(self) -> Json:
-        """Name -> ``dimension``, what :meth:`EvaluationResult.to_json` says, and ``intervals``."""
+        """Name -> ``dimension``, what :meth:`EvaluationResult.to_json` says, and ``intervals``.
+
+        Where there is a reference, every other embedding also has ``against``: the reference's name,
+        the metric, and a domain or ``mean`` -> ``difference``, ``interval``, ``p_value``, ``num_queries``.
+        """
+        against = self.differences(self.reference) if self.reference is not None else {}
         return {
             name: {
                 "dimension": self.dimensions[name],
                 **result.to_json(),
                 "intervals": result.intervals(),
                 **({"no_match": self.no_match[name].to_json()} if name in self.no_match else {}),
+                **({"against": self._against(against[name])} if name in against else {}),
             }
             for name, result in self.results.items()
         }
+
+    def _against(self, differences: Mapping[str, PairedDifference]) -> Json:
+        numbers = {
+            domain: {
+                "difference": found.difference,
+                "interval": [found.low, found.high],
+                "p_value": found.p_value,
+                "num_queries": found.num_queries,
+            }
+            if found.num_queries
+            else None
+            for domain, found in differences.items()
+        }
+        return {"reference": self.reference, "metric": self.metrics[0], "domains": numbers}
 
     def __rich__(self) -> Group:
         """All metrics as means over the domains, then the first metric domain by domain."""
@@ -160,17 +180,21 @@ class Comparison:
             title=f"{_mean_of(first)}, {title_of_scope(self.scope)}, % (95 % interval)",
             box=SIMPLE_HEAD,
         )
-        means.add_column("embedding", no_wrap=True)
+        means.add_column("embedding", overflow="fold")
         means.add_column("dim", justify="right")
         by_domain = Table(
             title=f"{title_of(featured)} a domain, {title_of_scope(self.scope)}, % ± half of the 95 % interval",  # noqa: E501
             box=SIMPLE_HEAD,
         )
-        by_domain.add_column("embedding", no_wrap=True)
+        by_domain.add_column("embedding", overflow="fold")
         for metric in self.metrics:
-            means.add_column(title_of(metric), justify="right")
+            means.add_column(title_of(metric), justify="right", min_width=len("87.3 (84.1–"))
         for domain in first.domains:
-            by_domain.add_column(f"{escape(domain)}\nn = {first.num_queries(domain):,}", justify="right")
+            by_domain.add_column(
+                f"{escape(domain)}\nn = {first.num_queries(domain):,}",
+                justify="right",
+                min_width=len("100.0"),
+            )
         for name, result in self.results.items():
             cells = [cell(result, metric, MEAN, self.scope) for metric in self.metrics]
             means.add_row(Text(name), f"{self.dimensions[name]:,}", *cells)
@@ -186,17 +210,33 @@ class Comparison:
         return Group(*parts)
 
     def _differences_table(self, reference: str) -> Table:
+        """The mean with its interval, domains without theirs, which are in the JSON and the report."""
         table = Table(
             title=f"{title_of(self.metrics[0])} against {escape(reference)}, points (95 % interval; p by randomisation)",  # noqa: E501
+            caption="* the 95 % interval does not hold 0",
             box=SIMPLE_HEAD,
         )
-        table.add_column("embedding", no_wrap=True)
+        table.add_column("embedding", overflow="fold")
         result = self.results[reference]
-        for domain in (*result.domains, MEAN):
-            table.add_column(f"{escape(domain)}\nn = {result.num_queries(domain):,}", justify="right")
+        table.add_column(
+            f"{MEAN}\nn = {result.num_queries():,}", justify="right", min_width=len("(+10.0 to +20.0;")
+        )
+        for domain in result.domains:
+            table.add_column(escape(domain), justify="right", min_width=len("+10.0*"))
         for name, by_domain in self.differences(reference).items():
-            table.add_row(Text(name), *map(difference_cell, by_domain.values()))
+            table.add_row(
+                Text(name),
+                difference_cell(by_domain[MEAN]).replace(" ", "\n", 1),
+                *(_marked(by_domain[domain]) for domain in result.domains),
+            )
         return table
+
+
+def _marked(found: PairedDifference) -> str:
+    """Such as ``+1.2*``, in points; the mark where the interval does not hold 0."""
+    if found.num_queries == 0:
+        return "–"
+    return f"{100 * found.difference:+.1f}{'*' if found.low > 0 or found.high < 0 else ''}"
 
 
 def _mean_of(result: EvaluationResult) -> str:
@@ -210,8 +250,10 @@ def difference_cell(difference: PairedDifference) -> str:
 
     >>> difference_cell(PairedDifference(difference=0.01, low=0.0, high=0.02, num_queries=9, p_value=0.5))
     '+1.0 (+0.0 to +2.0; p .500)'
+    >>> difference_cell(PairedDifference(difference=0.01, low=0.0, high=0.02, num_queries=9, p_value=0.0004))
+    '+1.0 (+0.0 to +2.0; p < .001)'
     """
     if difference.num_queries == 0:
         return "–"
-    p = f"{difference.p_value:.3f}".replace("0.", ".", 1)
+    p = f"{difference.p_value:.3f}".replace("0.", ".", 1) if difference.p_value >= 0.001 else "< .001"
     return f"{100 * difference.difference:+.1f} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f}; p {p})"  # noqa: E501

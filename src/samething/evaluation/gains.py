@@ -46,7 +46,7 @@ def query_expansion(
     """
     asked, entries = _unit(queries), _unit(gallery)
     found = exact_topk(asked, entries, num_neighbours, leave_out=leave_out)
-    weights = np.where(found.indices >= 0, np.maximum(found.scores, 0), 0) ** alpha
+    weights = np.where(found.indices >= 0, np.maximum(found.scores, 0) ** alpha, 0)
     return Refined(_unit(asked + np.einsum("qk,qkd->qd", weights, entries[found.indices])), gallery)
 
 
@@ -130,15 +130,17 @@ def reciprocal_reranking(
     for query in range(len(asked)):
         own = near.indices[query]
         own = own[own >= 0][:k1]
-        # an entry sees the query if the query is nearer than the last of the entry's own neighbours
+        # an entry sees the query if it is as near as the last of the entry's own neighbours, which may be a
+        # copy of the query, but for rounding
         last = np.array([among.scores[entry][len(neighbours[entry]) - 1] for entry in own])
-        members = own[scores[query, own] >= last]
+        members = own[scores[query, own] >= last - 1e-6]
         feature = np.zeros(len(entries), dtype=np.float32)
         if len(members):
-            wide = set(members.tolist())
+            first = set(members.tolist())
+            wide = set(first)
             for member in members:
                 candidate = {row for row in halves[member] if member in halves[row]}
-                if len(candidate & wide) >= 2 / 3 * len(candidate):
+                if len(candidate & first) >= 2 / 3 * len(candidate):
                     wide |= candidate
             if leave_out[query] >= 0:
                 wide.discard(int(leave_out[query]))

@@ -183,5 +183,5 @@ def _ratio_interval(
     return float(low), float(high)
 
 
-def _or_null(value: float) -> float | None:
+def _or_null(value: float | int) -> float | int | None:
     return value if math.isfinite(value) else None

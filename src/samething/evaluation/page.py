@@ -104,13 +104,16 @@ def _differences(comparison: Comparison, featured: str) -> dict[str, Any] | None
         return None
     by_name = comparison.differences(featured)
     return {
-        "domains": [*_domains(comparison), "mean"],
+        "domains": [MEAN, *_domains(comparison)],
         "rows": [
             {
                 "name": name,
                 "cells": [
-                    {"text": difference_cell(found), "is_sure": found.low > 0 or found.high < 0}
-                    for found in by_domain.values()
+                    {
+                        "parts": difference_cell(found).split(" ", 1),
+                        "is_sure": found.low > 0 or found.high < 0,
+                    }
+                    for found in (by_domain[domain] for domain in (MEAN, *_domains(comparison)))
                 ],
             }
             for name, by_domain in by_name.items()
@@ -195,6 +198,7 @@ def _percent(value: float) -> str:
 
 
 def _bar_chart(comparison: Comparison) -> Any:
+    import matplotlib
     import matplotlib.figure
 
     metric = comparison.metrics[0]
@@ -204,6 +208,8 @@ def _bar_chart(comparison: Comparison) -> Any:
     )
     axes = figure.subplots()
     width = 0.8 / len(comparison.results)
+    # twenty colours where ten would come again
+    colours = matplotlib.colormaps["tab10" if len(comparison.results) <= 10 else "tab20"]
     for number, (name, result) in enumerate(comparison.results.items()):
         places = [
             place + (number - (len(comparison.results) - 1) / 2) * width for place in range(len(domains))
@@ -216,7 +222,13 @@ def _bar_chart(comparison: Comparison) -> Any:
         below = [value - low for value, (low, _) in zip(values, ends, strict=True)]
         above = [high - value for value, (_, high) in zip(values, ends, strict=True)]
         axes.bar(
-            places, values, width, label=as_drawn(name), yerr=[below, above], error_kw={"elinewidth": 0.8}
+            places,
+            values,
+            width,
+            label=as_drawn(name),
+            color=colours(number % colours.N),
+            yerr=[below, above],
+            error_kw={"elinewidth": 0.8},
         )
     axes.set_xticks(range(len(domains)), [as_drawn(domain) for domain in domains])
     axes.set_ylabel(f"{title_of(metric)} %")

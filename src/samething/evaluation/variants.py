@@ -7,8 +7,6 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float
 
-from samething.arrays import Embeddings, FeatureRows
-
 DTYPES: Final = ("float32", "float16", "int8", "binary")
 
 
@@ -21,7 +19,9 @@ def swept_dimensions(full: int) -> list[int]:
     return [dim for dim in (2**power for power in range(4, 16)) if dim < full] + [full]
 
 
-def reduced(rows: Embeddings, train: Embeddings, dim: int) -> Embeddings:
+def reduced(
+    rows: Float[np.ndarray, "n d"], train: Float[np.ndarray, "t d"], dim: int
+) -> Float[np.ndarray, "n e"]:
     """The coordinates along the directions of largest variance of training embeddings, of unit length.
 
     Nothing is subtracted, so that at the full dimension cosines stay what they were.
@@ -32,7 +32,9 @@ def reduced(rows: Embeddings, train: Embeddings, dim: int) -> Embeddings:
     return _unit(unit_rows @ directions)
 
 
-def stored_as(rows: Embeddings, train: Embeddings, dtype: str) -> Embeddings:
+def stored_as(
+    rows: Float[np.ndarray, "n d"], train: Float[np.ndarray, "t d"], dtype: str
+) -> Float[np.ndarray, "n d"]:
     """Embeddings as they come back from a narrower type, as float32.
 
     ``int8``: whole steps of one size, the largest magnitude among training embeddings being 127. ``binary``:
@@ -60,7 +62,9 @@ def bytes_a_picture(dim: int, dtype: str) -> int:
     return {"float32": 4 * dim, "float16": 2 * dim, "int8": dim, "binary": -(-dim // 8)}[dtype]
 
 
-def zero_shot(rows: FeatureRows, train: FeatureRows, dim: int) -> dict[str, Embeddings]:
+def zero_shot(
+    rows: Float[np.ndarray, "n w"], train: Float[np.ndarray, "t w"], dim: int
+) -> dict[str, Float[np.ndarray, "n e"]]:
     """A backbone's features brought to ``dim`` numbers without labels.
 
     ``average``: torch's AdaptiveAvgPool1d, the paper's baseline; ``max``: the largest of the same bins;
@@ -88,7 +92,9 @@ def zero_shot(rows: FeatureRows, train: FeatureRows, dim: int) -> dict[str, Embe
     return {f"{name}-{dim}": embeddings.astype(np.float32) for name, embeddings in pooled.items()}
 
 
-def sweep(name: str, rows: Embeddings, train: Embeddings) -> dict[str, Embeddings]:
+def sweep(
+    name: str, rows: Float[np.ndarray, "n d"], train: Float[np.ndarray, "t d"]
+) -> dict[str, np.ndarray]:
     """The embeddings in every dimension and, at the full one, every narrower type."""
     full = rows.shape[1]
     variants = {

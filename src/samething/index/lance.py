@@ -65,6 +65,8 @@ _MANY_QUERIES: Final = 64
 """From so many queries at once on, exact search in memory is the quicker one."""
 _LEAST_FOR_CELLS: Final = 1000
 _ROWS_A_COPY: Final = 10_000
+_ROWS_IN_MEMORY: Final = 100_000
+"""Up to so many rows their metadata is kept in memory, but for the thumbnails: some 50 MB."""
 _DISK_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -364,10 +366,14 @@ class LanceIndex(AbstractIndex):
         if len(positions) == 0:
             return self.description.item_schema.empty_table().select(columns)
         names = matrix.ids.take(positions)
-        if columns == ["id"]:  # the store takes milliseconds to fetch a row
+        # the store takes milliseconds to fetch a row
+        if columns == ["id"]:
             import pyarrow as pa
 
-            return pa.table([names], schema=self.description.item_schema.empty_table().select(columns).schema)
+            return pa.table([names], names=columns)
+        if len(matrix.ids) <= _ROWS_IN_MEMORY and "thumbnail" not in columns:
+            with self._guard, self._store_errors():
+                return view.columns(columns).take(positions)
         return self._taken(view.table, matrix.row_ids[positions], names, columns)
 
     def _taken(self, table: Any, row_ids: UInt[np.ndarray, " n"], ids: Any, columns: list[str]) -> Table:

@@ -47,9 +47,17 @@ class View:
 
     def column(self, name: str) -> Any:
         """A metadata column in the order of the matrix."""
-        if name not in self._columns:
-            self._columns[name] = self._read(list({"id": 0, name: 0}))[name]
-        return self._columns[name]
+        return self.columns([name])[name]
+
+    def columns(self, names: list[str]) -> Table:
+        """Metadata columns in the order of the matrix, kept in memory."""
+        import pyarrow as pa
+
+        missing = [name for name in names if name not in self._columns]
+        if missing:
+            rows = self._read(list(dict.fromkeys(["id", *missing]))).combine_chunks()
+            self._columns |= {name: rows[name] for name in missing}
+        return pa.table({name: self._columns[name] for name in names})
 
     def _read(self, columns: list[str]) -> Table:
         import pyarrow.compute as pc

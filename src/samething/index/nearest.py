@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from samething.arrays import Gallery, Queries
-from samething.retrieval import TopK, exact_topk
+from samething.retrieval import TopK
+from samething.retrieval.scores import Scorer
 
 _GROUP: Final = 64
 """Scores of which one maximum is taken while the best are sought."""
@@ -29,6 +30,7 @@ def nearest(queries: Queries, gallery: Gallery, k: int) -> TopK:
     """
     indices = np.empty((len(queries), k), dtype=np.int64)
     scores = np.empty((len(queries), k), dtype=np.float64)
+    scorer = Scorer(normalised=True)  # that of ``exact_topk``
     num_at_a_time = max(1, _SCORES_AT_A_TIME // len(gallery))
     for start in range(0, len(queries), num_at_a_time):
         block = queries[start : start + num_at_a_time]
@@ -36,8 +38,10 @@ def nearest(queries: Queries, gallery: Gallery, k: int) -> TopK:
         for number, row in enumerate(rough, start=start):
             # in ascending order, so that ties go to the lower gallery row
             rows = _possible(row, k, margin=_margin(gallery.shape[1]))
-            exact = exact_topk(queries[number : number + 1], gallery[rows], k, normalised=True)
-            indices[number], scores[number] = rows[exact.indices[0]], exact.scores[0]
+            query = scorer.prepare(queries[number : number + 1], number, "queries")
+            exact = scorer.scores(query, scorer.prepare(gallery[rows], 0, "gallery"))[0]
+            best = np.argsort(-exact, kind="stable")[:k]
+            indices[number], scores[number] = rows[best], exact[best]
     return TopK(indices, scores)
 
 

@@ -232,6 +232,8 @@ def find(
     """
     from samething.search.conditions import conditions
 
+    if not picture and label is None:
+        raise InputError("nothing to look for", expected="a picture, or --label", next_step="name a picture")
     searcher = Searcher.open(index, model=model)
     chosen: Where = conditions(
         searcher.index.description,

@@ -1,7 +1,7 @@
 "use strict";
 // The search view: what is looked for, its crop, the filters, the results.
 
-const state = { files: null, similar: null, crop: null, matches: [], info: null, asking: null, url: null };
+const state = { files: null, uploaded: null, similar: null, crop: null, matches: [], info: null, asking: null, url: null };
 
 // ---- what is looked for
 
@@ -27,7 +27,7 @@ function searchFiles(files) {
     complain(new Error(`The picture is too large: at most ${Math.floor(limits.max_bytes / 2 ** 20)} MB are taken`));
     return;
   }
-  state.files = pictures;
+  state.files = state.uploaded = pictures;
   state.similar = null;
   const name = pictures[0].name || "pasted picture";
   showQuery(pictures[0], pictures.length > 1 ? `${name} and ${pictures.length - 1} more of the same thing` : name);
@@ -116,8 +116,9 @@ async function wholePicture(id, signal) {
 // ---- results
 
 function showResults() {
-  const least = Number(byId("threshold").value);
-  byId("threshold-value").textContent = least.toFixed(2);
+  const value = Number(byId("threshold").value);
+  const least = value > 0 ? value : -2; // at its left end the slider hides nothing
+  byId("threshold-value").textContent = value > 0 ? value.toFixed(2) : "any";
   const shown = state.matches.filter((match) => match.score >= least);
   byId("results").replaceChildren(...shown.map(tile));
   const hidden = state.matches.length - shown.length;

@@ -21,12 +21,11 @@ function follow() {
   } else {
     showView("search");
     if (name === "similar" && value) searchSimilar(decodeURIComponent(value));
-    else if (name === "upload" && state.files) searchFiles(state.files);
-    else if (!name) clearQuery();
+    else if (name === "upload" && state.uploaded) searchFiles(state.uploaded);
+    else clearQuery();
   }
 }
 addEventListener("hashchange", follow);
-addEventListener("popstate", () => { if (location.hash === "#upload") follow(); });
 
 // ---- the map
 

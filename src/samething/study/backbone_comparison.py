@@ -94,6 +94,12 @@ def _of_one_catalog(folders: Sequence[Path]) -> dict[str, FeatureSet]:
             "no feature folder", expected="one or more", next_step="samething study backbones FEATURES …"
         )
     opened = [FeatureSet.open(folder) for folder in folders]
+    if len({found.manifest.fingerprint for found in opened}) < len(opened):
+        raise InputError(
+            f"the same features twice among {', '.join(map(str, folders))}",
+            expected="each once",
+            next_step="leave the second away",
+        )
     names = [str(found.backbone["name"]) for found in opened]
     named: dict[str, FeatureSet] = {}
     for found, name in zip(opened, names, strict=True):
@@ -106,12 +112,6 @@ def _of_one_catalog(folders: Sequence[Path]) -> dict[str, FeatureSet]:
         size = found.preprocessing.size
         full = name if names.count(name) == 1 else f"{name} at {size}"
         named[full if full not in named else f"{full} in {found.folder.name}"] = found
-    if len(named) < len(opened):
-        raise InputError(
-            f"a feature folder twice among {', '.join(map(str, folders))}",
-            expected="each once",
-            next_step="leave the second away",
-        )
     return named
 
 

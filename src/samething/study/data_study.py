@@ -115,7 +115,7 @@ def _found(mixer: Mixer, min_gain: float, bar: Any) -> Findings:
         budget = max(4, round(share * mixer.terms.budget))
         for name, one in (("chosen", mix), ("everything", mixer.everything)):
             values = mixer.scores(one, budget=budget)
-            curves[name].append((budget, mixer.val.mean(values), *mixer.val.interval(values)))
+            curves[name].append((float(budget), mixer.val.mean(values), *mixer.val.interval(values)))
             bar.advance(task)
     return Findings(mix, steps, alone, marginal, substitutions, curves)
 

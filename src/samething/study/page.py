@@ -171,7 +171,7 @@ def pareto_figure(
     return figure
 
 
-def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[bool]:
+def pareto_front(costs: Sequence[int | float], scores: Sequence[int | float]) -> list[bool]:
     """Points that no other one beats: none costs less and scores as much, or costs as much and scores more.
 
     >>> pareto_front([1, 2, 3, 3], [0.5, 0.4, 0.6, 0.7])

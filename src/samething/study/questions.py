@@ -151,7 +151,9 @@ def percent(value: float, ends: tuple[float, float] | None = None, *, sign: bool
         return "–"
     form = "{:+.1f}" if sign else "{:.1f}"
     text = form.format(100 * value)
-    return text if ends is None else f"{text} ({form.format(100 * ends[0])}–{form.format(100 * ends[1])})"
+    if ends is None:
+        return text
+    return f"{text} ({form.format(100 * ends[0])}{' to ' if sign else '–'}{form.format(100 * ends[1])})"
 
 
 def shown_difference(found: PairedDifference) -> str:

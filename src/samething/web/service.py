@@ -203,9 +203,9 @@ class Service:
     def overview(self) -> dict[str, Json]:
         """Domains and labels with their counts, columns, model: what a page needs to begin."""
         now = time.monotonic()
-        kept = self._overview
-        if kept is not None and now - kept[0] < _OVERVIEW_S:
-            return kept[1]
+        known = self._overview
+        if known is not None and now - known[0] < _OVERVIEW_S:
+            return known[1]
         index = self.searcher.index
         domains: Counter[str] = Counter()
         labels: Counter[str] = Counter()
