@@ -85,8 +85,10 @@ def fetch(url: str, *, timeout_s: float = TIMEOUT_S, max_bytes: int = MAX_BYTES)
         with urllib.request.urlopen(request, timeout=timeout_s) as answer:
             content: bytes = answer.read(max_bytes + 1)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        has_status = isinstance(error, urllib.error.HTTPError)
-        reason = error if has_status else getattr(error, "reason", None) or error
+        reason = getattr(error, "reason", None) or error
+        if isinstance(error, urllib.error.HTTPError):
+            reason = str(error)
+            error.close()  # it is the answer itself, with an open connection
         raise ImageError(
             f"{url} cannot be fetched ({reason})",
             expected="the address of a picture that may be read",

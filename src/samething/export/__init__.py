@@ -34,7 +34,7 @@ class Exported:
     parity: Parity | None = None
     """What the form costs, where it may cost something."""
 
-    def __rich__(self) -> Group:
+    def __rich__(self) -> str | Group:
         """What a person wants to know of the model, in a few lines."""
         size = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file()) / 1e6
         checked = (
@@ -46,7 +46,7 @@ class Exported:
             f"[bold]{escape(str(self.folder))}[/bold]: {self.config['backbone']['name']} + "
             f"{self.config['embedding_dim']}-d head, {size:.0f} MB, {checked}"
         )
-        return Group(Text.from_markup(line), *([self.parity] if self.parity else []))
+        return Group(Text.from_markup(line), self.parity) if self.parity else line
 
 
 def export(
