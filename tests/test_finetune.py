@@ -68,9 +68,9 @@ def test_backbone_and_head_learn_and_the_run_is_like_any_other(tiny):
     with torch.inference_mode():
         expected = backbone(torch.from_numpy(pixels)).numpy()
     stride = len(features.rows) // 4
-    np.testing.assert_allclose(
-        np.asarray(features.rows[::stride][:4], np.float32), expected, rtol=5e-3, atol=5e-3
-    )
+    found = np.asarray(features.rows[::stride][:4], np.float32)
+    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    assert ((found * expected).sum(1) / norms).min() > 0.9998  # whichever runtime was chosen
     comparison = evaluate(tiny / "run", tiny / "tuned").to_json()
     assert {"run", "tuned"} <= set(comparison)
     made = export(tiny / "tuned", output=tiny / "model")

@@ -266,7 +266,7 @@ def _write_exported(
 
 
 def in_fresh_process(
-    code: str, program: Path, inputs: Sequence[UInt8[np.ndarray, "b 3 height width"]]
+    code: str, program: Path, inputs: Sequence[UInt8[np.ndarray, "_ 3 _ _"]]
 ) -> list[Shaped[np.ndarray, ...]]:
     """Run a program in a Python process of its own, without this package.
 
