@@ -18,7 +18,7 @@ from PIL import Image
 
 import samething
 import samething.features.extraction as extraction
-from samething.backbones import load_backbone
+from samething.backbones import load_backbone, load_described
 from samething.backbones.runtimes import PARITY_COSINE, parity_cosine
 from samething.catalog import Catalog
 from samething.errors import ArtefactError, FingerprintError, InputError, SamethingError
@@ -450,6 +450,9 @@ def test_runtimes_agree(pictures, compute, tmp_path):
     theirs = compute(path, tmp_path / "onnxruntime", runtime="onnxruntime")
     assert ours.manifest.content["runtime"] == "torch"
     assert theirs.manifest.content["runtime"] == "onnxruntime"
+    record = theirs.manifest.content["runtime_record"]
+    assert (record["name"], record["device"], record["threads"]) == ("onnxruntime", "cpu", 1)
+    assert PARITY_COSINE <= record["cosines"]["onnxruntime"] <= 1 + 1e-6
     one, other = (np.asarray(result.rows, np.float64) for result in (ours, theirs))
     cosine = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
     assert cosine.min() >= PARITY_COSINE
@@ -460,6 +463,64 @@ def test_a_grown_folder_keeps_its_runtime(pictures, compute, tmp_path):
     photographs()[0].save(pictures / "new.png")
     grown = compute(catalog_of(pictures), tmp_path / "features", runtime="onnxruntime")
     assert (grown.num_computed, grown.manifest.content["runtime"]) == (1, "torch")
+    assert grown.manifest.content["runtime_record"]["name"] == "torch"
+
+
+def test_auto_records_every_candidate(pictures, compute, tmp_path):
+    record = compute(catalog_of(pictures), tmp_path / "features", runtime="auto").manifest.content[
+        "runtime_record"
+    ]
+    assert record["pictures_per_s"]["torch"] > 0
+    measured = set(record["pictures_per_s"]) | set(record["left_out"])
+    assert measured == {"torch", "torch-bfloat16", "onnxruntime", "openvino", "openvino-bfloat16"}
+
+
+# ---- a network of one's own
+
+
+def test_features_of_ones_own_network(pictures, compute, tmp_path, monkeypatch):
+    path = catalog_of(pictures)
+    (tmp_path / "my_networks.py").write_text(
+        "import torch\n"
+        "from samething.backbones import Backbone\n"
+        "from samething.images import Preprocessing\n"
+        "def mine():\n"
+        "    torch.manual_seed(0)\n"
+        "    network = torch.nn.Sequential(\n"
+        "        torch.nn.Conv2d(3, 7, 8, 8), torch.nn.ReLU(),\n"
+        "        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),\n"
+        "    )\n"
+        "    return Backbone(network, name='mine', width=7, preprocessing=Preprocessing(size=32))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import my_networks
+
+    own = my_networks.mine()
+    given = compute(path, tmp_path / "given", backbone=own, weights=None)
+    named = compute(path, tmp_path / "named", backbone="python:my_networks:mine", weights=None)
+    assert (given.backbone["name"], named.backbone["name"]) == ("mine", "python:my_networks:mine")
+    np.testing.assert_array_equal(given.rows, named.rows)
+    pixels = torch.from_numpy(
+        prepare(Image.open(pictures / given.catalog.strings("image")[0]), own.preprocessing)
+    )
+    np.testing.assert_allclose(given.rows[0], own(pixels[None])[0].numpy(), atol=2e-2)
+    assert load_described(named.backbone).describe() == named.backbone
+    with pytest.raises(InputError, match="loaded already"):
+        compute(path, tmp_path / "other", backbone=own, weights=None, pooling="gem")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("python:", "MODULE:NAME"),
+        ("python:no_such_module:x", "PYTHONPATH"),
+        ("python:json:no_such_name", "is NoneType"),
+        ("python:os:getcwd", "is str"),
+    ],
+)
+def test_a_name_that_leads_to_no_backbone(name, said, pictures, compute, tmp_path):
+    with pytest.raises(InputError, match=said):
+        compute(catalog_of(pictures), tmp_path / "features", backbone=name, weights=None)
 
 
 # ---- killed, stopped by a full disk, and gone on

@@ -15,6 +15,7 @@ from samething.backbones.on_disk import hub_cache
 from samething.backbones.open_clip_networks import open_clip_network, open_clip_settings, split_identifier
 from samething.backbones.packaged import efficientnet_lite0_from_package
 from samething.backbones.pooling import PooledNetwork, Pooling
+from samething.backbones.python_networks import python_backbone
 from samething.backbones.rows import BackboneRow
 from samething.backbones.table import BACKBONES
 from samething.backbones.timm_networks import (
@@ -55,8 +56,9 @@ def load_backbone(
     """Load a frozen backbone, or several as one.
 
     Args:
-        name: a row of :data:`BACKBONES`, ``timm:NAME``, ``open_clip:NAME/WEIGHTS`` or ``hf:NAME``; several
-            joined by + stand side by side in one feature. A :class:`Backbone` is returned as it is.
+        name: a row of :data:`BACKBONES`, ``timm:NAME``, ``open_clip:NAME/WEIGHTS``, ``hf:NAME`` or
+            ``python:MODULE:NAME`` (one's own code); several joined by + stand side by side in one feature.
+            A :class:`Backbone` is returned as it is, without other options.
         weights: a checkpoint on this disk in the loader's own layout, instead of the row's source; or a
             folder of checkpoints named after the backbones, such as ``siglip2_base_224.safetensors``.
         resize: another way to bring pictures to the input size than the backbone's own.
@@ -71,6 +73,13 @@ def load_backbone(
         MissingExtraError: a package that the row needs is not installed.
     """
     if isinstance(name, Backbone):
+        asked = {"weights": weights, "resize": resize, "views": views, "sizes": sizes, "pooling": pooling}
+        if changed := [option for option, value in asked.items() if value not in (None, "own", ())]:
+            raise InputError(
+                f"{', '.join(changed)} with a backbone that is loaded already ({name.name})",
+                expected="these options only with a name",
+                next_step="make the backbone as you want it, or name it python:MODULE:NAME",
+            )
         return name
     names = name.split("+")
     if any(size < 1 for size in sizes):
@@ -239,11 +248,41 @@ def _source(name: str, weights: Path | None) -> _Source:
             settings=lambda network: transformers_settings(identifier, weights),
             licence=lambda: "see the model's card",
         )
+    if kind == "python":
+        return _own_source(name, python_backbone(identifier), weights)
     raise InputError(
         f"backbone {name!r}",
         expected="a name that samething backbones lists (such as siglip_so400m_384), timm:NAME, "
-        "open_clip:NAME/WEIGHTS or hf:NAME",
+        "open_clip:NAME/WEIGHTS, hf:NAME, or python:MODULE:NAME for one's own",
         next_step=f"{_close(name)}; {OFFLINE_ROW} works without a network",
+    )
+
+
+def _own_source(name: str, own: Backbone, weights: Path | None) -> _Source:
+    if weights is not None:
+        raise InputError(
+            f"weights for {name}",
+            expected="a backbone of one's own that brings its weights",
+            next_step="leave --weights out",
+        )
+
+    def fetch(size: int | None) -> nn.Module:
+        if size is not None and size != own.preprocessing.size:
+            raise InputError(
+                f"size {size} for {name}",
+                expected=f"its own, {own.preprocessing.size}",
+                next_step="leave --sizes out, or make another backbone for that size",
+            )
+        return own.network
+
+    return _Source(
+        name=name,
+        hub="",
+        fetch=fetch,
+        settings=lambda network: own.preprocessing,
+        licence=lambda: own.licence,
+        preprocessing=own.preprocessing,
+        width=own.width,
     )
 
 

@@ -6,13 +6,22 @@ Reading a feature folder needs no torch; making one does.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, overload
+
+from cyclopts import Parameter
 
 from samething.catalog import Catalog
 from samething.errors import InputError
 from samething.features.estimate import Estimate
 from samething.features.folder import FeatureSet
 from samething.images import Decoding, ResizePolicy
+
+if TYPE_CHECKING:
+    from samething.backbones import Backbone
+
+    BackboneChoice: TypeAlias = str | Backbone
+else:
+    BackboneChoice = Annotated[str | Any, Parameter(metavar="NAME")]  # the class needs torch
 
 RuntimeChoice: TypeAlias = Literal[
     "auto", "torch", "torch-bfloat16", "onnxruntime", "openvino", "openvino-bfloat16"
@@ -25,7 +34,7 @@ __all__ = ["Estimate", "FeatureSet", "features"]
 def features(
     catalog: Path,
     *,
-    backbone: str = ...,
+    backbone: BackboneChoice = ...,
     output: Path = ...,
     weights: Path | None = ...,
     resize: ResizePolicy | None = ...,
@@ -49,7 +58,7 @@ def features(
 def features(
     catalog: Path,
     *,
-    backbone: str = ...,
+    backbone: BackboneChoice = ...,
     output: Path = ...,
     weights: Path | None = ...,
     resize: ResizePolicy | None = ...,
@@ -72,7 +81,7 @@ def features(
 def features(
     catalog: Path,
     *,
-    backbone: str = "efficientnet_lite0",
+    backbone: BackboneChoice = "efficientnet_lite0",
     output: Path = Path("features"),
     weights: Path | None = None,
     resize: ResizePolicy | None = None,
@@ -100,8 +109,9 @@ def features(
 
     Args:
         catalog: the catalog's file. Its pictures may be files, URLs (s3, gs, http, …) or members of shards.
-        backbone: a name that samething backbones lists, timm:NAME, open_clip:NAME/WEIGHTS or hf:NAME; several
-            joined by + stand side by side in one feature.
+        backbone: a name that samething backbones lists, timm:NAME, open_clip:NAME/WEIGHTS, hf:NAME, or
+            python:MODULE:NAME for one's own; several joined by + stand side by side in one feature. From
+            Python also a Backbone.
         output: the feature folder to write.
         weights: a checkpoint on this disk, instead of the backbone's own source, or a folder of checkpoints
             named after the backbones.
@@ -141,7 +151,7 @@ def features(
     decoding: Decoding = "exact" if exact else "scaled" if scaled else "fast"
     return extract(
         Catalog.read(catalog, root=root),
-        backbone_name=backbone,
+        backbone=backbone,
         folder=Path(output),
         weights=weights,
         resize=resize,

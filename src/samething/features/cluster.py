@@ -24,6 +24,7 @@ from samething.errors import ArtefactError, MissingExtraError
 from samething.features.accelerator import choose_accelerator
 from samething.features.describing import Description
 from samething.features.pictures import Batch, PictureReader, read_one_batch
+from samething.files import Json
 
 # A task of Ray sends what it has when it ends: few batches each, so that little is lost with a machine.
 _BATCHES_A_TASK: Final = 4
@@ -42,7 +43,7 @@ def describe_on_cluster(
     address: str,
     num_workers: int | None,
     runtime: str,
-    chosen: Callable[[str], None],
+    chosen: Callable[[dict[str, Json]], None],
 ) -> Iterator[Description]:
     """Describe batches on a cluster; they come in the order in which they are ready.
 
@@ -53,7 +54,8 @@ def describe_on_cluster(
         address: ``local`` for this machine alone, or the address of a running cluster.
         num_workers: processes that describe; by default one for each core, or each GPU where there are any.
         runtime: what computes, as in :func:`samething.backbones.runtimes.choose_runtime`.
-        chosen: is told the name of what was chosen, before the first features.
+        chosen: is told what was chosen and what was measured (``name``, ``device``, …), before the first
+            features.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -69,10 +71,10 @@ def describe_on_cluster(
         job = ray.put((reader, backbone.cpu()))
         rows = [row for rows in batches.values() for row in rows]
         choose = ray.remote(**place)(_choose)
-        name = ray.get(choose.remote([job], rows, runtime, _batch_size(batches)))
-        chosen(name)
+        record = ray.get(choose.remote([job], rows, runtime, _batch_size(batches)))
+        chosen(record)
         limit = num_workers or max(1, int(resources.get("GPU" if on_gpu else "CPU", 1)))
-        plan = _Plan([job], dict(batches), name, min(limit, len(batches)), place)
+        plan = _Plan([job], dict(batches), record["name"], min(limit, len(batches)), place)
         num_left = len(batches)
         try:
             for content in _results(ray, plan):
@@ -212,8 +214,8 @@ class _Describer:
         return {"content": [pickle.dumps((sent, features))]}
 
 
-def _choose(job: list[Any], rows: list[int], runtime: str, batch_size: int) -> str:
-    """Name of what computes fastest there, tried on the first pictures that can be read."""
+def _choose(job: list[Any], rows: list[int], runtime: str, batch_size: int) -> dict[str, Json]:
+    """What computes fastest there, tried on the first pictures that can be read, and what was measured."""
     import ray
 
     reader, backbone = ray.get(job[0])
@@ -221,20 +223,20 @@ def _choose(job: list[Any], rows: list[int], runtime: str, batch_size: int) -> s
         read = read_one_batch(reader, 0, rows[start : start + _SAMPLE_PICTURES])
         if read.rows:
             return _made(backbone, torch.from_numpy(read.pixels), runtime, batch_size)[0]
-    return "torch"
+    return {"name": "torch"}
 
 
 def _made(
     backbone: Backbone, sample: torch.Tensor, runtime: str, batch_size: int
-) -> tuple[str, Callable[[torch.Tensor], np.ndarray]]:
+) -> tuple[dict[str, Json], Callable[[torch.Tensor], np.ndarray]]:
     if torch.cuda.is_available() and (runtime in ("auto", "torch") or runtime.startswith("cuda-")):
         name, accelerator = choose_accelerator(
             backbone, sample, batch_size=batch_size, num_pictures=0, name=runtime
         )
-        return name, accelerator.describe
+        return {"name": name, "device": "cuda"}, accelerator.describe
     choice: RuntimeName = runtime  # type: ignore[assignment]  # checked where it was given
     made = choose_runtime(backbone, sample, runtime=choice)
-    return made.name, made.describe
+    return made.record, made.describe
 
 
 def _batch_size(batches: Mapping[int, list[int]]) -> int:

@@ -14,6 +14,7 @@ from samething.backbones import Backbone
 from samething.backbones.runtimes import Runtime, RuntimeName, choose_runtime
 from samething.features.accelerator import Accelerator, choose_accelerator
 from samething.features.pictures import Batch, PictureStream
+from samething.files import Json
 
 Description: TypeAlias = tuple[Batch, Float[np.ndarray, "b w"]]
 """A batch, whose pixels may be overwritten already, and its features, float32."""
@@ -25,7 +26,7 @@ def describe_all(
     *,
     runtime: str,
     num_pictures: int,
-    chosen: Callable[[str], None],
+    chosen: Callable[[dict[str, Json]], None],
     made: Runtime | None = None,
 ) -> Iterator[Description]:
     """Describe every batch of a stream; what computes is chosen on the first batch with a picture.
@@ -38,7 +39,8 @@ def describe_all(
         backbone: the frozen network.
         runtime: what computes, as in :func:`samething.backbones.runtimes.choose_runtime`.
         num_pictures: pictures of the whole job.
-        chosen: is told the name of what was chosen, before the first features.
+        chosen: is told what was chosen and what was measured (``name``, ``device``, …), before the first
+            features.
         made: a runtime that is ready, instead of a choice.
     """
     empty = np.empty((0, backbone.width), np.float32)
@@ -55,12 +57,12 @@ def describe_all(
                 name, accelerator = choose_accelerator(
                     backbone, sample, batch_size=stream.batch_size, num_pictures=num_pictures, name=runtime
                 )
-                describe = accelerator.describe
+                describe, record = accelerator.describe, {"name": name, "device": "cuda"}
             else:
                 choice: RuntimeName = runtime  # type: ignore[assignment]  # checked where it was given
                 made = choose_runtime(backbone, sample, runtime=choice, num_pictures=num_pictures)
-                name, describe = made.name, made.describe
-            chosen(name)
+                describe, record = made.describe, made.record
+            chosen(record)
         if accelerator is None:
             yield batch, describe(torch.from_numpy(batch.pixels))
             continue

@@ -56,7 +56,7 @@ class Work:
 def extract(
     catalog: Catalog,
     *,
-    backbone_name: str,
+    backbone: str | Backbone,
     folder: Path,
     weights: Path | None,
     resize: ResizePolicy | None,
@@ -72,7 +72,7 @@ def extract(
             expected="at least one picture",
             next_step="make another with: samething catalog FOLDER",
         )
-    backbone = load_backbone(backbone_name, weights=weights, resize=resize, **options)
+    backbone = load_backbone(backbone, weights=weights, resize=resize, **options)
     backbone = backbone.with_preprocessing(dataclasses.replace(backbone.preprocessing, decoding=decoding))
     if dry_run:
         return _estimated(catalog, backbone, folder, work)
@@ -172,7 +172,7 @@ def _described(
             address=work.cluster,
             num_workers=work.num_workers,
             runtime=generation.pinned_runtime or work.runtime,
-            chosen=lambda name: write_json(generation.runtime, name),
+            chosen=lambda record: write_json(generation.runtime, record),
         )
         return
     yield from describe_all(
@@ -180,7 +180,7 @@ def _described(
         backbone,
         runtime=generation.pinned_runtime or work.runtime,
         num_pictures=sum(map(len, missing.values())),
-        chosen=lambda name: write_json(generation.runtime, name),
+        chosen=lambda record: write_json(generation.runtime, record),
     )
 
 

@@ -93,7 +93,7 @@ class Generation:
     def pinned_runtime(self) -> str | None:
         """The runtime that this folder began with, so that all its rows are alike."""
         if self.runtime.exists():
-            return str(read_json(self.runtime))
+            return str(read_json(self.runtime)["name"])
         if self.previous is not None:
             pinned: str | None = self.previous.manifest.content.get("runtime")
             return pinned
@@ -173,7 +173,7 @@ def finish(
         "num_unreadable": len(unreadable),
         "sha256": file_sha256(generation.data / "features.npy"),
         "num_backbone_parameters": num_parameters,
-        "runtime": _runtime_of(generation),
+        **_runtime_of(generation),
     }
     made = {**job, "catalog": generation.catalog.fingerprint}
     write_manifest(
@@ -186,10 +186,13 @@ def finish(
             shutil.rmtree(old)
 
 
-def _runtime_of(generation: Generation) -> Json:
+def _runtime_of(generation: Generation) -> dict[str, Json]:
+    """What computed, and what was measured when it was chosen."""
     if generation.runtime.exists() or generation.previous is None:
-        return read_json(generation.runtime)
-    return generation.previous.manifest.content["runtime"]
+        record = read_json(generation.runtime)
+        return {"runtime": record["name"], "runtime_record": record}
+    content = generation.previous.manifest.content
+    return {key: content[key] for key in ("runtime", "runtime_record") if key in content}
 
 
 def computed_keys(generation: Generation) -> tuple[set[str], dict[int, str]]:

@@ -17,6 +17,7 @@ from samething.features.describing import describe_all
 from samething.features.estimate import Estimate
 from samething.features.generation import Generation
 from samething.features.pictures import PictureReader, PictureStream
+from samething.files import Json
 
 # Enough for a steady rate, and an end for large pictures and large networks.
 SAMPLE_BATCHES: Final = 12
@@ -52,12 +53,12 @@ def estimate(
     batches = {at: sample[at * size : (at + 1) * size] for at in range(-(-len(sample) // size))}
     reader = PictureReader(generation.catalog, generation.copies, backbone.preprocessing)
     stream = PictureStream(reader, batches, num_workers=num_workers)
-    names: list[str] = []
+    records: list[dict[str, Json]] = []
     ticks: list[tuple[float, int]] = []
     num_bad = num_sampled = 0
     memory = 0
     for batch, _ in describe_all(
-        stream, backbone, runtime=runtime, num_pictures=len(missing), chosen=names.append
+        stream, backbone, runtime=runtime, num_pictures=len(missing), chosen=records.append
     ):
         num_bad += len(batch.reasons)
         num_sampled += len(batches[batch.number])
@@ -65,7 +66,7 @@ def estimate(
         memory = max(memory, _memory_bytes() + stream.memory_bytes())
         if len(ticks) > fill and ticks[-1][0] - ticks[fill - 1][0] > SAMPLE_S:
             break
-    if missing and not names and not generation.reused:
+    if missing and not records and not generation.reused:
         raise InputError(
             f"none of {num_sampled:,} pictures could be read",
             expected="pictures to measure on",
@@ -86,7 +87,7 @@ def estimate(
         disk_bytes=disk[0],
         disk_peak_bytes=disk[1],
         disk_free_bytes=free,
-        runtime=names[0] if names else runtime,
+        runtime=records[0]["name"] if records else runtime,
     )
 
 
