@@ -3,6 +3,7 @@
     python benchmarks/curation.py                  # 5,000,000 rows; the figures of docs/benchmarks.md
     python benchmarks/curation.py --rows 200000    # quicker
     python benchmarks/curation.py --hashes         # near hashes among a million, and against all pairs
+    python benchmarks/curation.py --embeddings 100000   # near embeddings, 1,280 numbers each
 
 No picture is opened: the rows have checksums, of which some are those of other rows, planted as copies under
 the same label, under another label, and in the evaluation rows. Curation runs in a process of its own, whose
@@ -21,6 +22,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -221,6 +223,61 @@ def hashes(num_hashes: int) -> None:
     print(f"comparing all pairs, 20,000 measured and the rest reckoned: {plain:,.0f} s")
 
 
+def anonymous_mib() -> float:
+    """Memory of this process that no file stands behind, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (found,) = (line.split()[1] for line in lines if line.startswith("RssAnon:"))
+    return int(found) / 2**10
+
+
+class Watched(threading.Thread):
+    """Looks at this process's memory every 50 ms."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.most = 0.0
+        self.is_done = threading.Event()
+
+    def run(self) -> None:
+        """Until it is told that all is done."""
+        while not self.is_done.wait(0.05):
+            self.most = max(self.most, anonymous_mib())
+
+
+def embeddings(num_rows: int, width: int = 1280) -> None:
+    """Candidates by embedding among many: seconds, and memory beyond the features, which are on disk."""
+    from samething.curate.hashes import Hashes
+    from samething.curate.pairs import embedding_pairs
+
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as name:
+        rows = np.lib.format.open_memmap(Path(name) / "f.npy", "w+", np.float16, (num_rows, width))
+        for start in range(0, num_rows, 10_000):
+            rows[start : start + 10_000] = rng.normal(size=(len(rows[start : start + 10_000]), width))
+        copies = num_rows // 100
+        rows[-copies:] = rows[:copies] + np.float16(0.05)
+        no_hashes = Hashes(
+            sha256=np.full(num_rows, "", object), is_hashed=np.zeros(num_rows, bool), unreadable={},
+            **{name: np.zeros(num_rows, np.uint64) for name in ("perceptual", "mirrored", "inner")},
+        )  # fmt: skip
+        before = anonymous_mib()
+        watched = Watched()
+        watched.start()
+        started = time.perf_counter()
+        pairs, _ = embedding_pairs(
+            np.arange(num_rows), rows, no_hashes, lambda row: None, similarity=0.95, closeness=0.0,
+            mirrored=False,
+        )  # fmt: skip
+        seconds = time.perf_counter() - started
+        watched.is_done.set()
+        watched.join()
+        print(
+            f"{num_rows:,} features of {width} numbers: {seconds:.0f} s, {len(pairs):,} pairs ({copies:,} "
+            f"planted), at most {watched.most - before:,.0f} MiB more than before; a million, "
+            f"reckoned: {seconds * (1e6 / num_rows) ** 2 / 3600:.1f} hours"
+        )
+
+
 def timed(work: object) -> float:
     started = time.perf_counter()
     work()
@@ -231,8 +288,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--hashes", action="store_true")
+    parser.add_argument("--embeddings", type=int, default=0, metavar="ROWS")
     arguments = parser.parse_args()
-    if arguments.hashes:
+    if arguments.embeddings:
+        embeddings(arguments.embeddings)
+    elif arguments.hashes:
         hashes(1_000_000)
     else:
         sys.exit(0 if curation(arguments.rows) else 1)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import samething.curate.hashes as hashing
+import samething.curate.near_embeddings as near_embeddings_module
 from samething.catalog import Catalog
 from samething.curate.duplicates import RELATIONS, Rows, resolve
 from samething.curate.hashes import perceptual_hashes, picture_hashes
@@ -307,7 +308,34 @@ def test_crowded_neighbours_are_counted(tmp_path):
         closeness=0.0,
         mirrored=False,
     )
-    assert crowded == 200 and len(pairs) >= 199
+    assert crowded == 39  # rows with more than 160 after them
+    assert len(pairs) == 39 * 160 + 160 * 161 // 2
+
+
+@pytest.mark.parametrize("at_a_time", [7, 1000])
+def test_embedding_pairs_are_those_of_all_cosines(at_a_time, monkeypatch):
+    monkeypatch.setattr(near_embeddings_module, "_MOST_ROWS", at_a_time)
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(9, 8))
+    vectors = (centres[np.arange(60) % 9] + 0.25 * rng.normal(size=(60, 8))).astype(np.float32)
+    zeros = np.zeros(60, np.uint64)
+    hashes = hashing.Hashes(
+        sha256=np.full(60, "x", object), perceptual=zeros, mirrored=zeros, inner=zeros,
+        is_hashed=np.ones(60, bool), unreadable={},
+    )  # fmt: skip
+    rows = 3 * np.arange(60)
+    spread = {
+        name: np.repeat(getattr(hashes, name), 3) for name in ("sha256", "perceptual", "mirrored", "inner")
+    }
+    hashes = hashing.Hashes(**spread, is_hashed=np.ones(180, bool), unreadable={})
+    pairs, crowded = embedding_pairs(
+        rows, vectors, hashes, lambda row: PHOTOGRAPHS[0], similarity=0.9, closeness=0.0, mirrored=False
+    )
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    first, second = np.nonzero(np.triu(unit @ unit.T >= 0.9, 1))
+    assert len(first) > 20 and crowded == 0
+    found = sorted(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))
+    assert found == sorted(zip((3 * first).tolist(), (3 * second).tolist(), strict=True))
 
 
 # ---- what becomes of them

@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float32, Int
 
 from samething.arrays import Embeddings
 from samething.curate.hashes import Hashes
+from samething.curate.near_embeddings import near_embeddings
 from samething.curate.near_hashes import differing_bits, near_pairs
 from samething.curate.same_picture import DecodeRow, pair_similarities
-from samething.retrieval import exact_topk
 
 Method: TypeAlias = Literal["exact", "perceptual", "embedding"]
 METHODS: Final[Sequence[Method]] = ("exact", "perceptual", "embedding")
@@ -27,9 +27,6 @@ METHODS: Final[Sequence[Method]] = ("exact", "perceptual", "embedding")
 FARTHEST_BITS: Final = 22
 """Bits in which the hashes of two pictures near in embedding may differ to be looked at; of the demo's crops
 that keep 84 % of a side, the median differs in 20, unrelated pictures in 32 ± 4."""
-
-_NEIGHBOURS: Final = (10, 40, 160)
-"""Neighbours asked for; more for those of whom all were near."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -186,37 +183,16 @@ def embedding_pairs(
         memory_mib: ceiling in MiB of the search for candidates.
 
     Returns:
-        The pairs, and the number of rows of which all neighbours that were asked for are candidates, so that
-        there may be more.
+        The pairs, and the number of rows that may have more of them than were looked at.
     """
-    asked = np.arange(len(rows))
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for k in _NEIGHBOURS:
-        if not len(asked):
-            break
-        top = exact_topk(
-            embeddings[asked],
-            embeddings,
-            min(k, len(rows)),
-            leave_out=asked,
-            memory_mib=memory_mib,
-            precision="float32",
-        )
-        near = top.scores >= similarity
-        place, column = np.nonzero(near)
-        found.append((asked[place], top.indices[place, column], top.scores[place, column]))
-        asked = asked[near.all(axis=1)] if k < len(rows) else asked[:0]
-    columns = (
-        zip(*found, strict=True) if found else ([np.empty(0, np.int64)],) * 2 + ([np.empty(0, np.float32)],)
-    )
-    first, second, cosine = (np.concatenate(column) for column in columns)
-    first, second = rows[first], rows[second]
+    near = near_embeddings(embeddings, similarity=similarity, memory_mib=memory_mib)
+    first, second = rows[near.first], rows[near.second]
     bits, is_mirrored = _least_bits(hashes, first, second, mirrored=mirrored)
     alike = (bits <= FARTHEST_BITS) | ~hashes.is_hashed[first] | ~hashes.is_hashed[second]
-    columns_left = _each_once(first[alike], second[alike], -cosine[alike], is_mirrored[alike])
+    columns_left = _each_once(first[alike], second[alike], -near.cosine[alike], is_mirrored[alike])
     first, second, negative, is_mirrored = columns_left
     cosine = (-negative).astype(np.float32)
-    return _confirmed(first, second, 2, cosine, is_mirrored, decode_row, closeness), len(asked)
+    return _confirmed(first, second, 2, cosine, is_mirrored, decode_row, closeness), near.num_crowded
 
 
 def _least_bits(
