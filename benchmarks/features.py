@@ -2,12 +2,15 @@
 
     python benchmarks/features.py decode
     python benchmarks/features.py pipeline --pictures FOLDER [--backbone NAME] [--num 1024]
+    python benchmarks/features.py sentence-transformers --pictures FOLDER [--num 256]
 
 ``decode`` compares decoding and resizing with Pillow's, one thread, processor time, alternating. ``pipeline``
 gives the pictures a second of the whole (files to blocks on disk, one decoding process, one thread for the
 model) over the rate of the same model on ready tensors, and over a plain loop of timm's transform, torch's
 DataLoader and the model in torch as it comes; wall-clock time, alternating, medians.
-``vit_base`` is a ViT-B/16 at 224 with random weights.
+``vit_base`` is a ViT-B/16 at 224 with random weights. ``sentence-transformers`` describes the same files with
+the same network, CLIP's ViT-B/16 with random weights, by that library's ``encode`` and by the pipeline, with
+torch in float32 and with the runtime that the pipeline chooses.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ import torch
 from PIL import Image
 
 from samething.backbones import Backbone, load_backbone
-from samething.backbones.runtimes import Runtime, choose_runtime
+from samething.backbones.runtimes import Runtime, choose_runtime, parity_cosine
 from samething.catalog import Catalog
 from samething.features.describing import describe_all
 from samething.features.generation import Generation
@@ -150,10 +153,7 @@ def whole_rate(backbone: Backbone, catalog: Catalog, runtime: Runtime) -> float:
 def bench_pipeline(pictures: Path, name: str, num: int) -> None:
     torch.set_num_threads(1)
     backbone = vit_base() if name == "vit_base" else load_backbone(name)
-    paths = sorted(path for path in pictures.rglob("*") if path.suffix in (".jpg", ".jpeg"))
-    paths = random.Random(0).sample(paths, min(num, len(paths)))
-    rows = [{"image": str(path), "label": "x", "sha256": file_sha256(path)} for path in paths]
-    catalog = Catalog.from_rows(rows, root=pictures)
+    paths, catalog = chosen_pictures(pictures, num)
     pixels = [read_pixels(path.read_bytes(), backbone.preprocessing) for path in paths[:BATCH_SIZE]]
     ready = torch.from_numpy(np.stack(pixels))
     runtime = choose_runtime(backbone, ready)
@@ -175,9 +175,90 @@ def bench_pipeline(pictures: Path, name: str, num: int) -> None:
     )
 
 
+class ImageTower(torch.nn.Module):
+    """CLIP's picture side: what sentence-transformers calls an image's embedding."""
+
+    def __init__(self, clip: torch.nn.Module) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Normalised pixels to vectors."""
+        vectors: torch.Tensor = self.clip.visual_projection(self.clip.vision_model(pixels).pooler_output)
+        return vectors
+
+
+def random_clip(folder: Path) -> torch.nn.Module:
+    """CLIP ViT-B/16 with random weights and a tiny text side, saved as sentence-transformers loads it."""
+    import transformers
+
+    (folder / "vocab.json").write_text('{"<|startoftext|>": 0, "<|endoftext|>": 1, "a": 2, "a</w>": 3}')
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokens = {"vocab_size": 4, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    vision = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "patch_size": 16}
+    config = transformers.CLIPConfig(
+        text_config=text | tokens, vision_config=vision | {"num_attention_heads": 12}, projection_dim=512
+    )
+    torch.manual_seed(0)
+    clip = transformers.CLIPModel(config).eval()
+    clip.save_pretrained(folder)
+    transformers.CLIPProcessor(
+        image_processor=transformers.CLIPImageProcessor(),
+        tokenizer=transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")),
+    ).save_pretrained(folder)
+    return clip
+
+
+def bench_sentence_transformers(pictures: Path, num: int) -> None:
+    import sentence_transformers
+
+    torch.set_num_threads(1)
+    paths, catalog = chosen_pictures(pictures, num)
+    with tempfile.TemporaryDirectory() as folder:
+        clip = random_clip(Path(folder))
+        theirs = sentence_transformers.SentenceTransformer(folder, device="cpu")
+    preprocessing = Preprocessing(
+        size=224, mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
+    )
+    backbone = Backbone(ImageTower(clip), name="clip", width=512, preprocessing=preprocessing)
+    pixels = [read_pixels(path.read_bytes(), preprocessing) for path in paths[:BATCH_SIZE]]
+    ready = torch.from_numpy(np.stack(pixels))
+    runtimes = {
+        "torch": choose_runtime(backbone, ready, runtime="torch"),
+        "auto": choose_runtime(backbone, ready),
+    }
+    expected = theirs.encode([Image.open(path) for path in paths[:BATCH_SIZE]], batch_size=BATCH_SIZE)
+    for runtime in runtimes.values():
+        print(
+            f"{runtime.name}: least cosine to theirs {parity_cosine(runtime.describe(ready), expected):.6f}"
+        )
+    rates: dict[str, list[float]] = {"theirs": [], **{name: [] for name in runtimes}}
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        theirs.encode([Image.open(path) for path in paths], batch_size=BATCH_SIZE)
+        rates["theirs"].append(len(paths) / (time.perf_counter() - start))
+        for name, runtime in runtimes.items():
+            rates[name].append(whole_rate(backbone, catalog, runtime))
+    for name, runtime in runtimes.items():
+        ratio = statistics.median(a / b for a, b in zip(rates[name], rates["theirs"], strict=True))
+        print(
+            f"the pipeline with {runtime.name} ({name}): {statistics.median(rates[name]):.1f} pictures/s, "
+            f"{ratio:.2f} x sentence-transformers' encode ({statistics.median(rates['theirs']):.1f})"
+        )
+
+
+def chosen_pictures(pictures: Path, num: int) -> tuple[list[Path], Catalog]:
+    """Some JPEG files of a folder, drawn with a seed, and their catalog."""
+    paths = sorted(path for path in pictures.rglob("*") if path.suffix in (".jpg", ".jpeg"))
+    paths = random.Random(0).sample(paths, min(num, len(paths)))
+    rows = [{"image": str(path), "label": "x", "sha256": file_sha256(path)} for path in paths]
+    return paths, Catalog.from_rows(rows, root=pictures)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=["decode", "pipeline"])
+    parser.add_argument("what", choices=["decode", "pipeline", "sentence-transformers"])
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--backbone", default="efficientnet_lite0")
     parser.add_argument("--num", type=int, default=1024)
@@ -185,6 +266,8 @@ if __name__ == "__main__":
     if given.what == "decode":
         bench_decode()
     elif given.pictures is None:
-        parser.error("pipeline needs --pictures FOLDER")
+        parser.error(f"{given.what} needs --pictures FOLDER")
+    elif given.what == "sentence-transformers":
+        bench_sentence_transformers(given.pictures, min(given.num, 256))
     else:
         bench_pipeline(given.pictures, given.backbone, given.num)

@@ -3,7 +3,8 @@
     python benchmarks/runtimes.py [--rounds 7] [--batch 32] [--only vit_base]
 
 One thread, processor time, the candidates in turns; a ratio is the median over the rounds of two times of one
-round. Cosines are the least over scikit-image's photographs to torch in float32. ``efficientnet_lite0`` has
+round. Cosines are the least over scikit-image's photographs to torch in float32. The peak is that of a large matrix product in float32; a runtime's share of it is the network's own
+operations a second over it. ``efficientnet_lite0`` has
 its real weights, ``vit_base`` is timm's ViT-B/16 of SigLIP at 224 with random ones. ``eager`` is the network
 on normalised float32 pixels at the best of three batch sizes; all others start from uint8.
 """
@@ -20,6 +21,7 @@ import numpy as np
 import skimage.data
 import timm
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from samething.backbones import Backbone, load_backbone
 from samething.backbones.runtimes import (
@@ -73,6 +75,20 @@ def best_eager(backbone: Backbone, pixels: torch.Tensor) -> tuple[Callable[[], o
     return call, batch
 
 
+def float32_peak() -> float:
+    """Operations a second of a matrix product in float32."""
+    one, other = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    torch.mm(one, other)
+    return 2 * 2048**3 / min(seconds(lambda: torch.mm(one, other)) for _ in range(5))
+
+
+def operations(backbone: Backbone, pixels: torch.Tensor) -> float:
+    """Of one picture, two for a multiplication with an addition."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        backbone(pixels[:1])
+    return float(counter.get_total_flops())
+
+
 BACKBONES: dict[str, Callable[[], Backbone]] = {
     "efficientnet_lite0": lambda: load_backbone("efficientnet_lite0"),
     "vit_base": vit_base,
@@ -101,12 +117,17 @@ def bench(backbone: Backbone, rounds: int, batch: int) -> None:
         for name, call in candidates.items():
             times[name].append(seconds(lambda call=call: call(pixels)) / len(pixels))
     print(f"\n{backbone.name}: {len(pictures)} photographs, batch {batch}; eager best at batch {eager_batch}")
-    print(f"{'':24} {'pictures/s':>10} {'× eager':>8} {'least cosine':>13}  gate {PARITY_COSINE}")
+    peak, needed = float32_peak(), operations(backbone, pixels)
+    print(f"{needed / 1e9:.2f} billion operations a picture, peak {peak / 1e9:.0f} billion a second")
+    print(
+        f"{'':24} {'pictures/s':>10} {'× eager':>8} {'of peak':>8} {'least cosine':>13}  gate {PARITY_COSINE}"
+    )
     for name, spent in times.items():
         ratio = statistics.median(one / other for one, other in zip(times["eager"], spent, strict=True))
         cosine = cosines.get(name, 1.0)
         gate = "passes" if cosine >= PARITY_COSINE else "FAILS"
-        print(f"{name:24} {1 / statistics.median(spent):10.1f} {ratio:8.2f} {cosine:13.6f}  {gate}")
+        rate = 1 / statistics.median(spent)
+        print(f"{name:24} {rate:10.1f} {ratio:8.2f} {rate * needed / peak:8.2f} {cosine:13.6f}  {gate}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How fast the annotations of large public data sets are read, and in how much memory, against the plain way.
 
-    python benchmarks/datasets.py
+    python benchmarks/annotations.py
 
 Annotation files of the size and form of Google Landmarks v2 (``train.csv``, 1,580,470 rows) and of UnED's
 landmarks (four JSON lists, 2,343,356 entries) are written to a temporary folder; the pictures themselves are
