@@ -3,10 +3,11 @@
     python benchmarks/runtimes.py [--rounds 7] [--batch 32] [--only vit_base]
 
 One thread, processor time, the candidates in turns; a ratio is the median over the rounds of two times of one
-round. Cosines are the least over scikit-image's photographs to torch in float32. The peak is that of a large matrix product in float32; a runtime's share of it is the network's own
-operations a second over it. ``efficientnet_lite0`` has
-its real weights, ``vit_base`` is timm's ViT-B/16 of SigLIP at 224 with random ones. ``eager`` is the network
-on normalised float32 pixels at the best of three batch sizes; all others start from uint8.
+round. Cosines are the least over scikit-image's photographs to torch in float32. The peak is that of a large
+matrix product in float32; a runtime's share of it is the network's own operations a second over it.
+``efficientnet_lite0`` has its real weights, ``vit_base`` is timm's ViT-B/16 of SigLIP at 224 with random
+ones; ``eager`` is the network on normalised float32 pixels at the best of three batch sizes; all else
+starts from uint8.
 """
 
 from __future__ import annotations
