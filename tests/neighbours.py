@@ -1,6 +1,6 @@
 """Every format loaded by what it is for, in a process of its own: are its vectors and neighbours torch's?
 
-    python tests/neighbours.py RUN MODELS [--formats …]
+    python tests/neighbours.py RUN MODELS [--formats …] [--every N]
 
 exports RUN into a folder of MODELS for each format and prints a table over the catalog's test pictures. All
 formats are given the same pixels; those that resize by themselves are then given the pictures as they are.
@@ -150,10 +150,13 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("run", type=Path)
     arguments.add_argument("models", type=Path)
-    arguments.add_argument("--formats", nargs="*", default=list(CONSUMERS))
+    at_once = [form for form in CONSUMERS if form != "aot-inductor"]  # which compiles for minutes
+    arguments.add_argument("--formats", nargs="*", default=at_once)
+    arguments.add_argument("--every", type=int, default=1, help="take every so-manieth test picture")
     given = arguments.parse_args()
     source = source_of(Run.open(given.run), weights=None)
     catalog = pictures_tested(source)
+    catalog = catalog.take(np.arange(len(catalog)) % given.every == 0)
     squares, margin = squares_of(catalog, source.backbone.preprocessing)
     given.models.mkdir(parents=True, exist_ok=True)
     pictures = given.models / "squares.npy"
