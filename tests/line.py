@@ -41,11 +41,13 @@ def samething(*arguments: object, cwd: Path | None = None) -> subprocess.Complet
     return run_python("-c", PROGRAM, *arguments, cwd=cwd)
 
 
-def run_python(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run_python(
+    *arguments: object, cwd: Path | None = None, timeout_s: float = 300
+) -> subprocess.CompletedProcess[str]:
     """Run Python on this checkout."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
-        cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=300, env=ENVIRONMENT,
+        cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=timeout_s, env=ENVIRONMENT,
     )  # fmt: skip
 
 

@@ -255,6 +255,7 @@ def _write_files(
     config["parity"] = parity.to_json() if parity else None
     if form.format == "hub":
         write_text(output / ".gitattributes", _GIT_ATTRIBUTES)
+        write_text(output / ".gitignore", ".lock\n")  # the hub follows it while it takes the folder in
     write_json(output / "config.json", config)
     write_text(output / "README.md", card(config))
     return config, difference, parity

@@ -1,0 +1,72 @@
+"""--format hub with the hub's own client: uploaded as it is, and loaded again by its id."""
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from fake_hub import fake_hub
+from line import run_python
+from samething.embedder import Embedder
+from samething.export import export
+from samething.files import read_json
+from scenes import photographs
+from tiny import make_tiny
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = make_tiny(tmp_path_factory.mktemp("tiny"))
+    export(folder / "run", output=folder / "finder", weights=folder / "w.safetensors", format="hub")
+    return folder
+
+
+CLIENT = """
+import os, sys
+address, folder, home, picture, target = sys.argv[1:]
+os.environ.update(HF_ENDPOINT=address, HF_HOME=home, HF_HUB_DISABLE_XET="1", HF_TOKEN="hf_none", NO_PROXY="*")
+import numpy as np
+from huggingface_hub import HfApi
+from samething.embedder import Embedder
+from samething.errors import ArtefactError
+api = HfApi()
+api.create_repo("someone/finder", exist_ok=True)
+api.upload_folder(repo_id="someone/finder", folder_path=folder)
+np.save(target, Embedder.load("someone/finder").embed([picture]))
+try:
+    Embedder.load("someone/else")
+except ArtefactError as error:
+    print(error)
+"""
+
+
+def test_the_hubs_client_uploads_it_and_the_embedder_loads_it_by_its_id(tiny, tmp_path):
+    picture = tmp_path / "picture.png"
+    photographs()[0].save(picture)
+    with fake_hub() as hub:
+        done = run_python("-c", CLIENT, hub.address, tiny / "finder", tmp_path / "home", picture,
+                          tmp_path / "vectors.npy")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    uploaded = hub.repositories["someone/finder"]
+    listed = read_json(tiny / "finder" / "manifest.json")["content"]["sha256"]
+    assert set(uploaded) == {*listed, "manifest.json"}  # and not the lock
+    assert all(content == (tiny / "finder" / name).read_bytes() for name, content in uploaded.items())
+    assert hub.lfs_paths == {"model.onnx", "model.safetensors"}
+    assert set(hub.cards) == {uploaded["README.md"].decode()}  # the client asks whether the header is good
+    expected = Embedder.load(tiny / "finder").embed(photographs()[:1])
+    np.testing.assert_array_equal(np.load(tmp_path / "vectors.npy"), expected)
+    # the model's files for torch were left on the hub
+    fetched = {path.name for path in (tmp_path / "home").rglob("snapshots/*/*")}
+    assert fetched == {"manifest.json", "config.json", "model.onnx"}
+    assert "someone/else is no folder here" in done.stdout
+
+
+def test_the_cards_header_is_what_the_hubs_library_reads(tiny):
+    text = (tiny / "finder" / "README.md").read_text(encoding="utf-8")
+    card = ModelCard(text)
+    header = yaml.safe_load(text.split("---\n")[1])
+    again = ModelCardData(**header)
+    assert card.data.to_dict() == again.to_dict() == header
+    assert header["library_name"] == "samething" and header["license"] and "onnx" in header["tags"]
+    assert (card.data.license == "other") == (card.data.to_dict().get("license_name") is not None)
+    assert card.text.lstrip().startswith("# finder")
