@@ -148,6 +148,31 @@ def test_start_from_a_picture_of_the_collection(page):
     expect(page.locator(".tile")).to_have_count(12)
 
 
+def test_a_label_is_looked_for(page, pictures):
+    page.fill("#look-label", "thing 02 é")
+    page.keyboard.press("Enter")
+    expect(page.locator("#query-name")).to_have_text("thing 02 é")
+    expect(page.locator("#looked-for img")).to_have_count(4)
+    expect(page.locator("#stage")).to_be_hidden()
+    expect(page.locator(".tile")).to_have_count(9)
+    expect(page.locator("#results")).not_to_contain_text("thing 02 é")
+    page.locator("a.name", has_text="thing 00 é").first.click()  # the label of a result
+    expect(page.locator("#query-name")).to_have_text("thing 00 é")
+    expect(page.locator("#results")).to_contain_text("thing 02 é")
+    page.go_back()
+    expect(page.locator("#query-name")).to_have_text("thing 02 é")
+    page.locator(".tile").first.hover()
+    page.locator(".tile .more").first.click()
+    label = page.text_content("#closer-label")
+    page.click("#closer-all")
+    expect(page.locator("#query-name")).to_have_text(label)
+    page.locator("#looked-for a").first.click()  # one of its pictures alone
+    expect(page.locator(".tile")).to_have_count(12)
+    expect(page.locator("#stage")).to_be_visible()
+    page.goto(page.url.partition("#")[0] + "#label=no%20such")
+    expect(page.locator("#message")).to_contain_text("no such")
+
+
 def test_filters_narrow_the_results(page, pictures):
     look_for(page, pictures / "thing 00 é" / "view 0.jpg")
     chip = page.locator("#domains .chip", has_text="things")
