@@ -294,7 +294,7 @@ def test_a_network_that_fails_for_a_moment_is_asked_again(files, monkeypatch):
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.delitem(fsspec.registry._registry, "s3", raising=False)  # what another test imported
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)  # of other tests
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(MissingExtraError, match=r"samething\[remote\]"):
         Source("s3://bucket/a.jpg").read()
