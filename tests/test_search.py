@@ -18,11 +18,12 @@ import rich.console
 import scipy.sparse.csgraph
 from PIL import Image, ImageGrab
 
-from line import ENVIRONMENT
+from line import ENVIRONMENT, samething
 from samething.catalog import Catalog
 from samething.embedder import Embedder
 from samething.errors import ArtefactError, FingerprintError, ImageError, InputError
 from samething.evaluation.calibration import Calibration
+from samething.files import file_sha256
 from samething.images import Box
 from samething.index import create_index
 from samething.search import (
@@ -328,6 +329,40 @@ def test_a_calibrated_model_gives_probabilities_and_no_match(made, pictures):
     config = {**config, "calibration": {**config["calibration"], "threshold": None}}
     never = dataclasses.replace(made, embedder=dataclasses.replace(made.embedder, config=config)).find(query)
     assert never.is_no_match and json.loads(json.dumps(never.to_json(), allow_nan=False))["threshold"] is None
+
+
+def test_the_command_gives_probabilities_and_no_match(line, made, pictures, tmp_path):
+    query, folder = pictures / "thing 01 é" / "view 0.jpg", tmp_path / "calibrated"
+    shutil.copytree(line / "model", folder)
+    scores = np.array([match.score for match in made.find(query, k=12).matches])
+    fitted = Calibration.fit(scores, scores >= scores[:2].mean(), target_precision=1.0)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "calibration": fitted.to_json()}))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["content"]["sha256"]["config.json"] = file_sha256(folder / "config.json")
+    manifest["content"]["bytes"]["config.json"] = (folder / "config.json").stat().st_size
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    command = [
+        "find",
+        "--index",
+        made.index.location,
+        "--model",
+        folder,
+        "--k",
+        "3",
+        "-o",
+        tmp_path / "m.json",
+    ]
+    done = samething(*command, query)
+    assert done.returncode == 0 and "same thing" in done.stdout and "no match" not in done.stdout, done.stderr
+    found = json.loads((tmp_path / "m.json").read_text())
+    assert not found["no_match"] and found["threshold"] == fitted.threshold
+    probabilities = [match["probability"] for match in found["matches"]]
+    assert probabilities == pytest.approx(fitted.probability(scores)[:3], abs=1e-6)
+    Image.new("RGB", (96, 96), "orange").save(tmp_path / "orange.png")
+    done = samething(*command, tmp_path / "orange.png")
+    assert done.returncode == 0 and "no match" in done.stdout, done.stderr
+    assert json.loads((tmp_path / "m.json").read_text())["no_match"]
 
 
 def test_a_feature_folder_skips_the_backbone(line, tmp_path, monkeypatch):
