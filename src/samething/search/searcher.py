@@ -30,7 +30,8 @@ MODEL_NAME: Final = "model.json"
 """File in an index folder that says where its model is."""
 COLLECTIONS_NAME: Final = "collections.json"
 """File in an index folder that lists the folders and catalogs it follows."""
-THUMBNAIL_SIDE: Final = 256
+THUMBNAIL_SIDE: Final = 224
+"""Pixels. Even black and white noise fits the 65,535 bytes of a text of Milvus then."""
 _MAX_LOOKED_FOR: Final = 24
 _ROWS_A_WRITE: Final = 256
 
