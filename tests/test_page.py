@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
+import json
 import os
 import shutil
 from pathlib import Path
@@ -12,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from samething.evaluation.calibration import Calibration
 from samething.search import Searcher, index
 from samething.search.collection import Collection
-from samething.web import Limits, create_app
+from samething.web import Client, Limits, create_app
 from scenes import write_things
 from web_server import running
 
@@ -148,6 +151,31 @@ def test_start_from_a_picture_of_the_collection(page):
     expect(page.locator(".tile")).to_have_count(12)
 
 
+def test_a_label_is_looked_for(page, pictures):
+    page.fill("#look-label", "thing 02 é")
+    page.keyboard.press("Enter")
+    expect(page.locator("#query-name")).to_have_text("thing 02 é")
+    expect(page.locator("#looked-for img")).to_have_count(4)
+    expect(page.locator("#stage")).to_be_hidden()
+    expect(page.locator(".tile")).to_have_count(9)
+    expect(page.locator("#results")).not_to_contain_text("thing 02 é")
+    page.locator("a.name", has_text="thing 00 é").first.click()  # the label of a result
+    expect(page.locator("#query-name")).to_have_text("thing 00 é")
+    expect(page.locator("#results")).to_contain_text("thing 02 é")
+    page.go_back()
+    expect(page.locator("#query-name")).to_have_text("thing 02 é")
+    page.locator(".tile").first.hover()
+    page.locator(".tile .more").first.click()
+    label = page.text_content("#closer-label")
+    page.click("#closer-all")
+    expect(page.locator("#query-name")).to_have_text(label)
+    page.locator("#looked-for a").first.click()  # one of its pictures alone
+    expect(page.locator(".tile")).to_have_count(12)
+    expect(page.locator("#stage")).to_be_visible()
+    page.goto(page.url.partition("#")[0] + "#label=no%20such")
+    expect(page.locator("#message")).to_contain_text("no such")
+
+
 def test_filters_narrow_the_results(page, pictures):
     look_for(page, pictures / "thing 00 é" / "view 0.jpg")
     chip = page.locator("#domains .chip", has_text="things")
@@ -180,6 +208,35 @@ def test_the_threshold_says_no_match(page, pictures):
     look_for(page, pictures / "thing 01 é" / "view 0.jpg")
     page.locator("#threshold").fill("0.99")
     expect(page.locator("#count")).to_contain_text("less alike hidden")
+
+
+def test_a_calibrated_model_gives_probabilities_and_its_own_no_match(browser, line, pictures):
+    """The served model has a calibration, fitted on the index's own nearest pictures, known and unknown."""
+    plain = Searcher.open(pictures.parent / "index")
+    query = pictures / "thing 01 é" / "view 0.jpg"
+    scores = np.array([match.score for match in plain.find(query, k=12).matches])
+    fitted = Calibration.fit(scores, scores >= scores[:2].mean(), target_precision=1.0)
+    config = {**plain.embedder.config, "calibration": json.loads(json.dumps(fitted.to_json()))}
+    calibrated = dataclasses.replace(plain, embedder=dataclasses.replace(plain.embedder, config=config))
+    with running(create_app(calibrated)) as address:
+        answer = Client(address).search(query, k=12)
+        expected = fitted.probability(scores)
+        assert [match["probability"] for match in answer["matches"]] == pytest.approx(expected, abs=1e-4)
+        assert answer["threshold"] == fitted.threshold and answer["no_match"] is False
+        best = answer["matches"][0]["id"]
+        rest = Client(address).similar(best)
+        assert rest["no_match"] is True and rest["matches"]
+        with new_page(browser, address, viewport={"width": 1280, "height": 850}) as page:
+            page.goto(address)
+            look_for(page, query)
+            expect(page.locator(".tile .score").first).to_have_text(f"{round(100 * expected[0])} %")
+            expect(page.locator("#threshold-value")).to_have_text(f"{fitted.threshold:.2f}")
+            expect(page.locator("#count")).to_contain_text("less alike hidden")
+            page.locator(".go").first.click()  # itself left out, nothing reaches the threshold
+            expect(page.locator("#no-match")).to_be_visible()
+            expect(page.locator(".tile")).to_have_count(0)
+            page.click("#anyway")
+            expect(page.locator(".tile")).to_have_count(12)
 
 
 def test_a_part_of_the_picture(page, pictures):

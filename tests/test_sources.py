@@ -4,7 +4,10 @@ import functools
 import hashlib
 import http.server
 import io
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -16,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from object_store import s3_server
 from samething.catalog import BOX_COLUMNS, Catalog
 from samething.errors import ImageError, MissingExtraError
 from samething.features import features
@@ -139,6 +143,54 @@ def test_features_are_those_of_the_files(kind, num_workers, files, tmp_path):
     assert features(tmp_path / f"{kind}.parquet", output=tmp_path / kind, **options).num_computed == 0
 
 
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A folder whose files are the objects of s3://bucket, for this process and those it starts."""
+    pytest.importorskip("s3fs", reason="needs pip install 'samething[remote]'")
+    folder = tmp_path / "s3" / "bucket"
+    folder.mkdir(parents=True)
+    with s3_server(folder.parent) as endpoint:
+        access = {"endpoint_url": endpoint, "key": "somebody", "secret": "something"}
+        for name, value in access.items():
+            monkeypatch.setenv(f"FSSPEC_S3_{name.upper()}", value)
+        monkeypatch.setitem(fsspec.config.conf, "s3", access)  # fsspec reads its variables when imported
+        yield folder
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def test_objects_of_a_bucket_are_the_files(bucket, files, tmp_path):
+    for number, path in enumerate(files):
+        shutil.copy(path, bucket / f"{number} é.jpg")
+    in_tar(files, bucket / "shard.tar")
+    places = [f"s3://bucket/{number} é.jpg" for number in range(len(files))]
+    members = [f"tar://{number:04d}.jpg::s3://bucket/shard.tar" for number in range(len(files))]
+    for place in (places, members):
+        for location, path in zip(place, files, strict=True):
+            assert Source(location).read() == path.read_bytes()
+            assert Source(location).version() == Source(location).version() != ""
+    with pytest.raises(ImageError, match="does not exist"):
+        Source("s3://bucket/none.jpg").read()
+    assert [name.partition("/")[2] for name in fsspec.filesystem("s3").ls("bucket/", detail=False)] == [
+        *(f"{number} é.jpg" for number in range(len(files))), "shard.tar",
+    ]  # fmt: skip
+    code = (
+        "import sys; from samething.images import Source; sys.stdout.buffer.write(Source(sys.argv[1]).read())"
+    )
+    read = subprocess.run([sys.executable, "-c", code, places[0]], env=os.environ, capture_output=True)
+    assert read.stdout == files[0].read_bytes(), read.stderr[-2000:]
+
+    save_tiny(tmp_path / "tiny.pth")
+    results = []
+    for name, images in (("files", [*map(str, files)] * 2), ("s3", [*places, *members])):
+        catalog = Catalog.from_rows([{"image": image, "label": "x"} for image in images], root=tmp_path)
+        catalog.write(tmp_path / f"{name}.parquet")
+        options = {"weights": tmp_path / "tiny.pth", "backbone": f"timm:{TINY}", "runtime": "torch"}
+        results.append(
+            features(tmp_path / f"{name}.parquet", output=tmp_path / f"{name} rows", num_workers=0, **options)
+        )
+    assert np.array_equal(results[0].rows, results[1].rows) and len(results[1].rows) == 2 * len(files)
+
+
 def test_what_changed_behind_a_url_is_computed_again_alone(files, tmp_path, server):
     address, folder = server
     save_tiny(tmp_path / "tiny.pth")
@@ -242,7 +294,8 @@ def test_a_network_that_fails_for_a_moment_is_asked_again(files, monkeypatch):
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)  # of other tests
+    monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(MissingExtraError, match=r"samething\[remote\]"):
         Source("s3://bucket/a.jpg").read()
 

@@ -110,6 +110,23 @@ def test_similar_leaves_the_picture_itself_out(client, shared):
     )
 
 
+def test_similar_to_a_label_is_the_librarys(client, shared):
+    searcher = Searcher.open(shared / "index")
+    for combine in ("mean", "max"):
+        asked = {"to_label": "thing 02 é", "k": 5, "combine": combine}
+        found = client.get("/similar", params=asked).json()
+        expected = searcher.find_label("thing 02 é", k=5, combine=combine)
+        assert [match["id"] for match in found["matches"]] == [match.id for match in expected.matches]
+        assert "thing 02 é" not in {match["label"] for match in found["matches"]}
+        own = searcher.index.rows(found["looked_for"], ["label"])["label"].to_pylist()
+        assert own == ["thing 02 é"] * 4
+    filtered = client.get("/similar", params={"to_label": "thing 02 é", "label": "thing 00 é"}).json()
+    assert [match["label"] for match in filtered["matches"]] == ["thing 00 é"] * 4
+    unknown = client.get("/similar", params={"to_label": "no such thing"})
+    assert unknown.status_code == 400 and "no such thing" in unknown.json()["error"]
+    assert client.get("/similar").status_code == 422
+
+
 @pytest.mark.parametrize(
     ("data", "word"),
     [
@@ -365,6 +382,8 @@ def test_the_client_does_what_the_server_can(own):
         assert found["matches"][0]["label"] == "thing 01 é" and len(found["matches"]) == 2
         row = found["matches"][0]["id"]
         assert server.image(row) == query.read_bytes() and len(server.similar(row)["matches"]) == 5
+        alike = server.similar_to_label("thing 01 é", k=9)
+        assert len(alike["matches"]) == 4 and row in alike["looked_for"]
         content = io.BytesIO()
         Image.new("RGB", (30, 30), "blue").save(content, "WEBP")
         added = server.add(content.getvalue(), label="blue")

@@ -56,6 +56,8 @@ class Matches:
     matches: tuple[Match, ...]
     threshold: float | None = None
     """Score below which the model says that there is no match; None where it was not calibrated."""
+    looked_for: tuple[str, ...] = ()
+    """Ids of pictures of the index that were looked for, which are no matches; at most 24 of them."""
 
     @property
     def is_no_match(self) -> bool:
@@ -69,6 +71,7 @@ class Matches:
             "no_match": self.is_no_match,
             # a model that is never sure has no finite threshold, which JSON could not say
             "threshold": self.threshold if self.threshold is None or math.isfinite(self.threshold) else None,
+            "looked_for": list(self.looked_for),
             "matches": [match.to_json() for match in self.matches],
         }
 

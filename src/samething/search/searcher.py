@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -30,7 +30,9 @@ MODEL_NAME: Final = "model.json"
 """File in an index folder that says where its model is."""
 COLLECTIONS_NAME: Final = "collections.json"
 """File in an index folder that lists the folders and catalogs it follows."""
-THUMBNAIL_SIDE: Final = 160
+THUMBNAIL_SIDE: Final = 224
+"""Pixels. Even black and white noise fits the 65,535 bytes of a text of Milvus then."""
+_MAX_LOOKED_FOR: Final = 24
 _ROWS_A_WRITE: Final = 256
 
 Combine = Literal["mean", "max"]
@@ -147,9 +149,12 @@ class Searcher:
         k: int = 5,
         where: Where | None = None,
         combine: Combine = "mean",
-        leave_out: Iterable[str] = (),
+        leave_out: Sequence[str] = (),
     ) -> Matches:
-        """The matches of one query that is embedded already, as one vector or several."""
+        """The matches of one query that is embedded already, as one vector or several.
+
+        ``leave_out`` are the ids of the pictures whose vectors they are, where these are the index's own.
+        """
         left_out = set(leave_out)
         hits = self.index.search(together(vectors, combine=combine), k + len(left_out), where=where)
         best: dict[str, dict[str, Any]] = {}
@@ -159,15 +164,16 @@ class Searcher:
                     best[hit["id"]] = hit
         ranked = sorted(best.values(), key=lambda hit: (-hit["score"], hit["id"]))[:k]
         found = tuple(self._match(rank, hit) for rank, hit in enumerate(ranked, start=1))
+        looked_for = tuple(leave_out[:_MAX_LOOKED_FOR])
         calibration = self.calibration
         if calibration is None:
-            return Matches(name, found)
+            return Matches(name, found, looked_for=looked_for)
         chances = calibration.probability(np.array([match.score for match in found])).tolist()
         calibrated = [
             dataclasses.replace(match, probability=chance)
             for match, chance in zip(found, chances, strict=True)
         ]
-        return Matches(name, tuple(calibrated), threshold=calibration.threshold)
+        return Matches(name, tuple(calibrated), threshold=calibration.threshold, looked_for=looked_for)
 
     def _match(self, rank: int, hit: dict[str, Any]) -> Match:
         path = hit.pop("path") or ""

@@ -1,14 +1,20 @@
 "use strict";
 // The search view: what is looked for, its crop, the filters, the results.
 
-const state = { files: null, uploaded: null, similar: null, crop: null, matches: [], info: null, asking: null, url: null };
+const state = { files: null, uploaded: null, similar: null, label: null, crop: null, matches: [], info: null, asking: null, url: null };
 
 // ---- what is looked for
+
+const linkTo = (kind, value) => `#${kind}=${encodeURIComponent(value)}`;
+const thumbnail = (id) => `/thumbnails/${encodeURIComponent(id)}`;
 
 function showQuery(source, name) {
   if (state.url) URL.revokeObjectURL(state.url);
   state.url = source instanceof Blob ? URL.createObjectURL(source) : null;
-  byId("query").src = state.url || source;
+  byId("stage").hidden = !source;
+  byId("looked-for").hidden = Boolean(source);
+  byId("looked-for").replaceChildren();
+  if (source) byId("query").src = state.url || source;
   byId("query-name").textContent = name;
   document.body.classList.add("compact");
   byId("work").hidden = false;
@@ -28,7 +34,7 @@ function searchFiles(files) {
     return;
   }
   state.files = state.uploaded = pictures;
-  state.similar = null;
+  state.similar = state.label = null;
   const name = pictures[0].name || "pasted picture";
   showQuery(pictures[0], pictures.length > 1 ? `${name} and ${pictures.length - 1} more of the same thing` : name);
   if (location.hash !== "#upload") history.pushState(null, "", "#upload");
@@ -37,7 +43,7 @@ function searchFiles(files) {
 }
 
 function searchSimilar(id) {
-  state.files = null;
+  state.files = state.label = null;
   state.similar = id;
   const known = state.matches.find((match) => match.id === id);
   showQuery(`/images/${encodeURIComponent(id)}`, known ? known.label || known.path : "a picture of the index");
@@ -45,8 +51,31 @@ function searchSimilar(id) {
   search();
 }
 
-function clearQuery() {
+function searchLabel(label) {
   state.files = state.similar = null;
+  state.label = label;
+  showQuery(null, label);
+  scrollTo({ top: 0 });
+  search();
+}
+
+// the pictures that a label stands for; each leads to what is like it alone
+function showLookedFor(ids) {
+  byId("looked-for").replaceChildren(...ids.map((id) => pictureLink(id)));
+}
+
+function pictureLink(id) {
+  const link = element("a");
+  link.href = linkTo("similar", id);
+  const picture = element("img");
+  picture.src = thumbnail(id);
+  picture.alt = "Find what is like this picture";
+  link.append(picture);
+  return link;
+}
+
+function clearQuery() {
+  state.files = state.similar = state.label = null;
   state.matches = [];
   if (state.asking) state.asking.abort();
   document.body.classList.remove("compact");
@@ -68,14 +97,17 @@ function filters() {
 }
 
 async function search() {
-  if (!state.files && !state.similar) return;
+  if (!state.files && !state.similar && !state.label) return;
   if (state.asking) state.asking.abort();
   const asking = (state.asking = new AbortController());
   document.body.classList.add("working");
   byId("count").textContent = "Looking …";
   try {
     let found;
-    if (state.similar && !state.crop) {
+    if (state.label) {
+      found = await ask(`/similar?${new URLSearchParams([["to_label", state.label], ...filters()])}`, { signal: asking.signal });
+      showLookedFor(found.looked_for);
+    } else if (state.similar && !state.crop) {
       const path = `/similar/${encodeURIComponent(state.similar)}?${new URLSearchParams(filters())}`;
       found = await ask(path, { signal: asking.signal });
     } else {
@@ -137,25 +169,31 @@ function tile(match) {
   go.dataset.id = match.id;
   go.title = match.path;
   const picture = element("img");
-  picture.src = `/thumbnails/${encodeURIComponent(match.id)}`;
+  picture.src = thumbnail(match.id);
   picture.alt = match.label || match.path;
   picture.loading = "lazy";
-  const text = element("span", "text");
-  text.append(element("span", "name", match.label || match.path.split("/").pop()));
+  go.append(picture);
+  const text = element("div", "text");
+  const name = element(match.label ? "a" : "span", "name", match.label || match.path.split("/").pop());
+  if (match.label) {
+    name.href = linkTo("label", match.label);
+    name.title = "Look for this label";
+    name.tabIndex = -1; // one stop a tile for the keyboard; the closer view has the label too
+  }
+  text.append(name);
   const line = element("span", "line");
   line.append(element("span", "tag", match.domain || "no domain"));
   const score = element("span", "score", match.probability === null ? match.score.toFixed(3) : `${Math.round(match.probability * 100)} %`);
   score.title = match.probability === null ? "similarity" : `probability of the same thing; similarity ${match.score.toFixed(3)}`;
   line.append(score);
   text.append(line);
-  go.append(picture, text);
-  go.addEventListener("click", () => { location.hash = `similar=${encodeURIComponent(match.id)}`; });
+  go.addEventListener("click", () => { location.hash = linkTo("similar", match.id); });
   const more = element("button", "icon more", "⤢");
   more.type = "button";
   more.tabIndex = -1;
   more.setAttribute("aria-label", "Look closer");
   more.addEventListener("click", () => lookCloser(match));
-  made.append(go, more);
+  made.append(go, text, more);
   return made;
 }
 
@@ -177,8 +215,10 @@ function lookCloser(match) {
   byId("closer-original").href = `/images/${encodeURIComponent(match.id)}`;
   byId("closer-similar").onclick = () => {
     byId("closer").close();
-    location.hash = `similar=${encodeURIComponent(match.id)}`;
+    location.hash = linkTo("similar", match.id);
   };
+  byId("closer-all").hidden = !match.label;
+  byId("closer-all").href = linkTo("label", match.label);
   byId("closer-delete").hidden = !(state.info && state.info.can_change);
   byId("closer-delete").onclick = async () => {
     if (!confirm("Delete this picture from the index?")) return;
@@ -208,7 +248,7 @@ function setCrop(box) {
   state.crop = box;
   byId("crop").hidden = !box;
   byId("uncrop").hidden = !box;
-  byId("crop-hint").hidden = Boolean(box);
+  byId("crop-hint").hidden = Boolean(box) || byId("stage").hidden;
 }
 
 function drawCrop(a, b) {
@@ -283,6 +323,12 @@ addEventListener("drop", (event) => {
 });
 byId("clear").addEventListener("click", () => { location.hash = ""; clearQuery(); });
 
+byId("by-label").addEventListener("submit", (event) => {
+  event.preventDefault();
+  location.hash = linkTo("label", byId("look-label").value.trim());
+});
+byId("closer-all").addEventListener("click", () => byId("closer").close());
+
 // ---- filters
 
 let typing = null;
@@ -312,15 +358,8 @@ function showInfo(info) {
     return chip;
   }));
   byId("start").hidden = !info.samples.length;
-  byId("samples").replaceChildren(...info.samples.map((id) => {
-    const link = element("a");
-    link.href = `#similar=${encodeURIComponent(id)}`;
-    const picture = element("img");
-    picture.src = `/thumbnails/${encodeURIComponent(id)}`;
-    picture.alt = "Find what is like this picture";
-    link.append(picture);
-    return link;
-  }));
+  byId("samples").replaceChildren(...info.samples.map(pictureLink));
+  byId("by-label").hidden = !info.num_labels;
   byId("labels").replaceChildren(...info.labels.map((name) => {
     const option = element("option");
     option.value = name;

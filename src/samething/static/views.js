@@ -21,6 +21,7 @@ function follow() {
   } else {
     showView("search");
     if (name === "similar" && value) searchSimilar(decodeURIComponent(value));
+    else if (name === "label" && value) searchLabel(decodeURIComponent(value));
     else if (name === "upload" && state.uploaded) searchFiles(state.uploaded);
     else clearQuery();
   }

@@ -54,6 +54,7 @@ class SearchAnswer(pydantic.BaseModel):
     query: str
     no_match: bool = pydantic.Field(description="nothing found is likely to be the same thing")
     threshold: float | None = pydantic.Field(description="score below which there is no match, if calibrated")
+    looked_for: list[str] = pydantic.Field(description="ids of the index's own pictures that were looked for")
     matches: list[MatchAnswer]
 
 
@@ -244,7 +245,6 @@ async def _on_unexpected(request: fastapi.Request, error: Exception) -> Response
 # ---- asking
 
 _asking = fastapi.APIRouter(tags=["search"])
-_K = Annotated[int, Query(ge=1, description="number of matches")]
 
 
 def _service(request: fastapi.Request) -> Service:
@@ -265,6 +265,21 @@ def _where(
         folder=folder or None,
         where=[text for text in where if text],
     )
+
+
+def _asked(
+    request: fastapi.Request,
+    k: Annotated[int, Query(ge=1, description="number of matches")] = 24,
+    domain: Annotated[list[str] | None, Query(description="look in these domains only")] = None,
+    label: Annotated[list[str] | None, Query(description="look among these labels only")] = None,
+    folder: Annotated[str | None, Query(description="look below this folder only")] = None,
+    where: Annotated[list[str] | None, Query(description="COLUMN=TEXT or COLUMN=LOW..HIGH")] = None,
+) -> tuple[int, Where]:
+    service = _service(request)
+    return _count(service, k), _where(service, domain or [], label or [], folder, where or [])
+
+
+_Asked = Annotated[tuple[int, Where], fastapi.Depends(_asked)]
 
 
 def _count(service: Service, k: int) -> int:
@@ -331,19 +346,22 @@ async def search(
 @_asking.get(
     "/similar/{row_id}", response_model=SearchAnswer, summary="What looks like a picture of the index"
 )
-def similar(
-    request: fastapi.Request,
-    row_id: str,
-    k: _K = 24,
-    domain: Annotated[list[str] | None, Query()] = None,
-    label: Annotated[list[str] | None, Query()] = None,
-    folder: Annotated[str | None, Query()] = None,
-    where: Annotated[list[str] | None, Query()] = None,
-) -> Response:
+def similar(request: fastapi.Request, row_id: str, asked: _Asked) -> Response:
     """The matches, best first, the picture itself left out."""
-    service = _service(request)
-    chosen = _where(service, domain or [], label or [], folder, where or [])
-    return Answer(plain(service.similar(row_id, k=_count(service, k), where=chosen)))
+    k, where = asked
+    return Answer(plain(_service(request).similar(row_id, k=k, where=where)))
+
+
+@_asking.get("/similar", response_model=SearchAnswer, summary="What looks like the pictures of a label")
+def similar_to_label(
+    request: fastapi.Request,
+    to_label: Annotated[str, Query(description="look for what the index knows by this label")],
+    asked: _Asked,
+    combine: Annotated[Literal["mean", "max"], Query(description="of several pictures")] = "mean",
+) -> Response:
+    """The matches, best first, the label's own pictures left out."""
+    k, where = asked
+    return Answer(plain(_service(request).searcher.find_label(to_label, k=k, where=where, combine=combine)))
 
 
 @_asking.get("/info", summary="Domains, labels, columns, model, limits")

@@ -57,6 +57,15 @@ class Client:
         """What looks like a picture of the index."""
         return self._json("GET", f"/similar/{urllib.parse.quote(row_id, safe='')}?k={k}")
 
+    def similar_to_label(self, label: str, *, k: int = 5, combine: str = "mean") -> dict[str, Json]:
+        """What looks like the index's own pictures of a thing, those left out.
+
+        Raises:
+            InputError: the index has no such label.
+        """
+        asked = urllib.parse.urlencode({"to_label": label, "k": k, "combine": combine})
+        return self._json("GET", f"/similar?{asked}")
+
     def image(self, row_id: str) -> bytes:
         """The bytes of a picture of the index."""
         return self._ask("GET", f"/images/{urllib.parse.quote(row_id, safe='')}")
