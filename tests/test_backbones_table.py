@@ -278,7 +278,10 @@ def library_features(row: BackboneRow, ours: torch.nn.Module, inputs: torch.Tens
         tower.load_state_dict(state, strict=row.projection)
         if row.projection:
             return tower(inputs)
-        return tower.ln_post(tower.transformer(tower._embeds(inputs)))[:, 0]  # the class token, written out
+        tokens = tower.transformer(tower._embeds(inputs))
+        if tower.pool_type == "avg":  # CLIPA: the mean of the patches, then the norm
+            return tower.ln_post(tokens[:, 1:].mean(1))
+        return tower.ln_post(tokens)[:, 0]  # the class token, written out
     model_type, settings = ARCHITECTURES[row.identifier]
     config = transformers.AutoConfig.for_model(model_type, **settings)
     model = transformers.AutoModel.from_config(config).eval()
