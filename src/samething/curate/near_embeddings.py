@@ -101,9 +101,11 @@ def _keep_nearest(
 
 def _product(rows: Float[np.ndarray, "b d"], others: Float[np.ndarray, "c d"]) -> Float[np.ndarray, "b c"]:
     """Products of all rows with all others; torch's kernels are the faster ones on many machines."""
+    product: np.ndarray
     if importlib.util.find_spec("torch") is None:
-        return rows @ others.T
-    import torch
+        product = rows @ others.T
+    else:
+        import torch
 
-    product: np.ndarray = (torch.from_numpy(rows) @ torch.from_numpy(others).T).numpy()
+        product = (torch.from_numpy(rows) @ torch.from_numpy(others).T).numpy()
     return product
