@@ -14,11 +14,13 @@ from samething.backbones import load_backbone
 from samething.catalog import Catalog
 from samething.embedder import Embedder
 from samething.errors import FingerprintError
-from samething.evaluation import evaluate_embeddings
+from samething.evaluation import Calibration, evaluate_embeddings
+from samething.evaluation.no_match import measure_no_match
 from samething.export import export
 from samething.export.network import EmbeddingModel
 from samething.files import file_sha256, read_json, read_manifest
 from samething.images import decode, prepare
+from samething.search import Searcher
 from samething.training import train
 from samething.training.run import Run
 from scenes import photographs
@@ -58,6 +60,25 @@ def test_safetensors_hold_the_same_weights(line, torch_model):
     assert set(stored) == set(ours)
     assert all(torch.equal(stored[name], value) for name, value in ours.items())
     assert {name.split(".")[0] for name in stored} == {"backbone", "head"}
+
+
+def test_scores_are_calibrated_on_the_validation_pictures(line, run):
+    config = read_json(line / "model" / "config.json")
+    features = run.features()
+    rows = run.head.embed(np.asarray(features.rows))
+    expected = measure_no_match(rows, features.catalog, target_precision=0.5)
+    found = Calibration.from_json(config["calibration"])
+    for name in ("slope", "intercept", "threshold", "recall", "num_queries"):
+        assert getattr(found, name) == pytest.approx(getattr(expected.fitted, name), rel=1e-5), name
+    assert found.index_size == features.catalog.has_role("val").sum()
+    for name in ("precision", "recall", "false_alarms", "calibration_error", "num_queries"):
+        assert config["no_match"][name] == pytest.approx(getattr(expected, name), rel=1e-5), name
+    # a search takes the size of its own index into account
+    searcher = Searcher.open(line / "index")
+    size = searcher.index.count()
+    assert searcher.calibration == found.for_index(size)
+    card = (line / "model" / "README.md").read_text(encoding="utf-8")
+    assert f"calibration error of the probabilities\n{expected.calibration_error:.3f}" in card
 
 
 def test_the_graph_is_what_the_documents_say(line):

@@ -422,6 +422,39 @@ def test_a_larger_index_raises_the_threshold_and_keeps_the_precision(tmp_path):
     assert "index 7.2 times as large" in measured.__rich__()
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**31), st.floats(1, 30), st.floats(0.3, 0.99), st.booleans())
+def test_a_calibration_for_a_larger_index_is_the_one_fitted_for_it(seed, growth, target, sure):
+    rng = np.random.default_rng(seed)
+    scores = rng.random(60).round(2)
+    right = rng.random(60) < scores
+    if right.all() or not right.any():
+        return
+    options = {"target_precision": target, "sure": sure, "num_with_positive": 60}
+    fitted = Calibration.fit(scores, right, index_size=1000, **options)
+    larger = fitted.for_index(round(1000 * growth))
+    asked = Calibration.fit(scores, right, growth=round(1000 * growth) / 1000, **options)
+    for name in ("slope", "intercept", "threshold", "precision", "recall", "num_wrong", "growth"):
+        assert getattr(larger, name) == pytest.approx(getattr(asked, name), nan_ok=True), name
+    assert fitted.for_index(500) == fitted
+    assert Calibration.from_json(json.loads(json.dumps(larger.to_json()))).for_index(
+        10**6
+    ) == larger.for_index(10**6)
+
+
+def test_the_error_of_probabilities_is_that_of_its_bins():
+    calibration = Calibration.fit(np.array([0.9, 0.8, 0.4, 0.3]), np.array([True, True, False, False]))
+    rng = np.random.default_rng(0)
+    scores, right = rng.random(500), rng.random(500) < 0.4
+    chances = calibration.probability(scores)
+    expected = 0.0
+    for low in range(10):
+        inside = (chances >= low / 10) & ((chances < (low + 1) / 10) | (low == 9))
+        if inside.any():
+            expected += inside.mean() * abs(chances[inside].mean() - right[inside].mean())
+    assert calibration.error(scores, right) == pytest.approx(expected, abs=1e-12)
+
+
 def test_a_precision_that_cannot_be_promised_is_not_promised(tmp_path):
     pictures = catalog(tmp_path, things=30, views=3, val=10)
     measured = measure_no_match(views_of(pictures, noise=3.0), pictures, target_precision=0.99)

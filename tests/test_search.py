@@ -306,6 +306,10 @@ def test_matches_are_written_as_asked(made, pictures, tmp_path):
 
 def test_a_calibrated_model_gives_probabilities_and_no_match(made, pictures):
     query = pictures / "thing 01 é" / "view 0.jpg"
+    made = dataclasses.replace(
+        made,
+        embedder=dataclasses.replace(made.embedder, config={**made.embedder.config, "calibration": None}),
+    )
     plain = made.find(query, k=12)
     assert plain.threshold is None and not plain.is_no_match and plain.matches[0].probability is None
     scores = np.array([match.score for match in plain.matches])

@@ -16,13 +16,14 @@ import math
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from samething.errors import ArtefactError, InputError
 from samething.files import Json
 
 FORMAT_VERSION: Final = 1
 _LARGEST_SLOPE: Final = 1e4
+_MOST_STEPS: Final = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,14 @@ class Calibration:
     """Wrong answers among them at or above the threshold: what ``precision`` rests on."""
     growth: float
     """How many times larger than the index of these queries the index is that it holds for."""
+    num_with_positive: int
+    """Queries that could be answered right."""
+    index_size: int | None = None
+    """Entries of the index that it holds for, where that is known."""
+    sure: bool = False
+    """Whether the threshold allows for wrong answers that were not seen by chance."""
+    steps: tuple[tuple[float, int, int], ...] = ()
+    """Scores from high to low, at most 256, and how many answers at or above each were right and wrong."""
 
     @classmethod
     def fit(
@@ -59,6 +68,7 @@ class Calibration:
         target_precision: float = 0.95,
         growth: float = 1.0,
         sure: bool = False,
+        index_size: int | None = None,
     ) -> Calibration:
         """Learn from the best score of each validation query and whether its entry was right.
 
@@ -71,6 +81,7 @@ class Calibration:
             growth: size of the index in use over that of the index of these scores, at least 1.
             sure: choose the threshold by the 95 % upper bound of the number of wrong answers rather than by
                 the number seen: where none was seen, up to 3 are expected.
+            index_size: entries of the index that it is fitted for, for :meth:`for_index`.
 
         Raises:
             InputError: no queries, only right or only wrong ones, a score is not finite, the precision is
@@ -105,25 +116,64 @@ class Calibration:
         answered = np.arange(1, len(ranked) + 1)
         # equal scores are answered together
         ends = np.flatnonzero(np.append(np.diff(ranked) != 0, True))
-        wrong = answered[ends] - hits[ends]
-        counted = _upper_bound(wrong) if sure else wrong
-        right_enough = hits[ends] * (1 - target_precision) >= target_precision * growth * counted - 1e-9
-        good = ends[right_enough & (hits[ends] > 0)]
+        steps = np.stack([ranked[ends], hits[ends], answered[ends] - hits[ends]], axis=1)
         slope, intercept = _logistic(scores, is_right)
-        last = int(good[-1]) if len(good) else -1
-        num_right = int(hits[last]) if len(good) else 0
-        num_wrong = int(answered[last]) - num_right if len(good) else 0
+        threshold, num_right, num_wrong = _lowest_sure(steps, target_precision, growth, sure=sure)
+        kept = steps[np.unique(np.linspace(0, len(steps) - 1, min(len(steps), _MOST_STEPS)).astype(int))]
+        num_with_positive = num_with_positive or len(scores)
         return cls(
             slope=slope,
             intercept=intercept - math.log(growth),
-            threshold=float(ranked[last]) if len(good) else math.inf,
+            threshold=threshold,
             target_precision=target_precision,
-            precision=num_right / (num_right + growth * num_wrong) if len(good) else math.nan,
-            recall=num_right / (num_with_positive or len(scores)),
+            precision=num_right / (num_right + growth * num_wrong) if num_right else math.nan,
+            recall=num_right / num_with_positive,
             num_queries=len(scores),
             num_wrong=num_wrong,
             growth=growth,
+            num_with_positive=num_with_positive,
+            index_size=index_size,
+            sure=sure,
+            steps=tuple((float(score), int(right), int(wrong)) for score, right, wrong in kept),
         )
+
+    def for_index(self, num_entries: int) -> Calibration:
+        """The same for an index of another size: wrong answers count as much oftener as it is larger.
+
+        A smaller index, and a calibration that does not know its own, change nothing.
+
+        >>> scores, is_right = np.array([0.9, 0.8, 0.7, 0.3]), np.array([True, True, False, False])
+        >>> fitted = Calibration.fit(scores, is_right, target_precision=0.6, index_size=100)
+        >>> fitted.threshold, fitted.for_index(1000).threshold
+        (0.7, 0.8)
+        """
+        if not self.index_size or num_entries <= self.index_size or not self.steps:
+            return self
+        more = num_entries / self.index_size
+        growth = self.growth * more
+        threshold, num_right, num_wrong = _lowest_sure(
+            np.array(self.steps), self.target_precision, growth, sure=self.sure
+        )
+        return dataclasses.replace(
+            self,
+            intercept=self.intercept - math.log(more),
+            threshold=threshold,
+            precision=num_right / (num_right + growth * num_wrong) if num_right else math.nan,
+            recall=num_right / self.num_with_positive,
+            num_wrong=num_wrong,
+            growth=growth,
+            index_size=num_entries,
+        )
+
+    def error(self, scores: Float[np.ndarray, " q"], is_right: Bool[np.ndarray, " q"]) -> float:
+        """Expected calibration error, in [0, 1]: how far probabilities are from the shares that are right.
+
+        Guo et al., *On Calibration of Modern Neural Networks* (ICML 2017), in ten bins of equal width.
+        """
+        chances = self.probability(scores)
+        bins = np.minimum((10 * chances).astype(int), 9)
+        gaps = np.bincount(bins, weights=chances - is_right, minlength=10)
+        return float(np.abs(gaps).sum() / len(scores))
 
     def probability(self, scores: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:
         """Probability in [0, 1] that entries with these scores are the same thing as the query."""
@@ -139,7 +189,9 @@ class Calibration:
     def to_json(self) -> Json:
         """As stored in a model folder."""
         content = dataclasses.asdict(self)
-        finite = {name: value if math.isfinite(value) else None for name, value in content.items()}
+        numbers = {name: value for name, value in content.items() if isinstance(value, float)}
+        finite = content | {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        finite["steps"] = [list(step) for step in self.steps]
         return {"format_version": FORMAT_VERSION, **finite}
 
     @classmethod
@@ -161,16 +213,30 @@ class Calibration:
         values: dict[str, Any] = {
             name: missing.get(name) if content[name] is None else content[name] for name in names
         }
-        return cls(**values)
+        steps = tuple((float(score), int(right), int(wrong)) for score, right, wrong in values.pop("steps"))
+        return cls(**values, steps=steps)
 
 
-def _upper_bound(counts: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+def _lowest_sure(
+    steps: Float[np.ndarray, "s 3"], target_precision: float, growth: float, *, sure: bool
+) -> tuple[float, int, int]:
+    """The lowest score from which answers are right often enough, and the right and wrong ones from it on."""
+    scores, right, wrong = steps.T
+    counted = _upper_bound(wrong) if sure else wrong
+    is_enough = right * (1 - target_precision) >= target_precision * growth * counted - 1e-9
+    good = np.flatnonzero(is_enough & (right > 0))
+    if not len(good):
+        return math.inf, 0, 0
+    return float(scores[good[-1]]), int(right[good[-1]]), int(wrong[good[-1]])
+
+
+def _upper_bound(counts: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """95 % upper bound of the expected number where ``counts`` were seen (Poisson, one-sided).
 
     Wilson and Hilferty's approximation of the chi-squared quantile, right to 1 % (*The Distribution of
     Chi-Square*, PNAS 1931).
 
-    >>> _upper_bound(np.array([0, 10])).round(1).tolist()
+    >>> _upper_bound(np.array([0.0, 10.0])).round(1).tolist()
     [3.0, 17.0]
     """
     degrees = 9.0 * (counts + 1)

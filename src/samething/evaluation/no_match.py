@@ -28,6 +28,9 @@ class NoMatch:
     """
 
     calibration: Calibration
+    """For an index of the size of the test's."""
+    fitted: Calibration
+    """As fitted to the validation pictures, for an index of their size."""
     precision: float
     """Of the answers given to both questions, the share that is right."""
     precision_interval: tuple[float, float]
@@ -40,11 +43,13 @@ class NoMatch:
     """Share of the queries that got an answer where there is none."""
     num_queries: int
     """Test queries with a positive."""
+    calibration_error: float
+    """Expected calibration error of the probabilities, over both questions of each query, in [0, 1]."""
 
     def to_json(self) -> Json:
         """Numbers and the calibration; what is not finite is null."""
         content = dataclasses.asdict(self)
-        content.pop("calibration")
+        del content["calibration"], content["fitted"]
         plain = {
             name: [_or_null(end) for end in value] if isinstance(value, tuple) else _or_null(value)
             for name, value in content.items()
@@ -66,7 +71,8 @@ class NoMatch:
             f"{c.num_queries:,} validation questions, {c.num_wrong} wrong answers above it, for an index "
             f"{c.growth:.1f} times as large): on {self.num_queries:,} test queries precision "
             f"{100 * self.precision:.1f} % ({low:.1f}–{high:.1f}), recall {100 * self.recall:.1f} % "
-            f"({below:.1f}–{above:.1f}), false alarms where there is no match {100 * self.false_alarms:.1f} %"
+            f"({below:.1f}–{above:.1f}), false alarms where there is no match "
+            f"{100 * self.false_alarms:.1f} %, error of the probabilities {self.calibration_error:.3f}"
         )
 
 
@@ -108,16 +114,16 @@ def fit_calibration(
     catalog: Catalog,
     *,
     target_precision: float = 0.95,
-    index_size: int | None = None,
     sure: bool = True,
 ) -> Calibration:
     """A calibration from the validation pictures, each asked with and without its own thing in the index.
+
+    It holds for an index as large as theirs; :meth:`Calibration.for_index` makes it one for a larger index.
 
     Args:
         embeddings: one row a catalog row.
         catalog: with validation pictures, which are queries and index.
         target_precision: share of the answers that is to be right.
-        index_size: entries of the index that will be asked, if more than there are validation pictures.
         sure: as in :meth:`Calibration.fit`.
 
     Raises:
@@ -129,8 +135,8 @@ def fit_calibration(
         np.concatenate([right, np.zeros(len(wrong), dtype=bool)]),
         num_with_positive=max(1, len(best)),
         target_precision=target_precision,
-        growth=max(1.0, (index_size or 0) / len(rows_by_role(catalog, "val")[1])),
         sure=sure,
+        index_size=len(rows_by_role(catalog, "val")[1]),
     )
 
 
@@ -140,12 +146,8 @@ def measure_no_match(embeddings: Embeddings, catalog: Catalog, *, target_precisi
     Raises:
         InputError: as :func:`fit_calibration`; or no test query has a positive.
     """
-    calibration = fit_calibration(
-        embeddings,
-        catalog,
-        target_precision=target_precision,
-        index_size=len(rows_by_role(catalog, "test")[1]),
-    )
+    fitted = fit_calibration(embeddings, catalog, target_precision=target_precision)
+    calibration = fitted.for_index(len(rows_by_role(catalog, "test")[1]))
     best, right, wrong = best_answers(embeddings, catalog, role="test")
     if not len(best):
         raise InputError(
@@ -158,12 +160,16 @@ def measure_no_match(embeddings: Embeddings, catalog: Catalog, *, target_precisi
     given = answered.astype(float) + alarmed
     return NoMatch(
         calibration=calibration,
+        fitted=fitted,
         precision=float(hits.sum() / given.sum()) if given.any() else math.nan,
         precision_interval=_ratio_interval(hits, given),
         recall=float(hits.mean()),
         recall_interval=bootstrap_interval(hits),
         false_alarms=float(alarmed.mean()),
         num_queries=len(best),
+        calibration_error=calibration.error(
+            np.concatenate([best, wrong]), np.concatenate([right, np.zeros(len(wrong), dtype=bool)])
+        ),
     )
 
 

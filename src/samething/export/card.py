@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ import jinja2
 
 import samething
 from samething.evaluation import EvaluationResult
+from samething.evaluation.no_match import NoMatch
 from samething.export.network import Source
 from samething.files import Json
 
@@ -24,8 +26,9 @@ def configuration(
     source: Source,
     form: Mapping[str, Json],
     result: EvaluationResult | None,
+    no_match: NoMatch | None,
 ) -> dict[str, Json]:
-    """Everything that is known of a model, as plain JSON values; parity and calibration are added later."""
+    """Everything that is known of a model, as plain JSON values; parity is added later."""
     run, features = source.run, source.features
     catalog = features.catalog
     packages = ("torch", "timm", "onnx", "numpy", "pillow")
@@ -49,7 +52,8 @@ def configuration(
         "metrics": result.to_json() if result else None,
         "intervals": result.intervals() if result else None,
         "parity": None,
-        "calibration": None,
+        "calibration": no_match.fitted.to_json() if no_match else None,
+        "no_match": no_match.to_json() if no_match else None,
         "licences": {"backbone": source.backbone.licence, "code": CODE_LICENCE},
         "versions": {
             "samething": samething.__version__,
@@ -69,6 +73,7 @@ def card(config: Mapping[str, Json]) -> str:
 
     templates = jinja2.Environment(loader=jinja2.PackageLoader("samething"), keep_trailing_newline=True)
     text = templates.get_template("model_card.md").render(**config, percent=percent)
+    text = re.sub(r"\n{3,}", "\n\n", text)
     return (
         _hub_header(config) if config["form"]["format"] in ("hub", "sentence-transformers") else ""
     ) + text

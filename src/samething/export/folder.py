@@ -21,6 +21,8 @@ from samething.embedder import FORMAT_VERSION, KIND, Embedder, open_graph, requi
 from samething.embedder.codes import Coder
 from samething.errors import ArtefactError, InputError
 from samething.evaluation import EvaluationResult, evaluate_embeddings
+from samething.evaluation.measuring import rows_by_role
+from samething.evaluation.no_match import NoMatch, measure_no_match
 from samething.export import Exported, graphs
 from samething.export.card import card, configuration
 from samething.export.form import Form
@@ -64,6 +66,8 @@ NUM_CHECKED: Final = 16
 """Pictures that the exported model is checked on."""
 NUM_CALIBRATION: Final = 256
 """Training pictures that decide the ranges of whole numbers."""
+NO_MATCH_PRECISION: Final = 0.5
+"""A search says "no match" where its best answer is rather wrong than right."""
 REFUSED_NAME: Final = "refused.json"
 """Notes what a form that lost too much was made from, so that allowing it computes nothing again."""
 _WORK: Final = ".work"
@@ -249,7 +253,7 @@ def _write_files(
             _write_tensors(model, output / "model.safetensors", form)
         for file in sorted(graph.parent.iterdir(), reverse=True):  # the weights beside the graph come first
             file.replace(output / file.name)
-    config = configuration(name, source, form.to_json(), result)
+    config = configuration(name, source, form.to_json(), result, _no_match(source, head, form))
     config["embedding_dim"] = head.embedding_dim
     config["head"]["embedding_dim"] = head.embedding_dim
     config["parity"] = parity.to_json() if parity else None
@@ -348,6 +352,25 @@ def _test_vectors(source: Source, head: Any) -> tuple[Embeddings, Catalog] | Non
         return None
     rows = rows_of(catalog, "test")
     return head.embed(np.asarray(source.features.rows[rows])), catalog.take(rows)
+
+
+def _no_match(source: Source, head: Any, form: Form) -> NoMatch | None:
+    """What scores mean, by the validation pictures, and how true that is of the test pictures.
+
+    None where there are too few of them, and where scores are other ones than the head's own.
+    """
+    if not source.described or form.precision == "int8" or form.codes != "float32":
+        return None
+    catalog = source.features.catalog
+    used = [rows_by_role(catalog, role) for role in ("val", "test")]
+    rows = np.unique(np.concatenate([part for pair in used for part in pair]))
+    if not len(rows):
+        return None
+    embeddings = head.embed(np.asarray(source.features.rows[rows]))
+    try:
+        return measure_no_match(embeddings, catalog.take(rows), target_precision=NO_MATCH_PRECISION)
+    except InputError:  # no pictures of a role, or all answers right: nothing to learn from
+        return None
 
 
 def _measured(

@@ -87,9 +87,9 @@ class Searcher:
 
     @property
     def calibration(self) -> Calibration | None:
-        """What the scores of this model mean, where it was exported with that."""
+        """What the scores of this model mean in an index of this size, where it was exported with that."""
         content = self.embedder.config.get("calibration")
-        return None if content is None else Calibration.from_json(content)
+        return None if content is None else Calibration.from_json(content).for_index(self.index.count())
 
     # ---- asking
 
