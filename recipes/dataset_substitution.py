@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cyclopts
 import rich
 
+from samething.cli import run_script
+from samething.demo import demo_features
 from samething.errors import InputError
 from samething.features import FeatureSet
 from samething.study import datasets
@@ -45,7 +46,7 @@ def main(
         demo: use the demo's features, by domain and without caps.
         demo_folder: where samething demo has written.
     """
-    folder = demo_folder / "features" if demo else features
+    folder = demo_features(demo_folder) if demo else features
     if folder is None:
         raise InputError(
             "no features",
@@ -74,4 +75,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cyclopts.run(main)
+    run_script(main)

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cyclopts
 import rich
 
+from samething.cli import run_script
 from samething.datasets import catalog
+from samething.demo import demo_features
 from samething.errors import InputError
 from samething.evaluation import evaluate
 from samething.export import export
@@ -44,7 +45,7 @@ def main(
     """
     output.mkdir(parents=True, exist_ok=True)
     if demo:
-        folder = demo_folder / "features"
+        folder = demo_features(demo_folder)
     elif data_root is None:
         raise InputError(
             "no --data-root",
@@ -64,4 +65,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cyclopts.run(main)
+    run_script(main)

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cyclopts
 import numpy as np
 import rich
 
+from samething.cli import run_script
 from samething.datasets import catalog
+from samething.demo import demo_features
 from samething.errors import InputError
 from samething.evaluation import evaluate, evaluate_embeddings
 from samething.features import FeatureSet, features
@@ -64,7 +65,7 @@ def main(
     """
     output.mkdir(parents=True, exist_ok=True)
     if demo:
-        rich.print(train(demo_folder / "features", output=output / "run", config=CONFIG))
+        rich.print(train(demo_features(demo_folder), output=output / "run", config=CONFIG))
         rich.print(evaluate(output / "run"))
         return
     if data_root is None:
@@ -92,4 +93,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cyclopts.run(main)
+    run_script(main)

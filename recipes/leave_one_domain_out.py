@@ -1,6 +1,10 @@
 """Better on domains it never saw: leave one out, choose a recipe without looking at it, then test on it.
 
-    python recipes/leave_one_domain_out.py demo/features --output lodo
+    python recipes/leave_one_domain_out.py features --output lodo
+    python recipes/leave_one_domain_out.py --demo --candidates "demo recipe" "no margin"
+
+Needs features of a catalog of at least three domains, each with train, val and test pictures; with --demo:
+those that samething demo has made. Without --candidates it trains some 200 heads.
 
 For every domain D the head is trained on the others and tested on D's test instances, searched for in one
 index over all domains. Which candidate is used for D is chosen on the other domains only: each of them, E, is
@@ -16,12 +20,15 @@ import itertools
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import cyclopts
 import numpy as np
 import rich
 
+from samething.cli import run_script
+from samething.demo import demo_features
+from samething.errors import InputError
 from samething.evaluation import Comparison
 from samething.features import FeatureSet
 from samething.files import write_text
@@ -55,19 +62,35 @@ LARGEST_LOSS_ON_SEEN = 0.01
 """mMP@5 that a candidate may lose on seen domains against the best one."""
 
 
-def main(features: Path, *, output: Path = Path("lodo"), candidates: list[str] | None = None) -> None:
+def main(
+    features: Path | None = None,
+    *,
+    output: Path = Path("lodo"),
+    candidates: Annotated[list[str], cyclopts.Parameter(consume_multiple=True)] | None = None,
+    demo: bool = False,
+    demo_folder: Path = Path("demo"),
+) -> None:
     """Run the study on a feature folder.
 
     Args:
-        features: the feature folder; its catalog has several domains, with train, val and test pictures.
+        features: the feature folder.
         output: folder for the results: choices.jsonl, table.md, table.json.
-        candidates: names of the candidates that are compared, by default all; may be repeated.
+        candidates: names of the candidates that are compared, by default all.
+        demo: use the demo's features.
+        demo_folder: where samething demo has written.
     """
-    compared = {name: CANDIDATES[name] for name in candidates or CANDIDATES}
-    found = FeatureSet.open(features)
+    compared = _compared(candidates or list(CANDIDATES))
+    folder = demo_features(demo_folder) if demo else features
+    if folder is None:
+        raise InputError(
+            "no features",
+            expected="a feature folder of several domains",
+            next_step="make one with samething features CATALOG, or give --demo",
+        )
+    found = FeatureSet.open(folder)
+    domains = _complete_domains(found)
     output.mkdir(parents=True, exist_ok=True)
     log = output / "choices.jsonl"
-    domains = found.catalog.domains
     pairs = list(itertools.combinations(domains, 2))
     done = {(row["candidate"], tuple(row["left_out"])): row for row in _lines(log)}
     for (name, changes), pair in itertools.product(compared.items(), pairs):
@@ -83,6 +106,36 @@ def main(features: Path, *, output: Path = Path("lodo"), candidates: list[str] |
     write_text(output / "table.md", table)
     write_text(output / "table.json", json.dumps(rows, indent=2))
     rich.print(table)
+
+
+def _compared(names: list[str]) -> dict[str, dict[str, Any]]:
+    unknown = [name for name in names if name not in CANDIDATES]
+    if unknown:
+        raise InputError(
+            f"--candidates {unknown[0]!r}",
+            expected=f"some of {', '.join(map(repr, CANDIDATES))}",
+            next_step="give other names, or add a line to CANDIDATES",
+        )
+    return {name: CANDIDATES[name] for name in names}
+
+
+def _complete_domains(found: FeatureSet) -> list[str]:
+    """All domains, each of which must have what the study asks for."""
+    domains = found.catalog.domains
+    parts = {"train": ("train",), "val": ("val",), "test": ("query", "query+index")}
+    lacking = [
+        f"{domain} has no {part} pictures"
+        for domain in domains
+        for part, roles in parts.items()
+        if not (_in(found, (domain,)) & found.catalog.has_role(*roles)).any()
+    ]
+    if lacking or len(domains) < 3:
+        raise InputError(
+            f"{found.folder}: {lacking[0] if lacking else 'the domains ' + ', '.join(domains)}",
+            expected="three domains or more, each with train, val and test pictures",
+            next_step="join catalogs with samething curate A B, or give --demo",
+        )
+    return domains
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -188,4 +241,4 @@ def _table(domains: list[str], rows: list[dict[str, Any]], chosen: dict[str, str
 
 
 if __name__ == "__main__":
-    cyclopts.run(main)
+    run_script(main)

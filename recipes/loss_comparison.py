@@ -1,10 +1,13 @@
 """Every loss on one feature folder, several seeds each, its own default scale and margin.
 
-    python recipes/loss_comparison.py demo/features --output losses
+    python recipes/loss_comparison.py features --output losses
+    python recipes/loss_comparison.py --demo
 
-Trains the demo recipe with each loss and measures the test instances, which no head has seen. The interval is
-a 95 % bootstrap over queries for the mean of the seeds; the spread over seeds stands beside it. This is not a
-search: each loss has the defaults of its paper, so the table says how they do out of the box.
+Needs features of a catalog with train and test pictures of different instances; with --demo: those that
+samething demo has made. Trains the demo recipe with each loss and measures the test instances, which no head
+has seen. The interval is a 95 % bootstrap over queries for the mean of the seeds; the spread over seeds
+stands beside it. This is not a search: each loss has the defaults of its paper, so the table says how they do
+out of the box.
 """
 
 from __future__ import annotations
@@ -16,14 +19,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cyclopts
 import numpy as np
 import rich
 
+from samething.cli import run_script
+from samething.demo import demo_features
+from samething.errors import InputError
 from samething.evaluation import EvaluationResult, evaluate_embeddings
 from samething.features import FeatureSet
 from samething.files import write_text
 from samething.metrics import domain_mean, domain_mean_interval
+from samething.study.questions import Questions
 from samething.training import RECIPES
 from samething.training.loop import run_training
 
@@ -47,34 +53,57 @@ LOSSES: dict[str, dict[str, Any]] = {
 METRICS = ("mmp@5", "r@1", "map")
 
 
-def main(features: Path, *, output: Path = Path("losses"), num_seeds: int = 3) -> None:
+def main(
+    features: Path | None = None,
+    *,
+    output: Path = Path("losses"),
+    num_seeds: int = 3,
+    epochs: float = 40.0,
+    demo: bool = False,
+    demo_folder: Path = Path("demo"),
+) -> None:
     """Train and measure.
 
     Args:
-        features: the feature folder; its catalog has train, val and test pictures.
+        features: the feature folder.
         output: folder for table.md and table.json.
         num_seeds: runs a loss.
+        epochs: passes over the training pictures.
+        demo: use the demo's features.
+        demo_folder: where samething demo has written.
     """
-    found = FeatureSet.open(features)
+    folder = demo_features(demo_folder) if demo else features
+    if folder is None:
+        raise InputError(
+            "no features",
+            expected="a feature folder whose catalog has train and test pictures",
+            next_step="make one with samething features CATALOG, or give --demo",
+        )
+    found = FeatureSet.open(folder)
+    questions = Questions.of(found, "test")
     output.mkdir(parents=True, exist_ok=True)
-    tested = found.catalog.has_role("query", "index", "query+index")
-    catalog, rows = found.catalog.take(tested), np.asarray(found.rows[tested])
     table = []
     for name, options in LOSSES.items():
         results, seconds = [], []
         for seed in range(num_seeds):
-            config = dataclasses.replace(RECIPES["demo"](), **{"num_centers": 1, **options}, seed=seed)
+            config = dataclasses.replace(
+                RECIPES["demo"](), **{"num_centers": 1, **options}, epochs=epochs, seed=seed
+            )
             shutil.rmtree(output / "run", ignore_errors=True)
             started = time.process_time()
             head = run_training(found, config, output / "run", resume=True).head
             seconds.append(time.process_time() - started)
             results.append(
-                evaluate_embeddings(head.embed(rows), catalog, precision="float32", num_resamples=2)
+                evaluate_embeddings(
+                    head.embed(questions.rows), questions.catalog, precision="float32", num_resamples=2
+                )
             )
         table.append({"loss": name, **_numbers(results), "seconds": float(np.median(seconds))})
         rich.print(table[-1])
     write_text(output / "table.json", json.dumps(table, indent=2))
-    write_text(output / "table.md", _markdown(table, num_seeds))
+    markdown = _markdown(table, num_seeds)
+    write_text(output / "table.md", markdown)
+    print(markdown)
 
 
 def _numbers(results: list[EvaluationResult]) -> dict[str, list[float]]:
@@ -110,4 +139,4 @@ def _markdown(table: list[dict[str, Any]], num_seeds: int) -> str:
 
 
 if __name__ == "__main__":
-    cyclopts.run(main)
+    run_script(main)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cyclopts
 import rich
 
+from samething.cli import run_script
+from samething.demo import demo_features
 from samething.errors import ArtefactError
 from samething.features import features
 from samething.study import backbones
@@ -49,7 +50,7 @@ def main(
         epochs: passes over the training pictures for each linear probe.
     """
     if demo:
-        folders = [demo_folder / "features"]
+        folders = [demo_features(demo_folder)]
     elif catalog is None:
         raise ArtefactError(
             "no catalog",
@@ -65,4 +66,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cyclopts.run(main)
+    run_script(main)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -85,8 +86,9 @@ def stored(folder: FeatureSet | Path) -> bytes:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file's content, but for how fast it was made, which is never the same twice."""
     return {
-        str(path.relative_to(folder)): path.read_bytes()
+        str(path.relative_to(folder)): re.sub(rb'"pictures_per_second": [^,]+,', b"", path.read_bytes())
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != ".lock"
     }
@@ -129,6 +131,7 @@ def test_features_npy_is_an_ordinary_array(pictures, compute, tmp_path):
     np.save(whole, np.asarray(result.rows))
     assert np.array_equal(np.load(whole), result.rows)
     assert file_sha256(next(result.folder.rglob("features.npy"))) == result.manifest.content["sha256"]
+    assert result.manifest.content["pictures_per_second"] > 0
 
 
 def test_a_rerun_does_nothing(pictures, compute, tmp_path):
@@ -459,10 +462,12 @@ def test_runtimes_agree(pictures, compute, tmp_path):
 
 
 def test_a_grown_folder_keeps_its_runtime(pictures, compute, tmp_path):
-    compute(catalog_of(pictures), tmp_path / "features")
+    whole = compute(catalog_of(pictures), tmp_path / "features")
     photographs()[0].save(pictures / "new.png")
     grown = compute(catalog_of(pictures), tmp_path / "features", runtime="onnxruntime")
     assert (grown.num_computed, grown.manifest.content["runtime"]) == (1, "torch")
+    # one picture measures nothing: what is known of the others stays
+    assert grown.manifest.content["pictures_per_second"] == whole.manifest.content["pictures_per_second"]
     assert grown.manifest.content["runtime_record"]["name"] == "torch"
 
 

@@ -210,7 +210,7 @@ def test_the_threshold_says_no_match(page, pictures):
     expect(page.locator("#count")).to_contain_text("less alike hidden")
 
 
-def test_a_calibrated_model_gives_probabilities_and_its_own_no_match(browser, line, pictures):
+def test_a_calibrated_model_gives_probabilities_and_its_own_no_match(browser, address, line, pictures):
     """The served model has a calibration, fitted on the index's own nearest pictures, known and unknown."""
     plain = Searcher.open(pictures.parent / "index")
     query = pictures / "thing 01 é" / "view 0.jpg"

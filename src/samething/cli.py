@@ -145,11 +145,24 @@ def _short_name(field: Any, taken: frozenset[str]) -> str | tuple[str, ...]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the program and exit."""
-    console = rich.console.Console(stderr=True)
     arguments = sys.argv[1:] if arguments is None else arguments
+    _run_and_exit(lambda: build_app(command=named_command(arguments))(arguments))
+
+
+def run_script(function: Callable[..., Any]) -> None:
+    """Run a function as a program of its own, with results and errors as those of a command, and exit."""
+    app = cyclopts.App(
+        help_format="markdown", result_action="return_value", suppress_keyboard_interrupt=False
+    )
+    app.default(function)
+    _run_and_exit(app)
+
+
+def _run_and_exit(program: Callable[[], Any]) -> None:
+    console = rich.console.Console(stderr=True)
     warnings.filterwarnings("ignore", module="PIL")  # odd metadata; what cannot be read is listed anyway
     try:
-        result = build_app(command=named_command(arguments))(arguments)
+        result = program()
     except SamethingError as error:
         _print_error(console, error)
         sys.exit(1)

@@ -14,8 +14,9 @@ from rich.markup import escape
 
 from samething.catalog import Catalog
 from samething.datasets.demo import build_demo_pictures
+from samething.errors import ArtefactError
 from samething.evaluation import Comparison
-from samething.files import write_json
+from samething.files import is_finished, write_json
 from samething.report import Analysis, ShownHit, ShownQuery, write_report
 from samething.search import Matches, Searcher, index
 
@@ -125,6 +126,25 @@ def demo(*, output: Path = Path("demo")) -> Demo:
         embeddings=embeddings,
     )
     return Demo(folder, comparison, report, time.monotonic() - started)
+
+
+def demo_features(folder: Path) -> Path:
+    """The feature folder that the demo has made.
+
+    Args:
+        folder: the demo's output.
+
+    Raises:
+        ArtefactError: the demo has not come that far there.
+    """
+    found = Path(folder) / "features"
+    if not is_finished(found):
+        raise ArtefactError(
+            f"{found} is not a finished feature folder",
+            expected="what samething demo makes",
+            next_step=f"run samething demo -o {folder}, or give its folder with --demo-folder",
+        )
+    return found
 
 
 def _build_pictures(folder: Path) -> Catalog:

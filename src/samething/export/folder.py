@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -357,7 +358,8 @@ def _test_vectors(source: Source, head: Any) -> tuple[Embeddings, Catalog] | Non
 def _no_match(source: Source, head: Any, form: Form) -> NoMatch | None:
     """What scores mean, by the validation pictures, and how true that is of the test pictures.
 
-    None where there are too few of them, and where scores are other ones than the head's own.
+    None where they are too few or too hard for any answer to be sure enough, and where scores are other ones
+    than the head's own.
     """
     if not source.described or form.precision == "int8" or form.codes != "float32":
         return None
@@ -368,9 +370,10 @@ def _no_match(source: Source, head: Any, form: Form) -> NoMatch | None:
         return None
     embeddings = head.embed(np.asarray(source.features.rows[rows]))
     try:
-        return measure_no_match(embeddings, catalog.take(rows), target_precision=NO_MATCH_PRECISION)
+        found = measure_no_match(embeddings, catalog.take(rows), target_precision=NO_MATCH_PRECISION)
     except InputError:  # no pictures of a role, or all answers right: nothing to learn from
         return None
+    return found if math.isfinite(found.fitted.threshold) else None
 
 
 def _measured(

@@ -94,12 +94,15 @@ def extract(
         if not same:
             catalog.require_files()
         generation = Generation.of(catalog, folder=folder, batch_size=work.batch_size, previous=previous)
-        num_computed = _compute_blocks(generation, backbone, work)
+        num_computed, rate = _compute_blocks(generation, backbone, work)
         computed, reasons = computed_keys(generation)
         if previous is not None and same and not computed:  # what could not be read still cannot
             shutil.rmtree(generation.data)
             return previous
-        finish(generation, job, computed, reasons, num_parameters=backbone.num_parameters)
+        finish(
+            generation, job, computed, reasons,
+            num_parameters=backbone.num_parameters, pictures_per_second=rate,
+        )  # fmt: skip
     return dataclasses.replace(FeatureSet.open(folder), num_computed=num_computed)
 
 
@@ -142,20 +145,29 @@ def _hash_or_nothing(source: Source) -> str:
         return ""  # the picture is listed with its reason later
 
 
-def _compute_blocks(generation: Generation, backbone: Backbone, work: Work) -> int:
-    """Write the blocks that are missing; returns how many pictures were described."""
+def _compute_blocks(generation: Generation, backbone: Backbone, work: Work) -> tuple[int, float | None]:
+    """Write the blocks that are missing; returns how many pictures were described, and how many a second.
+
+    The rate is None of fewer than three batches: the first only starts the clock, since it waits for all that
+    is done once, and what was decoded meanwhile flatters the second.
+    """
     missing = generation.missing()
     if not missing:
-        return 0
+        return 0, None
     num_described = 0
+    ticks: list[tuple[float, int]] = []
     with progress_bar("pictures") as progress:
         task = progress.add_task("features", total=len(generation.todo))
         progress.advance(task, len(generation.todo) - sum(map(len, missing.values())))
         for batch, features in _described(generation, backbone, missing, work):
             generation.keep(batch, features)
             num_described += len(batch.rows)
+            ticks.append((time.perf_counter(), num_described))
             progress.advance(task, len(missing[batch.number]))
-    return num_described
+    if len(ticks) < 3:
+        return num_described, None
+    (start, before), (end, after) = ticks[0], ticks[-1]
+    return num_described, (after - before) / (end - start)
 
 
 def _described(

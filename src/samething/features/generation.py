@@ -152,6 +152,7 @@ def finish(
     reasons: dict[int, str],
     *,
     num_parameters: int,
+    pictures_per_second: float | None,
 ) -> None:
     """Gather blocks and reused rows in catalog order, switch the manifest, then remove what is left over."""
     readable = np.array([key in computed or key in generation.reused for key in generation.keys])
@@ -164,6 +165,8 @@ def finish(
             expected="at least one readable picture",
             next_step="check the files; pictures that were moved are found again with --root",
         )
+    if pictures_per_second is None and generation.previous is not None:
+        pictures_per_second = generation.previous.manifest.content.get("pictures_per_second")
     _gather(generation, np.flatnonzero(readable), job["backbone"]["width"])
     generation.catalog.take(readable).write(generation.data / "catalog.parquet")
     write_unreadable(generation.data / "unreadable.csv", unreadable)
@@ -173,6 +176,7 @@ def finish(
         "num_unreadable": len(unreadable),
         "sha256": file_sha256(generation.data / "features.npy"),
         "num_backbone_parameters": num_parameters,
+        "pictures_per_second": pictures_per_second,
         **_runtime_of(generation),
     }
     made = {**job, "catalog": generation.catalog.fingerprint}
