@@ -1,5 +1,6 @@
 """From a run to a model folder: the same vectors as torch, and a card that is complete and true."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -62,11 +63,15 @@ def test_safetensors_hold_the_same_weights(line, torch_model):
     assert {name.split(".")[0] for name in stored} == {"backbone", "head"}
 
 
-def test_scores_are_calibrated_on_the_validation_pictures(line, run):
-    config = read_json(line / "model" / "config.json")
+def test_scores_are_calibrated_on_the_validation_pictures(line, run, tmp_path, monkeypatch):
     features = run.features()
     rows = run.head.embed(np.asarray(features.rows))
     expected = measure_no_match(rows, features.catalog, target_precision=0.5)
+    assert read_json(line / "model" / "config.json")["calibration"] is None  # four queries are too few
+    assert "Similarities are not probabilities" in (line / "model" / "README.md").read_text(encoding="utf-8")
+    monkeypatch.setattr("samething.export.folder.LEAST_QUESTIONS", expected.fitted.num_with_positive)
+    export(line / "run", output=tmp_path / "model")
+    config = read_json(tmp_path / "model" / "config.json")
     found = Calibration.from_json(config["calibration"])
     for name in ("slope", "intercept", "threshold", "recall", "num_queries"):
         assert getattr(found, name) == pytest.approx(getattr(expected.fitted, name), rel=1e-5), name
@@ -76,10 +81,12 @@ def test_scores_are_calibrated_on_the_validation_pictures(line, run):
         assert config["no_match"][name] == (None if value is None else pytest.approx(value, rel=1e-5)), name
     # a search takes the size of its own index into account
     searcher = Searcher.open(line / "index")
-    size = searcher.index.count()
-    assert searcher.calibration == found.for_index(size)
-    card = (line / "model" / "README.md").read_text(encoding="utf-8")
+    searcher = dataclasses.replace(searcher, embedder=Embedder.load(tmp_path / "model"))
+    assert searcher.index.count() > found.index_size
+    assert searcher.calibration == found.for_index(searcher.index.count()) != found
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert f"calibration error of the probabilities\n{expected.calibration_error:.3f}" in card
+    assert not re.search(r"\n\n\n|[{}]|None|nan", card)
 
 
 def test_the_graph_is_what_the_documents_say(line):

@@ -67,6 +67,8 @@ NUM_CHECKED: Final = 16
 """Pictures that the exported model is checked on."""
 NUM_CALIBRATION: Final = 256
 """Training pictures that decide the ranges of whole numbers."""
+LEAST_QUESTIONS: Final = 100
+"""Validation queries that scores are calibrated on at least."""
 NO_MATCH_PRECISION: Final = 0.5
 """A search says "no match" where its best answer is rather wrong than right."""
 REFUSED_NAME: Final = "refused.json"
@@ -373,7 +375,9 @@ def _no_match(source: Source, head: Any, form: Form) -> NoMatch | None:
         found = measure_no_match(embeddings, catalog.take(rows), target_precision=NO_MATCH_PRECISION)
     except InputError:  # no pictures of a role, or all answers right: nothing to learn from
         return None
-    return found if math.isfinite(found.fitted.threshold) else None
+    fitted = found.fitted
+    enough = fitted.num_with_positive >= LEAST_QUESTIONS and math.isfinite(fitted.threshold)
+    return found if enough else None
 
 
 def _measured(
