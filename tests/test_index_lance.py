@@ -20,6 +20,8 @@ from jaxtyping import Float
 from samething.errors import ArtefactError, InputError
 from samething.files import Manifest, write_json, write_manifest
 from samething.index import AbstractIndex, LanceIndex, create_index, open_index
+from samething.index.nearest import SharedProducts, nearest
+from samething.retrieval import exact_topk
 
 DIM = 8
 MODEL = {"model_fingerprint": "a1b2c3d4e5f60718", "model_name": "small-64"}
@@ -542,3 +544,70 @@ def test_compaction_keeps_every_row_and_drops_old_files(index: AbstractIndex) ->
         index.count()
     assert open_index(folder).verify().problems == ()
     assert fresh.compact().count() == len(before)
+
+
+# ---- many threads, one gallery
+
+
+def test_threads_share_one_reading_of_the_gallery(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one product is under way the other queries gather, and are then computed together."""
+    rng = np.random.default_rng(0)
+    gallery = rng.standard_normal((5000, 32)).astype(np.float32)
+    gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
+    gallery[100:140] = gallery[0]  # ties
+    queries = gallery[rng.integers(0, 5000, 40)].copy()
+    products = SharedProducts(gallery)
+    compute, sizes = SharedProducts._compute, []
+
+    def slow(self: SharedProducts, mine: object) -> None:
+        before = len(self._waiting)
+        compute(self, mine)  # type: ignore[arg-type]
+        sizes.append(before - len(self._waiting))
+        time.sleep(0.05)
+
+    monkeypatch.setattr(SharedProducts, "_compute", slow)
+    found: list[object] = [None] * len(queries)
+
+    def ask(number: int) -> None:
+        found[number] = nearest(queries[number : number + 1], gallery, 5, products=products)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(queries))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = exact_topk(queries, gallery, 5, normalised=True)
+    np.testing.assert_array_equal(np.concatenate([one.indices for one in found]), expected.indices)
+    np.testing.assert_array_equal(np.concatenate([one.scores for one in found]), expected.scores)
+    assert sum(sizes) == len(queries) and len(sizes) < 10 and max(sizes) == 16
+
+
+def test_a_product_that_fails_fails_for_its_own_thread_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    gallery = np.eye(300, 32, dtype=np.float32)
+    products = SharedProducts(gallery)
+    compute, calls = SharedProducts._compute, []
+
+    def first_fails(self: SharedProducts, mine: object) -> None:
+        calls.append(mine)
+        if len(calls) == 1:
+            time.sleep(0.1)
+            with self._guard:
+                self._waiting.clear()
+            raise MemoryError
+        compute(self, mine)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SharedProducts, "_compute", first_fails)
+    ended: list[object] = []
+
+    def ask() -> None:
+        try:
+            ended.append(products.of(gallery[3]).argmax())
+        except MemoryError:
+            ended.append("failed")
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(map(str, ended)) == ["3"] * 5 + ["failed"]

@@ -243,7 +243,7 @@ class LanceIndex(AbstractIndex):
             shape = (len(queries), k)
             found = self.description.item_schema.empty_table().select(columns)
             return Hits(np.empty(shape, dtype=object), np.empty(shape), found)
-        top = nearest(queries, gallery, k)
+        top = nearest(queries, gallery, k, products=matrix.products if rows is None else None)
         hits = top.indices if rows is None else rows[top.indices]
         found = self._take(view, matrix, hits.ravel(), columns)
         ids = np.array(found["id"].to_pylist(), dtype=object).reshape(hits.shape)

@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt
 from samething.index.checksums import vector_crc32
 from samething.index.description import Table
 from samething.index.interface import Between, Condition
+from samething.index.nearest import SharedProducts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Matrix:
     """float32, length 1."""
     row_ids: UInt[np.ndarray, " n"]
     """Where each row is in this state of the table."""
+    products: SharedProducts
+    """Of the vectors, for threads that ask at the same time."""
 
 
 class View:
@@ -42,7 +45,7 @@ class View:
             vectors = matrix_of(rows["vector"].combine_chunks(), rows.schema.field("vector").type.list_size)
             if (vector_crc32(ids.to_pylist(), vectors) != rows["vector_crc32"].to_numpy()).any():
                 return None
-            self._matrix = Matrix(ids, vectors, rows["_rowid"].to_numpy())
+            self._matrix = Matrix(ids, vectors, rows["_rowid"].to_numpy(), SharedProducts(vectors))
         return self._matrix
 
     def column(self, name: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 from typing import Final
 
 import numpy as np
@@ -17,7 +19,54 @@ _SCORES_AT_A_TIME: Final = 2**24
 """Scores in memory at once: 64 MiB."""
 
 
-def nearest(queries: Queries, gallery: Gallery, k: int) -> TopK:
+_QUERIES_TOGETHER: Final = 16
+"""Queries of several threads that share one reading of the gallery."""
+
+
+@dataclasses.dataclass(eq=False)
+class _Waiting:
+    query: Float[np.ndarray, " d"]
+    scores: Float[np.ndarray, " g"] | None = None
+
+
+class SharedProducts:
+    """Products of a gallery with single queries of several threads.
+
+    Reading the gallery is what takes the time, and the library that multiplies lets one thread in at a time.
+    So one thread computes for all that wait meanwhile: eight clients cost little more than one.
+    """
+
+    def __init__(self, gallery: Gallery) -> None:
+        self.gallery = gallery
+        self._computing = threading.Lock()
+        self._guard = threading.Lock()
+        self._waiting: list[_Waiting] = []
+
+    def of(self, query: Float[np.ndarray, " d"]) -> Float[np.ndarray, " g"]:
+        """Products of one query with all rows."""
+        mine = _Waiting(query)
+        with self._guard:
+            self._waiting.append(mine)
+        with self._computing:
+            if mine.scores is None:  # no other thread has done it
+                self._compute(mine)
+        assert mine.scores is not None
+        return mine.scores
+
+    def _compute(self, mine: _Waiting) -> None:
+        most = max(1, min(_QUERIES_TOGETHER, _SCORES_AT_A_TIME // max(1, len(self.gallery))))
+        with self._guard:
+            others = [waiting for waiting in self._waiting if waiting is not mine]
+            batch, self._waiting = [mine, *others[: most - 1]], others[most - 1 :]
+        if len(batch) == 1:
+            mine.scores = self.gallery @ mine.query
+            return
+        rows = np.stack([waiting.query for waiting in batch]) @ self.gallery.T
+        for waiting, scores in zip(batch, rows, strict=True):
+            waiting.scores = scores
+
+
+def nearest(queries: Queries, gallery: Gallery, k: int, *, products: SharedProducts | None = None) -> TopK:
     """What ``exact_topk`` returns in float64, ties included, at the price of reading the gallery once.
 
     A product in float32 says which rows can be among the k nearest: those whose score is not further below
@@ -27,6 +76,7 @@ def nearest(queries: Queries, gallery: Gallery, k: int) -> TopK:
         queries: float32 rows of length 1.
         gallery: float32 rows of length 1. They are not checked again: an index checks what it is given.
         k: from 1 to the number of gallery rows.
+        products: of this gallery, shared by threads that ask one query each.
     """
     indices = np.empty((len(queries), k), dtype=np.int64)
     scores = np.empty((len(queries), k), dtype=np.float64)
@@ -34,7 +84,10 @@ def nearest(queries: Queries, gallery: Gallery, k: int) -> TopK:
     num_at_a_time = max(1, _SCORES_AT_A_TIME // len(gallery))
     for start in range(0, len(queries), num_at_a_time):
         block = queries[start : start + num_at_a_time]
-        rough = (gallery @ block[0])[None] if len(block) == 1 else block @ gallery.T
+        if len(block) > 1:
+            rough = block @ gallery.T
+        else:
+            rough = (gallery @ block[0] if products is None else products.of(block[0]))[None]
         for number, row in enumerate(rough, start=start):
             # in ascending order, so that ties go to the lower gallery row
             rows = _possible(row, k, margin=_margin(gallery.shape[1]))
