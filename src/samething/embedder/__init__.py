@@ -217,6 +217,8 @@ def open_graph(graph: Path, num_threads: int | None = None) -> onnxruntime.Infer
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads or os.cpu_count() or 1
+    # threads that wait for work would otherwise take a core from whoever decodes, searches and answers
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a dozen kinds of its own
