@@ -210,26 +210,19 @@ def _concluded(
         rows=rows,
         chosen=chosen,
     )
-    ranked = _ranked(findings)
-    result.write(
-        {
-            "Score against budget, validation": lines_figure(
-                findings.curves, x_label="training pictures, at most", y_label="validation mMP@5 %"
-            ),
-            "Marginal gain": bars_figure(
-                ranked,
-                [findings.marginal[group][0].difference for group in ranked],
-                [(findings.marginal[group][0].low, findings.marginal[group][0].high) for group in ranked],
-                label="points of validation mMP@5 that the mix has with it rather than without",
-            ),
-        }
-        if ranked
-        else {
-            "Score against budget, validation": lines_figure(
-                findings.curves, x_label="training pictures, at most", y_label="validation mMP@5 %"
-            )
-        }
-    )
+    figures = {
+        "Score against budget, validation": lines_figure(
+            findings.curves, x_label="training pictures, at most", y_label="validation mMP@5 %"
+        )
+    }
+    if ranked := _ranked(findings):
+        figures["Marginal gain"] = bars_figure(
+            ranked,
+            [findings.marginal[group][0].difference for group in ranked],
+            [(findings.marginal[group][0].low, findings.marginal[group][0].high) for group in ranked],
+            label="points of validation mMP@5 that the mix has with it rather than without",
+        )
+    result.write(figures)
     return result
 
 
