@@ -369,3 +369,12 @@ def test_ranks_of_a_stream_are_those_of_the_whole(case, cut):
     for part in (gallery[:cut], gallery[cut : cut + 1], gallery[cut + 1 :]):
         counter.count(part)
     assert counter.ranks().tolist() == expected.tolist() and relevant.counts.tolist() == counts.tolist()
+
+
+def test_ties_over_many_groups_go_to_the_lower_row_in_float32():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(7, 16)).astype(np.float32)
+    gallery = vectors[rng.integers(0, 7, 3000)]
+    found = exact_topk(vectors, gallery, 5, precision="float32").indices
+    for query, rows in enumerate(found):
+        assert rows.tolist() == np.flatnonzero((gallery == vectors[query]).all(axis=1))[:5].tolist()

@@ -216,13 +216,17 @@ class _Best:
         many: Int[np.ndarray, " m"],
         count: int,
     ) -> Float[np.ndarray, " m"]:
-        """Only the groups with the highest maxima remain; returns the lowest of these maxima."""
+        """Only the groups with the highest maxima remain, the first of equal ones; returns the lowest."""
         chosen = np.ascontiguousarray(maxima[:, many].T)
-        highest = np.argpartition(chosen, chosen.shape[1] - count, axis=1)[:, -count:]
-        promising[:, many] = False
-        promising[highest.T, many] = True
-        lowest: np.ndarray = np.take_along_axis(chosen, highest, axis=1).min(axis=1)
-        return lowest
+        place = chosen.shape[1] - count
+        lowest = np.partition(chosen, place, axis=1)[:, place]
+        is_highest = chosen > lowest[:, None]
+        # of equal maxima the first ones, because ties go to the lower row
+        equal = chosen == lowest[:, None]
+        equal &= np.cumsum(equal, axis=1) <= count - np.count_nonzero(is_highest, axis=1)[:, None]
+        promising[:, many] = (is_highest | equal).T
+        found: np.ndarray = lowest
+        return found
 
     def _merge(
         self, query: Int[np.ndarray, " p"], row: Int[np.ndarray, " p"], score: Float[np.ndarray, " p"]
