@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
-import datasets
 import miniatures
 from samething.catalog import BOX_COLUMNS, Catalog
 from samething.datasets import Dropped, catalog
