@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import urllib.parse
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 from samething.embedder import Embedder
@@ -46,11 +47,17 @@ def started(index: Path, max_waiting: int) -> tuple[subprocess.Popen[str], str]:
 
 
 def client(
-    address: str, bodies: list[tuple[bytes, str]], results: multiprocessing.Queue, seconds: float
+    address: str,
+    bodies: list[tuple[bytes, str]],
+    results: multiprocessing.Queue,
+    seconds: float,
+    start: Barrier,
 ) -> None:
-    """One process with one connection: a request after the other."""
+    """One process with one connection: a request after the other, once all clients are there."""
     connection = http.client.HTTPConnection(urllib.parse.urlsplit(address).netloc)
+    connection.connect()
     times, refused = [], 0
+    start.wait()
     end = time.perf_counter() + seconds
     number = 0
     while time.perf_counter() < end if seconds else number < len(bodies):
@@ -77,12 +84,15 @@ def asked(
     bodies = [_multipart([("k", "5")], [path]) for path in files]
     results: multiprocessing.Queue = multiprocessing.Queue()
     parts = [bodies[start::num_clients] for start in range(num_clients)]
+    start = multiprocessing.Barrier(num_clients + 1)
     clients = [
-        multiprocessing.Process(target=client, args=(address, part, results, seconds)) for part in parts
+        multiprocessing.Process(target=client, args=(address, part, results, seconds, start))
+        for part in parts
     ]
-    began = time.perf_counter()
     for process in clients:
         process.start()
+    start.wait()
+    began = time.perf_counter()
     found = [results.get() for _ in clients]
     spent = time.perf_counter() - began
     for process in clients:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from samething.errors import InputError
 from samething.images import decode
 from samething.index import create_index
 from samething.search import Searcher, index, sync
-from samething.web import Client, Limits, create_app, serve
+from samething.web import Client, Limits, _listening, create_app, serve
 from samething.web.batching import MAX_BATCH, Batcher, BusyError, prepared
 from samething.web.projection import picture_map, project
 from scenes import write_things
@@ -297,6 +298,16 @@ class SlowEmbedder:
         if (pixels == 7).all():
             raise ValueError("a picture that the model cannot take")
         return self.embedder.embed_pixels(pixels)
+
+
+def test_connections_send_at_once():
+    """With Nagle's algorithm the end of each answer waits 40 ms for the client's delayed acknowledgement."""
+    with (
+        _listening("127.0.0.1", 0) as listening,
+        socket.create_connection(listening.getsockname()),
+        listening.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_queries_are_embedded_together_and_each_gets_its_own(line, shared):

@@ -118,13 +118,14 @@ class Embedder:
         """How the model was written: format, input, precision, prefix, codes."""
         return form_of(self.config)
 
-    def embed(self, pictures: Sequence[Picture], *, batch_size: int = 32) -> Embeddings:
+    def embed(self, pictures: Sequence[Picture], *, batch_size: int | None = None) -> Embeddings:
         """Unit-length float32 embeddings (n, d), one row a picture.
 
         Args:
             pictures: paths, http or https URLs, bytes of files, Pillow images or uint8 arrays
                 (height, width[, 3]), of any size and in any mixture.
-            batch_size: pictures a batch.
+            batch_size: pictures a batch; by default four a core, from 8 to 32, which was fastest where it was
+                measured.
 
         Raises:
             ImageError: a picture cannot be read; use :meth:`embed_stream` to go on past such pictures.
@@ -136,7 +137,9 @@ class Embedder:
             result[batch.positions] = batch.vectors
         return result
 
-    def embed_stream(self, pictures: Iterable[Picture], *, batch_size: int = 32) -> Iterator[EmbeddedBatch]:
+    def embed_stream(
+        self, pictures: Iterable[Picture], *, batch_size: int | None = None
+    ) -> Iterator[EmbeddedBatch]:
         """Embed any number of pictures, a batch at a time; one bad picture costs only itself.
 
         Pictures are decoded in threads while the batch before is computed; at most two batches are in memory.
@@ -144,8 +147,10 @@ class Embedder:
         Raises:
             InputError: a batch size below 1.
         """
+        if batch_size is None:
+            batch_size = min(32, max(8, 4 * (os.cpu_count() or 1)))
         if batch_size < 1:
-            raise InputError(f"batch_size={batch_size}", expected="at least 1", next_step="leave it at 32")
+            raise InputError(f"batch_size={batch_size}", expected="at least 1", next_step="leave it out")
         preprocessing, numbered = self._outside_preprocessing, enumerate(pictures)
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             waiting = [pool.submit(_prepared, *item, preprocessing) for item in islice(numbered, batch_size)]

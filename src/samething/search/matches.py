@@ -44,7 +44,8 @@ class Match:
 
     def to_json(self) -> dict[str, Json]:
         """Plain values."""
-        return {**dataclasses.asdict(self), "copies": list(self.copies), "metadata": dict(self.metadata)}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**values, "copies": list(self.copies), "metadata": dict(self.metadata)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,6 +80,8 @@ def serve(
         InputError: bound elsewhere without a token, a token that is too short, or a port that is taken.
         FingerprintError: the model is not the index's own.
     """
+    # read when NumPy is loaded: idle threads of its matrix library sleep, and leave the cores to the model
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     from samething.search import Searcher
     from samething.web.app import LOOPBACK_NAMES, create_app
     from samething.web.guards import Limits, is_loopback
@@ -122,13 +124,16 @@ def serve(
 def _listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=256)
+        listening = socket.create_server((host, port), family=family, backlog=256)
     except (OSError, OverflowError) as error:
         raise InputError(
             f"{host} port {port}: {getattr(error, 'strerror', None) or error}",
             expected="an address of this machine and a free port",
             next_step="choose another with --port, or --port 0 for any that is free",
         ) from error
+    # connections take it over; without it the end of an answer waits for the client's delayed acknowledgement
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def _run(app: object, listening: socket.socket, host: str, *, browser: bool) -> None:

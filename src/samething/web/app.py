@@ -92,7 +92,7 @@ class Metrics:
             "samething_request_seconds", "Time to answer", ["route"], registry=self.registry
         )
         self.batches = prometheus_client.Histogram(
-            "samething_batch_pictures", "Pictures embedded together", buckets=(1, 2, 4, 8, 16),
+            "samething_batch_pictures", "Pictures embedded together", buckets=(1, 2, 4, 8),
             registry=self.registry,
         )  # fmt: skip
 

@@ -17,7 +17,7 @@ from samething.embedder import Embedder
 from samething.errors import SamethingError
 from samething.images import prepare
 
-MAX_BATCH: Final = 16
+MAX_BATCH: Final = 8
 """Pictures embedded together at most."""
 
 
