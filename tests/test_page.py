@@ -239,6 +239,27 @@ def test_a_calibrated_model_gives_probabilities_and_its_own_no_match(browser, ad
             expect(page.locator(".tile")).to_have_count(12)
 
 
+def test_a_model_that_is_never_sure_says_no_match(browser, line, pictures):
+    plain = Searcher.open(pictures.parent / "index")
+    right = np.arange(20) % 2 == 0
+    never = Calibration.fit(np.linspace(0.2, 0.9, 20)[::-1], ~right, target_precision=1.0)
+    assert np.isinf(never.threshold)
+    config = {**plain.embedder.config, "calibration": json.loads(json.dumps(never.to_json()))}
+    unsure = dataclasses.replace(plain, embedder=dataclasses.replace(plain.embedder, config=config))
+    with (
+        running(create_app(unsure)) as address,
+        new_page(browser, address, viewport={"width": 1280, "height": 850}) as page,
+    ):
+        answer = Client(address).search(pictures / "thing 01 é" / "view 0.jpg")
+        assert answer["threshold"] is None and answer["no_match"] is True and answer["matches"]
+        page.goto(address)
+        page.set_input_files("#file", pictures / "thing 01 é" / "view 0.jpg")
+        expect(page.locator("#no-match")).to_be_visible()
+        expect(page.locator(".tile")).to_have_count(0)
+        page.click("#anyway")
+        expect(page.locator(".tile").first).to_be_visible()
+
+
 def test_a_part_of_the_picture(page, pictures):
     look_for(page, pictures / "thing 01 é" / "view 0.jpg")
     page.evaluate("""() => {

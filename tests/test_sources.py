@@ -6,6 +6,7 @@ import http.server
 import io
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -143,34 +144,54 @@ def test_features_are_those_of_the_files(kind, num_workers, files, tmp_path):
     assert features(tmp_path / f"{kind}.parquet", output=tmp_path / kind, **options).num_computed == 0
 
 
-@pytest.fixture
-def bucket(tmp_path, monkeypatch):
-    """A folder whose files are the objects of s3://bucket, for this process and those it starts."""
-    pytest.importorskip("s3fs", reason="needs pip install 'samething[remote]'")
-    folder = tmp_path / "s3" / "bucket"
-    folder.mkdir(parents=True)
-    with s3_server(folder.parent) as endpoint:
-        access = {"endpoint_url": endpoint, "key": "somebody", "secret": "something"}
+@pytest.fixture(params=["s3", "gs"])
+def bucket(request, tmp_path, monkeypatch):
+    """An empty bucket for this process and those it starts: its URL, and what puts a file there."""
+    scheme = request.param
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks by gRPC, which the emulator lacks
+    pytest.importorskip({"s3": "s3fs", "gs": "gcsfs"}[scheme], reason="needs pip install 'samething[remote]'")
+    if scheme == "s3":
+        (tmp_path / "s3" / "bucket").mkdir(parents=True)
+        serving = s3_server(tmp_path / "s3")
+        access = {"key": "somebody", "secret": "something"}
+    else:
+        emulator = pytest.importorskip("gcp_storage_emulator.server")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        serving = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
+        access = {"token": "anon"}
+    with serving as endpoint:
+        access["endpoint_url"] = endpoint if scheme == "s3" else f"http://127.0.0.1:{port}"
         for name, value in access.items():
-            monkeypatch.setenv(f"FSSPEC_S3_{name.upper()}", value)
-        monkeypatch.setitem(fsspec.config.conf, "s3", access)  # fsspec reads its variables when imported
-        yield folder
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
+            monkeypatch.setenv(f"FSSPEC_{scheme.upper()}_{name.upper()}", value)
+        monkeypatch.setitem(fsspec.config.conf, scheme, access)  # fsspec reads its variables when imported
+
+        def put(path: Path, name: str) -> None:
+            if scheme == "s3":
+                shutil.copy(path, tmp_path / "s3" / "bucket" / name)
+            else:
+                fsspec.filesystem(scheme).put(str(path), f"bucket/{name}")
+
+        yield f"{scheme}://bucket", put
+        fsspec.get_filesystem_class(scheme).clear_instance_cache()
 
 
 def test_objects_of_a_bucket_are_the_files(bucket, files, tmp_path):
+    url, put = bucket
     for number, path in enumerate(files):
-        shutil.copy(path, bucket / f"{number} é.jpg")
-    in_tar(files, bucket / "shard.tar")
-    places = [f"s3://bucket/{number} é.jpg" for number in range(len(files))]
-    members = [f"tar://{number:04d}.jpg::s3://bucket/shard.tar" for number in range(len(files))]
+        put(path, f"{number} é.jpg")
+    in_tar(files, tmp_path / "shard.tar")
+    put(tmp_path / "shard.tar", "shard.tar")
+    places = [f"{url}/{number} é.jpg" for number in range(len(files))]
+    members = [f"tar://{number:04d}.jpg::{url}/shard.tar" for number in range(len(files))]
     for place in (places, members):
         for location, path in zip(place, files, strict=True):
             assert Source(location).read() == path.read_bytes()
             assert Source(location).version() == Source(location).version() != ""
     with pytest.raises(ImageError, match="does not exist"):
-        Source("s3://bucket/none.jpg").read()
-    assert [name.partition("/")[2] for name in fsspec.filesystem("s3").ls("bucket/", detail=False)] == [
+        Source(f"{url}/none.jpg").read()
+    listed = fsspec.filesystem(url.partition(":")[0]).ls("bucket/", detail=False)
+    assert [name.partition("/")[2] for name in listed] == [
         *(f"{number} é.jpg" for number in range(len(files))), "shard.tar",
     ]  # fmt: skip
     code = (
@@ -181,7 +202,7 @@ def test_objects_of_a_bucket_are_the_files(bucket, files, tmp_path):
 
     save_tiny(tmp_path / "tiny.pth")
     results = []
-    for name, images in (("files", [*map(str, files)] * 2), ("s3", [*places, *members])):
+    for name, images in (("files", [*map(str, files)] * 2), ("bucket", [*places, *members])):
         catalog = Catalog.from_rows([{"image": image, "label": "x"} for image in images], root=tmp_path)
         catalog.write(tmp_path / f"{name}.parquet")
         options = {"weights": tmp_path / "tiny.pth", "backbone": f"timm:{TINY}", "runtime": "torch"}

@@ -120,6 +120,7 @@ async function search() {
     }
     quiet();
     state.matches = found.matches;
+    state.unsure = found.no_match && found.threshold === null;
     if (found.threshold !== null && state.threshold === undefined) {
       state.threshold = found.threshold;
       byId("threshold").value = found.threshold;
@@ -147,10 +148,16 @@ async function wholePicture(id, signal) {
 
 // ---- results
 
+// the score below which nothing is shown: at its left end the slider hides nothing, and a model that is
+// never sure has no threshold
+function leastScore() {
+  if (state.threshold === undefined) return state.unsure ? Infinity : -2;
+  return state.threshold > 0 ? state.threshold : -2;
+}
+
 function showResults() {
-  const value = Number(byId("threshold").value);
-  const least = value > 0 ? value : -2; // at its left end the slider hides nothing
-  byId("threshold-value").textContent = value > 0 ? value.toFixed(2) : "any";
+  const least = leastScore();
+  byId("threshold-value").textContent = state.threshold > 0 ? state.threshold.toFixed(2) : "any";
   const shown = state.matches.filter((match) => match.score >= least);
   byId("results").replaceChildren(...shown.map(tile));
   const hidden = state.matches.length - shown.length;
