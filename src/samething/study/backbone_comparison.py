@@ -16,7 +16,7 @@ from samething.features import FeatureSet
 from samething.files import write_json
 from samething.progress import progress_bar
 from samething.study.folder import StudyFolder
-from samething.study.page import StudyResult, Table, pareto_figure, pareto_front
+from samething.study.page import Point, StudyResult, Table, bubble_figure, pareto_front
 from samething.study.questions import (
     Questions,
     baseline_head,
@@ -109,10 +109,19 @@ def _of_one_catalog(folders: Sequence[Path]) -> dict[str, FeatureSet]:
                 expected="features of one catalog, so that all backbones are asked the same questions",
                 next_step="make them from one catalog; pictures that one of them could not read count too",
             )
-        size = found.preprocessing.size
-        full = name if names.count(name) == 1 else f"{name} at {size}"
+        full = name if names.count(name) == 1 else f"{name} {_way_of(found.backbone)}"
         named[full if full not in named else f"{full} in {found.folder.name}"] = found
     return named
+
+
+def _way_of(description: Mapping[str, Any]) -> str:
+    """How a backbone was used, to tell it from the same one used otherwise.
+
+    >>> _way_of({"preprocessing": {"size": 160}, "options": {"sizes": [160], "pooling": "gem"}})
+    'at 160, pooling gem'
+    """
+    other = [f"{name} {value}" for name, value in description.get("options", {}).items() if name != "sizes"]
+    return ", ".join([f"at {description['preprocessing']['size']}", *other])
 
 
 def _asked(
@@ -203,6 +212,17 @@ def _concluded(
         f"{percent(probe['test'], (probe['test_low'], probe['test_high']))} % mMP@5 at {dim} numbers, "
         f"{shown_difference(gain)} points against its PCA at the same size."
     ]
+    near = [
+        name
+        for name in feature_sets
+        if name != best and test.difference(on_test[name, "probe"], on_test[best, "probe"]).high >= 0
+    ]
+    findings.append(
+        "Probes not told apart from it on test (interval of the paired difference reaches 0), or better: "
+        f"{', '.join(near)}."
+        if near
+        else "All other probes are behind it on test for certain (95 % intervals of the paired differences)."
+    )
     if any(math.isnan(_cost(found)[1]) for found in feature_sets.values()):
         findings.append("Pictures a second are not recorded in these feature folders: shown as –.")
     table = Table(
@@ -243,15 +263,20 @@ def _concluded(
 
 
 def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Score against parameters and against time a picture, where they are known."""
+    """Score against parameters and against speed, where they are known; the front by validation scores."""
     figures = {}
     for title, key, label, sign in (
         ("Score against size", "parameters", "parameters of the backbone", 1),
-        ("Score against speed", "pictures_per_second", "pictures a second", -1),
+        ("Score against speed", "pictures_per_second", "pictures a second; area: parameters", -1),
     ):
         known = [row for row in rows if not math.isnan(row[key])]
-        if known:
-            points = [(f"{row['backbone']}, {WAYS[row['way']]}", row[key], row["test"]) for row in known]
-            front = pareto_front([sign * row[key] for row in known], [row["val"] for row in known])
-            figures[title] = pareto_figure(points, on_front=front, x_label=label, y_label="test mMP@5 %")
+        if not known:
+            continue
+        front = pareto_front([sign * row[key] for row in known], [row["val"] for row in known])
+        areas = [1.0 if math.isnan(row["parameters"]) else row["parameters"] for row in known]
+        points = [
+            Point(row["backbone"], WAYS[row["way"]], row[key], row["test"], is_on_front, area)
+            for row, is_on_front, area in zip(known, front, areas, strict=True)
+        ]
+        figures[title] = bubble_figure(points, x_label=label, y_label="test mMP@5 %")
     return figures

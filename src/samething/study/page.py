@@ -143,31 +143,64 @@ def lines_figure(
     return figure
 
 
-def pareto_figure(
-    points: Sequence[tuple[str, float, float]], *, on_front: Sequence[bool], x_label: str, y_label: str
-) -> Any:
-    """Points (name, x, share) with the Pareto front joined; x on a logarithmic axis."""
-    import matplotlib.figure
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One thing of a bubble chart."""
 
-    figure = matplotlib.figure.Figure(figsize=(8, 4), layout="constrained")
+    name: str
+    series: str
+    """What has a colour of its own."""
+    x: float
+    score: float
+    """A share."""
+    is_on_front: bool
+    """Whether no other one beats it."""
+    area: float = 1.0
+    """Size of the bubble, relative to the others."""
+
+
+def bubble_figure(points: Sequence[Point], *, x_label: str, y_label: str) -> Any:
+    """Scores over a logarithmic axis: a number a thing, a colour a series, filled and joined on the front."""
+    import matplotlib.figure
+    from matplotlib.lines import Line2D
+
+    figure = matplotlib.figure.Figure(figsize=(10, 4.6), layout="constrained")
     axes = figure.subplots()
-    for (name, x, share), is_best in zip(points, on_front, strict=True):
+    numbers = {name: str(number) for number, name in enumerate(dict.fromkeys(p.name for p in points), 1)}
+    colours = {series: f"C{number}" for number, series in enumerate(dict.fromkeys(p.series for p in points))}
+    largest = max(point.area for point in points)
+    for point in points:
+        colour = colours[point.series]
         axes.scatter(
-            [x],
-            [100 * share],
-            s=60,
-            marker="o",
-            color="tab:blue" if is_best else "none",
-            edgecolors="tab:blue",
+            [point.x],
+            [100 * point.score],
+            s=60 + 240 * point.area / largest,
+            facecolor=colour if point.is_on_front else "white",
+            edgecolor=colour,
+            zorder=4 if point.is_on_front else 2,
         )
-        axes.annotate(as_drawn(name), (x, 100 * share), xytext=(6, 4), textcoords="offset points", fontsize=8)
-    front = sorted((x, share) for (_, x, share), is_best in zip(points, on_front, strict=True) if is_best)
-    axes.plot([x for x, _ in front], [100 * share for _, share in front], linewidth=0.8)
+        axes.annotate(
+            numbers[point.name],
+            (point.x, 100 * point.score),
+            ha="center",
+            va="center",
+            fontsize=8,
+            zorder=5 if point.is_on_front else 3,
+            color="white" if point.is_on_front else "black",
+        )
+    front = sorted((point.x, point.score) for point in points if point.is_on_front)
+    axes.plot([x for x, _ in front], [100 * share for _, share in front], "k", linewidth=0.8, zorder=1)
     axes.set_xscale("log")
-    axes.margins(x=0.25, y=0.12)
+    axes.margins(x=0.12, y=0.12)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.3)
+    handles = [Line2D([], [], ls="", marker="o", color=colour) for colour in colours.values()]
+    handles += [Line2D([], [], ls="", marker=f"${number}$", color="black") for number in numbers.values()]
+    axes.legend(
+        handles, [as_drawn(name) for name in (*colours, *numbers)], loc="center left",
+        bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False,
+    )  # fmt: skip
     return figure
 
 
