@@ -19,6 +19,8 @@ _SCORES_AT_A_TIME: Final = 2**24
 """Scores in memory at once: 64 MiB."""
 
 
+_ROWS_AT_A_TIME: Final = 4096
+"""Rows of the gallery whose products with several queries stay in the cache until they are put in order."""
 _QUERIES_TOGETHER: Final = 16
 """Queries of several threads that share one reading of the gallery."""
 
@@ -61,8 +63,8 @@ class SharedProducts:
         if len(batch) == 1:
             mine.scores = self.gallery @ mine.query
             return
-        rows = np.stack([waiting.query for waiting in batch]) @ self.gallery.T
-        for waiting, scores in zip(batch, rows, strict=True):
+        together = _products(np.stack([waiting.query for waiting in batch]), self.gallery)
+        for waiting, scores in zip(batch, together, strict=True):
             waiting.scores = scores
 
 
@@ -85,7 +87,7 @@ def nearest(queries: Queries, gallery: Gallery, k: int, *, products: SharedProdu
     for start in range(0, len(queries), num_at_a_time):
         block = queries[start : start + num_at_a_time]
         if len(block) > 1:
-            rough = block @ gallery.T
+            rough = _products(block, gallery)
         else:
             rough = (gallery @ block[0] if products is None else products.of(block[0]))[None]
         for number, row in enumerate(rough, start=start):
@@ -96,6 +98,19 @@ def nearest(queries: Queries, gallery: Gallery, k: int, *, products: SharedProdu
             best = np.argsort(-exact, kind="stable")[:k]
             indices[number], scores[number] = rows[best], exact[best]
     return TopK(indices, scores)
+
+
+def _products(queries: Queries, gallery: Gallery) -> Float[np.ndarray, "q g"]:
+    """Products of all queries with all rows, a part of the gallery at a time.
+
+    For two to sixteen queries this takes half the time of ``queries @ gallery.T``.
+    """
+    scores = np.empty((len(queries), len(gallery)), dtype=np.float32)
+    columns = np.ascontiguousarray(queries.T)
+    for start in range(0, len(gallery), _ROWS_AT_A_TIME):
+        part = gallery[start : start + _ROWS_AT_A_TIME]
+        scores[:, start : start + len(part)] = (part @ columns).T
+    return scores
 
 
 def _margin(dim: int) -> float:
