@@ -59,7 +59,7 @@ embed = lambda pictures: program(torch.from_numpy({_PREPARED})).detach().numpy()
     "aot-inductor": f"""
 import torch
 program = torch._inductor.aoti_load_package(f"{{folder}}/model.pt2")
-embed = lambda pictures: program(torch.from_numpy({_PREPARED})).numpy()
+embed = lambda pictures: program(torch.from_numpy({_PREPARED}).contiguous()).numpy()
 """,
 }
 RESIZES_ITSELF = ("guiec", "sentence-transformers")
