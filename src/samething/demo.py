@@ -22,7 +22,7 @@ from samething.search import Matches, Searcher, index
 
 BACKBONE: Final = "efficientnet_lite0"
 NUM_PRINTED: Final = 3
-"""Queries whose matches are printed."""
+"""Matches that are printed of a query."""
 NUM_SHOWN: Final = 20
 """Queries in the report."""
 
@@ -110,9 +110,9 @@ def demo(*, output: Path = Path("demo")) -> Demo:
     step(6, "Search: a few pictures and what they find")
     queries = _example_queries(described.catalog)
     shown = [_ask(searcher, queries, row) for row in range(len(queries))]
-    for matches, query in shown[:NUM_PRINTED]:
+    for matches, query in shown[: len(described.catalog.domains)]:  # one of each
         console.print(f"looking for [bold]{escape(query.label)}[/bold]", highlight=False)
-        console.print(matches)
+        console.print(dataclasses.replace(matches, matches=matches.matches[:NUM_PRINTED]))
     embeddings, tested = run_embeddings(run.folder)
     report = write_report(
         folder / "report.html",

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -116,7 +117,7 @@ class Matches:
 
     def __rich__(self) -> Group:
         """A table of the matches, and a word where they are rather none."""
-        table = rich.table.Table(title=Text(f"most similar to {self.query}"), title_justify="left")
+        table = rich.table.Table(title=Text(f"most similar to {_short(self.query)}"), title_justify="left")
         has_probability = any(match.probability is not None for match in self.matches)
         columns: dict[str, Callable[[Match], str]] = {
             "#": lambda match: str(match.rank),
@@ -141,9 +142,18 @@ def _percent(match: Match) -> str:
     return "" if match.probability is None else f"{match.probability:.0%}"
 
 
+def _short(path: str) -> str:
+    """A path as it is written from the current folder, where it lies in there; anything else as it is.
+
+    >>> _short(str(Path.cwd() / "a" / "b.jpg")), _short("s3://bucket/a.jpg"), _short("/")
+    ('a/b.jpg', 's3://bucket/a.jpg', '/')
+    """
+    return path.removeprefix(f"{Path.cwd()}{os.sep}")
+
+
 def _picture(match: Match) -> str:
     more = len(match.copies)
-    return match.path + (f"  (and {more} {'copy' if more == 1 else 'copies'})" if more else "")
+    return _short(match.path) + (f"  (and {more} {'copy' if more == 1 else 'copies'})" if more else "")
 
 
 NO_THUMBNAIL: Final = "the terminal shows no pictures"
