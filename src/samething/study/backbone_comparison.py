@@ -22,6 +22,7 @@ from samething.study.questions import (
     baseline_head,
     means_of_seeds,
     percent,
+    said_of_others,
     shown_difference,
     trained_head,
 )
@@ -212,17 +213,9 @@ def _concluded(
         f"{percent(probe['test'], (probe['test_low'], probe['test_high']))} % mMP@5 at {dim} numbers, "
         f"{shown_difference(gain)} points against its PCA at the same size."
     ]
-    near = [
-        name
-        for name in feature_sets
-        if name != best and test.difference(on_test[name, "probe"], on_test[best, "probe"]).high >= 0
-    ]
-    findings.append(
-        "Probes not told apart from it on test (interval of the paired difference reaches 0), or better: "
-        f"{', '.join(near)}."
-        if near
-        else "All other probes are behind it on test for certain (95 % intervals of the paired differences)."
-    )
+    probes = {name: on_test[name, "probe"] for name in feature_sets}
+    others = {name: test.difference(probes[name], probes[best]).high for name in probes if name != best}
+    findings.append(said_of_others(others))
     if any(math.isnan(_cost(found)[1]) for found in feature_sets.values()):
         findings.append("Pictures a second are not recorded in these feature folders: shown as –.")
     table = Table(

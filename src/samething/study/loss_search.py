@@ -18,7 +18,14 @@ from samething.files import write_json
 from samething.progress import progress_bar
 from samething.study.folder import StudyFolder
 from samething.study.page import StudyResult, Table, bars_figure
-from samething.study.questions import Questions, means_of_seeds, percent, shown_difference, trained_head
+from samething.study.questions import (
+    Questions,
+    means_of_seeds,
+    percent,
+    said_of_others,
+    shown_difference,
+    trained_head,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -241,13 +248,10 @@ def _concluded(
                 "" if loss == winner else shown_difference(behind),
             ]
         )  # fmt: skip
-    near = [row["loss"] for row in rows[1:] if row["test_minus_chosen_high"] >= 0]
     findings = [
         f"Best on validation: {winner}; on test it reaches "
         f"{percent(rows[0]['test'], (rows[0]['test_low'], rows[0]['test_high']))} % mMP@5.",
-        f"Not told apart from it on test (interval of the paired difference reaches 0): {', '.join(near)}."
-        if near
-        else "All others are behind it on test for certain (95 % intervals of the paired differences).",
+        said_of_others({row["loss"]: row["test_minus_chosen_high"] for row in rows[1:]}),
     ]
     table = Table(
         "Losses, each with the best of its search",

@@ -161,6 +161,24 @@ def shown_difference(found: PairedDifference) -> str:
     return percent(found.difference, (found.low, found.high), sign=True)
 
 
+def said_of_others(upper_ends: Mapping[str, float]) -> str:
+    """Which others are not behind the chosen one for certain.
+
+    Args:
+        upper_ends: of the interval of each one's difference to the chosen one on test.
+
+    >>> said_of_others({"a": 0.002, "b": -0.01})
+    'Not told apart from it on test (interval of the paired difference reaches 0), or better: a.'
+    """
+    if not upper_ends:
+        return "Nothing else was compared with it."
+    near = [name for name, high in upper_ends.items() if high >= 0]
+    if not near:
+        return "All others are behind it on test for certain (95 % intervals of the paired differences)."
+    said = "Not told apart from it on test (interval of the paired difference reaches 0), or better"
+    return f"{said}: {', '.join(near)}."
+
+
 def means_of_seeds(values: Mapping[int, PerQuery]) -> tuple[PerQuery, float]:
     """Mean over seeds for each query, and the standard deviation of the seeds' plain query means."""
     stacked = np.stack(list(values.values()))
