@@ -3,11 +3,11 @@
     python benchmarks/annotations.py
 
 Annotation files of the size and form of Google Landmarks v2 (``train.csv``, 1,580,470 rows) and of UnED's
-landmarks (four JSON lists, 2,343,356 entries) are written to a temporary folder; the pictures themselves are
+landmarks (four JSON lists, 2,343,356 entries) are written to a temporary folder; the images themselves are
 not needed but for one. Each way runs in a process of its own, in turns; time is CPU time, memory the most
 that the process held beyond what it held after its imports.
 
-The rival is the same by the plain means of Python: csv or json, a mapping a row, ``Catalog.from_rows``. It
+The rival is the same by the plain means of Python: csv or json, a mapping per row, ``Catalog.from_rows``. It
 checks nothing.
 """
 

@@ -5,13 +5,13 @@
     python benchmarks/curation.py --hashes         # near hashes among a million, and against all pairs
     python benchmarks/curation.py --embeddings 100000   # near embeddings, 1,280 numbers each
 
-No picture is opened: the rows have checksums, of which some are those of other rows, planted as copies under
+No image is opened: the rows have checksums, of which some are those of other rows, planted as copies under
 the same label, under another label, and in the evaluation rows. Curation runs in a process of its own, whose
 peak memory is that of everything it did: reading, finding copies and leaks, the rules, the report, writing.
 Asked for: under 4 GiB and 3 minutes.
 
 Every number that curation reports is compared with what was planted. The rival is the same least and most
-pictures a class by plain pandas, where pandas is installed; the floor is reading and writing the catalog.
+images per class by plain pandas, where pandas is installed; the floor is reading and writing the catalog.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def synthetic(num_rows: int, root: Path) -> tuple[Catalog, dict[str, int]]:
     contents[copies] = before
     digits = np.char.mod("%064x", contents) if num_rows < 100_000 else None
     names = {
-        "image": _numbered("pictures/class_", classes, "/picture_", np.arange(num_rows), ".jpg"),
+        "image": _numbered("images/class_", classes, "/image_", np.arange(num_rows), ".jpg"),
         "label": _numbered("class_", classes),
         "domain": pa.DictionaryArray.from_arrays(pa.array(domains.astype(np.int8)), list(DOMAINS)).cast(
             pa.string()
@@ -95,8 +95,8 @@ from pathlib import Path
 started = time.perf_counter()
 from samething.curate import curate
 result = curate(
-    [Path(sys.argv[1])], output=Path(sys.argv[2]), duplicates="exact", min_pictures=(3,), max_pictures=(100,),
-    max_classes=("set_1=100000",), budget_pictures=int(sys.argv[3]), share="temperature",
+    [Path(sys.argv[1])], output=Path(sys.argv[2]), duplicates="exact", min_images=(3,), max_images=(100,),
+    max_classes=("set_1=100000",), budget_images=int(sys.argv[3]), share="temperature",
 )
 print(json.dumps({
     "seconds": time.perf_counter() - started,
@@ -158,7 +158,7 @@ def rewritten(source: Path, target: Path) -> None:
 
 
 def pandas_rival(source: Path) -> None:
-    """Least 3 and most 100 pictures a class, by pandas, in this process."""
+    """Least 3 and most 100 images per class, by pandas, in this process."""
     try:
         import pandas as pd
     except ImportError:
@@ -178,8 +178,8 @@ def pandas_rival(source: Path) -> None:
 
     def ours() -> int:
         population = Population.of(training)
-        rows = population.with_enough_pictures(population.rows, Limit(3))
-        return len(population.with_capped_pictures(rows, Limit(100)))
+        rows = population.with_enough_images(population.rows, Limit(3))
+        return len(population.with_capped_images(rows, Limit(100)))
 
     assert by_pandas() == ours()
     theirs, own = timed(by_pandas), timed(ours)

@@ -1,8 +1,8 @@
-"""Pictures a second through each exported form, as ratios to torch on the same pictures.
+"""Images a second through each exported form, as ratios to torch on the same images.
 
     python benchmarks/export.py demo/trained-64 --folder MODELS    # exports what is not there yet
 
-Prepared pictures of the catalog, batches of 16, one process, all forms in turns; medians, and ratios turn by
+Prepared images of the catalog, batches of 16, one process, all forms in turns; medians, and ratios turn by
 turn. Threads are those of OMP_NUM_THREADS. Quality is measured by the export itself.
 """
 
@@ -24,7 +24,7 @@ from samething.embedder import Embedder
 from samething.export import export
 from samething.export.graphs import num_threads
 from samething.export.network import source_of
-from samething.export.parity import prepared_pictures
+from samething.export.parity import prepared_images
 from samething.training.run import Run
 
 BATCH = 16
@@ -66,7 +66,7 @@ def main() -> None:
     torch.set_num_threads(num_threads())
     source = source_of(Run.open(given.run), weights=None)
     model = source.model
-    pixels = prepared_pictures(source.features.catalog, source.backbone.preprocessing, BATCH)
+    pixels = prepared_images(source.features.catalog, source.backbone.preprocessing, BATCH)
     batch = torch.from_numpy(pixels)
     calls: dict[str, Callable[[], object]] = {"torch": lambda: model(batch)}
     for name in given.forms:
@@ -81,7 +81,7 @@ def main() -> None:
                 call()
                 times[name].append(time.process_time() - started)
     print(f"\nbatches of {BATCH}, {num_threads()} thread(s), medians of {given.rounds} turns, CPU time\n")
-    print("| form | pictures/s | × torch | least and most |\n| --- | --- | --- | --- |")
+    print("| form | images/s | × torch | least and most |\n| --- | --- | --- | --- |")
     for name, each in times.items():
         ratios = [ours / theirs for ours, theirs in zip(times["torch"][2:], each[2:], strict=True)]
         speed = BATCH / statistics.median(each[2:])

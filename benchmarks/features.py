@@ -1,16 +1,16 @@
-"""From picture files to features: the pipeline against the model alone, Pillow, and a plain timm loop.
+"""From image files to features: the pipeline against the model alone, Pillow, and a plain timm loop.
 
     python benchmarks/features.py decode
-    python benchmarks/features.py pipeline [--backbone vit_base] [--pictures FOLDER] [--num 1024]
-    python benchmarks/features.py sentence-transformers [--pictures FOLDER] [--num 256]
+    python benchmarks/features.py pipeline [--backbone vit_base] [--images FOLDER] [--num 1024]
+    python benchmarks/features.py sentence-transformers [--images FOLDER] [--num 256]
 
 ``decode`` compares decoding and resizing with Pillow's, one thread, processor time, alternating. ``pipeline``
-gives the pictures a second of the whole (files to blocks on disk, one decoding process, one thread for the
+gives the images per second of the whole (files to blocks on disk, one decoding process, one thread for the
 model) over the rate of the same model on ready tensors, and over a plain loop of timm's transform, torch's
 DataLoader and the model in torch as it comes; wall-clock time, alternating, medians.
 ``vit_base`` is a ViT-B/16 at 224 with random weights. ``sentence-transformers`` describes the same files with
 the same network, CLIP's ViT-B/16 with random weights, by that library's ``encode`` and by the pipeline, with
-torch in float32 and with the runtime that the pipeline chooses. Without a folder the pictures are cut from
+torch in float32 and with the runtime that the pipeline chooses. Without a folder the images are cut from
 scikit-image's photographs, 1,024 pixels wide, in JPEG files of quality 90.
 """
 
@@ -38,7 +38,7 @@ from samething.backbones.runtimes import Runtime, choose_runtime, parity_cosine
 from samething.catalog import Catalog
 from samething.features.describing import describe_all
 from samething.features.generation import Generation
-from samething.features.pictures import PictureReader, PictureStream
+from samething.features.workers import ImageReader, ImageStream
 from samething.files import file_sha256
 from samething.images import Preprocessing, decode, read_pixels
 
@@ -80,7 +80,7 @@ def bench_decode() -> None:
             for c in contents
         )
         print(
-            f"{width} px -> {size}: Pillow {len(contents) / best['exact']:.0f} pictures/s, "
+            f"{width} px -> {size}: Pillow {len(contents) / best['exact']:.0f} images/s, "
             f"fast {best['exact'] / best['fast']:.2f} x (largest difference {difference} of 255), "
             f"scaled {best['exact'] / best['scaled']:.2f} x"
         )
@@ -106,7 +106,7 @@ class PlainSet(torch.utils.data.Dataset):
 
 
 def plain_rate(backbone: Backbone, paths: list[Path]) -> float:
-    """Pictures a second of the plain loop, after its first batch."""
+    """Images a second of the plain loop, after its first batch."""
     preprocessing = backbone.preprocessing
     transform = timm.data.create_transform(
         (3, preprocessing.size, preprocessing.size), interpolation="bicubic", mean=preprocessing.mean,
@@ -123,7 +123,7 @@ def plain_rate(backbone: Backbone, paths: list[Path]) -> float:
 
 
 def own_rate(runtime: Runtime, ready: torch.Tensor, num: int) -> float:
-    """Pictures a second of the model on pixels that are there."""
+    """Images a second of the model on pixels that are there."""
     runtime.describe(ready)
     start = time.perf_counter()
     for _ in range(num):
@@ -132,15 +132,15 @@ def own_rate(runtime: Runtime, ready: torch.Tensor, num: int) -> float:
 
 
 def whole_rate(backbone: Backbone, catalog: Catalog, runtime: Runtime) -> float:
-    """Pictures a second from files to blocks on disk, once the pipeline is full."""
+    """Images a second from files to blocks on disk, once the pipeline is full."""
     fast = backbone.with_preprocessing(dataclasses.replace(backbone.preprocessing, decoding="fast"))
     with tempfile.TemporaryDirectory() as folder:
         generation = Generation.of(catalog, folder=Path(folder), batch_size=BATCH_SIZE, previous=None)
-        reader = PictureReader(catalog, generation.copies, fast.preprocessing)
-        stream = PictureStream(reader, generation.missing(), num_workers=1)
+        reader = ImageReader(catalog, generation.copies, fast.preprocessing)
+        stream = ImageStream(reader, generation.missing(), num_workers=1)
         start, num = 0.0, 0
         described = describe_all(
-            stream, fast, runtime=runtime.name, num_pictures=len(catalog), chosen=lambda name: None,
+            stream, fast, runtime=runtime.name, num_images=len(catalog), chosen=lambda name: None,
             made=runtime,
         )  # fmt: skip
         for batch, features in described:
@@ -151,10 +151,10 @@ def whole_rate(backbone: Backbone, catalog: Catalog, runtime: Runtime) -> float:
         return num / (time.perf_counter() - start)
 
 
-def bench_pipeline(pictures: Path, name: str, num: int) -> None:
+def bench_pipeline(images: Path, name: str, num: int) -> None:
     torch.set_num_threads(1)
     backbone = vit_base() if name == "vit_base" else load_backbone(name)
-    paths, catalog = chosen_pictures(pictures, num)
+    paths, catalog = chosen_images(images, num)
     pixels = [read_pixels(path.read_bytes(), backbone.preprocessing) for path in paths[:BATCH_SIZE]]
     ready = torch.from_numpy(np.stack(pixels))
     runtime = choose_runtime(backbone, ready)
@@ -170,14 +170,14 @@ def bench_pipeline(pictures: Path, name: str, num: int) -> None:
         for key in ("own", "plain")
     )
     print(
-        f"{name} with {runtime.name}, {len(paths)} pictures: whole {statistics.median(rates['whole']):.1f} "
-        f"pictures/s, {own:.3f} of the model's own rate, {plain:.2f} x the plain loop; rounds: "
+        f"{name} with {runtime.name}, {len(paths)} images: whole {statistics.median(rates['whole']):.1f} "
+        f"images/s, {own:.3f} of the model's own rate, {plain:.2f} x the plain loop; rounds: "
         + ", ".join(f"{w:.0f}/{o:.0f}" for w, o in zip(rates["whole"], rates["own"], strict=True))
     )
 
 
 class ImageTower(torch.nn.Module):
-    """CLIP's picture side: what sentence-transformers calls an image's embedding."""
+    """CLIP's image side: what sentence-transformers calls an image's embedding."""
 
     def __init__(self, clip: torch.nn.Module) -> None:
         super().__init__()
@@ -211,11 +211,11 @@ def random_clip(folder: Path) -> torch.nn.Module:
     return clip
 
 
-def bench_sentence_transformers(pictures: Path, num: int) -> None:
+def bench_sentence_transformers(images: Path, num: int) -> None:
     import sentence_transformers
 
     torch.set_num_threads(1)
-    paths, catalog = chosen_pictures(pictures, num)
+    paths, catalog = chosen_images(images, num)
     with tempfile.TemporaryDirectory() as folder:
         clip = random_clip(Path(folder))
         theirs = sentence_transformers.SentenceTransformer(folder, device="cpu")
@@ -244,12 +244,12 @@ def bench_sentence_transformers(pictures: Path, num: int) -> None:
     for name, runtime in runtimes.items():
         ratio = statistics.median(a / b for a, b in zip(rates[name], rates["theirs"], strict=True))
         print(
-            f"the pipeline with {runtime.name} ({name}): {statistics.median(rates[name]):.1f} pictures/s, "
+            f"the pipeline with {runtime.name} ({name}): {statistics.median(rates[name]):.1f} images/s, "
             f"{ratio:.2f} x sentence-transformers' encode ({statistics.median(rates['theirs']):.1f})"
         )
 
 
-def write_pictures(folder: Path, num: int) -> None:
+def write_images(folder: Path, num: int) -> None:
     """Cuts from photographs, 1,024 by 768, no two alike."""
     images = [decode(path) for path in sorted(Path(skimage.data.__file__).parent.glob("*.jpg"))]
     rng = random.Random(0)
@@ -264,18 +264,18 @@ def write_pictures(folder: Path, num: int) -> None:
         )
 
 
-def chosen_pictures(pictures: Path, num: int) -> tuple[list[Path], Catalog]:
+def chosen_images(images: Path, num: int) -> tuple[list[Path], Catalog]:
     """Some JPEG files of a folder, drawn with a seed, and their catalog."""
-    paths = sorted(path for path in pictures.rglob("*") if path.suffix in (".jpg", ".jpeg"))
+    paths = sorted(path for path in images.rglob("*") if path.suffix in (".jpg", ".jpeg"))
     paths = random.Random(0).sample(paths, min(num, len(paths)))
     rows = [{"image": str(path), "label": "x", "sha256": file_sha256(path)} for path in paths]
-    return paths, Catalog.from_rows(rows, root=pictures)
+    return paths, Catalog.from_rows(rows, root=images)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=["decode", "pipeline", "sentence-transformers"])
-    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--images", type=Path)
     parser.add_argument("--backbone", default="efficientnet_lite0")
     parser.add_argument("--num", type=int, default=1024)
     given = parser.parse_args()
@@ -284,9 +284,9 @@ if __name__ == "__main__":
     else:
         number = min(given.num, 256) if given.what == "sentence-transformers" else given.num
         with tempfile.TemporaryDirectory() as made:
-            if given.pictures is None:
-                write_pictures(Path(made), number)
-            folder = given.pictures or Path(made)
+            if given.images is None:
+                write_images(Path(made), number)
+            folder = given.images or Path(made)
             if given.what == "sentence-transformers":
                 bench_sentence_transformers(folder, number)
             else:

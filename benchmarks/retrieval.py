@@ -41,7 +41,7 @@ def unit_rows(num_rows: int, seed: int) -> np.ndarray:
 
 
 def rate(work: Callable[[], object], operations: float) -> float:
-    """Thousand million operations a second of CPU."""
+    """Thousand million operations per second of CPU."""
     started = time.process_time()
     work()
     return operations / (time.process_time() - started) / 1e9

@@ -4,7 +4,7 @@
 
 One thread, processor time, the candidates in turns; a ratio is the median over the rounds of two times of one
 round. Cosines are the least over scikit-image's photographs to torch in float32. The peak is that of a large
-matrix product in float32; a runtime's share of it is the network's own operations a second over it.
+matrix product in float32; a runtime's share of it is the network's own operations per second over it.
 ``efficientnet_lite0`` has its real weights, ``vit_base`` is timm's ViT-B/16 of SigLIP at 224 with random
 ones; ``eager`` is the network on normalised float32 pixels at the best of three batch sizes; all else
 starts from uint8.
@@ -56,12 +56,12 @@ def seconds(call: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
-def in_chunks(describe: Describe, pictures: torch.Tensor) -> np.ndarray:
-    return np.concatenate([describe(chunk) for chunk in pictures.split(8)])
+def in_chunks(describe: Describe, images: torch.Tensor) -> np.ndarray:
+    return np.concatenate([describe(chunk) for chunk in images.split(8)])
 
 
 def best_eager(backbone: Backbone, pixels: torch.Tensor) -> tuple[Callable[[], object], int]:
-    """The network alone, at the batch size that takes the least time a picture."""
+    """The network alone, at the batch size that takes the least time per image."""
     found = []
     for batch in (size for size in (1, 8, 32) if size <= len(pixels)):
         inputs = (pixels[:batch].float() / 255 - backbone.mean) / backbone.std
@@ -84,7 +84,7 @@ def float32_peak() -> float:
 
 
 def operations(backbone: Backbone, pixels: torch.Tensor) -> float:
-    """Of one picture, two for a multiplication with an addition."""
+    """Of one image, two for a multiplication with an addition."""
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         backbone(pixels[:1])
     return float(counter.get_total_flops())
@@ -97,8 +97,8 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
 
 
 def bench(backbone: Backbone, rounds: int, batch: int) -> None:
-    pictures = photographs(backbone)
-    pixels = torch.cat([pictures] * (1 + batch // len(pictures)))[:batch].contiguous()
+    images = photographs(backbone)
+    pixels = torch.cat([images] * (1 + batch // len(images)))[:batch].contiguous()
     eager, eager_batch = best_eager(backbone, pixels)
     makers: dict[str, Callable[[], Describe]] = {
         "torch, channels last": lambda: with_torch(backbone, "cpu"),
@@ -108,8 +108,8 @@ def bench(backbone: Backbone, rounds: int, batch: int) -> None:
         "OpenVINO bfloat16": lambda: with_openvino(backbone, bfloat16=True),
     }
     candidates = {name: make() for name, make in makers.items()}
-    expected = in_chunks(candidates["torch, channels last"], pictures)
-    cosines = {name: parity_cosine(in_chunks(call, pictures), expected) for name, call in candidates.items()}
+    expected = in_chunks(candidates["torch, channels last"], images)
+    cosines = {name: parity_cosine(in_chunks(call, images), expected) for name, call in candidates.items()}
     for call in candidates.values():
         call(pixels)
     times: dict[str, list[float]] = {name: [] for name in ("eager", *candidates)}
@@ -117,11 +117,11 @@ def bench(backbone: Backbone, rounds: int, batch: int) -> None:
         times["eager"].append(seconds(eager) / eager_batch)
         for name, call in candidates.items():
             times[name].append(seconds(lambda call=call: call(pixels)) / len(pixels))
-    print(f"\n{backbone.name}: {len(pictures)} photographs, batch {batch}; eager best at batch {eager_batch}")
+    print(f"\n{backbone.name}: {len(images)} photographs, batch {batch}; eager best at batch {eager_batch}")
     peak, needed = float32_peak(), operations(backbone, pixels)
-    print(f"{needed / 1e9:.2f} billion operations a picture, peak {peak / 1e9:.0f} billion a second")
+    print(f"{needed / 1e9:.2f} billion operations per image, peak {peak / 1e9:.0f} billion a second")
     print(
-        f"{'':24} {'pictures/s':>10} {'× eager':>8} {'of peak':>8} {'least cosine':>13}  gate {PARITY_COSINE}"
+        f"{'':24} {'images/s':>10} {'× eager':>8} {'of peak':>8} {'least cosine':>13}  gate {PARITY_COSINE}"
     )
     for name, spent in times.items():
         ratio = statistics.median(one / other for one, other in zip(times["eager"], spent, strict=True))

@@ -1,14 +1,14 @@
 """Search and sync of the embedded index against their rivals and limits, ratios in one run.
 
     python benchmarks/search.py query --rows 100000 1000000   # latency and recall
-    python benchmarks/search.py sync --pictures 100000        # bringing an unchanged folder up to date
+    python benchmarks/search.py sync --images 100000        # bringing an unchanged folder up to date
 
 Query: vectors of 64 dimensions around 35,000 centres, and queries around the same centres. Each engine
 answers the same queries in turns (a slice of them a round), with one client and with eight threads.
 Recall@5 is the share of the five nearest rows, by float64, that an engine returns. The floor is the bytes
 of the float32 vectors over the rate at which this machine reads memory, measured between the rounds.
 
-Sync: a folder of small files that all have the names of pictures and different content; no picture is opened,
+Sync: a folder of small files that all have the names of images and different content; no image is opened,
 because none changed. The rival is our own writing of what rclip (github.com/yurijmikhalevich/rclip) does at
 every start: flag all rows as gone, walk the folder, look each path up in SQLite, compare size and time of
 change, take the flag off. The floor is walking the folder and asking the disk for size and time.
@@ -76,13 +76,13 @@ def read_rate(rows: np.ndarray) -> float:
 
 
 def filled_index(folder: Path, rows: np.ndarray) -> LanceIndex:
-    """Our index with a path and a label a row."""
+    """Our index with a path and a label per row."""
     index = create_index(folder, dim=DIM, **IDENTITY)
     assert isinstance(index, LanceIndex)
     for start in range(0, len(rows), 50_000):
         part = rows[start : start + 50_000]
         numbers = range(start, start + len(part))
-        index.add(part, [{"id": f"{n:09d}", "path": f"/pictures/{n}.jpg", "label": str(n)} for n in numbers])
+        index.add(part, [{"id": f"{n:09d}", "path": f"/images/{n}.jpg", "label": str(n)} for n in numbers])
     return index
 
 
@@ -202,7 +202,9 @@ def compare_queries(num_rows: int, *, num_queries: int, rounds: int, scratch: Pa
                     shares[name] += [len(set(answer) & set(best)) / K for answer, best in pairs]
     floor = rows.nbytes / statistics.median(rates)
     flat = statistics.median(found["FAISS flat", 1])
-    print(f"memory is read at {statistics.median(rates) / 1e9:.1f} GB/s; floor {1e3 * floor:.2f} ms a query")
+    print(
+        f"memory is read at {statistics.median(rates) / 1e9:.1f} GB/s; floor {1e3 * floor:.2f} ms per query"
+    )
     print(
         "| engine | recall@5 | p50 ms | p95 ms | × floor | × FAISS flat "
         "| 8 clients: p50 ms | p95 ms | queries/s |"
@@ -225,9 +227,9 @@ def _ms(seconds: list[float], percentile: int) -> str:
 # ---- sync
 
 
-def make_folder(folder: Path, num_pictures: int) -> None:
-    """Files with the names of pictures, a thousand folders of them."""
-    for number in range(num_pictures):
+def make_folder(folder: Path, num_images: int) -> None:
+    """Files with the names of images, a thousand folders of them."""
+    for number in range(num_images):
         place = folder / f"{number % 1000:03d}"
         if number < 1000:
             place.mkdir(parents=True)
@@ -235,32 +237,32 @@ def make_folder(folder: Path, num_pictures: int) -> None:
 
 
 class AsRclip:
-    """What rclip does at every start, in our own words: a row a file in SQLite, found by its path."""
+    """What rclip does at every start, in our own words: a row per file in SQLite, found by its path."""
 
-    PICTURE = re.compile(r"^.+\.(jpe?g|png)$", re.IGNORECASE)
+    IMAGE = re.compile(r"^.+\.(jpe?g|png)$", re.IGNORECASE)
     LEFT_OUT = re.compile(r"^.+/(@eaDir|node_modules|\.git)(/.+)?$")
 
     def __init__(self, database: Path) -> None:
         self.database = sqlite3.connect(database)
         self.database.row_factory = sqlite3.Row
         self.database.execute(
-            "CREATE TABLE pictures (id INTEGER PRIMARY KEY, deleted BOOLEAN, path TEXT NOT NULL UNIQUE, "
+            "CREATE TABLE images (id INTEGER PRIMARY KEY, deleted BOOLEAN, path TEXT NOT NULL UNIQUE, "
             "modified REAL NOT NULL, size INTEGER NOT NULL, vector BLOB NOT NULL)"
         )
-        self.database.execute("CREATE UNIQUE INDEX present ON pictures(path) WHERE deleted IS NULL")
+        self.database.execute("CREATE UNIQUE INDEX present ON images(path) WHERE deleted IS NULL")
 
     def fill(self, folder: Path) -> None:
-        """A vector of 512 float32 numbers a picture, which is rclip's."""
+        """A vector of 512 float32 numbers per image, which is rclip's."""
         for entry in self.walk(folder):
             status = entry.stat()
             self.database.execute(
-                "INSERT INTO pictures(path, modified, size, vector) VALUES (?, ?, ?, ?)",
+                "INSERT INTO images(path, modified, size, vector) VALUES (?, ?, ?, ?)",
                 (entry.path, status.st_mtime, status.st_size, bytes(2048)),
             )
         self.database.commit()
 
     def walk(self, folder: Path) -> Iterator[os.DirEntry[str]]:
-        """Pictures by their suffix, in the order of the disk."""
+        """Images by their suffix, in the order of the disk."""
         waiting = [str(folder)]
         while waiting:
             with os.scandir(waiting.pop()) as entries:
@@ -268,37 +270,37 @@ class AsRclip:
                     if entry.is_dir():
                         if not self.LEFT_OUT.match(entry.path):
                             waiting.append(entry.path)
-                    elif self.PICTURE.match(entry.name):
+                    elif self.IMAGE.match(entry.name):
                         yield entry
 
     def sync(self, folder: Path) -> int:
-        """Returns the number of pictures that would be embedded."""
+        """Returns the number of images that would be embedded."""
         num_new = 0
-        self.database.execute("UPDATE pictures SET deleted = 1 WHERE path LIKE ?", (f"{folder}/%",))
+        self.database.execute("UPDATE images SET deleted = 1 WHERE path LIKE ?", (f"{folder}/%",))
         for entry in self.walk(folder):
             row = self.database.execute(
-                "SELECT * FROM pictures WHERE path = ? LIMIT 1", (entry.path,)
+                "SELECT * FROM images WHERE path = ? LIMIT 1", (entry.path,)
             ).fetchone()
             status = entry.stat()
             if row and (row["modified"], row["size"]) == (status.st_mtime, status.st_size):
-                self.database.execute("UPDATE pictures SET deleted = NULL WHERE path = ?", (entry.path,))
+                self.database.execute("UPDATE images SET deleted = NULL WHERE path = ?", (entry.path,))
             else:
                 num_new += 1
         self.database.commit()
         return num_new
 
 
-def compare_syncs(num_pictures: int, *, rounds: int, scratch: Path) -> None:
+def compare_syncs(num_images: int, *, rounds: int, scratch: Path) -> None:
     """Print seconds of bringing an unchanged folder up to date."""
     from samething.search import Searcher
     from samething.search.collection import FILE_COLUMNS, Collection, row_of
 
-    folder = scratch / "pictures"
-    make_folder(folder, num_pictures)
+    folder = scratch / "images"
+    make_folder(folder, num_images)
     collection = Collection(folder)
     index = create_index(scratch / "index", dim=DIM, **IDENTITY, extra_columns=FILE_COLUMNS)
     files = collection.files()
-    for start in range(0, num_pictures, 20_000):
+    for start in range(0, num_images, 20_000):
         part = files[start : start + 20_000]
         names = [hashlib.sha256(Path(file.path).read_bytes()).hexdigest() for file in part]
         index.add(
@@ -307,18 +309,18 @@ def compare_syncs(num_pictures: int, *, rounds: int, scratch: Path) -> None:
         )
     rclip = AsRclip(scratch / "rclip.sqlite3")
     rclip.fill(folder)
-    # no picture is new, so the model is never asked
+    # no image is new, so the model is never asked
     searcher = Searcher(embedder=None, index=index)  # type: ignore[arg-type]
 
     def ours() -> None:
         done = searcher.update([collection], drop=True).changes
-        assert (done.num_kept, done.num_read, done.num_added) == (num_pictures, 0, 0), done
+        assert (done.num_kept, done.num_read, done.num_added) == (num_images, 0, 0), done
 
     def theirs() -> None:
         assert rclip.sync(folder) == 0
 
     def floor() -> None:
-        assert sum(1 for entry in rclip.walk(folder) if entry.stat()) == num_pictures
+        assert sum(1 for entry in rclip.walk(folder) if entry.stat()) == num_images
 
     times: dict[str, list[float]] = {"ours": [], "as rclip": [], "floor": []}
     for _ in range(rounds):
@@ -326,7 +328,7 @@ def compare_syncs(num_pictures: int, *, rounds: int, scratch: Path) -> None:
             started = time.perf_counter()
             do()
             times[name].append(time.perf_counter() - started)
-    print(f"\nsync of {num_pictures:,} unchanged pictures, {rounds} rounds\n")
+    print(f"\nsync of {num_images:,} unchanged images, {rounds} rounds\n")
     print("| way | median s | least s | × as rclip | share of the floor |\n| --- | --- | --- | --- | --- |")
     for name, own in times.items():
         faster = statistics.median(b / a for a, b in zip(own, times["as rclip"], strict=True))
@@ -343,11 +345,11 @@ def main(arguments: list[str] | None = None) -> None:
     query, sync = parts.add_parser("query"), parts.add_parser("sync")
     query.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
     query.add_argument("--queries", type=int, default=300)
-    sync.add_argument("--pictures", type=int, default=100_000)
+    sync.add_argument("--images", type=int, default=100_000)
     for part in (query, sync):
         part.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args(arguments)
-    sizes = asked.rows if asked.part == "query" else [asked.pictures]
+    sizes = asked.rows if asked.part == "query" else [asked.images]
     for size in sizes:
         with tempfile.TemporaryDirectory() as scratch:
             if asked.part == "query":

@@ -1,7 +1,7 @@
 """Requests a second of the server against the embedder's own rate, and a soak that watches its memory.
 
 Server and clients are processes of their own on the same machine. Both sides get the same files: the embedder
-as a list in one call, as fast as it can; the server over HTTP from several clients at once, each picture
+as a list in one call, as fast as it can; the server over HTTP from several clients at once, each image
 uploaded, decoded, embedded, searched for, and answered in JSON. Rounds take turns, the ratio is the median of
 the rounds' ratios.
 """
@@ -24,7 +24,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 from samething.embedder import Embedder
-from samething.images import find_pictures
+from samething.images import find_images
 from samething.search.searcher import remembered_model
 from samething.web.client import _multipart
 
@@ -123,7 +123,7 @@ def rates(embedder: Embedder, address: str, files: list[Path], num_clients: int,
             f"p50 {p50 * 1e3:.0f} ms   p95 {p95 * 1e3:.0f} ms   429: {refused}",
             flush=True,
         )
-    print(f"{num_clients} clients, {len(files)} pictures: median ratio {statistics.median(ratios):.2f}")
+    print(f"{num_clients} clients, {len(files)} images: median ratio {statistics.median(ratios):.2f}")
 
 
 def soak(address: str, pid: int, files: list[Path], num_clients: int, seconds: float) -> None:
@@ -145,13 +145,13 @@ def soak(address: str, pid: int, files: list[Path], num_clients: int, seconds: f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("index", type=Path, help="an index folder")
-    parser.add_argument("pictures", type=Path, help="a folder of pictures to ask with")
+    parser.add_argument("images", type=Path, help="a folder of images to ask with")
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--soak", type=float, default=0, help="seconds to soak instead")
     arguments = parser.parse_args()
-    found = [path for path, is_picture in find_pictures(arguments.pictures) if is_picture]
+    found = [path for path, is_image in find_images(arguments.images) if is_image]
     files = found[:: max(1, len(found) // arguments.count)][: arguments.count]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the server is stopped too
     server, address = started(arguments.index, max_waiting=4 * arguments.clients)

@@ -1,14 +1,14 @@
 """The whole job: features once and ten epochs of the head, against ten passes of the backbone with the head.
 
     python benchmarks/whole_job.py demo               # a folder that samething demo has made
-    python benchmarks/whole_job.py demo --pictures 2048 --rounds 5
+    python benchmarks/whole_job.py demo --images 2048 --rounds 5
 
 Everything is CPU time of this process on one thread, decoding included, in turns within one run.
 
 Measured in full: ten epochs of the head from the cached features, by ``train`` with the paper's recipe, with
-its validations and checkpoints. Measured on a sample, and multiplied by the number of training pictures: what
-a picture costs in ``features``, with each runtime, and what it costs in the loop. What a features job costs
-before the first picture is found from two sizes of the sample, and counted once.
+its validations and checkpoints. Measured on a sample, and multiplied by the number of training images: what
+an image costs in ``features``, with each runtime, and what it costs in the loop. What a features job costs
+before the first image is found from two sizes of the sample, and counted once.
 
 The loop is the plain one: decode and prepare the batch, the frozen backbone in torch without gradients,
 channels last, at the paper's batch of 128, then the head, the loss by autograd and Adam; every epoch anew,
@@ -40,7 +40,7 @@ from samething.training import RECIPES, train
 
 BACKBONE, DIM, BATCH, EPOCHS = "efficientnet_lite0", 64, 128, 10
 NUM_SETUP = 64
-"""Pictures of the smaller sample: the first batch, on which features compares another runtime with torch."""
+"""Images of the smaller sample: the first batch, on which features compares another runtime with torch."""
 DEMANDS = {"torch": 9.0}
 DEMAND_OF_OTHERS = 25.0
 
@@ -53,9 +53,9 @@ def cpu_seconds(job: Callable[[], object]) -> float:
 
 @dataclasses.dataclass
 class Loop:
-    """The backbone with the head: what one pass over some pictures costs."""
+    """The backbone with the head: what one pass over some images costs."""
 
-    pictures: Catalog
+    images: Catalog
     num_classes: int
 
     def __post_init__(self) -> None:
@@ -70,8 +70,8 @@ class Loop:
 
     def one_pass(self) -> None:
         """Decode, describe, and take a step of the head, batch by batch."""
-        paths = self.pictures.paths
-        labels = torch.from_numpy(self.pictures.class_ids()) % self.num_classes
+        paths = self.images.paths
+        labels = torch.from_numpy(self.images.class_ids()) % self.num_classes
         for start in range(0, len(paths), BATCH):
             part = slice(start, start + BATCH)
             pixels = np.stack([prepare(decode(path), self.preprocessing) for path in paths[part]])
@@ -84,15 +84,15 @@ class Loop:
             self.optimiser.step()
 
 
-def describe(pictures: Path, runtime: str, folder: Path) -> str:
-    """Features of some pictures, from nothing; returns the runtime that did it."""
+def describe(images: Path, runtime: str, folder: Path) -> str:
+    """Features of some images, from nothing; returns the runtime that did it."""
     shutil.rmtree(folder, ignore_errors=True)
-    found = features(pictures, backbone=BACKBONE, output=folder, num_workers=0, runtime=runtime)
+    found = features(images, backbone=BACKBONE, output=folder, num_workers=0, runtime=runtime)
     return str(found.manifest.content.get("runtime"))
 
 
 def write_samples(catalog: Catalog, sizes: tuple[int, int], folder: Path) -> list[Path]:
-    """Catalogs of so many pictures, evenly from the whole: domains in their own shares."""
+    """Catalogs of so many images, evenly from the whole: domains in their own shares."""
     paths = []
     for size in sizes:
         chosen = np.zeros(len(catalog), bool)
@@ -104,8 +104,8 @@ def write_samples(catalog: Catalog, sizes: tuple[int, int], folder: Path) -> lis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("demo", type=Path, help="folder of samething demo: its features and pictures")
-    parser.add_argument("--pictures", type=int, default=1024, help="size of the sample")
+    parser.add_argument("demo", type=Path, help="folder of samething demo: its features and images")
+    parser.add_argument("--images", type=int, default=1024, help="size of the sample")
     parser.add_argument("--rounds", type=int, default=3, help="turns; medians are taken")
     parser.add_argument("--runtimes", nargs="+", default=None, help="of samething features; by default all")
     args = parser.parse_args()
@@ -114,15 +114,15 @@ def main() -> None:
     known = [name for name in get_args(get_type_hints(features)["runtime"]) if name != "auto"]
     runtimes = args.runtimes or known
     cached = FeatureSet.open(args.demo / "features")
-    pictures = Catalog.read(args.demo / "pictures" / "catalog.parquet")
-    pictures = pictures.take(pictures.has_role("train"))
-    num_pictures, num_classes = len(pictures), int(pictures.class_ids().max()) + 1
-    sizes = (NUM_SETUP, args.pictures)
+    images = Catalog.read(args.demo / "images" / "catalog.parquet")
+    images = images.take(images.has_role("train"))
+    num_images, num_classes = len(images), int(images.class_ids().max()) + 1
+    sizes = (NUM_SETUP, args.images)
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        small, large = write_samples(pictures, sizes, folder)
-        loop = Loop(Catalog.read(large, root=pictures.root), num_classes)
+        small, large = write_samples(images, sizes, folder)
+        loop = Loop(Catalog.read(large, root=images.root), num_classes)
         config = dataclasses.replace(RECIPES["paper"](), epochs=float(EPOCHS))
         for number in range(args.rounds):
             times = {"loop": cpu_seconds(loop.one_pass) / sizes[1]}
@@ -142,26 +142,26 @@ def main() -> None:
             for key, value in times.items():
                 seconds.setdefault(key, []).append(value)
     print_table(
-        {key: statistics.median(values) for key, values in seconds.items()}, runtimes, num_pictures, sizes
+        {key: statistics.median(values) for key, values in seconds.items()}, runtimes, num_images, sizes
     )
 
 
 def print_table(
-    seconds: dict[str, float], runtimes: list[str], num_pictures: int, sizes: tuple[int, int]
+    seconds: dict[str, float], runtimes: list[str], num_images: int, sizes: tuple[int, int]
 ) -> None:
-    whole = EPOCHS * num_pictures * seconds["loop"]
+    whole = EPOCHS * num_images * seconds["loop"]
     print(
-        f"\n{num_pictures:,} training pictures, {BACKBONE}, {EPOCHS} epochs, CPU seconds on one thread.\n"
-        f"Measured: {sizes[1]} pictures in the loop, {sizes[0]} and {sizes[1]} in features, and the head.\n"
+        f"\n{num_images:,} training images, {BACKBONE}, {EPOCHS} epochs, CPU seconds on one thread.\n"
+        f"Measured: {sizes[1]} images in the loop, {sizes[0]} and {sizes[1]} in features, and the head.\n"
     )
-    columns = ("", "ms a picture, measured", "set-up", "features", "head, measured", "whole job")
+    columns = ("", "ms per image, measured", "set-up", "features", "head, measured", "whole job")
     columns += ("× less", "demanded")
     print("| " + " | ".join(columns) + " |\n" + "| --- " * len(columns) + "|")
     print(f"| {EPOCHS} passes of the loop | {1e3 * seconds['loop']:.1f} | | | | {whole:.0f} | 1 | |")
     for runtime in runtimes:
         if runtime not in seconds:
             continue
-        setup, once = seconds[f"{runtime}, set-up"], num_pictures * seconds[runtime]
+        setup, once = seconds[f"{runtime}, set-up"], num_images * seconds[runtime]
         total = setup + once + seconds["head"]
         cells = [f"{1e3 * seconds[runtime]:.1f}", f"{setup:.1f}", f"{once:.0f}", f"{seconds['head']:.1f}"]
         cells += [f"{total:.0f}", f"{whole / total:.1f}", f"{DEMANDS.get(runtime, DEMAND_OF_OTHERS):.0f}"]

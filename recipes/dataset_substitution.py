@@ -3,7 +3,7 @@
     python recipes/dataset_substitution.py features --budget 100000 --output substitution
     python recipes/dataset_substitution.py --demo
 
-Needs features of a catalog that joins several data sets (column dataset), with train, val and test pictures
+Needs features of a catalog that joins several data sets (column dataset), with train, val and test images
 of unseen instances. The paper compared mixes by their score on the challenge's test set; this does not. With
 --demo: the five domains that samething demo has made, in place of data sets.
 """
@@ -38,8 +38,8 @@ def main(
     Args:
         features: the feature folder.
         output: the study folder.
-        budget: training pictures of every mix; by default half of those there are.
-        cap: most pictures a class that are tried for each data set; 0 is none.
+        budget: training images of every mix; by default half of those there are.
+        cap: most images per class that are tried for each data set; 0 is none.
         seeds: trainings a mix.
         epochs: passes over a full budget.
         leave_one_domain_out: choose for domains that were not trained on.
@@ -56,7 +56,7 @@ def main(
     names = set(FeatureSet.open(folder).catalog.strings("dataset"))
     if not demo and len(names) < 2:
         raise InputError(
-            f"{folder} holds pictures of {', '.join(map(str, names))} only",
+            f"{folder} holds images of {', '.join(map(str, names))} only",
             expected="two data sets or more",
             next_step="join catalogs with samething curate A B, or see samething study datasets --by domain",
         )

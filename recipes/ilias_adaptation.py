@@ -1,12 +1,12 @@
-"""ILIAS' linear adaptation: Linear(w, 512) on UnED's training pictures, cosine softmax, two epochs.
+"""ILIAS' linear adaptation: Linear(w, 512) on UnED's training images, cosine softmax, two epochs.
 
     python recipes/ilias_adaptation.py --data-root /data --output ilias
     python recipes/ilias_adaptation.py --demo
 
-Needs UnED and ILIAS' core (queries and positives) under the data root; distractors, a .npy a shard of
+Needs UnED and ILIAS' core (queries and positives) under the data root; distractors, a .npy per shard of
 features of the same backbone, are given by --distractors. As its authors do (Kordopatis-Zilos et al., CVPR
 2025): a cosine softmax without margin, scale 16, Adam at 1e-3, weight decay 1e-6, batch 128, 2 epochs;
-measured by mAP@1k. Their million of training pictures is a draw from UnED's. With --demo: the same on the
+measured by mAP@1k. Their million of training images is a draw from UnED's. With --demo: the same on the
 demo's features and its own test.
 """
 

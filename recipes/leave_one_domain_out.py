@@ -3,7 +3,7 @@
     python recipes/leave_one_domain_out.py features --output lodo
     python recipes/leave_one_domain_out.py --demo --candidates "demo recipe" "no margin"
 
-Needs features of a catalog of at least three domains, each with train, val and test pictures; with --demo:
+Needs features of a catalog of at least three domains, each with train, val and test images; with --demo:
 those that samething demo has made. Without --candidates it trains some 200 heads.
 
 For every domain D the head is trained on the others and tested on D's test instances, searched for in one
@@ -124,7 +124,7 @@ def _complete_domains(found: FeatureSet) -> list[str]:
     domains = found.catalog.domains
     parts = {"train": ("train",), "val": ("val",), "test": ("query", "query+index")}
     lacking = [
-        f"{domain} has no {part} pictures"
+        f"{domain} has no {part} images"
         for domain in domains
         for part, roles in parts.items()
         if not (_in(found, (domain,)) & found.catalog.has_role(*roles)).any()
@@ -132,7 +132,7 @@ def _complete_domains(found: FeatureSet) -> list[str]:
     if lacking or len(domains) < 3:
         raise InputError(
             f"{found.folder}: {lacking[0] if lacking else 'the domains ' + ', '.join(domains)}",
-            expected="three domains or more, each with train, val and test pictures",
+            expected="three domains or more, each with train, val and test images",
             next_step="join catalogs with samething curate A B, or give --demo",
         )
     return domains

@@ -3,7 +3,7 @@
     python recipes/loss_comparison.py features --output losses
     python recipes/loss_comparison.py --demo
 
-Needs features of a catalog with train and test pictures of different instances; with --demo: those that
+Needs features of a catalog with train and test images of different instances; with --demo: those that
 samething demo has made. Trains the demo recipe with each loss and measures the test instances, which no head
 has seen. The interval is a 95 % bootstrap over queries for the mean of the seeds; the spread over seeds
 stands beside it. This is not a search: each loss has the defaults of its paper, so the table says how they do
@@ -67,8 +67,8 @@ def main(
     Args:
         features: the feature folder.
         output: folder for table.md and table.json.
-        num_seeds: runs a loss.
-        epochs: passes over the training pictures.
+        num_seeds: runs per loss.
+        epochs: passes over the training images.
         demo: use the demo's features.
         demo_folder: where samething demo has written.
     """
@@ -76,7 +76,7 @@ def main(
     if folder is None:
         raise InputError(
             "no features",
-            expected="a feature folder whose catalog has train and test pictures",
+            expected="a feature folder whose catalog has train and test images",
             next_step="make one with samething features CATALOG, or give --demo",
         )
     found = FeatureSet.open(folder)

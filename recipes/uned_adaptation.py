@@ -3,7 +3,7 @@
     python recipes/uned_adaptation.py --data-root /data --output uned
     python recipes/uned_adaptation.py --demo
 
-Needs UnED under the data root: its info_files and the pictures of its eight domains (samething datasets says
+Needs UnED under the data root: its info_files and the images of its eight domains (samething datasets says
 where they are from). Linear map to 64 numbers under a cosine softmax without margin, batches of one domain
 after another. Printed are R@1 and mMP@5 a domain in one index over all, as UnED's authors do. With
 --demo: the same on the demo's five domains, by the ordinary protocol.
@@ -40,7 +40,7 @@ def main(
         data_root: folder that holds UnED.
         output: folder for all artefacts.
         backbone: the backbone that is adapted.
-        epochs: passes over the training pictures.
+        epochs: passes over the training images.
         demo: use the demo's features instead.
         demo_folder: where samething demo has written.
     """

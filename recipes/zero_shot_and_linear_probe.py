@@ -3,7 +3,7 @@
     python recipes/zero_shot_and_linear_probe.py things.parquet --output families
     python recipes/zero_shot_and_linear_probe.py --demo
 
-Needs a catalog with train, val and test pictures, and the weights of a backbone of each family (they are
+Needs a catalog with train, val and test images, and the weights of a backbone of each family (they are
 fetched from the model hub where there is a network). With --demo: the features that samething demo has made.
 """
 
@@ -40,21 +40,21 @@ def main(
     demo_folder: Path = Path("demo"),
     epochs: float = 10.0,
 ) -> None:
-    """Describe the pictures with every family, then compare.
+    """Describe the images with every family, then compare.
 
     Args:
         catalog: the catalog's file.
         output: folder for the features, a folder a family, and the study.
         demo: use the demo's features instead.
         demo_folder: where samething demo has written.
-        epochs: passes over the training pictures for each linear probe.
+        epochs: passes over the training images for each linear probe.
     """
     if demo:
         folders = [demo_features(demo_folder)]
     elif catalog is None:
         raise ArtefactError(
             "no catalog",
-            expected="a catalog with train, val and test pictures",
+            expected="a catalog with train, val and test images",
             next_step="give one made by samething catalog, or --demo",
         )
     else:

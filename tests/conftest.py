@@ -27,7 +27,7 @@ def pytest_addoption(parser):
 def line(tmp_path_factory):
     """The whole line, made once by the README's commands; look, but leave it as it is.
 
-    The folder holds my-pictures, some-picture.jpg, things.parquet, features, run, model and index, and what
+    The folder holds my-images, some-image.jpg, things.parquet, features, run, model and index, and what
     each command printed, as NUMBER.out. Parallel test processes share it.
     """
     from line import make_line

@@ -63,9 +63,9 @@ def readme_commands() -> list[list[str]]:
 
 
 def make_line(folder: Path) -> None:
-    """Run the README's commands on a few pictures of one's own, word for word."""
-    write_things(folder / "my-pictures", num_things=12)
-    shutil.copy(folder / "my-pictures" / "thing 03 é" / "view 1.jpg", folder / "some-picture.jpg")
+    """Run the README's commands on a few images of one's own, word for word."""
+    write_things(folder / "my-images", num_things=12)
+    shutil.copy(folder / "my-images" / "thing 03 é" / "view 1.jpg", folder / "some-image.jpg")
     commands = readme_commands()
     assert [command[0] for command in commands[:7]] == [
         "catalog", "features", "train", "evaluate", "export", "index", "find",

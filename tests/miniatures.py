@@ -1,4 +1,4 @@
-"""Public data sets of a few pictures each, in their exact official layouts."""
+"""Public data sets of a few images each, in their exact official layouts."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def _bytes(suffix: str, number: int) -> bytes:
     return buffer.getvalue()
 
 
-def picture(path: Path, number: int = 0) -> None:
-    """A picture of 60 × 40 pixels."""
+def image(path: Path, number: int = 0) -> None:
+    """An image of 60 × 40 pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(_bytes(path.suffix, number))
 
@@ -48,7 +48,7 @@ def products_10k(root: Path) -> None:
     rows = [["1000.jpg", 0, 3], ["1001.jpg", 0, 3], ["1002.jpg", 1, 3], ["1003.jpg", 1, 3]]
     table(folder / "train.csv", [["name", "class", "group"], *rows])
     for name, *_ in rows:
-        picture(folder / "train" / name)
+        image(folder / "train" / name)
 
 
 def gldv2(root: Path) -> None:
@@ -56,7 +56,7 @@ def gldv2(root: Path) -> None:
     rows = [["17660ef415d37059", 1], ["92b6290d571448f6", 1], ["cd41bf948edc0340", 203_093]]
     table(folder / "train.csv", [["id", "landmark_id"], *rows])
     for name, _ in rows:
-        picture(folder / "train" / name[0] / name[1] / name[2] / f"{name}.jpg")
+        image(folder / "train" / name[0] / name[1] / name[2] / f"{name}.jpg")
 
 
 def deep_fashion(root: Path) -> None:
@@ -67,7 +67,7 @@ def deep_fashion(root: Path) -> None:
     for group in items.values():
         for paths in group.values():
             for path in paths:
-                picture(folder / path)
+                image(folder / path)
 
 
 def met_art(root: Path) -> None:
@@ -75,7 +75,7 @@ def met_art(root: Path) -> None:
     entries = [{"id": 7, "path": "0/0.jpg"}, {"id": 7, "path": "0/1.jpg"}, {"id": 9, "path": "MET/1/0.jpg"}]
     jsonl(folder / "ground_truth" / "MET_database.json", entries)
     for name in ("0/0.jpg", "0/1.jpg", "1/0.jpg"):
-        picture(folder / "MET" / name)
+        image(folder / "MET" / name)
 
 
 def shopee(root: Path) -> None:
@@ -87,7 +87,7 @@ def shopee(root: Path) -> None:
             ["train_4", "c.jpg", "b94cb00ed3e50f78", "Maling TTS", 2395904891]]  # fmt: skip
     table(folder / "train.csv", [header, *rows])
     for name in "abc":
-        picture(folder / "train_images" / f"{name}.jpg")
+        image(folder / "train_images" / f"{name}.jpg")
 
 
 def hm(root: Path) -> None:
@@ -99,7 +99,7 @@ def hm(root: Path) -> None:
     ]
     table(folder / "articles.csv", [["article_id", "product_code", "prod_name"], *rows])
     for name, *_ in rows:
-        picture(folder / "images" / name[:3] / f"{name}.jpg")
+        image(folder / "images" / name[:3] / f"{name}.jpg")
 
 
 def rp2k(root: Path) -> None:
@@ -107,7 +107,7 @@ def rp2k(root: Path) -> None:
     rows = [["可口可乐/1.jpg", 0], ["可口可乐/2.jpg", 0], ["other/3.jpg", 1]]
     table(folder / "train.csv", [["img_path", "img_id"], *rows])
     for name, _ in rows:
-        picture(folder / "train" / name)
+        image(folder / "train" / name)
 
 
 def sop(root: Path) -> None:
@@ -119,7 +119,7 @@ def sop(root: Path) -> None:
         header + "59552 11319 1 chair_final/2_0.JPG\n59553 11319 1 chair_final/2_1.JPG\n",
     )
     for name in ("bicycle_final/1_0", "bicycle_final/1_1", "chair_final/2_0", "chair_final/2_1"):
-        picture(folder / f"{name}.JPG")
+        image(folder / f"{name}.JPG")
 
 
 def fashion200k(root: Path) -> None:
@@ -133,7 +133,7 @@ def fashion200k(root: Path) -> None:
     for kind, name in zip(("jacket", "pants", "skirt", "top"), others, strict=True):
         text(folder / f"labels/{kind}_train_detect_all.txt", f"{name}\t0.5\tred {kind}\n")
     for name in (*names, *others):
-        picture(folder / name)
+        image(folder / name)
 
 
 def coco() -> dict[str, object]:
@@ -161,7 +161,7 @@ def coco() -> dict[str, object]:
 def food_rec22(root: Path) -> None:
     jsonl(root / "fr22_train_v2/annotations.json", coco())
     for name in ("005", "006"):
-        picture(root / "fr22_train_v2/images" / f"{name}.jpg")
+        image(root / "fr22_train_v2/images" / f"{name}.jpg")
 
 
 def stanford_cars(root: Path) -> None:
@@ -169,7 +169,7 @@ def stanford_cars(root: Path) -> None:
     rows = [[0, 39, 116, 569, 375, 14, "00001.jpg"], [1, 36, 116, 868, 587, 3, "00002.jpg"]]
     table(folder / "sc_train.csv", [["", "x1", "y1", "x2", "y2", "Class", "image"], *rows])
     for row in rows:
-        picture(folder / "cars_train/cars_train" / str(row[-1]))
+        image(folder / "cars_train/cars_train" / str(row[-1]))
 
 
 def stanford_cars_refined(root: Path) -> None:
@@ -177,7 +177,7 @@ def stanford_cars_refined(root: Path) -> None:
     rows = [[39, 116, 569, 375, "14_8", "00001.jpg", 0.93], [36, 116, 868, 587, "3_0", "00002.jpg", 0.95]]
     table(folder / "refined_train.csv", [["x1", "y1", "x2", "y2", "Class", "image", "Probability"], *rows])
     for row in rows:
-        picture(folder / "cars_train/cars_train" / str(row[-2]))
+        image(folder / "cars_train/cars_train" / str(row[-2]))
 
 
 def deep_fashion2(root: Path) -> None:
@@ -189,7 +189,7 @@ def deep_fashion2(root: Path) -> None:
     second = {"source": "shop", "pair_id": 3, "item1": {**item, "style": 1, "bounding_box": [1, 1, 51, 26]}}
     for number, content in ((1, first), (2, second)):
         jsonl(folder / "annos" / f"{number:06}.json", content)
-        picture(folder / "image" / f"{number:06}.jpg")
+        image(folder / "image" / f"{number:06}.jpg")
 
 
 def food101(root: Path) -> None:
@@ -197,12 +197,12 @@ def food101(root: Path) -> None:
     jsonl(root / "food-101/meta/test.json", classes)
     for entries in classes.values():
         for entry in entries:
-            picture(root / "food-101/images" / f"{entry}.jpg")
+            image(root / "food-101/images" / f"{entry}.jpg")
 
 
 def furniture180(root: Path) -> None:
     for name in ("sofa_sofa/001.JPG", "sofa_sofa/002.jpg", "table desk/001.png"):
-        picture(root / "furniture_180" / name)
+        image(root / "furniture_180" / name)
 
 
 def storefronts146(root: Path) -> None:
@@ -213,7 +213,7 @@ def storefronts146(root: Path) -> None:
     ]
     table(root / "storefronts_146/storefronts146_train.csv", [["img_path", "label"], *rows])
     for name, _ in rows:
-        picture(root / "storefronts_146" / name)
+        image(root / "storefronts_146" / name)
 
 
 def m4d_35k(root: Path) -> None:
@@ -223,7 +223,7 @@ def m4d_35k(root: Path) -> None:
             ["stanford_cars/cars_train/cars_train/00001.jpg", 33800]]  # fmt: skip
     table(root / "m4d-35k_train.csv", [["img_path", "label"], *rows])
     for name, _ in rows:
-        picture(root / name)
+        image(root / name)
 
 
 UNED = {
@@ -255,7 +255,7 @@ def uned(root: Path) -> None:
             content = [{"domain": domain, "class_id": number, "path": path} for path, number in entries]
             jsonl(root / f"uned/info_files/{domain}/{split}.json", content)
             for path, _ in entries:
-                picture(root / "uned/images" / path.replace("可乐", "#U53ef#U4e50"))
+                image(root / "uned/images" / path.replace("可乐", "#U53ef#U4e50"))
 
 
 def ilias_core(root: Path) -> None:
@@ -269,7 +269,7 @@ def ilias_core(root: Path) -> None:
     text(folder / "image_ids/image_query_ids.txt", "".join(f"{name},1\n" for name in queries))
     text(folder / "image_ids/positive_ids.txt", "".join(f"{name},0.25,12\n" for name in positives))
     for name in (*queries, *positives):
-        picture(folder / "ilias_core" / name)
+        image(folder / "ilias_core" / name)
         text((folder / "ilias_core" / name).with_suffix(".txt"), "1 2 3 4\n")
 
 
@@ -293,7 +293,7 @@ def mini_ilias(root: Path) -> None:
 
 def gpr1200(root: Path) -> None:
     for name in ("0_a.jpg", "0_b.jpg", "199_x_y.jpg", "200_c.jpg", "1199_d.jpg"):
-        picture(root / "GPR1200/images" / name)
+        image(root / "GPR1200/images" / name)
 
 
 def cub_200(root: Path) -> None:
@@ -306,7 +306,7 @@ def cub_200(root: Path) -> None:
     text(folder / "images.txt", "".join(f"{number} {name}\n" for number, name in enumerate(names, 1)))
     text(folder / "image_class_labels.txt", "1 1\n2 100\n3 101\n")
     for name in names:
-        picture(folder / "images" / name)
+        image(folder / "images" / name)
 
 
 def cars196(root: Path) -> None:
@@ -322,7 +322,7 @@ def cars196(root: Path) -> None:
     content = {"annotations": np.array([rows], dtype=kinds), "class_names": names}
     scipy.io.savemat(folder / "cars_annos.mat", content)
     for name, *_ in rows:
-        picture(folder / name)
+        image(folder / name)
 
 
 def in_shop(root: Path) -> None:
@@ -333,12 +333,12 @@ def in_shop(root: Path) -> None:
     lines = "".join(f"{name:<60}{item:<14}{status}\n" for name, item, status in rows)
     text(folder / "Eval/list_eval_partition.txt", f"3\nimage_name item_id evaluation_status\n{lines}")
     for name, *_ in rows:
-        picture(folder / "Img" / name)
+        image(folder / "Img" / name)
 
 
 def guiec(root: Path) -> None:
     for name in ("query/toys/bear/1.jpg", "index/toys/bear/2.jpg", "index/toys/loose.jpg", "index/noise.png"):
-        picture(root / "guiec" / name)
+        image(root / "guiec" / name)
 
 
 BUILDERS = {

@@ -2,8 +2,8 @@
 
     python tests/neighbours.py RUN MODELS [--formats …] [--every N]
 
-exports RUN into a folder of MODELS for each format and prints a table over the catalog's test pictures. All
-formats are given the same pixels; those that resize by themselves are then given the pictures as they are.
+exports RUN into a folder of MODELS for each format and prints a table over the catalog's test images. All
+formats are given the same pixels; those that resize by themselves are then given the images as they are.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from samething.export.network import EmbeddingModel, Source, source_of
 from samething.images import Preprocessing, decode, prepare
 from samething.training.run import Run
 
-# Each consumer is told FOLDER and gives vectors of a list of uint8 pictures (height, width, 3).
-_PREPARED = "np.stack([cropped(picture) for picture in pictures])"
+# Each consumer is told FOLDER and gives vectors of a list of uint8 images (height, width, 3).
+_PREPARED = "np.stack([cropped(image) for image in images])"
 CONSUMERS = {
     "onnxruntime": f"""
 import onnxruntime
 session = onnxruntime.InferenceSession(f"{{folder}}/model.onnx", providers=["CPUExecutionProvider"])
-embed = lambda pictures: session.run(None, {{"pixels": {_PREPARED}}})[0]
+embed = lambda images: session.run(None, {{"pixels": {_PREPARED}}})[0]
 """,
     "guiec": """
 import tempfile, torch, warnings, zipfile
@@ -40,26 +40,26 @@ warnings.simplefilter("ignore")
 with tempfile.TemporaryDirectory() as unpacked:
     zipfile.ZipFile(f"{folder}/submission.zip").extractall(unpacked)
     model = torch.jit.load(f"{unpacked}/saved_model.pt").eval()
-def one(picture):
+def one(image):
     with torch.no_grad():
-        return torch.flatten(model(torch.from_numpy(picture.transpose(2, 0, 1).copy())[None])[0]).numpy()
-embed = lambda pictures: np.stack([one(picture) for picture in pictures])
+        return torch.flatten(model(torch.from_numpy(image.transpose(2, 0, 1).copy())[None])[0]).numpy()
+embed = lambda images: np.stack([one(image) for image in images])
 """,
     "sentence-transformers": """
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 model = SentenceTransformer(folder)
-embed = lambda pictures: model.encode([Image.fromarray(each) for each in pictures], show_progress_bar=False)
+embed = lambda images: model.encode([Image.fromarray(each) for each in images], show_progress_bar=False)
 """,
     "torch-export": f"""
 import torch
 program = torch.export.load(f"{{folder}}/model.pt2").module()
-embed = lambda pictures: program(torch.from_numpy({_PREPARED})).detach().numpy()
+embed = lambda images: program(torch.from_numpy({_PREPARED})).detach().numpy()
 """,
     "aot-inductor": f"""
 import torch
 program = torch._inductor.aoti_load_package(f"{{folder}}/model.pt2")
-embed = lambda pictures: program(torch.from_numpy({_PREPARED}).contiguous()).numpy()
+embed = lambda images: program(torch.from_numpy({_PREPARED}).contiguous()).numpy()
 """,
 }
 RESIZES_ITSELF = ("guiec", "sentence-transformers")
@@ -70,9 +70,9 @@ sys.modules["samething"] = None
 import numpy as np
 from PIL import Image
 folder, given, margin, target = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
-def cropped(picture):
-    height, width = picture.shape[:2]
-    return picture[margin : height - margin, margin : width - margin].transpose(2, 0, 1)
+def cropped(image):
+    height, width = image.shape[:2]
+    return image[margin : height - margin, margin : width - margin].transpose(2, 0, 1)
 {consumer}
 if given.endswith(".npy"):
     squares = np.load(given, mmap_mode="r")
@@ -92,7 +92,7 @@ def consumed(form: str, folder: Path, given: Path, *, margin: int = 0) -> Embedd
     Args:
         form: a key of :data:`CONSUMERS`.
         folder: the exported model.
-        given: pictures of one size, (n, height, width, 3) in a .npy file, or paths in a .json file.
+        given: images of one size, (n, height, width, 3) in a .npy file, or paths in a .json file.
         margin: pixels that prepared squares are smaller by on every side.
     """
     with tempfile.TemporaryDirectory() as out:
@@ -105,7 +105,7 @@ def consumed(form: str, folder: Path, given: Path, *, margin: int = 0) -> Embedd
 
 
 def squares_of(catalog: Catalog, preprocessing: Preprocessing) -> tuple[np.ndarray, int]:
-    """Pictures that every preprocessing leaves as they are but for its centre crop, and the crop's margin.
+    """Images that every preprocessing leaves as they are but for its centre crop, and the crop's margin.
 
     They are as large as the shorter side before the crop, so that resizing changes nothing.
     """
@@ -129,9 +129,9 @@ def by_torch(model: EmbeddingModel, squares: np.ndarray, margin: int) -> Embeddi
 
 
 def nearest(vectors: Embeddings, catalog: Catalog, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
-    """Catalog rows of each query's nearest pictures of the index, best first, and all their scores.
+    """Catalog rows of each query's nearest images of the index, best first, and all their scores.
 
-    A picture that is query and index does not find itself.
+    An image that is query and index does not find itself.
     """
     queries = np.flatnonzero(catalog.has_role("query", "query+index"))
     index = np.flatnonzero(catalog.has_role("index", "query+index"))
@@ -140,8 +140,8 @@ def nearest(vectors: Embeddings, catalog: Catalog, k: int = 5) -> tuple[np.ndarr
     return index[np.argsort(-scores, axis=1, kind="stable")[:, :k]], scores
 
 
-def pictures_tested(source: Source) -> Catalog:
-    """The test pictures of an export's run."""
+def images_tested(source: Source) -> Catalog:
+    """The test images of an export's run."""
     catalog = source.features.catalog
     return catalog.take(catalog.has_role("query", "index", "query+index"))
 
@@ -152,17 +152,17 @@ def main() -> None:
     arguments.add_argument("models", type=Path)
     at_once = [form for form in CONSUMERS if form != "aot-inductor"]  # which compiles for minutes
     arguments.add_argument("--formats", nargs="*", default=at_once)
-    arguments.add_argument("--every", type=int, default=1, help="take every so-manieth test picture")
+    arguments.add_argument("--every", type=int, default=1, help="take every so-manieth test image")
     given = arguments.parse_args()
     source = source_of(Run.open(given.run), weights=None)
-    catalog = pictures_tested(source)
+    catalog = images_tested(source)
     catalog = catalog.take(np.arange(len(catalog)) % given.every == 0)
     squares, margin = squares_of(catalog, source.backbone.preprocessing)
     given.models.mkdir(parents=True, exist_ok=True)
-    pictures = given.models / "squares.npy"
-    np.save(pictures, squares)
+    images = given.models / "squares.npy"
+    np.save(images, squares)
     expected = by_torch(source.model, squares, margin)
-    print("| format | pictures | largest difference | same top-5, % | overlap, % | mMP@5 % |")
+    print("| format | images | largest difference | same top-5, % | overlap, % | mMP@5 % |")
     print("| --- | --- | --- | --- | --- | --- |")
     show("torch", "same", expected, expected, catalog)
     paths = given.models / "paths.json"
@@ -170,10 +170,10 @@ def main() -> None:
     for form in given.formats:
         folder = given.models / form
         export(given.run, output=folder, format="folder" if form == "onnxruntime" else form)
-        show(form, "same", consumed(form, folder, pictures, margin=margin), expected, catalog)
+        show(form, "same", consumed(form, folder, images, margin=margin), expected, catalog)
         if form in RESIZES_ITSELF:
             show(form, "as they are", consumed(form, folder, paths), expected, catalog)
-    pictures.unlink()
+    images.unlink()
 
 
 def show(form: str, given: str, found: Embeddings, expected: Embeddings, catalog: Catalog) -> None:

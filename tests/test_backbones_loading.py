@@ -40,25 +40,25 @@ def tiny(checkpoints: Path, name: str = f"timm:{VIT}", **options: object) -> Bac
     return load_backbone(name, weights=checkpoints, **options)
 
 
-def describe(backbone: Backbone, pictures: list[Image.Image]) -> torch.Tensor:
-    pixels = np.stack([prepare(picture, backbone.preprocessing) for picture in pictures])
+def describe(backbone: Backbone, images: list[Image.Image]) -> torch.Tensor:
+    pixels = np.stack([prepare(image, backbone.preprocessing) for image in images])
     with torch.inference_mode():
         return backbone(torch.from_numpy(pixels))
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
-    """A wide, a tall and a square picture."""
+def images() -> list[Image.Image]:
+    """A wide, a tall and a square image."""
     return [photographs()[1], photographs()[2].crop((100, 0, 260, 400)), photographs()[0]]
 
 
 # ---- pooling
 
 
-def test_poolings_are_what_they_are_called(checkpoints, pictures):
+def test_poolings_are_what_they_are_called(checkpoints, images):
     own = tiny(checkpoints)
     network = own.network
-    pixels = torch.from_numpy(np.stack([prepare(picture, own.preprocessing) for picture in pictures]))
+    pixels = torch.from_numpy(np.stack([prepare(image, own.preprocessing) for image in images]))
     with torch.inference_mode():
         tokens = network.forward_features((pixels.float() / 255 - own.mean) / own.std)
     num_prefix = tokens.shape[1] - (own.preprocessing.size // network.patch_embed.patch_size[0]) ** 2
@@ -69,12 +69,12 @@ def test_poolings_are_what_they_are_called(checkpoints, pictures):
     expected = {"class": first, "mean": patches.mean(1), "gem": cubes}
     for pooling, features in expected.items():
         pooled = tiny(checkpoints, pooling=pooling)
-        assert torch.allclose(describe(pooled, pictures), norm(features), atol=1e-5), pooling
+        assert torch.allclose(describe(pooled, images), norm(features), atol=1e-5), pooling
         assert pooled.describe()["options"] == {"pooling": pooling}
     both = tiny(checkpoints, pooling="class+mean")
     assert both.width == 2 * own.width
     assert torch.allclose(
-        describe(both, pictures), torch.cat([norm(first), norm(patches.mean(1))], 1), atol=1e-5
+        describe(both, images), torch.cat([norm(first), norm(patches.mean(1))], 1), atol=1e-5
     )
 
 
@@ -88,11 +88,11 @@ def test_attention_pooling_is_siglips_own():
         assert torch.equal(PooledNetwork(network, "map", name="x")(inputs), network(inputs))
 
 
-def test_a_convolutional_network_pools_its_map(checkpoints, pictures):
+def test_a_convolutional_network_pools_its_map(checkpoints, images):
     own, mean = (tiny(checkpoints, f"timm:{TINY}", pooling=pooling) for pooling in ("own", "mean"))
-    assert torch.allclose(describe(own, pictures), describe(mean, pictures), atol=1e-5)
-    gem = describe(tiny(checkpoints, f"timm:{TINY}", pooling="gem"), pictures)
-    assert (gem >= describe(mean, pictures).clamp(min=0) - 1e-5).all()  # power means grow with the exponent
+    assert torch.allclose(describe(own, images), describe(mean, images), atol=1e-5)
+    gem = describe(tiny(checkpoints, f"timm:{TINY}", pooling="gem"), images)
+    assert (gem >= describe(mean, images).clamp(min=0) - 1e-5).all()  # power means grow with the exponent
 
 
 @pytest.mark.parametrize(("name", "pooling"), [(TINY, "class"), (TINY, "map"), (VIT, "map")])
@@ -113,54 +113,52 @@ def test_the_generalised_mean_lies_between_mean_and_maximum(values, exponent):
 # ---- views and sizes
 
 
-def test_views_lie_below_each_other_and_change_nothing(pictures):
+def test_views_lie_below_each_other_and_change_nothing(images):
     own = Preprocessing(size=64, mean=(0.1, 0.2, 0.3))
     parts = named_views("aspect+mirror+five", own)
     canvas = Preprocessing(size=64, views=parts)
     assert canvas.shape == (64 * 9, 64)
-    for picture in pictures:
-        pixels = prepare(picture, canvas)
+    for image in images:
+        pixels = prepare(image, canvas)
         for place, part in enumerate(parts):
-            assert np.array_equal(pixels[:, place * 64 : place * 64 + 64], prepare(picture, part))
+            assert np.array_equal(pixels[:, place * 64 : place * 64 + 64], prepare(image, part))
     assert Preprocessing.from_json(json.loads(json.dumps(canvas.to_json()))) == canvas
     assert set(own.to_json()) == {"size", "resize", "crop_fraction", "interpolation", "mean", "std"}
 
 
 def test_views_show_what_their_names_say():
-    """A picture whose brightness is its column: each view shows the columns it should."""
+    """An image whose brightness is its column: each view shows the columns it should."""
     columns = np.broadcast_to(np.arange(200, dtype=np.uint8)[None, :, None], (100, 200, 3))
-    picture = Image.fromarray(np.ascontiguousarray(columns))
+    image = Image.fromarray(np.ascontiguousarray(columns))
     own = Preprocessing(size=100)
-    shown = {name: prepare(picture, view(own))[0, 50] for name, view in VIEWS.items()}
+    shown = {name: prepare(image, view(own))[0, 50] for name, view in VIEWS.items()}
     assert (shown["start"][0], shown["crop"][0], shown["end"][-1]) == (0, 50, 199)
     assert np.array_equal(shown["mirror"], shown["own"][::-1])
     assert shown["squash"][0] < 3 and shown["squash"][-1] > 196
     assert shown["top-left"][0] < 2 and shown["bottom-right"][-1] > 197
     assert shown["zoom"][0] > shown["crop"][0]
-    padded = prepare(picture, VIEWS["pad"](own))[0]
+    padded = prepare(image, VIEWS["pad"](own))[0]
     assert (padded[:25] == 128).all() and (padded[75:] == 128).all()
 
 
 @pytest.mark.parametrize("views", [*PRESETS, "own+mirror"])
-def test_features_of_views_are_averaged_or_kept(checkpoints, pictures, views):
-    parts = [
-        describe(tiny(checkpoints, views=name), pictures) for name in PRESETS.get(views, views).split("+")
-    ]
+def test_features_of_views_are_averaged_or_kept(checkpoints, images, views):
+    parts = [describe(tiny(checkpoints, views=name), images) for name in PRESETS.get(views, views).split("+")]
     averaged, kept = (tiny(checkpoints, views=views, combine=combine) for combine in ("average", "keep"))
     assert averaged.width == parts[0].shape[1]
     assert kept.width == len(parts) * averaged.width
-    assert torch.allclose(describe(averaged, pictures), torch.stack(parts).mean(0), atol=1e-5)
-    assert torch.allclose(describe(kept, pictures), torch.cat(parts, 1), atol=1e-5)
+    assert torch.allclose(describe(averaged, images), torch.stack(parts).mean(0), atol=1e-5)
+    assert torch.allclose(describe(kept, images), torch.cat(parts, 1), atol=1e-5)
 
 
-def test_another_size_and_several(checkpoints, pictures):
+def test_another_size_and_several(checkpoints, images):
     own = tiny(checkpoints)
     sizes = (own.preprocessing.size, 96)
-    parts = [describe(tiny(checkpoints, sizes=(size,)), pictures) for size in sizes]
-    assert torch.equal(parts[0], describe(own, pictures))
+    parts = [describe(tiny(checkpoints, sizes=(size,)), images) for size in sizes]
+    assert torch.equal(parts[0], describe(own, images))
     several = tiny(checkpoints, sizes=sizes, combine="keep")
     assert several.preprocessing.shape == (sum(sizes), max(sizes))
-    assert torch.allclose(describe(several, pictures), torch.cat(parts, 1), atol=1e-5)
+    assert torch.allclose(describe(several, images), torch.cat(parts, 1), atol=1e-5)
     # as timm itself builds the other size from the checkpoint
     with torch.inference_mode():
         network = timm.create_model(
@@ -168,7 +166,7 @@ def test_another_size_and_several(checkpoints, pictures):
             pretrained_cfg_overlay={"file": str(checkpoints / f"timm-{VIT}.pth")},
         ).eval()  # fmt: skip
         single = tiny(checkpoints, sizes=(96,))
-        pixels = torch.from_numpy(np.stack([prepare(picture, single.preprocessing) for picture in pictures]))
+        pixels = torch.from_numpy(np.stack([prepare(image, single.preprocessing) for image in images]))
         assert torch.allclose(network((pixels.float() / 255 - own.mean) / own.std), parts[1], atol=1e-5)
     with pytest.raises(InputError, match="multiple of its patch"):
         tiny(checkpoints, sizes=(97,))
@@ -185,11 +183,11 @@ def test_a_view_that_does_not_exist(checkpoints):
 # ---- several backbones as one
 
 
-def test_several_backbones_stand_side_by_side(checkpoints, pictures):
+def test_several_backbones_stand_side_by_side(checkpoints, images):
     names = [f"timm:{TINY}", f"timm:{VIT}"]
-    parts = [describe(tiny(checkpoints, name), pictures) for name in names]
+    parts = [describe(tiny(checkpoints, name), images) for name in names]
     both = tiny(checkpoints, "+".join(names))
-    features = describe(both, pictures)
+    features = describe(both, images)
     assert both.width == sum(part.shape[1] for part in parts)
     unit = [torch.nn.functional.normalize(part, dim=1) for part in parts]
     together = torch.nn.functional.normalize(features, dim=1)
@@ -214,12 +212,12 @@ def test_what_changes_features_changes_the_description(checkpoints):
     assert "options" not in described[0]  # what was described before there were options stays valid
 
 
-def test_a_canvas_goes_through_onnx(checkpoints, pictures, tmp_path):
+def test_a_canvas_goes_through_onnx(checkpoints, images, tmp_path):
     both = tiny(checkpoints, f"timm:{VIT}+timm:{TINY}", views="crop+pad")
     graph = write_onnx(both, tmp_path / "both.onnx", size=both.preprocessing.shape)
-    pixels = np.stack([prepare(picture, both.preprocessing) for picture in pictures])
+    pixels = np.stack([prepare(image, both.preprocessing) for image in images])
     found = onnxruntime.InferenceSession(graph).run(None, {"pixels": pixels})[0]
-    assert np.abs(found - describe(both, pictures).numpy()).max() < 1e-3
+    assert np.abs(found - describe(both, images).numpy()).max() < 1e-3
 
 
 # ---- checkpoints
@@ -235,14 +233,14 @@ def test_checkpoints_by_name(checkpoints, tmp_path):
         load_backbone(f"timm:{VIT}+timm:{TINY}", weights=checkpoints / f"timm-{VIT}.pth")
 
 
-def test_your_own_module(pictures):
+def test_your_own_module(images):
     class Brightness(torch.nn.Module):
         def forward(self, inputs):
             return inputs.mean((2, 3))
 
     own = Backbone(Brightness(), name="brightness", width=3, preprocessing=Preprocessing(size=32))
     assert load_backbone(own) is own
-    assert describe(own, pictures).shape == (3, 3)
+    assert describe(own, images).shape == (3, 3)
 
 
 def save_transformers(folder: Path, kind: str, *, lacking: str = "") -> torch.nn.Module:
@@ -271,19 +269,19 @@ def save_transformers(folder: Path, kind: str, *, lacking: str = "") -> torch.nn
 
 
 @pytest.mark.parametrize("kind", ["clip", "dinov2"])
-def test_any_model_of_transformers(tmp_path, pictures, kind):
+def test_any_model_of_transformers(tmp_path, images, kind):
     model = save_transformers(tmp_path, kind)
     backbone = load_backbone("hf:someone/something", weights=tmp_path)
     assert backbone.width == 32
     assert backbone.preprocessing.mean == (0.5, 0.4, 0.3)
-    pixels = torch.from_numpy(np.stack([prepare(picture, backbone.preprocessing) for picture in pictures]))
+    pixels = torch.from_numpy(np.stack([prepare(image, backbone.preprocessing) for image in images]))
     with torch.inference_mode():
         found = model(pixel_values=(pixels.float() / 255 - backbone.mean) / backbone.std)
-    assert torch.allclose(describe(backbone, pictures), found.pooler_output, atol=1e-6)
+    assert torch.allclose(describe(backbone, images), found.pooler_output, atol=1e-6)
     mean = load_backbone("hf:someone/something", weights=tmp_path, pooling="mean")
-    assert torch.allclose(describe(mean, pictures), found.last_hidden_state[:, 1:].mean(1), atol=1e-6)
+    assert torch.allclose(describe(mean, images), found.last_hidden_state[:, 1:].mean(1), atol=1e-6)
     larger = load_backbone("hf:someone/something", weights=tmp_path, sizes=(56,))
-    assert describe(larger, pictures).shape == (3, 32)
+    assert describe(larger, images).shape == (3, 32)
 
 
 def test_a_folder_of_transformers_that_is_none_or_not_whole(tmp_path):
@@ -296,7 +294,7 @@ def test_a_folder_of_transformers_that_is_none_or_not_whole(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("projection", [True, False])
-def test_a_checkpoint_of_open_clip(tmp_path, pictures, projection):
+def test_a_checkpoint_of_open_clip(tmp_path, images, projection):
     import open_clip
 
     with torch.random.fork_rng(devices=[]):
@@ -308,17 +306,17 @@ def test_a_checkpoint_of_open_clip(tmp_path, pictures, projection):
     any_name = load_backbone("open_clip:ViT-B-16-quickgelu/dfn2b", weights=tmp_path / "model.pt")
     transform = open_clip.image_transform(224, is_train=False)
     with torch.inference_mode():
-        inputs = torch.stack([transform(picture) for picture in pictures])
+        inputs = torch.stack([transform(image) for image in images])
         encoded = model.encode_image(inputs)
         if not projection:
             model.visual.proj = None
             assert ours.width == 768
         expected = model.encode_image(inputs)
-    assert torch.allclose(describe(ours, pictures), expected, atol=1e-4)
-    assert torch.allclose(describe(any_name, pictures), encoded, atol=1e-4)
+    assert torch.allclose(describe(ours, images), expected, atol=1e-4)
+    assert torch.allclose(describe(any_name, images), encoded, atol=1e-4)
     pooled = load_backbone("clip_dfn_base_224", weights=tmp_path / "model.pt", pooling="class")
     if not projection:
-        assert torch.allclose(describe(pooled, pictures), expected, atol=1e-4)
+        assert torch.allclose(describe(pooled, images), expected, atol=1e-4)
     (tmp_path / "bad.pt").write_bytes(b"nothing")
     with pytest.raises(ArtefactError, match="does not fit"):
         load_backbone(row, weights=tmp_path / "bad.pt")

@@ -42,7 +42,7 @@ def backbone(tmp_path_factory) -> Backbone:
 
 @pytest.fixture(scope="module")
 def sample(backbone) -> torch.Tensor:
-    return torch.from_numpy(np.stack([prepare(picture, backbone.preprocessing) for picture in photographs()]))
+    return torch.from_numpy(np.stack([prepare(image, backbone.preprocessing) for image in photographs()]))
 
 
 @pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
@@ -69,7 +69,7 @@ def test_auto_takes_the_fastest_that_agrees(cache, backbone, sample, monkeypatch
     chosen = choose_runtime(backbone, sample, device="cpu")
     assert chosen.name == "openvino-bfloat16"
     assert chosen.record["name"] == "openvino-bfloat16"
-    assert set(chosen.record["pictures_per_s"]) == set(rates) - {"torch-bfloat16"}
+    assert set(chosen.record["images_per_s"]) == set(rates) - {"torch-bfloat16"}
     assert "0.99" in chosen.record["left_out"]["torch-bfloat16"]
     assert "float32" in chosen.record["left_out"]["onnxruntime"]  # another is far ahead of float32
     again = choose_runtime(backbone, sample, device="cpu", record=chosen.record)
@@ -98,11 +98,11 @@ def test_an_export_has_to_pay(cache, backbone, sample, monkeypatch):
     scripted(monkeypatch, dict.fromkeys(("torch", "torch-bfloat16", "openvino", "onnxruntime"), 100.0), {
         "openvino-bfloat16": 0.5,
     })  # fmt: skip
-    few = choose_runtime(backbone, sample, device="cpu", num_pictures=200)
+    few = choose_runtime(backbone, sample, device="cpu", num_images=200)
     assert "export" in few.record["left_out"]["openvino"]
-    assert set(few.record["pictures_per_s"]) == {"torch", "torch-bfloat16"}
-    many = choose_runtime(backbone, sample, device="cpu", num_pictures=1_000_000)
-    assert {"openvino", "onnxruntime"} <= set(many.record["pictures_per_s"])
+    assert set(few.record["images_per_s"]) == {"torch", "torch-bfloat16"}
+    many = choose_runtime(backbone, sample, device="cpu", num_images=1_000_000)
+    assert {"openvino", "onnxruntime"} <= set(many.record["images_per_s"])
 
 
 def unfaithful(describe):
@@ -190,9 +190,9 @@ def test_a_cache_that_cannot_be_written_costs_no_job(tmp_path, monkeypatch, back
 
 @pytest.mark.slow
 def test_what_is_chosen_for_the_demos_backbone(cache):
-    """The real measurement: whatever is taken agrees on other pictures than it was measured on."""
+    """The real measurement: whatever is taken agrees on other images than it was measured on."""
     lite = load_backbone("efficientnet_lite0")
-    pixels = torch.from_numpy(np.stack([prepare(picture, lite.preprocessing) for picture in photographs()]))
+    pixels = torch.from_numpy(np.stack([prepare(image, lite.preprocessing) for image in photographs()]))
     chosen = choose_runtime(lite, pixels[:4], device="cpu")
     with torch.inference_mode():
         assert parity_cosine(chosen.describe(pixels[4:]), lite(pixels[4:]).numpy()) >= 0.9995

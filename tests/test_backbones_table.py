@@ -188,7 +188,7 @@ def test_encoders_have_the_published_size(name):
 
 
 def test_the_papers_431_million():
-    """Florek et al. 2024: 431 M with the head and one centre a class of 34.8k, of which 2.3 M are trained."""
+    """Florek et al. 2024: 431 M with the head and a centre per class of 34.8k, of which 2.3 M are trained."""
     row = BACKBONES["siglip_so400m_384"]
     with torch.device("meta"):
         head = Head(HeadConfig(embedding_dim=64), width=row.width)
@@ -197,11 +197,11 @@ def test_the_papers_431_million():
     assert real_millions(row) + trained == pytest.approx(431, abs=0.6)
 
 
-# ---- preprocessing against the libraries' own, on real pictures
+# ---- preprocessing against the libraries' own, on real images
 
 
-def normalised(picture, preprocessing: Preprocessing) -> torch.Tensor:
-    pixels = torch.from_numpy(prepare(picture, preprocessing)).double().div(255)
+def normalised(image, preprocessing: Preprocessing) -> torch.Tensor:
+    pixels = torch.from_numpy(prepare(image, preprocessing)).double().div(255)
     mean, std = (torch.tensor(v).double()[:, None, None] for v in (preprocessing.mean, preprocessing.std))
     return pixels.sub(mean).div(std).float()
 
@@ -228,15 +228,15 @@ def test_preprocessing_is_the_librarys_own(row):
     elif row.loader == "transformers":
         processor = clip_processor(row.preprocessing.size)
         assert processor_preprocessing(processor) == row.preprocessing
-        transform = lambda picture: processor(picture, return_tensors="pt")["pixel_values"][0]  # noqa: E731
+        transform = lambda image: processor(image, return_tensors="pt")["pixel_values"][0]  # noqa: E731
     else:
         architecture = row.identifier if row.loader == "timm" else "tf_efficientnet_lite0"
         overlay = {} if row.loader == "timm" else {"pretrained_cfg": {}}
         with torch.device("meta"):
             model = timm.create_model(architecture)
         transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model, **overlay))
-    for picture in photographs()[:4]:
-        assert (normalised(picture, row.preprocessing) - transform(picture)).abs().max() < 2e-5
+    for image in photographs()[:4]:
+        assert (normalised(image, row.preprocessing) - transform(image)).abs().max() < 2e-5
 
 
 def clip_processor(size: int) -> transformers.CLIPImageProcessor:
@@ -351,12 +351,12 @@ def test_every_row_is_compared_somewhere():
     assert {row.identifier.split(".")[0].split("/")[0] for row in BACKBONES.values()} <= architectures
 
 
-def test_features_tell_pictures_apart():
-    """Even random weights give different pictures different features: the pixels reach the output."""
+def test_features_tell_images_apart():
+    """Even random weights give different images different features: the pixels reach the output."""
     row = BACKBONES["pe_core_tiny_384"]
     torch.manual_seed(1)
     network = random_network(row).eval()
-    pixels = np.stack([prepare(picture, row.preprocessing) for picture in photographs()[:2]])
+    pixels = np.stack([prepare(image, row.preprocessing) for image in photographs()[:2]])
     with torch.inference_mode():
         one, other = Backbone(network, name=row.name, width=row.width, preprocessing=row.preprocessing)(
             torch.from_numpy(pixels)

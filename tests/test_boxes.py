@@ -1,4 +1,4 @@
-"""A catalog row may show a part of its picture: from the table to the pixels."""
+"""A catalog row may show a part of its image: from the table to the pixels."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def turned(tmp_path):
 
 
 @pytest.mark.parametrize("decoding", ["exact", "fast", "scaled"])
-def test_the_box_is_cut_from_the_upright_picture(turned, decoding):
+def test_the_box_is_cut_from_the_upright_image(turned, decoding):
     root, upright = turned
     preprocessing = Preprocessing(size=64, decoding=decoding)
     catalog = boxed(root, (30, 40, 230, 190), None)

@@ -40,13 +40,13 @@ def write(folder: Path, text: str, *, name: str = "annotations.csv", encoding: s
 
 
 def sized_catalog(sizes: dict[tuple[str, str], int]) -> Catalog:
-    """A catalog with so many pictures of each (domain, label)."""
+    """A catalog with so many images of each (domain, label)."""
     rows = [
         {"image": f"{domain}/{label}/{number}.jpg", "label": label, "domain": domain}
         for (domain, label), size in sizes.items()
         for number in range(size)
     ]
-    return Catalog.from_rows(rows, root=Path("pictures"))
+    return Catalog.from_rows(rows, root=Path("images"))
 
 
 def by_image(catalog: Catalog, column: str) -> dict[str, str]:
@@ -233,13 +233,13 @@ def test_a_newer_format_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("root", "target"),
     [
-        ("pictures", "catalog.parquet"),
-        ("pictures", "pictures/catalog.parquet"),
-        ("pictures", "pictures/deep er/catalog.parquet"),
+        ("images", "catalog.parquet"),
+        ("images", "images/catalog.parquet"),
+        ("images", "images/deep er/catalog.parquet"),
         (".", "catalogs/ü/catalog.parquet"),
     ],
 )
-def test_pictures_and_catalog_can_be_moved_together(tmp_path, root, target):
+def test_images_and_catalog_can_be_moved_together(tmp_path, root, target):
     before = tmp_path / "before"
     catalog = Catalog.from_rows([{"image": "a b/1.jpg", "label": "x"}], root=before / root)
     (before / root / "a b").mkdir(parents=True)
@@ -254,15 +254,15 @@ def test_pictures_and_catalog_can_be_moved_together(tmp_path, root, target):
 
 
 def test_a_root_elsewhere_is_kept_and_can_be_overridden(tmp_path):
-    catalog = Catalog.from_rows([{"image": "1.jpg", "label": "x"}], root=tmp_path / "pictures")
+    catalog = Catalog.from_rows([{"image": "1.jpg", "label": "x"}], root=tmp_path / "images")
     target = catalog.write(tmp_path / "catalogs" / "catalog.parquet")
-    assert Catalog.read(target).root == (tmp_path / "pictures").resolve()
+    assert Catalog.read(target).root == (tmp_path / "images").resolve()
     assert Catalog.read(target, root=tmp_path / "other").root == tmp_path / "other"
 
 
-def test_moved_pictures_are_noticed(tmp_path):
+def test_moved_images_are_noticed(tmp_path):
     catalog = Catalog.from_rows([{"image": "1.jpg", "label": "x"}], root=tmp_path / "gone")
-    with pytest.raises(ArtefactError, match="none of the first 1 pictures") as caught:
+    with pytest.raises(ArtefactError, match="none of the first 1 images") as caught:
         catalog.require_files()
     assert "--root" in caught.value.next_step
 
@@ -273,7 +273,7 @@ def test_moved_pictures_are_noticed(tmp_path):
 def test_rows_take_numbers_and_paths_as_text():
     catalog = Catalog.from_rows(
         [{"image": Path("a/1.jpg"), "label": 7, "domain": None}, {"image": "b.jpg", "label": "7"}],
-        root=Path("pictures"),
+        root=Path("images"),
     )
     assert by_image(catalog, "label") == {"a/1.jpg": "7", "b.jpg": "7"}
     assert catalog.domains == ["default"]
@@ -398,13 +398,13 @@ def test_each_problem_is_found_with_its_row(tmp_path):
     assert "missing ü.jpg does not exist" in messages[0]
     assert messages[1] == "b.jpg has an empty label"
     assert messages[2] == "./a.jpg is listed twice (first in row 0)"
-    assert messages[3] == "c.jpg is the same picture as a.jpg (row 0), which has the label 'x', not 'y'"
+    assert messages[3] == "c.jpg is the same image as a.jpg (row 0), which has the label 'x', not 'y'"
     assert messages[4] == "the path is empty"
     assert str(catalog.problems()[0]).startswith("row 1: ")
     assert [problem.row for problem in catalog.problems(check_files=False)] == [2, 3, 4, 5]
 
 
-def test_the_same_picture_under_one_label_is_no_problem(tmp_path):
+def test_the_same_image_under_one_label_is_no_problem(tmp_path):
     rows = [{"image": f"{name}.jpg", "label": "x", "sha256": "11"} for name in "ab"]
     assert Catalog.from_rows(rows, root=tmp_path).problems(check_files=False) == []
 
@@ -413,9 +413,9 @@ def test_counts():
     catalog = sized_catalog({("b", "x"): 2, ("a", "y"): 1, ("b", "z"): 3})
     catalog = catalog.with_column("role", ["query", "query", "train", "train", "train", "train"])
     assert catalog.counts() == [
-        {"domain": "a", "role": "train", "instances": 1, "pictures": 1},
-        {"domain": "b", "role": "train", "instances": 1, "pictures": 3},
-        {"domain": "b", "role": "query", "instances": 1, "pictures": 2},
+        {"domain": "a", "role": "train", "instances": 1, "images": 1},
+        {"domain": "b", "role": "train", "instances": 1, "images": 3},
+        {"domain": "b", "role": "query", "instances": 1, "images": 2},
     ]
 
 
@@ -439,13 +439,13 @@ def test_a_split_keeps_things_apart_and_keeps_the_shares(sizes, tenths, seed):
     labels, roles = split.strings("label"), split.strings("role")
     role_of = dict(zip(labels, roles, strict=True))
     assert set(zip(labels, roles, strict=True)) == set(role_of.items()), "one role for each thing"
-    pictures = Counter(labels)
-    assert all(role_of[label] == "train" for label, count in pictures.items() if count == 1)
+    images = Counter(labels)
+    assert all(role_of[label] == "train" for label, count in images.items() if count == 1)
     for domain in split.domains:
         members = {
             label
             for label, itself in zip(labels, split.strings("domain"), strict=True)
-            if itself == domain and pictures[label] > 1
+            if itself == domain and images[label] > 1
         }
         counted = Counter(role_of[label] for label in members)
         assert abs(counted["val"] - val * len(members)) <= 0.5
@@ -505,10 +505,10 @@ def test_a_large_catalog():
             "sha256": hashes,
         }
     )
-    catalog = Catalog(table, Path("pictures"))
+    catalog = Catalog(table, Path("images"))
     assert catalog.class_ids().max() == num_rows // 5 - 1
     assert len(catalog.strings("image")) == num_rows
     assert len(catalog.fingerprint) == 16
     assert catalog.problems(check_files=False) == []
     split = catalog.split_by_class(val=0.1, test=0.2)
-    assert sum(row["pictures"] for row in split.counts()) == num_rows
+    assert sum(row["images"] for row in split.counts()) == num_rows

@@ -120,7 +120,7 @@ def test_interrupting_is_status_130(monkeypatch, capsys):
 
 @pytest.fixture
 def neutral(tmp_path):
-    """Embeddings of another model and the table in the fixed columns; no picture exists."""
+    """Embeddings of another model and the table in the fixed columns; no image exists."""
     rng = np.random.default_rng(0)
     rows = []
     for number in range(60):
@@ -141,7 +141,7 @@ def test_the_neutral_interface(neutral, capsys, option):
               "--json", str(neutral / "OUT.json"), option])  # fmt: skip
     out = capsys.readouterr().out
     assert done.value.code == 0
-    assert ("one index over all domains" if option == "--merged" else "one index a domain") in out
+    assert ("one index over all domains" if option == "--merged" else "one index per domain") in out
     numbers = json.loads((neutral / "OUT.json").read_text(encoding="utf-8"))
     assert set(numbers) == {"merged", "per_domain"}
     for part in numbers.values():

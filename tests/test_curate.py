@@ -23,7 +23,7 @@ PHOTOGRAPHS = photographs()[:5]
 
 
 def numbers(folder: Path, sizes: dict[str, int], **columns: str) -> Catalog:
-    """A catalog without pictures: so many rows of each label."""
+    """A catalog without images: so many rows of each label."""
     rows = [
         {"image": f"{label}/{number}.jpg", "label": label, **columns}
         for label, size in sizes.items()
@@ -39,7 +39,7 @@ def lines(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    """Pictures with each kind of trouble once, curated against an evaluation set with one of them."""
+    """Images with each kind of trouble once, curated against an evaluation set with one of them."""
     folder = tmp_path_factory.mktemp("scene é")
     things = write_things(folder / "things", num_things=6, num_views=4, side=128)
     rows = [
@@ -54,7 +54,7 @@ def scene(tmp_path_factory):
     shutil.copy(extra / "0.jpg", extra / "0 again.jpg")
     PHOTOGRAPHS[1].resize((200, 200)).save(extra / "1 small.jpg", quality=70)
     shutil.copy(extra / "2.jpg", extra / "2 elsewhere.jpg")
-    (extra / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    (extra / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
     labels = {
         "0.jpg": "a", "0 again.jpg": "a", "1.jpg": "b", "1 small.jpg": "b", "2.jpg": "c",
         "2 elsewhere.jpg": "d", "3.jpg": "e", "4.jpg": "e", "broken.jpg": "e",
@@ -143,7 +143,7 @@ def test_leaks_may_only_be_reported(scene, tmp_path):
 
 
 def test_stanford_cars_against_uneds_cars(tmp_path):
-    """The known trap: one of the training pictures is a test picture of UnED's cars, saved again."""
+    """The known trap: one of the training images is a test image of UnED's cars, saved again."""
     miniatures.stanford_cars_refined(tmp_path)
     miniatures.uned(tmp_path)
     from samething.datasets import catalog
@@ -152,9 +152,9 @@ def test_stanford_cars_against_uneds_cars(tmp_path):
     measured = Catalog.read(tmp_path / "uned.parquet")
     rows = np.flatnonzero(~measured.has_role("train"))
     for number, path in enumerate(sorted({*measured.paths})):
-        miniatures.picture(path, 100 + number)
+        miniatures.image(path, 100 + number)
     cars = tmp_path / "stanford_cars/cars_train/cars_train"
-    miniatures.picture(cars / "00002.jpg", 7)
+    miniatures.image(cars / "00002.jpg", 7)
     with Image.open(measured.paths[rows[0]]) as image:
         image.resize((90, 60), Image.Resampling.BICUBIC).save(cars / "00001.jpg", quality=85)
     catalog(
@@ -180,11 +180,11 @@ def test_m4d_by_its_recipe(tmp_path):
     lines = [["id", "landmark_id"], *([name, 5] for name in names)]
     miniatures.table(folder / "train.csv", lines)
     for name in names:
-        miniatures.picture(folder / "train" / name[0] / name[1] / name[2] / f"{name}.jpg")
+        miniatures.image(folder / "train" / name[0] / name[1] / name[2] / f"{name}.jpg")
     done = samething("curate", "--recipe", "m4d-35k", "--data-root", tmp_path, "-o", tmp_path / "m4d.parquet")
     assert done.returncode == 0, done.stderr
     kept = Catalog.read(tmp_path / "m4d.parquet")
-    assert len(kept) == 100 and set(kept.strings("dataset")) == {"gldv2"}  # the others have too few pictures
+    assert len(kept) == 100 and set(kept.strings("dataset")) == {"gldv2"}  # the others have too few images
     words = " ".join(done.stdout.split())
     assert "79,200" in words and "328,400" in words and "34,800" in words
     page = (tmp_path / "m4d.parquet.report.html").read_text(encoding="utf-8")
@@ -194,10 +194,10 @@ def test_m4d_by_its_recipe(tmp_path):
 def test_rules_one_after_another(tmp_path):
     numbers(tmp_path, {"a": 2, "b": 3, "c": 9, "d": 9}, dataset="x").write(tmp_path / "c.parquet")
     result = curate(
-        [tmp_path / "c.parquet"], output=tmp_path / "o.parquet", duplicates="none", min_pictures=(3,),
-        max_pictures=("x=4",), budget_pictures=10, thin="pictures",
+        [tmp_path / "c.parquet"], output=tmp_path / "o.parquet", duplicates="none", min_images=(3,),
+        max_images=("x=4",), budget_images=10, thin="images",
     )  # fmt: skip
-    assert result.dropped["too few pictures"] == 2 and result.dropped["too many pictures"] == 10
+    assert result.dropped["too few images"] == 2 and result.dropped["too many images"] == 10
     assert result.dropped["budget"] == 1 and len(result.catalog) == 10
     assert sum(result.dropped.values()) + len(result.catalog) == 23
 
@@ -224,12 +224,12 @@ def test_labels_refined_by_a_table(tmp_path):
         refine_by=tmp_path / "colours.csv",
     )
     assert result.catalog.strings("label").tolist() == ["car/red", "car/red", "car/blue", "car", "bus", "bus"]
-    assert any("1 classes were split into 3" in note and "3 pictures" in note for note in result.notes)
+    assert any("1 classes were split into 3" in note and "3 images" in note for note in result.notes)
 
 
 @pytest.fixture
 def described(tmp_path) -> FeatureSet:
-    """Clear clusters, six pictures a class."""
+    """Clear clusters, six images per class."""
     found = feature_folder(tmp_path / "features", num_classes=24, per_class=6)
     rng = np.random.default_rng(0)
     rows = np.repeat(rng.normal(size=(24, 48)), 6, axis=0) + 0.3 * rng.normal(size=(144, 48))
@@ -245,7 +245,7 @@ def test_labels_refined_by_clusters(described, tmp_path):
     table = tmp_path / "features"
     result = curate(
         [tmp_path / "c.parquet"], output=tmp_path / "o.parquet", duplicates="none", features=(table,),
-        refine_clusters=True, min_pictures=(3,), root=table,
+        refine_clusters=True, min_images=(3,), root=table,
     )  # fmt: skip
     found = result.catalog.strings("label")
     true = described.catalog.strings("label")
@@ -266,7 +266,7 @@ def test_wrong_labels_are_dropped(described, tmp_path, noise):
     )  # fmt: skip
     found = {row["image"] for row in result.dropped_table.to_pylist()}
     planted = {described.catalog.strings("image")[row] for row in wrong}
-    # ten steps over 72 pictures leave the trained centres rough
+    # ten steps over 72 images leave the trained centres rough
     assert len(found & planted) >= {"agreement": 3, "sub_centres": 2}[noise]
     assert len(found) <= 12
 
@@ -275,9 +275,9 @@ def test_wrong_labels_are_dropped(described, tmp_path, noise):
     "options",
     [
         {"duplicates": "embedding"}, {"noise": "agreement"}, {"refine_clusters": True}, {"bits": 16},
-        {"closeness": 2.0}, {"min_pictures": ("x",)}, {"budget_pictures": 1, "budget_classes": 1},
+        {"closeness": 2.0}, {"min_images": ("x",)}, {"budget_images": 1, "budget_classes": 1},
         {"against": (Path("c.parquet"),), "duplicates": "none"}, {"seed": -1},
-        {"min_pictures": (9,), "duplicates": "none"},
+        {"min_images": (9,), "duplicates": "none"},
         {"colour": "red"}, {"recipe": "m5d"}, {"data_root": Path()},
     ],
 )  # fmt: skip
@@ -291,7 +291,7 @@ def test_what_cannot_be_is_refused_and_nothing_written(tmp_path, options):
 def test_no_catalog_and_no_recipe():
     with pytest.raises(InputError, match="0 catalogs"):
         curate()
-    assert CurateConfig(min_pictures=(3, "x=4")).limits("min_pictures").of("x") == 4
+    assert CurateConfig(min_images=(3, "x=4")).limits("min_images").of("x") == 4
 
 
 def test_the_command_says_what_it_did(tmp_path):
@@ -301,10 +301,10 @@ def test_the_command_says_what_it_did(tmp_path):
         tmp_path / "c.parquet",
         "-o",
         tmp_path / "o.parquet",
-        "--min-pictures",
+        "--min-images",
         "3",
         "--duplicates",
         "none",
     )
     assert done.returncode == 0, done.stderr
-    assert "2 dropped: its class has too few pictures" in done.stdout
+    assert "2 dropped: its class has too few images" in done.stdout

@@ -17,12 +17,12 @@ import samething.curate.hashes as hashing
 import samething.curate.near_embeddings as near_embeddings_module
 from samething.catalog import Catalog
 from samething.curate.duplicates import RELATIONS, Rows, resolve
-from samething.curate.hashes import perceptual_hashes, picture_hashes
+from samething.curate.hashes import image_hashes, perceptual_hashes
+from samething.curate.images import Images
 from samething.curate.ledger import Ledger
 from samething.curate.near_hashes import _count_by_table, differing_bits, near_pairs
 from samething.curate.pairs import Contents, Pairs, embedding_pairs, exact_pairs, perceptual_pairs, row_ranks
-from samething.curate.pictures import Pictures
-from samething.curate.same_picture import aligned_similarity
+from samething.curate.same_image import aligned_similarity
 from samething.datasets.boxes import BOX_COLUMNS
 from samething.errors import ArtefactError, InputError
 from scenes import photographs
@@ -66,7 +66,7 @@ def test_copies_are_near_and_others_far(image):
             assert (own.own ^ perceptual_hashes(other).own).bit_count() > 12
 
 
-def test_flat_pictures_have_no_hash():
+def test_flat_images_have_no_hash():
     noise = np.random.default_rng(0).normal(128, 1, (64, 64)).astype(np.uint8)
     assert perceptual_hashes(Image.fromarray(noise)) is None
     framed = Image.new("L", (100, 100), 255)
@@ -136,51 +136,51 @@ def test_hashes_are_kept_and_renewed_with_the_file(tmp_path):
         {"image": "broken.jpg", "label": "b"},
         {"image": "gone.jpg", "label": "g"},
     ]
-    pictures = Pictures([Catalog.from_rows(rows, root=tmp_path / "p")])
-    first = picture_hashes(pictures, cache=tmp_path / "h.sqlite")
+    images = Images([Catalog.from_rows(rows, root=tmp_path / "p")])
+    first = image_hashes(images, cache=tmp_path / "h.sqlite")
     assert first.num_computed == 5 and set(first.unreadable) == {3, 4}
     assert not first.is_hashed[3:].any() and first.is_hashed[:3].all()
-    again = picture_hashes(pictures, cache=tmp_path / "h.sqlite")
+    again = image_hashes(images, cache=tmp_path / "h.sqlite")
     assert again.num_computed == 1  # what is not there is looked for again
     for name in ("sha256", "perceptual", "mirrored", "inner"):
         assert (getattr(first, name) == getattr(again, name)).all()
     assert again.unreadable == first.unreadable
     PHOTOGRAPHS[4].save(tmp_path / "p" / "1.png")
-    changed = picture_hashes(pictures, cache=tmp_path / "h.sqlite")
+    changed = image_hashes(images, cache=tmp_path / "h.sqlite")
     assert changed.num_computed == 2 and changed.sha256[1] != first.sha256[1]
     assert changed.sha256[0] == first.sha256[0]
 
 
 def test_a_killed_run_loses_one_commit_at_most(tmp_path, monkeypatch):
-    pictures = Pictures([folder_of(tmp_path / "p", [PHOTOGRAPHS[n % 4] for n in range(10)])])
-    monkeypatch.setattr(hashing, "PICTURES_A_COMMIT", 3)
+    images = Images([folder_of(tmp_path / "p", [PHOTOGRAPHS[n % 4] for n in range(10)])])
+    monkeypatch.setattr(hashing, "IMAGES_PER_COMMIT", 3)
     plain, seen = hashing._hash, []
 
-    def dies(picture):
-        seen.append(picture)
+    def dies(image):
+        seen.append(image)
         if len(seen) > 7:
             raise KeyboardInterrupt
-        return plain(picture)
+        return plain(image)
 
     monkeypatch.setattr(hashing, "_hash", dies)
     with pytest.raises(KeyboardInterrupt):
-        picture_hashes(pictures, cache=tmp_path / "h.sqlite")
+        image_hashes(images, cache=tmp_path / "h.sqlite")
     monkeypatch.setattr(hashing, "_hash", plain)
-    assert picture_hashes(pictures, cache=tmp_path / "h.sqlite").num_computed == 4
+    assert image_hashes(images, cache=tmp_path / "h.sqlite").num_computed == 4
 
 
 def test_another_file_is_no_cache(tmp_path):
-    pictures = Pictures([folder_of(tmp_path / "p", PHOTOGRAPHS[:1])])
+    images = Images([folder_of(tmp_path / "p", PHOTOGRAPHS[:1])])
     (tmp_path / "h.sqlite").write_text("something else " * 100)
     with pytest.raises(ArtefactError, match=r"h\.sqlite"):
-        picture_hashes(pictures, cache=tmp_path / "h.sqlite")
+        image_hashes(images, cache=tmp_path / "h.sqlite")
     with sqlite3.connect(tmp_path / "t.sqlite") as database:
-        database.execute("create table pictures (path text)")
+        database.execute("create table images (path text)")
     with pytest.raises(ArtefactError, match=r"t\.sqlite"):
-        picture_hashes(pictures, cache=tmp_path / "t.sqlite")
+        image_hashes(images, cache=tmp_path / "t.sqlite")
 
 
-def test_parts_of_a_picture_are_not_copies(tmp_path):
+def test_parts_of_a_image_are_not_copies(tmp_path):
     image = PHOTOGRAPHS[0]
     image.save(tmp_path / "a.png")
     boxes = [(0, 0, 100, 100), (100, 100, 220, 220), (0, 0, 100, 100), (5000, 0, 5100, 90)]
@@ -189,8 +189,8 @@ def test_parts_of_a_picture_are_not_copies(tmp_path):
         for box in boxes
     ]  # fmt: skip
     rows.append({"image": "a.png", "label": "x"})
-    pictures = Pictures([Catalog.from_rows(rows, root=tmp_path)])
-    found = picture_hashes(pictures, cache=tmp_path / "h.sqlite")
+    images = Images([Catalog.from_rows(rows, root=tmp_path)])
+    found = image_hashes(images, cache=tmp_path / "h.sqlite")
     assert found.sha256[0] == found.sha256[2] != found.sha256[1]
     assert found.sha256[0].startswith(found.sha256[4]) and len(found.sha256[4]) == 64
     assert list(found.unreadable) == [3] and "outside" in found.unreadable[3]
@@ -202,7 +202,7 @@ def test_parts_of_a_picture_are_not_copies(tmp_path):
 
 @given(st.integers(0, 4), *(st.floats(0, 0.07) for _ in range(4)))
 @settings(max_examples=15)
-def test_crops_are_the_same_picture(number, left, top, right, bottom):
+def test_crops_are_the_same_image(number, left, top, right, bottom):
     # all but the bricks: of so fine and regular a pattern too little is left at 32 × 32
     image = PHOTOGRAPHS[number].resize((300, 220))
     crop = image.crop((300 * left, 220 * top, 300 * (1 - right), 220 * (1 - bottom)))
@@ -212,7 +212,7 @@ def test_crops_are_the_same_picture(number, left, top, right, bottom):
     assert aligned_similarity(other, crop) < 0.8
 
 
-def test_another_colour_is_another_picture():
+def test_another_colour_is_another_image():
     image = PHOTOGRAPHS[2]
     red, green, blue = image.split()
     assert aligned_similarity(image, Image.merge("RGB", (blue, red, green))) < 0.95
@@ -254,10 +254,10 @@ def test_exact_pairs_connect_each_group(rows, random):
 
 
 def everything(catalog: Catalog, cache: Path):
-    hashes = picture_hashes(Pictures([catalog]), cache=cache)
+    hashes = image_hashes(Images([catalog]), cache=cache)
     zeros = np.zeros(len(catalog), np.int64)
     ranks = row_ranks(zeros, zeros, zeros)
-    return Contents.of(pa.array(hashes.sha256, pa.string()), ranks), hashes, Pictures([catalog]).decode
+    return Contents.of(pa.array(hashes.sha256, pa.string()), ranks), hashes, Images([catalog]).decode
 
 
 def test_perceptual_pairs(tmp_path):
@@ -377,7 +377,7 @@ def test_one_pair(tiers, classes, datasets, method, options, relation, dropped):
         assert ledger.partner_of(row) == 1 - row and ledger.reason_of(row)
 
 
-def test_a_chain_of_likeness_is_not_one_picture():
+def test_a_chain_of_likeness_is_not_one_image():
     """0 ~ 1 ~ 2 ~ 3, but 0 and 2 are not alike: 1 goes for 0, and so 2 stays, and 3 goes for 2."""
     pairs = Pairs.joined([one_pair(2, 3), one_pair(1, 2), one_pair(0, 1)])
     _, dropped, ledger = outcome(pairs, tiers=[0] * 4, classes=[0] * 4, datasets=[0] * 4)

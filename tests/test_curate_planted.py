@@ -1,4 +1,4 @@
-"""Planted copies, leaks and wrong labels in the demo's pictures are found; thresholds are from other domains.
+"""Planted copies, leaks and wrong labels in the demo's images are found; thresholds are from other domains.
 
 The thresholds are chosen on two domains (emoji and object) and judged on the other three (icon, logo, photo).
 Run with ``-s`` to see the numbers.
@@ -16,7 +16,7 @@ from planted import KINDS, plant_copies, plant_noise, rates
 from samething.catalog import Catalog
 from samething.curate import curate
 from samething.curate.noise import agreement
-from samething.datasets.demo import build_demo_pictures
+from samething.datasets.demo import build_demo_images
 from samething.features import FeatureSet, features
 
 CHOSEN_ON = ("emoji", "object")
@@ -43,7 +43,7 @@ def judged(planted, pairs: list[dict], *, bits: int, closeness: float) -> tuple[
         if pair["closeness"] >= closeness and (pair["method"] != "perceptual" or pair["score"] <= bits)
     }
     true = {frozenset((copy, original)) for copy, (original, _) in planted.copies.items()}
-    # two copies of one original are one picture, too
+    # two copies of one original are one image, too
     originals = {copy: original for copy, (original, _) in planted.copies.items()}
     same = {pair for pair in found if len({originals.get(image, image) for image in pair}) == 1}
     return true, found - (same - true)
@@ -70,15 +70,15 @@ def report(title: str, planted, pairs: list[dict], *, bits: int, closeness: floa
 
 
 @pytest.fixture(scope="module")
-def few_pictures(tmp_path_factory):
-    """The demo's pictures, few of each domain; without features."""
-    return build_demo_pictures(tmp_path_factory.mktemp("demo"), limit_per_domain=14)
+def few_images(tmp_path_factory):
+    """The demo's images, few of each domain; without features."""
+    return build_demo_images(tmp_path_factory.mktemp("demo"), limit_per_domain=14)
 
 
-def test_copies_and_leaks_in_a_few_pictures(few_pictures, tmp_path):
-    chosen = plant_copies(few_pictures, tmp_path / "a", per_kind=6, domains=CHOSEN_ON)
+def test_copies_and_leaks_in_a_few_images(few_images, tmp_path):
+    chosen = plant_copies(few_images, tmp_path / "a", per_kind=6, domains=CHOSEN_ON)
     bits, closeness = best_thresholds(chosen, pairs_found(chosen, tmp_path / "a"))
-    planted = plant_copies(few_pictures, tmp_path / "b", per_kind=10, domains=JUDGED_ON)
+    planted = plant_copies(few_images, tmp_path / "b", per_kind=10, domains=JUDGED_ON)
     pairs = pairs_found(planted, tmp_path / "b", bits=bits, closeness=closeness)
     recall, precision = report("perceptual", planted, pairs, bits=bits, closeness=closeness)
     assert recall >= 0.9 and precision >= 0.9
@@ -91,10 +91,10 @@ def test_copies_and_leaks_in_a_few_pictures(few_pictures, tmp_path):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """All of the demo's pictures, and their features."""
+    """All of the demo's images, and their features."""
     folder = tmp_path_factory.mktemp("whole demo")
-    build_demo_pictures(folder / "pictures")
-    catalog = folder / "pictures" / "catalog.parquet"
+    build_demo_images(folder / "images")
+    catalog = folder / "images" / "catalog.parquet"
     features(catalog, output=folder / "features")
     return folder
 
@@ -110,10 +110,10 @@ def described(planted, demo: Path, folder: Path) -> tuple[Path, ...]:
 
 
 @pytest.mark.slow
-def test_copies_and_leaks_in_all_pictures(demo, tmp_path):
-    pictures = Catalog.read(demo / "pictures" / "catalog.parquet")
-    chosen = plant_copies(pictures, tmp_path / "a", per_kind=60, domains=CHOSEN_ON)
-    judge = plant_copies(pictures, tmp_path / "b", per_kind=60, domains=JUDGED_ON)
+def test_copies_and_leaks_in_all_images(demo, tmp_path):
+    images = Catalog.read(demo / "images" / "catalog.parquet")
+    chosen = plant_copies(images, tmp_path / "a", per_kind=60, domains=CHOSEN_ON)
+    judge = plant_copies(images, tmp_path / "b", per_kind=60, domains=JUDGED_ON)
     for method in ("perceptual", "embedding"):
         options = {"duplicates": method}
         if method == "embedding":
@@ -133,7 +133,7 @@ def test_copies_and_leaks_in_all_pictures(demo, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("noise", ["agreement", "sub_centres"])
-def test_wrong_labels_in_all_pictures(demo, tmp_path, noise):
+def test_wrong_labels_in_all_images(demo, tmp_path, noise):
     described = FeatureSet.open(demo / "features")
     scores = {}
     for part, domains in (("chosen", CHOSEN_ON), ("judged", JUDGED_ON)):

@@ -1,4 +1,4 @@
-"""Numbers of pictures and classes, budgets and draws, each against a plain second writing."""
+"""Numbers of images and classes, budgets and draws, each against a plain second writing."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from samething.curate.rules import (
     Limit,
     domain_quotas,
     with_capped_classes,
-    with_capped_pictures,
-    with_enough_pictures,
+    with_capped_images,
+    with_enough_images,
     within_budget,
 )
 from samething.errors import InputError
@@ -68,31 +68,31 @@ def test_draws_of_a_slice_and_of_nothing():
 
 
 def test_draws_are_spread_evenly():
-    names = pa.chunked_array([pa.array([f"pictures/{number:06d}.jpg" for number in range(20_000)])])
+    names = pa.chunked_array([pa.array([f"images/{number:06d}.jpg" for number in range(20_000)])])
     shares = draws_of(names, seed=0).astype(float) / 2**64
     counts = np.histogram(shares, 20, (0, 1))[0]
     assert abs(counts - 1000).max() < 5 * np.sqrt(1000)
 
 
 @given(ROWS, st.integers(1, 6))
-def test_enough_pictures(pairs, least):
+def test_enough_images(pairs, least):
     catalog = catalog_of(pairs)
     counts = Counter(pairs)
     expected = [row for row, pair in enumerate(pairs) if counts[pair] >= least]
-    assert with_enough_pictures(catalog, least).tolist() == expected
+    assert with_enough_images(catalog, least).tolist() == expected
     expected = [row for row, pair in enumerate(pairs) if pair[1] != "x" or counts[pair] >= least]
-    assert with_enough_pictures(catalog, Limit(None, {"x": least})).tolist() == expected
+    assert with_enough_images(catalog, Limit(None, {"x": least})).tolist() == expected
 
 
 @given(ROWS, st.integers(1, 6), st.integers(0, 9))
-def test_capped_pictures_are_the_lowest_draws(pairs, most, seed):
+def test_capped_images_are_the_lowest_draws(pairs, most, seed):
     catalog = catalog_of(pairs)
     draws = draws_of(catalog.table["image"], seed=seed)
     expected = []
     for pair in set(pairs):
         own = [row for row, other in enumerate(pairs) if other == pair]
         expected += sorted(own, key=lambda row: int(draws[row]))[:most]
-    assert with_capped_pictures(catalog, most, seed=seed).tolist() == sorted(expected)
+    assert with_capped_images(catalog, most, seed=seed).tolist() == sorted(expected)
 
 
 @given(ROWS, st.integers(1, 6), st.integers(0, 9))
@@ -113,13 +113,13 @@ def test_capped_classes_are_the_lowest_draws(pairs, most, seed):
 @given(ROWS, st.integers(0, 9), st.randoms(use_true_random=False))
 def test_what_is_kept_does_not_depend_on_other_rows_or_their_order(pairs, seed, random):
     catalog = catalog_of(pairs)
-    kept = set(catalog.take(with_capped_pictures(catalog, 2, seed=seed)).strings("image"))
+    kept = set(catalog.take(with_capped_images(catalog, 2, seed=seed)).strings("image"))
     order = list(range(len(pairs)))
     random.shuffle(order)
     shuffled = catalog.take(np.asarray(order))
-    assert set(shuffled.take(with_capped_pictures(shuffled, 2, seed=seed)).strings("image")) == kept
+    assert set(shuffled.take(with_capped_images(shuffled, 2, seed=seed)).strings("image")) == kept
     part = catalog.take(catalog.strings("dataset") == "x")
-    own = set(part.take(with_capped_pictures(part, 2, seed=seed)).strings("image"))
+    own = set(part.take(with_capped_images(part, 2, seed=seed)).strings("image"))
     assert own == kept & set(part.strings("image"))
 
 
@@ -146,12 +146,10 @@ def test_quotas(available, budget, share, temperature):
     assert np.abs(quotas - np.minimum(numbers, high * weights)).max() < 1 + 1e-6
 
 
-@given(
-    ROWS, st.integers(1, 70), st.sampled_from(["classes", "pictures"]), st.integers(1, 4), st.integers(0, 3)
-)
-def test_a_budget_of_pictures(pairs, budget, thin, least, seed):
+@given(ROWS, st.integers(1, 70), st.sampled_from(["classes", "images"]), st.integers(1, 4), st.integers(0, 3))
+def test_a_budget_of_images(pairs, budget, thin, least, seed):
     catalog = catalog_of(pairs)
-    rows = within_budget(catalog, Budget(pictures=budget, thin=thin, least=least), seed=seed)
+    rows = within_budget(catalog, Budget(images=budget, thin=thin, least=least), seed=seed)
     assert len(rows) <= budget and (np.diff(rows) > 0).all()
     kept, before = Counter(pairs[row] for row in rows), Counter(pairs)
     assert all(number >= min(least, before[pair]) for pair, number in kept.items())
@@ -161,7 +159,7 @@ def test_a_budget_of_pictures(pairs, budget, thin, least, seed):
         assert len(rows) == min(budget, len(pairs))
         for dataset in "xyz":  # at most one class of a domain is cut
             assert sum(number < before[pair] for pair, number in kept.items() if pair[1] == dataset) <= 1
-    if thin == "pictures":
+    if thin == "images":
         for dataset in "xyz":
             own = {pair: number for pair, number in kept.items() if pair[1] == dataset}
             cut = [number for pair, number in own.items() if number < before[pair]]
@@ -181,8 +179,8 @@ def test_a_budget_of_classes_keeps_whole_classes(pairs, budget, share):
 @pytest.mark.parametrize("texts", [["0"], ["-3"], ["a"], ["x="], ["3", "4"], ["x=1", "x=2"], ["1.5"], [""]])
 def test_limits_that_are_none(texts):
     with pytest.raises(InputError) as error:
-        Limit.parsed(texts, name="--max-pictures")
-    assert "--max-pictures" in str(error.value)
+        Limit.parsed(texts, name="--max-images")
+    assert "--max-images" in str(error.value)
 
 
 def test_limits_of_a_data_set_with_an_equals_sign():
@@ -191,7 +189,7 @@ def test_limits_of_a_data_set_with_an_equals_sign():
 
 
 @pytest.mark.parametrize(
-    "options", [{"pictures": 1, "classes": 1}, {"pictures": 0}, {"temperature": 0.0}, {"share": "half"}]
+    "options", [{"images": 1, "classes": 1}, {"images": 0}, {"temperature": 0.0}, {"share": "half"}]
 )
 def test_budgets_that_cannot_be(options):
     with pytest.raises(Exception):  # noqa: B017  (beartype may be first)

@@ -1,4 +1,4 @@
-"""One's own pictures: real folders and tables on disk, with everything that goes wrong in them."""
+"""One's own images: real folders and tables on disk, with everything that goes wrong in them."""
 
 import csv
 import hashlib
@@ -22,8 +22,8 @@ from samething.errors import ArtefactError, InputError
 SAMPLES = Path(skimage.data.__file__).parent
 
 
-def picture(path: Path, number: int, size: tuple[int, int] = (12, 8), **options: object) -> Path:
-    """A picture file whose content depends on the number alone."""
+def image(path: Path, number: int, size: tuple[int, int] = (12, 8), **options: object) -> Path:
+    """An image file whose content depends on the number alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(number).integers(0, 255, (size[1], size[0], 3), np.uint8)
     Image.fromarray(noise).save(path, **options)
@@ -32,11 +32,11 @@ def picture(path: Path, number: int, size: tuple[int, int] = (12, 8), **options:
 
 @pytest.fixture
 def things(tmp_path: Path) -> Path:
-    """Ten things with three pictures each, under names with spaces and letters from elsewhere."""
-    folder = tmp_path / "my pictures – Möbel"
+    """Ten things with three images each, under names with spaces and letters from elsewhere."""
+    folder = tmp_path / "my images – Möbel"
     for thing in range(10):
         for view in range(3):
-            picture(folder / f"Stuhl 椅子 {thing}" / f"view {view}.png", 3 * thing + view, (12 + view, 8))
+            image(folder / f"Stuhl 椅子 {thing}" / f"view {view}.png", 3 * thing + view, (12 + view, 8))
     return folder
 
 
@@ -67,7 +67,7 @@ def test_a_folder_with_a_sub_folder_for_each_thing(things, tmp_path):
         "image": "Stuhl 椅子 0/view 0.png",
         "label": "Stuhl 椅子 0",
         "domain": "furniture",
-        "dataset": "my pictures – Möbel",
+        "dataset": "my images – Möbel",
         "role": "?",
         "width": 12,
         "height": 8,
@@ -75,9 +75,9 @@ def test_a_folder_with_a_sub_folder_for_each_thing(things, tmp_path):
     }
     assert [row["width"] for row in rows(report)[:3]] == [12, 13, 14]
     assert report.counts == [
-        {"domain": "furniture", "role": "train", "instances": 7, "pictures": 21},
-        {"domain": "furniture", "role": "val", "instances": 1, "pictures": 3},
-        {"domain": "furniture", "role": "query+index", "instances": 2, "pictures": 6},
+        {"domain": "furniture", "role": "train", "instances": 7, "images": 21},
+        {"domain": "furniture", "role": "val", "instances": 1, "images": 3},
+        {"domain": "furniture", "role": "query+index", "instances": 2, "images": 6},
     ]
     assert (report.dropped, report.warnings, dict(report.passed_over), report.exit_status) == ((), (), {}, 0)
     assert not Path(f"{report.path}.dropped.csv").exists()
@@ -94,12 +94,12 @@ def test_running_again_gives_the_same_bytes_and_another_seed_does_not(things, tm
     assert catalog(things, seed=1, output=tmp_path / "c.parquet").path.read_bytes() != first.path.read_bytes()
 
 
-def test_nested_folders_and_pictures_directly_in_the_folder(tmp_path):
-    folder = tmp_path / "pictures"
-    picture(folder / "loose.png", 1)
-    picture(folder / "chairs" / "red" / "1.png", 2)
-    picture(folder / "chairs" / "red" / "2.png", 3)
-    picture(folder / "chairs" / "3.png", 4)
+def test_nested_folders_and_images_directly_in_the_folder(tmp_path):
+    folder = tmp_path / "images"
+    image(folder / "loose.png", 1)
+    image(folder / "chairs" / "red" / "1.png", 2)
+    image(folder / "chairs" / "red" / "2.png", 3)
+    image(folder / "chairs" / "3.png", 4)
     report = catalog(folder, output=tmp_path / "catalog.parquet")
     assert {row["image"]: row["label"] for row in rows(report)} == {
         "chairs/3.png": "chairs",
@@ -110,17 +110,17 @@ def test_nested_folders_and_pictures_directly_in_the_folder(tmp_path):
     assert report.exit_status == 3
 
 
-def test_unreadable_pictures_are_listed_with_reasons_and_the_rest_goes_on(things, tmp_path):
+def test_unreadable_images_are_listed_with_reasons_and_the_rest_goes_on(things, tmp_path):
     folder = things / "Stuhl 椅子 3"
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "page, saved.jpg").write_bytes(b"<html>not found</html>" * 10)
     (folder / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    (folder / "cut.jpg").write_bytes(picture(tmp_path / "whole.jpg", 1).read_bytes()[:15])
+    (folder / "cut.jpg").write_bytes(image(tmp_path / "whole.jpg", 1).read_bytes()[:15])
     report = catalog(things, output=tmp_path / "catalog.parquet")
     assert len(report.catalog) == 30
     reasons = {Path(entry.image).name: entry.reason for entry in report.dropped}
     assert reasons["empty.jpg"] == "is empty"
-    assert reasons["page, saved.jpg"] == "is not a picture in a known format"
+    assert reasons["page, saved.jpg"] == "is not an image in a known format"
     assert reasons["gone.jpg"] == "No such file or directory"
     assert set(reasons) == {"empty.jpg", "page, saved.jpg", "gone.jpg", "cut.jpg"}
     assert report.exit_status == 3
@@ -129,8 +129,8 @@ def test_unreadable_pictures_are_listed_with_reasons_and_the_rest_goes_on(things
         *([entry.image, entry.reason] for entry in report.dropped),
     ]
     text = printed(report)
-    assert "pictures dropped: 4" in text
-    assert "page, saved.jpg: is not a picture" in text
+    assert "images dropped: 4" in text
+    assert "page, saved.jpg: is not an image" in text
     assert "catalog.parquet.dropped.csv" in text
 
     for name in reasons:
@@ -146,8 +146,8 @@ def test_a_file_cut_off_behind_its_header_is_left_to_the_features(things, tmp_pa
 
 
 def test_a_name_that_is_no_text_is_dropped_with_its_bytes_shown(things, tmp_path):
-    picture(things / os.fsdecode(b"l\xe4.png"), 50)
-    picture(things / os.fsdecode(b"Schr\xe4nke") / "1.png", 51)
+    image(things / os.fsdecode(b"l\xe4.png"), 50)
+    image(things / os.fsdecode(b"Schr\xe4nke") / "1.png", 51)
     report = catalog(things, output=tmp_path / "catalog.parquet")
     assert sorted(report.dropped, key=lambda entry: entry.image) == [
         Dropped("Schr\\xe4nke/1.png", "its path is not UTF-8; rename it"),
@@ -157,11 +157,11 @@ def test_a_name_that_is_no_text_is_dropped_with_its_bytes_shown(things, tmp_path
     assert printed(report)
 
 
-def test_pictures_upright_and_under_wrong_names(tmp_path):
+def test_images_upright_and_under_wrong_names(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(tmp_path / "p" / "a" / "turned.jpg", 1, (30, 20), exif=exif)
-    picture(tmp_path / "p" / "a" / "b.png", 2, (30, 20)).rename(tmp_path / "p" / "a" / "named wrongly.jpg")
+    image(tmp_path / "p" / "a" / "turned.jpg", 1, (30, 20), exif=exif)
+    image(tmp_path / "p" / "a" / "b.png", 2, (30, 20)).rename(tmp_path / "p" / "a" / "named wrongly.jpg")
     shutil.copy(SAMPLES / "coffee.png", tmp_path / "p" / "a" / "without suffix")
     found = {
         row["image"]: (row["width"], row["height"])
@@ -178,27 +178,27 @@ def test_other_files_hidden_ones_and_links(things, tmp_path):
     (things / "notes.TXT").write_text("x")
     (things / "Stuhl 椅子 1" / "price.txt").write_text("x")
     (things / "README").write_text("x")
-    picture(things / ".thumbnails" / "1.png", 1)
+    image(things / ".thumbnails" / "1.png", 1)
     (things / "linked").symlink_to(things / "Stuhl 椅子 1")
     report = catalog(things, output=tmp_path / "catalog.parquet")
     assert len(report.catalog) == 30
     assert report.passed_over == {".txt": 2, "link to a folder": 1, "without suffix": 1}
     assert report.exit_status == 0
-    assert "passed over, no pictures: 2 .txt, 1 link to a folder, 1 without suffix" in printed(report)
+    assert "passed over, no images: 2 .txt, 1 link to a folder, 1 without suffix" in printed(report)
 
 
 def test_a_root_above_the_folder(things, tmp_path):
     report = catalog(things, root=tmp_path, output=tmp_path / "out" / "catalog.parquet")
-    assert rows(report)[0]["image"] == "my pictures – Möbel/Stuhl 椅子 0/view 0.png"
+    assert rows(report)[0]["image"] == "my images – Möbel/Stuhl 椅子 0/view 0.png"
     assert rows(report)[0]["label"] == "Stuhl 椅子 0"
     assert Catalog.read(report.path).root.resolve() == tmp_path.resolve()
     with pytest.raises(InputError, match="does not lie in the root"):
         catalog(things, root=tmp_path / "out", output=tmp_path / "other.parquet")
 
 
-def test_pictures_without_labels_are_for_the_index(tmp_path):
-    picture(tmp_path / "p" / "1.png", 1)
-    picture(tmp_path / "p" / "deep" / "2.png", 2)
+def test_images_without_labels_are_for_the_index(tmp_path):
+    image(tmp_path / "p" / "1.png", 1)
+    image(tmp_path / "p" / "deep" / "2.png", 2)
     report = catalog(tmp_path / "p", labels="none", output=tmp_path / "catalog.parquet")
     found = [(row["image"], row["label"], row["role"]) for row in rows(report)]
     assert found == [("1.png", "1.png", "index"), ("deep/2.png", "deep/2.png", "index")]
@@ -208,32 +208,32 @@ def test_pictures_without_labels_are_for_the_index(tmp_path):
 # ---- what looks odd
 
 
-def test_the_same_picture_under_two_labels_is_a_warning(things, tmp_path):
+def test_the_same_image_under_two_labels_is_a_warning(things, tmp_path):
     shutil.copy(things / "Stuhl 椅子 0" / "view 0.png", things / "Stuhl 椅子 1" / "again.png")
     report = catalog(things, output=tmp_path / "catalog.parquet")
     assert len(report.warnings) == 1
-    assert "Stuhl 椅子 1/again.png is the same picture as Stuhl 椅子 0/view 0.png" in report.warnings[0]
+    assert "Stuhl 椅子 1/again.png is the same image as Stuhl 椅子 0/view 0.png" in report.warnings[0]
     assert report.exit_status == 0
     assert "warning" in printed(report)
 
 
-def test_labels_with_one_picture_are_a_warning_and_stay_in_training(things, tmp_path):
+def test_labels_with_one_image_are_a_warning_and_stay_in_training(things, tmp_path):
     for number in range(5):
-        picture(things / f"single {number}" / "1.png", 100 + number)
+        image(things / f"single {number}" / "1.png", 100 + number)
     report = catalog(things, output=tmp_path / "catalog.parquet")
     assert report.warnings == (
-        "labels with one picture only, which cannot be trained on: 5 (single 0, single 1, single 2, …)",
+        "labels with one image only, which cannot be trained on: 5 (single 0, single 1, single 2, …)",
     )
     assert {row["role"] for row in rows(report) if str(row["label"]).startswith("single")} == {"train"}
 
 
 def test_one_label_and_no_test_share_are_warnings(tmp_path):
     for number in range(2):
-        picture(tmp_path / "p" / "only" / f"{number}.png", number)
+        image(tmp_path / "p" / "only" / f"{number}.png", number)
     report = catalog(tmp_path / "p", output=tmp_path / "catalog.parquet")
     assert report.warnings == (
         "there is one label only; training needs at least two",
-        "too few labels with two pictures or more to set any aside for the test",
+        "too few labels with two images or more to set any aside for the test",
     )
 
 
@@ -242,13 +242,13 @@ def test_a_long_list_of_warnings_is_shortened_on_the_screen_only(things, tmp_pat
         shutil.copy(things / "Stuhl 椅子 0" / "view 0.png", things / "Stuhl 椅子 1" / f"again {number}.png")
     report = catalog(things, output=tmp_path / "catalog.parquet")
     assert len(report.warnings) == 20
-    assert printed(report).count("same picture") == 8
+    assert printed(report).count("same image") == 8
     assert "… and 12 more" in printed(report)
 
 
 def test_square_brackets_in_names_are_printed_as_they_are(tmp_path):
     for number in range(2):
-        picture(tmp_path / "p" / "[red] chair" / f"{number}.png", number)
+        image(tmp_path / "p" / "[red] chair" / f"{number}.png", number)
     (tmp_path / "p" / "[red] chair" / "[x].jpg").write_bytes(b"")
     assert "[red] chair/[x].jpg: is empty" in printed(
         catalog(tmp_path / "p", output=tmp_path / "[out].parquet")
@@ -258,10 +258,10 @@ def test_square_brackets_in_names_are_printed_as_they_are(tmp_path):
 # ---- errors about folders
 
 
-def test_a_folder_without_pictures_says_what_it_holds(tmp_path):
+def test_a_folder_without_images_says_what_it_holds(tmp_path):
     folder = tmp_path / "documents"
     folder.mkdir()
-    with pytest.raises(InputError, match="holds no pictures: it is empty"):
+    with pytest.raises(InputError, match="holds no images: it is empty"):
         catalog(folder, output=tmp_path / "catalog.parquet")
     for name in ("a.txt", "b.txt", "c.csv", "LICENSE"):
         (folder / name).write_text("x")
@@ -270,9 +270,9 @@ def test_a_folder_without_pictures_says_what_it_holds(tmp_path):
     assert not (tmp_path / "catalog.parquet").exists()
 
 
-def test_a_flat_folder_of_pictures_is_told_about_labels_none(tmp_path):
-    picture(tmp_path / "p" / "1.png", 1)
-    with pytest.raises(InputError, match="1 pictures, but none with a label") as caught:
+def test_a_flat_folder_of_images_is_told_about_labels_none(tmp_path):
+    image(tmp_path / "p" / "1.png", 1)
+    with pytest.raises(InputError, match="1 images, but none with a label") as caught:
         catalog(tmp_path / "p", output=tmp_path / "catalog.parquet")
     assert "--labels none" in caught.value.next_step
 
@@ -280,19 +280,19 @@ def test_a_flat_folder_of_pictures_is_told_about_labels_none(tmp_path):
 def test_a_folder_of_which_nothing_can_be_read_keeps_its_reasons(tmp_path):
     (tmp_path / "p" / "a").mkdir(parents=True)
     (tmp_path / "p" / "a" / "1.jpg").write_bytes(b"")
-    with pytest.raises(InputError, match=r"none of the 1 pictures .* \(for instance a/1\.jpg: is empty\)"):
+    with pytest.raises(InputError, match=r"none of the 1 images .* \(for instance a/1\.jpg: is empty\)"):
         catalog(tmp_path / "p", output=tmp_path / "catalog.parquet")
     assert "a/1.jpg,is empty" in (tmp_path / "catalog.parquet.dropped.csv").read_text()
     assert not (tmp_path / "catalog.parquet").exists()
 
 
 def test_a_source_that_is_not_there(tmp_path):
-    with pytest.raises(ArtefactError, match="expected: a folder of pictures"):
+    with pytest.raises(ArtefactError, match="expected: a folder of images"):
         catalog(tmp_path / "nothing", output=tmp_path / "catalog.parquet")
 
 
-def test_an_output_that_cannot_be_written_is_noticed_before_the_pictures_are_read(tmp_path):
-    # reading the pictures first would end in the error that none can be read
+def test_an_output_that_cannot_be_written_is_noticed_before_the_images_are_read(tmp_path):
+    # reading the images first would end in the error that none can be read
     (tmp_path / "p" / "a").mkdir(parents=True)
     (tmp_path / "p" / "a" / "1.jpg").write_bytes(b"")
     with pytest.raises(InputError, match="is not a file"):
@@ -375,22 +375,22 @@ def test_rows_that_cannot_be_used_are_dropped_with_their_numbers(things, tmp_pat
         Dropped(second, "row 3: the label is empty"),
         Dropped(f"./{good}", "row 4: listed before in row 0, with the label 'a' and not 'b'"),
         Dropped(good, "row 5: listed before in row 0"),
-        Dropped("broken.png", "row 6: is not a picture in a known format"),
+        Dropped("broken.png", "row 6: is not an image in a known format"),
     }
     assert report.exit_status == 3
     assert len(dropped_file(report)) == 7
 
 
-def test_a_table_whose_pictures_are_elsewhere_says_so(things, tmp_path):
+def test_a_table_whose_images_are_elsewhere_says_so(things, tmp_path):
     source = table(tmp_path / "t.csv", ["img_path", "label"], [["Stuhl 椅子 0/view 0.png", "a"]])
-    with pytest.raises(ArtefactError, match="none of the first 1 pictures") as caught:
+    with pytest.raises(ArtefactError, match="none of the first 1 images") as caught:
         catalog(source, output=tmp_path / "catalog.parquet")
     assert "--root" in caught.value.next_step
     assert len(catalog(source, root=things, output=tmp_path / "catalog.parquet").catalog) == 1
 
 
 def test_absolute_paths_below_the_root_become_relative(things, tmp_path):
-    inside, outside = things / "Stuhl 椅子 0" / "view 0.png", picture(tmp_path / "elsewhere.png", 5)
+    inside, outside = things / "Stuhl 椅子 0" / "view 0.png", image(tmp_path / "elsewhere.png", 5)
     source = table(things / "t.csv", ["img_path", "label"], [[str(inside), "a"], [str(outside), "b"]])
     report = catalog(source, output=tmp_path / "catalog.parquet")
     assert [row["image"] for row in rows(report)] == ["Stuhl 椅子 0/view 0.png", str(outside)]
@@ -434,7 +434,7 @@ def test_the_command_in_a_process_of_its_own(things, tmp_path):
     command = [*program, str(things), "--domain", "furniture"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 3, done.stderr
-    assert "pictures dropped: 1" in done.stdout
+    assert "images dropped: 1" in done.stdout
     assert "furniture" in done.stdout
     assert done.stderr == ""
     assert len(Catalog.read(tmp_path / "catalog.parquet")) == 30

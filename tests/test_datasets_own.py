@@ -19,11 +19,11 @@ from samething.images import decode
 
 @pytest.fixture
 def boxes(tmp_path):
-    """A COCO file beside its folder of pictures."""
+    """A COCO file beside its folder of images."""
     folder = tmp_path / "café"
     miniatures.jsonl(folder / "annotations.json", miniatures.coco())
     for name in ("005", "006"):
-        miniatures.picture(folder / "images" / f"{name}.jpg", int(name))
+        miniatures.image(folder / "images" / f"{name}.jpg", int(name))
     return folder / "annotations.json"
 
 
@@ -37,13 +37,13 @@ def test_a_coco_file(boxes, tmp_path):
         [9, 10, 60, 36], [0, 0, 10, 10], [5, 5, 26, 15],
     ]  # fmt: skip
     assert table["width"].to_pylist() == [60, 60, 60]
-    assert not any("listed twice" in line or "same picture" in line for line in report.warnings)
+    assert not any("listed twice" in line or "same image" in line for line in report.warnings)
     assert all(path.is_file() for path in Catalog.read(report.path).paths)
 
 
-def test_cocos_pictures_may_be_elsewhere(boxes, tmp_path):
+def test_cocos_images_may_be_elsewhere(boxes, tmp_path):
     (boxes.parent / "images").rename(tmp_path / "elsewhere")
-    with pytest.raises(ArtefactError, match="none of the first 2 pictures") as caught:
+    with pytest.raises(ArtefactError, match="none of the first 2 images") as caught:
         catalog(boxes, output=tmp_path / "c.parquet")
     assert "--root" in caught.value.next_step
     assert len(catalog(boxes, root=tmp_path / "elsewhere", output=tmp_path / "c.parquet").catalog) == 3
@@ -62,7 +62,7 @@ def test_the_same_box_twice_is_odd(boxes, tmp_path):
     [
         ("{", "is not JSON"),
         ("[]", "has no list images"),
-        ('{"images": [], "annotations": []}', "lists no pictures"),
+        ('{"images": [], "annotations": []}', "lists no images"),
         ('{"images": [4], "annotations": []}', "entry 0 of images is 4"),
         (
             '{"images": [{"id": 1, "file_name": "a"}], "categories": [{"id": 1}], "annotations": []}',
@@ -94,7 +94,7 @@ def test_a_margin_is_a_percentage(boxes, tmp_path, margin):
 
 
 def table_of(names, labels, **columns):
-    """A data set with pictures as files, whose bytes are embedded when it is saved."""
+    """A data set with images as files, whose bytes are embedded when it is saved."""
     features = {"photo": datasets.Image(), "thing": datasets.ClassLabel(names=["chair", "table", "lamp"])}
     content = {"photo": [str(name) for name in names], "thing": labels, **columns}
     kinds = features | {name: datasets.Value("string") for name in columns}
@@ -105,7 +105,7 @@ def table_of(names, labels, **columns):
 def photos(tmp_path):
     paths = [tmp_path / "photos" / f"{number}.{'png' if number % 2 else 'jpg'}" for number in range(6)]
     for number, path in enumerate(paths):
-        miniatures.picture(path, number)
+        miniatures.image(path, number)
     return paths
 
 
@@ -118,7 +118,7 @@ def embedded(data: datasets.Dataset) -> datasets.Dataset:
     return inside.cast_column("photo", datasets.Image())
 
 
-def test_embedded_pictures_stay_where_they_are(photos, tmp_path):
+def test_embedded_images_stay_where_they_are(photos, tmp_path):
     embedded(table_of(photos, [0, 0, 1, 1, 2, 2])).save_to_disk(tmp_path / "hub", num_shards=2)
     before = sorted((tmp_path / "hub").rglob("*"))
     report = catalog(tmp_path / "hub", domain="furniture", output=tmp_path / "out" / "c.parquet")
@@ -163,13 +163,13 @@ def test_a_data_set_without_labels_can_be_indexed(photos, tmp_path):
     assert {*report.catalog.strings("role")} == {"index"} and len(report.catalog) == 6
 
 
-def test_a_data_set_without_pictures(tmp_path):
+def test_a_data_set_without_images(tmp_path):
     datasets.Dataset.from_dict({"label": ["a"], "text": ["b"]}).save_to_disk(tmp_path / "hub")
-    with pytest.raises(InputError, match="has the columns label, text, none of pictures"):
+    with pytest.raises(InputError, match="has the columns label, text, none of images"):
         catalog(tmp_path / "hub", output=tmp_path / "c.parquet")
 
 
-def test_several_labels_a_picture_are_none(photos, tmp_path):
+def test_several_labels_a_image_are_none(photos, tmp_path):
     plain = table_of(photos, [0] * 6).remove_columns("thing")
     plain.add_column("labels", [["a", "b"]] * 6).save_to_disk(tmp_path / "hub")
     with pytest.raises(InputError, match="its labels are list"):
@@ -193,9 +193,9 @@ def test_a_selection_must_be_written_whole(photos, tmp_path):
         catalog(tmp_path / "hub", output=tmp_path / "c.parquet")
 
 
-def test_a_row_without_a_picture_is_left_out(photos, tmp_path):
+def test_a_row_without_a_image_is_left_out(photos, tmp_path):
     features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("string")})
     content = {"image": [{"path": str(photos[0]), "bytes": None}, None], "label": ["a", "b"]}
     datasets.Dataset.from_dict(content, features=features).save_to_disk(tmp_path / "hub")
     report = catalog(tmp_path / "hub", output=tmp_path / "c.parquet")
-    assert report.dropped == (Dropped("", f"row 1 of {tmp_path / 'hub'} has no picture"),)
+    assert report.dropped == (Dropped("", f"row 1 of {tmp_path / 'hub'} has no image"),)

@@ -19,7 +19,7 @@ from samething.images import decode
 
 
 def rows(listing) -> list[tuple[str, str, str, str]]:
-    """Picture, label, domain and role of each row, the data set's own prefix left off."""
+    """Image, label, domain and role of each row, the data set's own prefix left off."""
     table = listing.catalog.table
     return list(zip(*(table[name].to_pylist() for name in ("image", "label", "domain", "role")), strict=True))
 
@@ -52,7 +52,7 @@ def test_a_miniature_is_read(trees, key):
     listing = read_dataset(key, data_root=trees / key, check_files=key != "uned")
     found = listing.catalog
     assert len(found) >= 2
-    assert all(decode(source).size[0] > 0 for source in found.sources), "every picture can be read"
+    assert all(decode(source).size[0] > 0 for source in found.sources), "every image can be read"
     assert all(label.startswith(f"{key}/") for label in found.strings("label"))
     domain = DATASETS[key].domain
     assert domain == "several" or found.domains == [domain]
@@ -122,7 +122,7 @@ def test_splits_of_metric_learning_are_by_class(trees):
     assert roles == ["train", "query", "index"]
 
 
-def test_a_list_of_pictures_is_preferred_to_the_folders(tree):
+def test_a_list_of_images_is_preferred_to_the_folders(tree):
     root = tree("furniture180")
     assert len(read_dataset("furniture180", data_root=root).catalog) == 3
     (root / "furniture_180/furniture180_train.csv").write_text("img_path,label\nsofa_sofa/001.JPG,4\n")
@@ -132,13 +132,13 @@ def test_a_list_of_pictures_is_preferred_to_the_folders(tree):
     assert [row[1] for row in rows(read_dataset("fashion200k", data_root=root))] == ["fashion200k/2"]
 
 
-def test_a_picture_listed_twice_is_one_row(trees):
+def test_a_image_listed_twice_is_one_row(trees):
     listing = read_dataset("shopee", data_root=trees / "shopee")
     assert [row[0][-5:] for row in rows(listing)] == ["a.jpg", "b.jpg", "c.jpg"]
     assert listing.dropped == (Dropped("shopee/train_images/a.jpg", "row 2: listed before"),)
 
 
-def test_a_picture_listed_under_two_labels_says_so(tree):
+def test_a_image_listed_under_two_labels_says_so(tree):
     root = tree("products_10k")
     with (root / "products-10k/train.csv").open("a") as stream:
         stream.write("1000.jpg,1,3\n")
@@ -164,7 +164,7 @@ def test_m4d_knows_where_its_rows_come_from(trees):
 
 def test_m4ds_published_counts_are_in_the_table():
     found = {
-        row.where.get("dataset", "all"): (row.classes, row.pictures) for row in DATASETS["m4d_35k"].published
+        row.where.get("dataset", "all"): (row.classes, row.images) for row in DATASETS["m4d_35k"].published
     }
     assert found == {
         "products_10k": (9_500, 141_500), "gldv2": (10_000, 79_200), "deep_fashion": (14_300, 100_400),
@@ -175,17 +175,17 @@ def test_m4ds_published_counts_are_in_the_table():
 
 def test_a_rounded_number_is_compared_as_rounded():
     table = pa.table({"label": [str(number % 120) for number in range(1_040)]})
-    assert not Published(classes=100, pictures=1_000, rounded_to=100).differs(table)
-    assert Published(pictures=1_100, rounded_to=100).differs(table)
+    assert not Published(classes=100, images=1_000, rounded_to=100).differs(table)
+    assert Published(images=1_100, rounded_to=100).differs(table)
     assert Published(classes=121).differs(table)
 
 
 # ---- boxes
 
 
-def test_boxes_have_their_margin_and_end_at_the_picture(trees):
+def test_boxes_have_their_margin_and_end_at_the_image(trees):
     found = boxes(read_dataset("food_rec22", data_root=trees / "food_rec22"))
-    # 2 % of 50 × 25 are 1 and half a pixel; the first box reaches the right edge of a picture of 60 × 40
+    # 2 % of 50 × 25 are 1 and half a pixel; the first box reaches the right edge of an image of 60 × 40
     assert found == [(9, 10, 60, 36), (0, 0, 10, 10), (5, 5, 26, 15)]
     wide = boxes(read_dataset("food_rec22", data_root=trees / "food_rec22", margin=20.0))
     assert wide[1] == (0, 0, 12, 12)
@@ -211,7 +211,7 @@ def test_items_without_a_style_are_no_pair_and_left_out(trees):
 
 
 def test_box_columns_against_the_papers_cropping():
-    """The paper's own arithmetic, a box at a time: offset, the picture's edges, rounding as Pillow does."""
+    """The paper's own arithmetic, a box at a time: offset, the image's edges, rounding as Pillow does."""
     generator = np.random.default_rng(0)
     corners = generator.uniform(0, 200, (500, 2))
     given = np.concatenate([corners, corners + generator.uniform(1, 300, (500, 2))], axis=1)
@@ -361,11 +361,11 @@ def test_a_shard_that_is_cut_off(tree):
 def test_a_list_that_fits_no_shard(tree):
     root = tree("mini_ilias")
     (root / "ilias/image_ids/mini_ilias_yfcc100m_ids.txt").write_text("nothing\n")
-    with pytest.raises(InputError, match="its 2 shards hold none of the pictures"):
+    with pytest.raises(InputError, match="its 2 shards hold none of the images"):
         read_dataset("mini_ilias", data_root=root)
 
 
-def test_unlabelled_pictures_of_ones_own_benchmark_are_distractors(trees):
+def test_unlabelled_images_of_ones_own_benchmark_are_distractors(trees):
     found = rows(read_dataset("guiec", data_root=trees / "guiec"))
     assert ("guiec/index/noise.png", "guiec/distractor/guiec/index/noise.png", "guiec", "index") in found
     assert (
@@ -409,7 +409,7 @@ def test_a_missing_file_or_folder_is_named(tree, key, name):
 
 
 @pytest.mark.parametrize("key", [key for key in DATASETS if key not in ("guiec", "gpr1200", "furniture180")])
-def test_missing_pictures_are_noticed_without_looking_for_all(tree, key):
+def test_missing_images_are_noticed_without_looking_for_all(tree, key):
     root = tree(key)
     removed = 0
     for path in sorted(root.rglob("*")):
@@ -421,15 +421,15 @@ def test_missing_pictures_are_noticed_without_looking_for_all(tree, key):
             path.write_bytes(b"")
     assert removed
     error = refusal(key, root)
-    assert "pictures looked for is there" in error.given or "is no whole" in error.given
+    assert "images looked for is there" in error.given or "is no whole" in error.given
 
 
 MALFORMED = [
     ("products_10k", "products-10k/train.csv", "name,class,group\n1000.jpg,,3\n", "row 0 has no label"),
-    ("products_10k", "products-10k/train.csv", "name,class,group\n,4,3\n", "row 0 has no picture"),
+    ("products_10k", "products-10k/train.csv", "name,class,group\n,4,3\n", "row 0 has no image"),
     ("products_10k", "products-10k/train.csv", "name,class,group\na.jpg,4\n", "Expected 3 columns, got 2"),
     ("products_10k", "products-10k/train.csv", "name,group\n1000.jpg,3\n", "without class"),
-    ("products_10k", "products-10k/train.csv", "name,class,group\n", "lists no pictures"),
+    ("products_10k", "products-10k/train.csv", "name,class,group\n", "lists no images"),
     ("products_10k", "products-10k/train.csv", "", "without name, class"),
     (
         "gldv2",
@@ -475,7 +475,7 @@ MALFORMED = [
         "line 2 is",
     ),
     ("sop", "stanford_online_products/Ebay_train.txt", "h\n1 x 1 a.JPG\n", "line 2 has the class 'x'"),
-    ("sop", "stanford_online_products/Ebay_train.txt", "h\n", "lists no pictures"),
+    ("sop", "stanford_online_products/Ebay_train.txt", "h\n", "lists no images"),
     ("fashion200k", "fashion200k/labels/dress_train_detect_all.txt", "women/1.jpeg 0.9 dress\n", "line 1 is"),
     ("food_rec22", "fr22_train_v2/annotations.json", '{"images": []}', "has no list annotations"),
     (
@@ -521,12 +521,12 @@ MALFORMED = [
     ("m4d_35k", "m4d-35k_train.csv", "img_path,label\nother/a.jpg,1\n", "row 0 has the path 'other/a.jpg'"),
     ("uned", "uned/info_files/met/index.json", '[{"path": "met/MET/a.jpg"}]', "entry 0 is"),
     ("uned", "uned/info_files/met/index.json", '[{"path": "met/MET/a.jpg", "class_id": 1},]]', "entry"),
-    ("uned", "uned/info_files/met/index.json", "[]", "lists no pictures"),
+    ("uned", "uned/info_files/met/index.json", "[]", "lists no images"),
     ("uned", "uned/info_files/gldv2/test.json", '[{"path": "a.jpg", "class_id": [[1]]}]', "entry 0 is"),
     ("ilias_core", "ilias/image_ids/positive_ids.txt", "bold_bimp_000/P000.jpg,1\n", "line 1 is"),
     ("gpr1200", "GPR1200/images/1200_a.jpg", "", "holds 1200_a.jpg"),
     ("gpr1200", "GPR1200/images/a.jpg", "", "holds a.jpg"),
-    ("cub_200", "CUB_200_2011/image_class_labels.txt", "1 1\n2 100\n", "has no class for the picture 3"),
+    ("cub_200", "CUB_200_2011/image_class_labels.txt", "1 1\n2 100\n", "has no class for the image 3"),
     ("cub_200", "CUB_200_2011/image_class_labels.txt", "1 1\n2 100\n3 bird\n", "has the class 'bird'"),
     ("cub_200", "CUB_200_2011/images.txt", "1 a b\n", "line 1 is '1 a b'"),
     ("cars196", "cars196/cars_annos.mat", "no MATLAB file", "cannot be read"),
@@ -534,7 +534,7 @@ MALFORMED = [
         "in_shop",
         "in_shop/Eval/list_eval_partition.txt",
         "5\nh\na.jpg id_1 train\n",
-        "says 5 pictures and lists 1",
+        "says 5 images and lists 1",
     ),
     (
         "in_shop",
@@ -545,7 +545,7 @@ MALFORMED = [
     ("guiec", "guiec/query/loose.jpg", "", "holds guiec/query/loose.jpg"),
     ("furniture180", "furniture_180/furniture180_train.csv", "img_path\na\n", "without label"),
     ("ilias", "ilias/image_ids/image_query_ids.txt", "P000.jpg\n", "line 1 is"),
-    ("mini_ilias", "ilias/image_ids/image_query_ids.txt", "", "lists no pictures"),
+    ("mini_ilias", "ilias/image_ids/image_query_ids.txt", "", "lists no images"),
 ]
 
 
@@ -573,11 +573,11 @@ def test_bytes_that_are_no_text(tree):
 
 
 @pytest.mark.parametrize("key", ["guiec", "gpr1200", "furniture180"])
-def test_folders_without_pictures(tree, key):
+def test_folders_without_images(tree, key):
     root = tree(key)
     for path in root.rglob("*.*"):
         path.unlink()
-    assert "pictures" in refusal(key, root).given
+    assert "images" in refusal(key, root).given
 
 
 def test_missing_label_files(tree):
@@ -603,7 +603,7 @@ def test_boxes_in_which_nothing_is_to_be_seen(tree):
 # ---- what is missing, what is asked for
 
 
-def test_some_missing_pictures_are_a_warning_and_a_reason_when_all_are_looked_for(tree):
+def test_some_missing_images_are_a_warning_and_a_reason_when_all_are_looked_for(tree):
     root = tree("hm")
     (root / "hm_personalized_fashion/images/011/0110065001.jpg").unlink()
     listing = read_dataset("hm", data_root=root)
@@ -619,8 +619,8 @@ def test_some_missing_pictures_are_a_warning_and_a_reason_when_all_are_looked_fo
 def test_other_numbers_than_the_published_ones_are_a_warning(trees):
     (warning,) = read_dataset("food101", data_root=trees / "food101").warnings
     assert warning == (
-        "Food-101 (test part), in all: 101 classes, 25,250 pictures are published; "
-        "here there are 2 classes, 3 pictures"
+        "Food-101 (test part), in all: 101 classes, 25,250 images are published; "
+        "here there are 2 classes, 3 images"
     )
 
 
@@ -666,8 +666,8 @@ def test_the_list_says_everything_and_what_is_here(trees):
     for dataset in DATASETS.values():
         for words in (dataset.key, dataset.domain, dataset.licence, dataset.source):
             assert words in done.stdout
-        if dataset.pictures is not None:
-            assert f"{dataset.pictures:,}" in done.stdout
+        if dataset.images is not None:
+            assert f"{dataset.images:,}" in done.stdout
     present = [line.split()[0] for line in done.stdout.splitlines() if line.endswith("present")]
     assert present == ["sop"]
 
@@ -680,7 +680,7 @@ def test_one_data_set_in_full(tree):
     assert report.rows[0].missing == ("stanford_online_products/Ebay_test.txt",)
     done = samething("datasets", "sop", "--data-root", root)
     assert "Ebay_test.txt missing" in done.stdout
-    assert "11,318 classes, 59,551 pictures" in done.stdout
+    assert "11,318 classes, 59,551 images" in done.stdout
     assert datasets("sop").rows[0].state == "?"
     with pytest.raises(ArtefactError, match="is not a folder"):
         datasets(data_root=root / "nothing")
@@ -693,7 +693,7 @@ def test_a_catalog_of_a_public_data_set(trees, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "are published; here there are" in done.stdout
     read = Catalog.read(tmp_path / "c.parquet")
-    assert read.table["sha256"].null_count == 3, "no picture is opened unless asked for"
+    assert read.table["sha256"].null_count == 3, "no image is opened unless asked for"
     assert all(path.is_file() for path in read.paths)
     report = catalog(
         dataset="in_shop", data_root=trees / "in_shop", checksums=True, output=tmp_path / "d.parquet"
@@ -707,7 +707,7 @@ def test_a_public_training_set_is_divided_by_class(tree, tmp_path):
     lines = [f"{number // 2}.jpg,{number // 4},0" for number in range(0, 80, 2)]
     (root / "products-10k/train.csv").write_text("\n".join(["name,class,group", *lines]))
     for number in range(40):
-        miniatures.picture(root / "products-10k/train" / f"{number}.jpg", number)
+        miniatures.image(root / "products-10k/train" / f"{number}.jpg", number)
     report = catalog(dataset="products_10k", data_root=root, checksums=True, output=tmp_path / "c.parquet")
     assert {row["role"]: row["instances"] for row in report.counts} == {
         "train": 14,
@@ -724,7 +724,7 @@ def test_a_public_training_set_is_divided_by_class(tree, tmp_path):
     )
 
 
-def test_boxes_are_in_the_file_and_no_picture_is_written(tree, tmp_path):
+def test_boxes_are_in_the_file_and_no_image_is_written(tree, tmp_path):
     root = tree("food_rec22")
     before = sorted(root.rglob("*"))
     report = catalog(dataset="food_rec22", data_root=root, checksums=True, output=tmp_path / "c.parquet")

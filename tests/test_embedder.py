@@ -1,4 +1,4 @@
-"""The exported model without torch: every way to give a picture, bad pictures, damaged folders."""
+"""The exported model without torch: every way to give an image, bad images, damaged folders."""
 
 import functools
 import http.server
@@ -43,7 +43,7 @@ def test_vectors_have_unit_length_and_the_promised_shape(embedder):
     assert list(embedder.embed_stream([])) == []
 
 
-def test_paths_bytes_images_and_arrays_are_the_same_picture(embedder, tmp_path):
+def test_paths_bytes_images_and_arrays_are_the_same_image(embedder, tmp_path):
     image = photographs()[0]
     path = tmp_path / "späce é.png"
     image.save(path)
@@ -56,16 +56,16 @@ def test_paths_bytes_images_and_arrays_are_the_same_picture(embedder, tmp_path):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 6, 100])
 def test_the_batch_size_does_not_matter(embedder, batch_size):
-    expected = np.concatenate([embedder.embed([picture]) for picture in photographs()])
+    expected = np.concatenate([embedder.embed([image]) for image in photographs()])
     np.testing.assert_allclose(
         embedder.embed(photographs(), batch_size=batch_size), expected, atol=1e-5, rtol=0
     )
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
-def test_one_bad_picture_costs_only_itself(embedder, batch_size):
+def test_one_bad_image_costs_only_itself(embedder, batch_size):
     good = photographs()
-    mixed = [good[0], b"no picture", good[1], b"", good[2]]
+    mixed = [good[0], b"no image", good[1], b"", good[2]]
     with pytest.raises(ImageError):
         embedder.embed(mixed, batch_size=batch_size)
     batches = list(embedder.embed_stream(iter(mixed), batch_size=batch_size))
@@ -87,12 +87,12 @@ def test_a_batch_size_below_one_is_refused(embedder):
 def test_a_stream_reads_two_batches_ahead_at_most(embedder):
     taken = []
 
-    def pictures():
-        for picture in photographs():
-            taken.append(picture)
-            yield picture
+    def images():
+        for image in photographs():
+            taken.append(image)
+            yield image
 
-    stream = embedder.embed_stream(pictures(), batch_size=1)
+    stream = embedder.embed_stream(images(), batch_size=1)
     next(stream)
     assert len(taken) <= 2
     stream.close()
@@ -178,10 +178,10 @@ from pathlib import Path
 from samething.embedder import Embedder
 from samething.search import find, index
 folder, output = map(Path, sys.argv[1:])
-print(Embedder.load(folder / "model").embed([folder / "some-picture.jpg"]).shape)
-print(find(folder / "some-picture.jpg", index=folder / "index", k=1).matches[0].label)
-made = index(folder / "my-pictures", model=folder / "model", output=output)
-print(made.num_added, made.find(folder / "some-picture.jpg", k=1).matches[0].label)
+print(Embedder.load(folder / "model").embed([folder / "some-image.jpg"]).shape)
+print(find(folder / "some-image.jpg", index=folder / "index", k=1).matches[0].label)
+made = index(folder / "my-images", model=folder / "model", output=output)
+print(made.num_added, made.find(folder / "some-image.jpg", k=1).matches[0].label)
 """
 
 
@@ -222,10 +222,10 @@ def web(tmp_path):
     server.server_close()
 
 
-def test_pictures_by_their_address(embedder, web):
+def test_images_by_their_address(embedder, web):
     folder, address = web
     photographs()[0].save(folder / "a.png")
-    (folder / "b.png").write_bytes(b"<html>not a picture</html>")
+    (folder / "b.png").write_bytes(b"<html>not an image</html>")
     expected = embedder.embed(photographs()[:1])
     np.testing.assert_allclose(embedder.embed([f"{address}/a.png"]), expected, atol=1e-5)
     given = [f"{address}/missing.png", f"{address}/a.png", f"{address}/b.png", "http://127.0.0.1:1/a.png"]

@@ -13,7 +13,7 @@ PLAIN_KINDS = [kind for kind in KINDS if kind is not MissingExtraError]
 
 
 def fail_in_a_worker() -> None:
-    raise ImageError("a.jpg is empty", expected="a picture", next_step="remove it")
+    raise ImageError("a.jpg is empty", expected="an image", next_step="remove it")
 
 
 @pytest.mark.parametrize("kind", PLAIN_KINDS)

@@ -18,7 +18,7 @@ HEADER = "img_path,label,domain,role"
 
 
 def catalog_of(rows, root):
-    """A catalog of (label, domain, role) rows whose pictures do not exist."""
+    """A catalog of (label, domain, role) rows whose images do not exist."""
     return Catalog.from_rows(
         [
             {"image": f"{number}.jpg", "label": label, "domain": domain, "role": role}
@@ -177,7 +177,7 @@ def test_domains_without_an_answer_are_left_out_of_the_mean(tmp_path):
     assert "c" not in numbers
 
 
-def test_validation_pictures_are_searched_among_themselves(tmp_path):
+def test_validation_images_are_searched_among_themselves(tmp_path):
     rows = [("x", "d", "val"), ("x", "d", "train"), ("x", "d", "val"), ("y", "d", "val"), ("y", "d", "query")]
     embeddings = np.array([[1, 0], [1, 0], [0.9, 0.1], [0, 1], [0, 1.0]])
     result = evaluate_embeddings(embeddings, catalog_of(rows, tmp_path), role="val")
@@ -266,8 +266,8 @@ def test_a_bad_row_is_named_by_its_catalog_row_if_it_is_used(tmp_path):
     ("rows", "message"),
     [
         ([("x", "mean", "query"), ("x", "d", "index")], "a domain called 'mean'"),
-        ([("x", "d", "query"), ("x", "d", "train")], "1 query pictures and 0 index"),
-        ([("x", "d", "index"), ("x", "d", "train")], "0 query pictures and 1 index"),
+        ([("x", "d", "query"), ("x", "d", "train")], "1 query images and 0 index"),
+        ([("x", "d", "index"), ("x", "d", "train")], "0 query images and 1 index"),
         ([("x", "d", "index"), ("", "d", "query")], "row 1 .*empty label"),
     ],
 )
@@ -298,7 +298,7 @@ def printed(thing):
 
 @pytest.fixture
 def noisy(tmp_path):
-    """100 things with 4 pictures each in two domains, and embeddings of two qualities."""
+    """100 things with 4 images each in two domains, and embeddings of two qualities."""
     generator = np.random.default_rng(0)
     labels = np.arange(400) // 4
     rows = [(f"thing {label}", "art [x]" if label < 30 else "cars", "query+index") for label in labels]

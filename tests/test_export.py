@@ -63,7 +63,7 @@ def test_safetensors_hold_the_same_weights(line, torch_model):
     assert {name.split(".")[0] for name in stored} == {"backbone", "head"}
 
 
-def test_scores_are_calibrated_on_the_validation_pictures(line, run, tmp_path, monkeypatch):
+def test_scores_are_calibrated_on_the_validation_images(line, run, tmp_path, monkeypatch):
     features = run.features()
     rows = run.head.embed(np.asarray(features.rows))
     expected = measure_no_match(rows, features.catalog, target_precision=0.5)
@@ -118,7 +118,7 @@ def test_configuration_is_complete_and_true(line, run):
     assert config["training"]["config"] == json.loads(json.dumps(run.config.to_json()))
     assert config["training"]["domains"] == ["things"]
     train_rows = features.catalog.has_role("train")
-    assert config["training"]["num_pictures"] == train_rows.sum()
+    assert config["training"]["num_images"] == train_rows.sum()
     assert config["training"]["num_classes"] == len(set(features.catalog.class_ids()[train_rows]))
     embeddings = run.head.embed(features.rows)
     result = evaluate_embeddings(embeddings, features.catalog)
@@ -133,7 +133,7 @@ def test_the_card_says_the_same(line):
     assert card.startswith("# model\n")
     for fact in (
         config["backbone"]["name"], config["backbone"]["licence"], config["training"]["config"]["loss"],
-        f"{config['training']['num_pictures']} pictures", f"{config['training']['num_classes']} instances",
+        f"{config['training']['num_images']} images", f"{config['training']['num_classes']} instances",
     ):  # fmt: skip
         assert str(fact) in card
     rows = re.findall(r"^\| (\w+) \| (\d+) \| ([\d.]+) \[([\d.]+), ([\d.]+)\]", card, re.M)
@@ -150,9 +150,9 @@ def test_the_card_says_the_same(line):
 def test_the_cards_example_runs(line, monkeypatch, capsys):
     card = (line / "model" / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
-    pictures = Catalog.read(line / "things.parquet").paths
+    images = Catalog.read(line / "things.parquet").paths
     monkeypatch.chdir(line)
-    exec(code.replace('"a.jpg"', repr(str(pictures[0]))).replace('"b.jpg"', repr(str(pictures[1]))), {})
+    exec(code.replace('"a.jpg"', repr(str(images[0]))).replace('"b.jpg"', repr(str(images[1]))), {})
     assert 0.3 < float(capsys.readouterr().out) <= 1.0001
     assert "python" in "".join(readme_blocks("python")) or readme_blocks("python")
 

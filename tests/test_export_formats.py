@@ -36,19 +36,19 @@ def vectors(tiny):
     return Embedder.load(tiny / "full").embed(photographs())
 
 
-# The host's own calls, without this package: the picture's bytes as they are, one at a time.
+# The host's own calls, without this package: the image's bytes as they are, one at a time.
 HOST = """
 import sys, zipfile, tempfile, numpy as np, torch
 from PIL import Image
 for name in ("samething", "timm", "torchvision"):
     sys.modules[name] = None
-archive, target, *pictures = sys.argv[1:]
+archive, target, *images = sys.argv[1:]
 with tempfile.TemporaryDirectory() as folder:
     zipfile.ZipFile(archive).extractall(folder)
     model = torch.jit.load(folder + "/saved_model.pt").eval()
 rows = []
-for picture in pictures:
-    pixels = torch.from_numpy(np.asarray(Image.open(picture).convert("RGB")).copy()).permute(2, 0, 1)[None]
+for image in images:
+    pixels = torch.from_numpy(np.asarray(Image.open(image).convert("RGB")).copy()).permute(2, 0, 1)[None]
     with torch.no_grad():
         rows.append(torch.flatten(model(pixels)[0]).numpy())
 np.save(target, rows)
@@ -60,13 +60,13 @@ def test_the_challenges_submission(tiny, vectors, tmp_path):
     archive = tiny / "guiec" / "submission.zip"
     assert zipfile.ZipFile(archive).namelist() == ["saved_model.pt"]
     paths = []
-    for number, picture in enumerate(photographs()):
+    for number, image in enumerate(photographs()):
         paths.append(tmp_path / f"{number}.png")
-        picture.save(paths[-1])
+        image.save(paths[-1])
     Image.new("RGB", (1, 1), "red").save(tmp_path / "dot.png")
     Image.new("RGB", (700, 3), "red").save(tmp_path / "strip.png")
-    pictures = [*paths, tmp_path / "dot.png", tmp_path / "strip.png"]
-    done = run_python("-c", HOST, archive, tmp_path / "rows.npy", *pictures)
+    images = [*paths, tmp_path / "dot.png", tmp_path / "strip.png"]
+    done = run_python("-c", HOST, archive, tmp_path / "rows.npy", *images)
     assert done.returncode == 0, done.stderr
     rows = np.load(tmp_path / "rows.npy")
     assert rows.shape == (8, 16) and np.isfinite(rows).all()
@@ -97,8 +97,8 @@ def test_resizing_in_torch_is_that_of_pillow(resize, interpolation):
 
     scripted = torch.jit.script(PreparedInside(Through(), preprocessing).eval())
     for image in (photographs()[1], photographs()[2].resize((37, 91)), Image.new("RGB", (1, 5), "blue")):
-        picture = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None]
-        found = scripted(picture)[0].numpy()
+        image = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None]
+        found = scripted(image)[0].numpy()
         expected = prepare(decode(image), preprocessing).astype(float)
         assert found.shape == expected.shape
         # Pillow rounds and cuts to 0 … 255 between its two passes, which shows at hard edges
@@ -132,17 +132,17 @@ import sys, numpy as np
 sys.modules["samething"] = None
 from PIL import Image
 from sentence_transformers import SentenceTransformer
-folder, target, *pictures = sys.argv[1:]
-np.save(target, SentenceTransformer(folder).encode([Image.open(path).convert("RGB") for path in pictures]))
+folder, target, *images = sys.argv[1:]
+np.save(target, SentenceTransformer(folder).encode([Image.open(path).convert("RGB") for path in images]))
 """
 
 
 def test_sentence_transformers_encodes_to_the_same_vectors(tiny, vectors, tmp_path):
     written(tiny, "sentences", format="sentence-transformers")
     paths = []
-    for number, picture in enumerate(photographs()):
+    for number, image in enumerate(photographs()):
         paths.append(tmp_path / f"{number}.png")
-        picture.save(paths[-1])
+        image.save(paths[-1])
     done = run_python("-c", SENTENCES, tiny / "sentences", tmp_path / "rows.npy", *paths)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(np.load(tmp_path / "rows.npy"), vectors, atol=1e-4)

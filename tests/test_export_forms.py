@@ -53,7 +53,7 @@ def test_float16_halves_the_file_and_hardly_changes_a_vector(tiny, vectors):
     found = Embedder.load(tiny / "float16").embed(photographs())
     assert found.dtype == np.float32 and not np.array_equal(found, vectors)
     np.testing.assert_allclose(found, vectors, atol=5e-3)
-    assert made.parity.pictures_per_s is not None and made.config["form"]["precision"] == "float16"
+    assert made.parity.images_per_s is not None and made.config["form"]["precision"] == "float16"
     assert "float16" in (tiny / "float16" / "README.md").read_text()
 
 
@@ -64,11 +64,11 @@ def test_whole_numbers_are_smaller_and_find_nearly_the_same(tiny, vectors):
     quantised = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     assert not any("head." in name for name in quantised)  # the head stays as it was
     found = Embedder.load(tiny / "int8").embed(photographs())
-    # weights are random and photographs unlike the training pictures: near, not equal
+    # weights are random and photographs unlike the training images: near, not equal
     assert (found * vectors).sum(axis=1).mean() > 0.9
     before, after = made.parity.model_bytes
     assert after < before and (tiny / "int8" / "model.onnx").stat().st_size == after
-    assert all(speed > 0 for speed in made.parity.pictures_per_s)
+    assert all(speed > 0 for speed in made.parity.images_per_s)
 
 
 def test_a_prefix_is_the_first_numbers_at_unit_length(tiny, vectors):
@@ -77,7 +77,7 @@ def test_a_prefix_is_the_first_numbers_at_unit_length(tiny, vectors):
     embedder = Embedder.load(tiny / "prefix")
     np.testing.assert_allclose(embedder.embed(photographs()), expected, atol=1e-5)
     assert embedder.dim == made.config["head"]["embedding_dim"] == 5
-    assert made.parity.vector_bytes == (64, 20) and made.parity.pictures_per_s is None
+    assert made.parity.vector_bytes == (64, 20) and made.parity.images_per_s is None
     for dim in (0, 17):
         with pytest.raises(InputError, match=f"--dim {dim}"):
             written(tiny, f"prefix {dim}", dim=dim)
@@ -91,7 +91,7 @@ def test_vectors_kept_in_fewer_bytes(tiny, vectors, codes, num_bytes):
     assert coded.dtype == np.uint8 and coded.shape == (6, num_bytes)
     assert made.parity.vector_bytes == (64, num_bytes)
     back = embedder.decode(coded)
-    # photographs lie outside the range of the few training pictures, where steps of int8 are cut off
+    # photographs lie outside the range of the few training images, where steps of int8 are cut off
     assert (back * vectors).sum(axis=1).min() > {"int8": 0.97, "binary": 0.5}[codes]
     assert np.array_equal(embedder.encode(back), coded) or codes == "int8"
     # the parity is that of the decoded index
@@ -162,12 +162,12 @@ def test_resizing_inside_the_graph(tiny, vectors):
     written(tiny, "inside", preprocessing_inside=True)
     embedder = Embedder.load(tiny / "inside")
     (given,) = embedder.session.get_inputs()
-    assert given.name == "pictures" and [isinstance(side, str) for side in given.shape] == [
+    assert given.name == "images" and [isinstance(side, str) for side in given.shape] == [
         True, False, True, True,
     ]  # fmt: skip
     found = embedder.embed(photographs())  # of several sizes in one batch
     assert (found * vectors).sum(axis=1).min() > 0.995
-    alone = np.concatenate([embedder.embed([picture]) for picture in photographs()])
+    alone = np.concatenate([embedder.embed([image]) for image in photographs()])
     np.testing.assert_allclose(found, alone, atol=1e-5)
 
 
@@ -217,7 +217,7 @@ def test_parity_is_the_paired_difference_and_survives_json(tiny):
     assert change.low <= change.difference <= change.high
     parity = Parity(
         measured_on="test", changes=changes, tolerance=0.01, model_bytes=(2, 1), vector_bytes=(64, 4),
-        pictures_per_s=(1.0, 2.0),
+        images_per_s=(1.0, 2.0),
     )  # fmt: skip
     assert Parity.from_json(json.loads(json.dumps(parity.to_json()))) == parity
     assert changes_of(before, before)["mean"].difference == 0
@@ -229,7 +229,7 @@ def test_parity_is_the_paired_difference_and_survives_json(tiny):
         {"format": "guiec", "precision": "int8"},
         {"format": "torch-export", "codes": "pq"},
         {"format": "sentence-transformers", "head_only": True},
-        {"format": "guiec", "input": "pictures"},
+        {"format": "guiec", "input": "images"},
     ],
 )
 def test_options_that_do_not_go_together(options):

@@ -23,7 +23,7 @@ def tiny(tmp_path_factory):
 
 CLIENT = """
 import os, sys
-address, folder, home, picture, target = sys.argv[1:]
+address, folder, home, image, target = sys.argv[1:]
 os.environ.update(HF_ENDPOINT=address, HF_HOME=home, HF_HUB_DISABLE_XET="1", HF_TOKEN="hf_none", NO_PROXY="*")
 import numpy as np
 from huggingface_hub import HfApi
@@ -32,7 +32,7 @@ from samething.errors import ArtefactError
 api = HfApi()
 api.create_repo("someone/finder", exist_ok=True)
 api.upload_folder(repo_id="someone/finder", folder_path=folder)
-np.save(target, Embedder.load("someone/finder").embed([picture]))
+np.save(target, Embedder.load("someone/finder").embed([image]))
 try:
     Embedder.load("someone/else")
 except ArtefactError as error:
@@ -41,10 +41,10 @@ except ArtefactError as error:
 
 
 def test_the_hubs_client_uploads_it_and_the_embedder_loads_it_by_its_id(tiny, tmp_path):
-    picture = tmp_path / "picture.png"
-    photographs()[0].save(picture)
+    image = tmp_path / "image.png"
+    photographs()[0].save(image)
     with fake_hub() as hub:
-        done = run_python("-c", CLIENT, hub.address, tiny / "finder", tmp_path / "home", picture,
+        done = run_python("-c", CLIENT, hub.address, tiny / "finder", tmp_path / "home", image,
                           tmp_path / "vectors.npy")  # fmt: skip
     assert done.returncode == 0, done.stderr
     uploaded = hub.repositories["someone/finder"]

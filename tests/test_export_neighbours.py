@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from neighbours import CONSUMERS, by_torch, consumed, nearest, pictures_tested, squares_of
+from neighbours import CONSUMERS, by_torch, consumed, images_tested, nearest, squares_of
 from samething.export import export
 from samething.export.folder import read_tensors
 from samething.export.network import source_of
@@ -20,8 +20,8 @@ def source(line):
 
 @pytest.fixture(scope="module")
 def gallery(source, tmp_path_factory):
-    """The test pictures' catalog, their squares on disk, the crop's margin, and torch's vectors."""
-    catalog = pictures_tested(source)
+    """The test images' catalog, their squares on disk, the crop's margin, and torch's vectors."""
+    catalog = images_tested(source)
     squares, margin = squares_of(catalog, source.backbone.preprocessing)
     path = tmp_path_factory.mktemp("gallery") / "squares.npy"
     np.save(path, squares)

@@ -1,4 +1,4 @@
-"""Feature folders on real pictures: what is computed, what is kept, and what a killed run leaves behind."""
+"""Feature folders on real images: what is computed, what is kept, and what a killed run leaves behind."""
 
 import contextlib
 import os
@@ -60,8 +60,8 @@ def compute(weights):
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
-    return write_things(tmp_path / "my pictures é", num_things=5, num_views=2)
+def images(tmp_path) -> Path:
+    return write_things(tmp_path / "my images é", num_things=5, num_views=2)
 
 
 def catalog_of(folder: Path, *, hashes: bool = True, only: list[str] | None = None) -> Path:
@@ -88,7 +88,7 @@ def stored(folder: FeatureSet | Path) -> bytes:
 def files_of(folder: Path) -> dict[str, bytes]:
     """Every file's content, but for how fast it was made, which is never the same twice."""
     return {
-        str(path.relative_to(folder)): re.sub(rb'"pictures_per_second": [^,]+,', b"", path.read_bytes())
+        str(path.relative_to(folder)): re.sub(rb'"images_per_second": [^,]+,', b"", path.read_bytes())
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != ".lock"
     }
@@ -97,16 +97,16 @@ def files_of(folder: Path) -> dict[str, bytes]:
 # ---- what is in the folder
 
 
-def test_rows_are_the_backbones_own_in_catalog_order(pictures, compute, weights, tmp_path):
-    path = catalog_of(pictures)
+def test_rows_are_the_backbones_own_in_catalog_order(images, compute, weights, tmp_path):
+    path = catalog_of(images)
     shuffled = Catalog.read(path).take(np.random.default_rng(0).permutation(10))
     shuffled.write(path)
     result = compute(path, tmp_path / "features", exact=True)
     backbone = load_backbone(BACKBONE, weights=weights)
     assert result.catalog.strings("image").tolist() == shuffled.strings("image").tolist()
-    for row, picture in enumerate(shuffled.paths):
+    for row, image in enumerate(shuffled.paths):
         with torch.inference_mode():
-            pixels = torch.from_numpy(prepare(decode(picture), backbone.preprocessing)[None])
+            pixels = torch.from_numpy(prepare(decode(image), backbone.preprocessing)[None])
             expected = backbone(pixels)[0].numpy()
         np.testing.assert_allclose(result.rows[row], expected, rtol=2e-3, atol=2e-3)
     assert len(np.unique(result.rows, axis=0)) == 10
@@ -125,32 +125,32 @@ def test_rows_are_the_backbones_own_in_catalog_order(pictures, compute, weights,
     ]  # fmt: skip
 
 
-def test_features_npy_is_an_ordinary_array(pictures, compute, tmp_path):
-    result = compute(catalog_of(pictures), tmp_path / "features")
+def test_features_npy_is_an_ordinary_array(images, compute, tmp_path):
+    result = compute(catalog_of(images), tmp_path / "features")
     whole = tmp_path / "copy.npy"
     np.save(whole, np.asarray(result.rows))
     assert np.array_equal(np.load(whole), result.rows)
     assert file_sha256(next(result.folder.rglob("features.npy"))) == result.manifest.content["sha256"]
-    assert result.manifest.content["pictures_per_second"] > 0
+    assert result.manifest.content["images_per_second"] > 0
 
 
-def test_a_rerun_does_nothing(pictures, compute, tmp_path):
-    path = catalog_of(pictures)
+def test_a_rerun_does_nothing(images, compute, tmp_path):
+    path = catalog_of(images)
     compute(path, tmp_path / "features")
     before = files_of(tmp_path / "features")
-    shutil.rmtree(pictures)  # not even looked at
+    shutil.rmtree(images)  # not even looked at
     again = compute(path, tmp_path / "features", batch_size=3)
     assert again.num_computed == 0
     assert "nothing to compute" in again.__rich__()
     assert files_of(tmp_path / "features") == before
 
 
-def test_the_same_picture_twice_is_computed_once(pictures, compute, tmp_path):
-    first = sorted(pictures.rglob("*.jpg"))[0]
-    (pictures / "copies").mkdir()
+def test_the_same_image_twice_is_computed_once(images, compute, tmp_path):
+    first = sorted(images.rglob("*.jpg"))[0]
+    (images / "copies").mkdir()
     for name in ("z.jpg", "y.jpg"):
-        shutil.copy(first, pictures / "copies" / name)
-    path = catalog_of(pictures)
+        shutil.copy(first, images / "copies" / name)
+    path = catalog_of(images)
     result = compute(path, tmp_path / "features")
     assert (len(result.rows), result.num_computed) == (12, 10)
     same = [row for row, sha in enumerate(result.catalog.strings("sha256")) if sha == file_sha256(first)]
@@ -158,59 +158,59 @@ def test_the_same_picture_twice_is_computed_once(pictures, compute, tmp_path):
     assert len(np.unique(result.rows[same], axis=0)) == 1
 
 
-def test_a_lost_copy_does_not_take_the_others_with_it(pictures, compute, tmp_path):
-    first = sorted(pictures.rglob("*.jpg"))[0]
-    shutil.copy(first, pictures / "zz copy.jpg")
-    path = catalog_of(pictures)
+def test_a_lost_copy_does_not_take_the_others_with_it(images, compute, tmp_path):
+    first = sorted(images.rglob("*.jpg"))[0]
+    shutil.copy(first, images / "zz copy.jpg")
+    path = catalog_of(images)
     whole = compute(path, tmp_path / "whole")
     first.unlink()
     result = compute(path, tmp_path / "features")
-    assert stored(result) == stored(whole)  # the same picture is still there under another name
-    (pictures / "zz copy.jpg").unlink()
+    assert stored(result) == stored(whole)  # the same image is still there under another name
+    (images / "zz copy.jpg").unlink()
     result = compute(path, tmp_path / "without")
-    assert {bad.image for bad in result.unreadable} == {str(first.relative_to(pictures)), "zz copy.jpg"}
+    assert {bad.image for bad in result.unreadable} == {str(first.relative_to(images)), "zz copy.jpg"}
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_workers_do_not_change_the_bytes(pictures, compute, tmp_path, num_workers):
-    path = catalog_of(pictures)
+def test_workers_do_not_change_the_bytes(images, compute, tmp_path, num_workers):
+    path = catalog_of(images)
     alone = compute(path, tmp_path / "alone")
     helped = compute(path, tmp_path / "helped", num_workers=num_workers)
     assert files_of(alone.folder) == files_of(helped.folder)
 
 
-def test_a_csv_table_gets_its_hashes(pictures, compute, tmp_path):
-    """Without hashes a picture is known by its content all the same, not by its name."""
-    rows = [f"{path.relative_to(pictures)},{path.parent.name}" for path in sorted(pictures.rglob("*.jpg"))]
-    table = pictures / "annotations.csv"
+def test_a_csv_table_gets_its_hashes(images, compute, tmp_path):
+    """Without hashes an image is known by its content all the same, not by its name."""
+    rows = [f"{path.relative_to(images)},{path.parent.name}" for path in sorted(images.rglob("*.jpg"))]
+    table = images / "annotations.csv"
     table.write_text("\n".join(["img_path,label", *rows]) + "\n", encoding="utf-8")
     result = compute(table, tmp_path / "features")
     assert result.catalog.strings("sha256")[0] == file_sha256(result.catalog.paths[0])
     assert compute(table, tmp_path / "features").num_computed == 0
-    turned = sorted(pictures.rglob("*.jpg"))[3]
+    turned = sorted(images.rglob("*.jpg"))[3]
     Image.open(turned).rotate(180).save(turned)
     again = compute(table, tmp_path / "features")
     assert again.num_computed == 1
     assert [row for row in range(10) if not np.array_equal(again.rows[row], result.rows[row])] == [3]
 
 
-# ---- pictures that cannot be read
+# ---- images that cannot be read
 
 
-def write_bad(pictures: Path) -> None:
-    whole = sorted(pictures.rglob("*.jpg"))[0].read_bytes()
-    (pictures / "bad").mkdir()
-    (pictures / "bad" / "cut ü.jpg").write_bytes(whole[: len(whole) // 2])
-    (pictures / "bad" / "empty.jpg").write_bytes(b"")
-    (pictures / "bad" / "empty too.jpg").write_bytes(b"")
-    (pictures / "bad" / "text.png").write_text("no picture")
-    Image.new("1", (12_000, 12_000)).save(pictures / "bad" / "bomb.png")
+def write_bad(images: Path) -> None:
+    whole = sorted(images.rglob("*.jpg"))[0].read_bytes()
+    (images / "bad").mkdir()
+    (images / "bad" / "cut ü.jpg").write_bytes(whole[: len(whole) // 2])
+    (images / "bad" / "empty.jpg").write_bytes(b"")
+    (images / "bad" / "empty too.jpg").write_bytes(b"")
+    (images / "bad" / "text.png").write_text("no image")
+    Image.new("1", (12_000, 12_000)).save(images / "bad" / "bomb.png")
 
 
-def test_unreadable_pictures_are_listed_and_left_out(pictures, compute, tmp_path):
-    good = compute(catalog_of(pictures), tmp_path / "good")
-    write_bad(pictures)
-    result = compute(catalog_of(pictures), tmp_path / "features")
+def test_unreadable_images_are_listed_and_left_out(images, compute, tmp_path):
+    good = compute(catalog_of(images), tmp_path / "good")
+    write_bad(images)
+    result = compute(catalog_of(images), tmp_path / "features")
     assert result.exit_status == 3
     assert (len(result.rows), result.num_computed) == (10, 10)
     reasons = {bad.image: bad.reason for bad in result.unreadable}
@@ -218,7 +218,7 @@ def test_unreadable_pictures_are_listed_and_left_out(pictures, compute, tmp_path
         "bad/cut ü.jpg": ("damaged", "truncated"),
         "bad/empty.jpg": ("is empty",),
         "bad/empty too.jpg": ("is empty",),
-        "bad/text.png": ("not a picture",),
+        "bad/text.png": ("not an image",),
         "bad/bomb.png": ("pixels",),
     }.items()} == dict.fromkeys(reasons, True)  # fmt: skip
     assert not any("bytes" in reason.split("(")[0] or str(tmp_path) in reason for reason in reasons.values())
@@ -229,39 +229,39 @@ def test_unreadable_pictures_are_listed_and_left_out(pictures, compute, tmp_path
     reopened = FeatureSet.open(result.folder)
     assert reopened.unreadable == result.unreadable
     before = files_of(result.folder)
-    again = compute(catalog_of(pictures), tmp_path / "features")
+    again = compute(catalog_of(images), tmp_path / "features")
     assert (again.num_computed, again.exit_status) == (0, 3)
     assert files_of(result.folder) == before
 
 
-def test_a_first_batch_without_a_readable_picture(pictures, compute, tmp_path):
-    """The choice of the runtime waits for a picture to try it on."""
-    (pictures / "AAA").mkdir()
+def test_a_first_batch_without_a_readable_image(images, compute, tmp_path):
+    """The choice of the runtime waits for an image to try it on."""
+    (images / "AAA").mkdir()
     for number in range(5):
-        (pictures / "AAA" / f"{number}.jpg").write_text(f"text {number}")
-    result = compute(catalog_of(pictures), tmp_path / "features", runtime="onnxruntime")
+        (images / "AAA" / f"{number}.jpg").write_text(f"text {number}")
+    result = compute(catalog_of(images), tmp_path / "features", runtime="onnxruntime")
     assert (len(result.rows), len(result.unreadable)) == (10, 5)
     assert result.manifest.content["runtime"] == "onnxruntime"
 
 
-def test_a_picture_changed_since_the_catalog_is_reported(pictures, compute, tmp_path):
-    path = catalog_of(pictures)
-    changed = sorted(pictures.rglob("*.jpg"))[2]
+def test_a_image_changed_since_the_catalog_is_reported(images, compute, tmp_path):
+    path = catalog_of(images)
+    changed = sorted(images.rglob("*.jpg"))[2]
     Image.open(changed).rotate(90).save(changed)
     result = compute(path, tmp_path / "features")
-    assert [bad.image for bad in result.unreadable] == [str(changed.relative_to(pictures))]
+    assert [bad.image for bad in result.unreadable] == [str(changed.relative_to(images))]
     assert "changed since the catalog was made" in result.unreadable[0].reason
 
 
-def test_what_could_not_be_read_is_tried_again(pictures, compute, tmp_path):
-    path = catalog_of(pictures)
+def test_what_could_not_be_read_is_tried_again(images, compute, tmp_path):
+    path = catalog_of(images)
     whole = compute(path, tmp_path / "whole")
-    lost = sorted(pictures.rglob("*.jpg"))[4]
+    lost = sorted(images.rglob("*.jpg"))[4]
     content = lost.read_bytes()
     lost.unlink()
     result = compute(path, tmp_path / "features")
     assert [(bad.image, bad.reason) for bad in result.unreadable] == [
-        (str(lost.relative_to(pictures)), "No such file or directory")
+        (str(lost.relative_to(images)), "No such file or directory")
     ]
     lost.write_bytes(content)
     again = compute(path, tmp_path / "features")
@@ -271,12 +271,12 @@ def test_what_could_not_be_read_is_tried_again(pictures, compute, tmp_path):
     assert compute(path, tmp_path / "features").num_computed == 0
 
 
-def test_no_readable_picture_is_an_error_that_mending_ends(pictures, compute, tmp_path):
-    path = catalog_of(pictures)
-    good = {file: file.read_bytes() for file in pictures.rglob("*.jpg")}
+def test_no_readable_image_is_an_error_that_mending_ends(images, compute, tmp_path):
+    path = catalog_of(images)
+    good = {file: file.read_bytes() for file in images.rglob("*.jpg")}
     for file in good:
         file.write_bytes(b"")
-    with pytest.raises(InputError, match="none of the 10 pictures could be read") as caught:
+    with pytest.raises(InputError, match="none of the 10 images could be read") as caught:
         compute(path, tmp_path / "features")
     assert "view 0.jpg: " in caught.value.given
     assert not (tmp_path / "features" / "manifest.json").exists()
@@ -285,7 +285,7 @@ def test_no_readable_picture_is_an_error_that_mending_ends(pictures, compute, tm
     assert len(compute(path, tmp_path / "features").rows) == 10
 
 
-def test_features_beyond_float16_are_listed(pictures, compute, tmp_path, monkeypatch):
+def test_features_beyond_float16_are_listed(images, compute, tmp_path, monkeypatch):
     class Louder(torch.nn.Module):
         def forward(self, features):
             return features * 1e9
@@ -297,12 +297,12 @@ def test_features_beyond_float16_are_listed(pictures, compute, tmp_path, monkeyp
 
     monkeypatch.setattr(extraction, "load_backbone", loud)
     with pytest.raises(InputError, match="not finite in float16"):
-        compute(catalog_of(pictures), tmp_path / "features")
+        compute(catalog_of(images), tmp_path / "features")
 
 
-def test_a_catalog_without_pictures(compute, tmp_path):
+def test_a_catalog_without_images(compute, tmp_path):
     path = Catalog.from_rows([], root=tmp_path).write(tmp_path / "catalog.parquet")
-    with pytest.raises(InputError, match="without pictures"):
+    with pytest.raises(InputError, match="without images"):
         compute(path, tmp_path / "features")
     assert not (tmp_path / "features").exists()
 
@@ -314,19 +314,19 @@ def test_a_catalog_without_pictures(compute, tmp_path):
     ("change", "num_computed"),
     [("added", 2), ("removed", 0), ("changed", 1), ("moved", 0), ("relabelled", 0)],
 )
-def test_only_what_is_new_is_computed(pictures, compute, tmp_path, change, num_computed):
-    compute(catalog_of(pictures), tmp_path / "features")
-    files = sorted(pictures.rglob("*.jpg"))
+def test_only_what_is_new_is_computed(images, compute, tmp_path, change, num_computed):
+    compute(catalog_of(images), tmp_path / "features")
+    files = sorted(images.rglob("*.jpg"))
     if change == "added":
-        for number, picture in enumerate(photographs()[:2]):
-            picture.save(pictures / f"{number} new.png")
+        for number, image in enumerate(photographs()[:2]):
+            image.save(images / f"{number} new.png")
     elif change == "removed":
         files[3].unlink()
     elif change == "changed":
         Image.open(files[3]).rotate(180).save(files[3])
     else:
-        files[3].rename(files[3].with_name("zzz.jpg") if change == "moved" else pictures / files[3].name)
-    path = catalog_of(pictures)
+        files[3].rename(files[3].with_name("zzz.jpg") if change == "moved" else images / files[3].name)
+    path = catalog_of(images)
     updated = compute(path, tmp_path / "features")
     fresh = compute(path, tmp_path / "fresh")
     assert updated.num_computed == num_computed
@@ -336,9 +336,9 @@ def test_only_what_is_new_is_computed(pictures, compute, tmp_path, change, num_c
     assert len(list(updated.folder.glob("data-*"))) == 1
 
 
-def test_moved_pictures_are_found_with_root(pictures, compute, tmp_path):
-    path = catalog_of(pictures)
-    pictures.rename(tmp_path / "elsewhere")
+def test_moved_images_are_found_with_root(images, compute, tmp_path):
+    path = catalog_of(images)
+    images.rename(tmp_path / "elsewhere")
     with pytest.raises(ArtefactError, match="--root"):
         compute(path, tmp_path / "features")
     assert len(compute(path, tmp_path / "features", root=tmp_path / "elsewhere").rows) == 10
@@ -347,8 +347,8 @@ def test_moved_pictures_are_found_with_root(pictures, compute, tmp_path):
 # ---- folders that belong to something else
 
 
-def test_another_preprocessing_is_refused_by_name(pictures, compute, tmp_path):
-    path = catalog_of(pictures)
+def test_another_preprocessing_is_refused_by_name(images, compute, tmp_path):
+    path = catalog_of(images)
     before = stored(compute(path, tmp_path / "features"))
     with pytest.raises(FingerprintError, match=r"backbone\.preprocessing\.resize") as caught:
         compute(path, tmp_path / "features", resize="squash")
@@ -356,8 +356,8 @@ def test_another_preprocessing_is_refused_by_name(pictures, compute, tmp_path):
     assert stored(tmp_path / "features") == before
 
 
-def test_other_weights_and_backbones_are_refused_by_name(pictures, compute, tmp_path):
-    path = catalog_of(pictures)
+def test_other_weights_and_backbones_are_refused_by_name(images, compute, tmp_path):
+    path = catalog_of(images)
     compute(path, tmp_path / "features")
     save_tiny(tmp_path / "other.pth", seed=5)
     with pytest.raises(FingerprintError, match=r"backbone\.weights") as caught:
@@ -367,32 +367,32 @@ def test_other_weights_and_backbones_are_refused_by_name(pictures, compute, tmp_
         compute(path, tmp_path / "features", backbone="efficientnet_lite0", weights=None)
 
 
-def test_a_folder_with_other_things_is_left_alone(pictures, compute, tmp_path):
+def test_a_folder_with_other_things_is_left_alone(images, compute, tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")
     with pytest.raises(ArtefactError, match=r"letter\.txt"):
-        compute(catalog_of(pictures), tmp_path / "home")
+        compute(catalog_of(images), tmp_path / "home")
     assert set(files_of(tmp_path / "home")) == {"letter.txt"}
 
 
-def test_two_writers_at_once_are_refused(pictures, compute, tmp_path):
+def test_two_writers_at_once_are_refused(images, compute, tmp_path):
     with only_one_writer(tmp_path / "features"), pytest.raises(ArtefactError, match="another process"):
-        compute(catalog_of(pictures), tmp_path / "features")
+        compute(catalog_of(images), tmp_path / "features")
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"num_workers": -1}], ids=str)
-def test_impossible_numbers_are_refused(pictures, compute, tmp_path, options):
+def test_impossible_numbers_are_refused(images, compute, tmp_path, options):
     with pytest.raises(InputError, match=next(iter(options))):
-        compute(catalog_of(pictures), tmp_path / "features", **options)
+        compute(catalog_of(images), tmp_path / "features", **options)
 
 
-def test_a_target_below_a_file_is_refused(pictures, compute, tmp_path):
+def test_a_target_below_a_file_is_refused(images, compute, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
-        compute(catalog_of(pictures), tmp_path / "file" / "features")
+        compute(catalog_of(images), tmp_path / "file" / "features")
 
 
-def test_a_read_only_target_is_refused(pictures, compute, tmp_path):
+def test_a_read_only_target_is_refused(images, compute, tmp_path):
     folder = tmp_path / "read only"
     folder.mkdir()
     if os.geteuid() != 0:
@@ -403,7 +403,7 @@ def test_a_read_only_target_is_refused(pictures, compute, tmp_path):
             pytest.skip("root without the right to mount")
     try:
         with pytest.raises(InputError, match="cannot write") as caught:
-            compute(catalog_of(pictures), folder)
+            compute(catalog_of(images), folder)
         assert "-o" in caught.value.next_step
     finally:
         if os.geteuid() != 0:
@@ -413,8 +413,8 @@ def test_a_read_only_target_is_refused(pictures, compute, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "missing", "text", "no list", "no catalog"])
-def test_damaged_folders_are_not_opened(pictures, compute, tmp_path, damage):
-    result = compute(catalog_of(pictures), tmp_path / "features")
+def test_damaged_folders_are_not_opened(images, compute, tmp_path, damage):
+    result = compute(catalog_of(images), tmp_path / "features")
     array = next(result.folder.rglob("features.npy"))
     content = array.read_bytes()
     if damage == "missing":
@@ -428,15 +428,15 @@ def test_damaged_folders_are_not_opened(pictures, compute, tmp_path, damage):
     assert str(array.parent) in caught.value.given
 
 
-def test_an_array_of_another_size_is_not_opened(pictures, compute, tmp_path):
-    result = compute(catalog_of(pictures), tmp_path / "features")
+def test_an_array_of_another_size_is_not_opened(images, compute, tmp_path):
+    result = compute(catalog_of(images), tmp_path / "features")
     np.save(next(result.folder.rglob("features.npy")), np.zeros((9, 3), np.float16))
-    with pytest.raises(ArtefactError, match=r"\(9, 3\) features for 10 pictures"):
+    with pytest.raises(ArtefactError, match=r"\(9, 3\) features for 10 images"):
         FeatureSet.open(result.folder)
 
 
-def test_a_subset_knows_which_pictures_it_holds(pictures, compute, tmp_path):
-    result = compute(catalog_of(pictures), tmp_path / "features")
+def test_a_subset_knows_which_images_it_holds(images, compute, tmp_path):
+    result = compute(catalog_of(images), tmp_path / "features")
     chosen = np.arange(10) % 3 == 0
     part = result.subset(chosen)
     assert np.array_equal(part.rows, result.rows[chosen])
@@ -447,8 +447,8 @@ def test_a_subset_knows_which_pictures_it_holds(pictures, compute, tmp_path):
 # ---- runtimes
 
 
-def test_runtimes_agree(pictures, compute, tmp_path):
-    path = catalog_of(pictures)
+def test_runtimes_agree(images, compute, tmp_path):
+    path = catalog_of(images)
     ours = compute(path, tmp_path / "torch")
     theirs = compute(path, tmp_path / "onnxruntime", runtime="onnxruntime")
     assert ours.manifest.content["runtime"] == "torch"
@@ -461,30 +461,30 @@ def test_runtimes_agree(pictures, compute, tmp_path):
     assert cosine.min() >= PARITY_COSINE
 
 
-def test_a_grown_folder_keeps_its_runtime(pictures, compute, tmp_path):
-    whole = compute(catalog_of(pictures), tmp_path / "features")
-    photographs()[0].save(pictures / "new.png")
-    grown = compute(catalog_of(pictures), tmp_path / "features", runtime="onnxruntime")
+def test_a_grown_folder_keeps_its_runtime(images, compute, tmp_path):
+    whole = compute(catalog_of(images), tmp_path / "features")
+    photographs()[0].save(images / "new.png")
+    grown = compute(catalog_of(images), tmp_path / "features", runtime="onnxruntime")
     assert (grown.num_computed, grown.manifest.content["runtime"]) == (1, "torch")
-    # one picture measures nothing: what is known of the others stays
-    assert grown.manifest.content["pictures_per_second"] == whole.manifest.content["pictures_per_second"]
+    # one image measures nothing: what is known of the others stays
+    assert grown.manifest.content["images_per_second"] == whole.manifest.content["images_per_second"]
     assert grown.manifest.content["runtime_record"]["name"] == "torch"
 
 
-def test_auto_records_every_candidate(pictures, compute, tmp_path):
-    record = compute(catalog_of(pictures), tmp_path / "features", runtime="auto").manifest.content[
+def test_auto_records_every_candidate(images, compute, tmp_path):
+    record = compute(catalog_of(images), tmp_path / "features", runtime="auto").manifest.content[
         "runtime_record"
     ]
-    assert record["pictures_per_s"]["torch"] > 0
-    measured = set(record["pictures_per_s"]) | set(record["left_out"])
+    assert record["images_per_s"]["torch"] > 0
+    measured = set(record["images_per_s"]) | set(record["left_out"])
     assert measured == {"torch", "torch-bfloat16", "onnxruntime", "openvino", "openvino-bfloat16"}
 
 
 # ---- a network of one's own
 
 
-def test_features_of_ones_own_network(pictures, compute, tmp_path, monkeypatch):
-    path = catalog_of(pictures)
+def test_features_of_ones_own_network(images, compute, tmp_path, monkeypatch):
+    path = catalog_of(images)
     (tmp_path / "my_networks.py").write_text(
         "import torch\n"
         "from samething.backbones import Backbone\n"
@@ -506,7 +506,7 @@ def test_features_of_ones_own_network(pictures, compute, tmp_path, monkeypatch):
     assert (given.backbone["name"], named.backbone["name"]) == ("mine", "python:my_networks:mine")
     np.testing.assert_array_equal(given.rows, named.rows)
     pixels = torch.from_numpy(
-        prepare(Image.open(pictures / given.catalog.strings("image")[0]), own.preprocessing)
+        prepare(Image.open(images / given.catalog.strings("image")[0]), own.preprocessing)
     )
     np.testing.assert_allclose(given.rows[0], own(pixels[None])[0].numpy(), atol=2e-2)
     assert load_described(named.backbone).describe() == named.backbone
@@ -523,9 +523,9 @@ def test_features_of_ones_own_network(pictures, compute, tmp_path, monkeypatch):
         ("python:os:getcwd", "is str"),
     ],
 )
-def test_a_name_that_leads_to_no_backbone(name, said, pictures, compute, tmp_path):
+def test_a_name_that_leads_to_no_backbone(name, said, images, compute, tmp_path):
     with pytest.raises(InputError, match=said):
-        compute(catalog_of(pictures), tmp_path / "features", backbone=name, weights=None)
+        compute(catalog_of(images), tmp_path / "features", backbone=name, weights=None)
 
 
 # ---- killed, stopped by a full disk, and gone on
@@ -568,8 +568,8 @@ def seconds_until_unlocked(folder: Path) -> float:
     return float("inf")
 
 
-def kill_and_resume(pictures: Path, compute, weights: Path, tmp_path: Path, *, num_kills: int) -> None:
-    path = catalog_of(pictures)
+def kill_and_resume(images: Path, compute, weights: Path, tmp_path: Path, *, num_kills: int) -> None:
+    path = catalog_of(images)
     undisturbed = compute(path, tmp_path / "undisturbed")
     output = tmp_path / "killed"
     num_killed = num_done = 0
@@ -596,14 +596,14 @@ def kill_and_resume(pictures: Path, compute, weights: Path, tmp_path: Path, *, n
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(compute, weights, tmp_path):
-    pictures = write_things(tmp_path / "pictures", num_things=10, num_views=4)
-    kill_and_resume(pictures, compute, weights, tmp_path, num_kills=2)
+    images = write_things(tmp_path / "images", num_things=10, num_views=4)
+    kill_and_resume(images, compute, weights, tmp_path, num_kills=2)
 
 
 @pytest.mark.slow
 def test_ten_kills(compute, weights, tmp_path):
-    pictures = write_things(tmp_path / "pictures", num_things=50, num_views=4)
-    kill_and_resume(pictures, compute, weights, tmp_path, num_kills=10)
+    images = write_things(tmp_path / "images", num_things=50, num_views=4)
+    kill_and_resume(images, compute, weights, tmp_path, num_kills=10)
 
 
 @contextlib.contextmanager
@@ -619,10 +619,10 @@ def files_up_to(num_bytes: int):
         signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_is_an_error_and_the_rest_is_done_later(pictures, compute, tmp_path):
-    for number, picture in enumerate(photographs() * 5):
-        picture.rotate(number).resize((64, 64)).save(pictures / f"{number}.png")
-    path = catalog_of(pictures)
+def test_a_full_disk_is_an_error_and_the_rest_is_done_later(images, compute, tmp_path):
+    for number, image in enumerate(photographs() * 5):
+        image.rotate(number).resize((64, 64)).save(images / f"{number}.png")
+    path = catalog_of(images)
     whole = compute(path, tmp_path / "whole")
     array_bytes, row_bytes = len(stored(whole)), 2 * whole.rows.shape[1]
     assert array_bytes > 4 * row_bytes + 4000  # room for the blocks and tables, not for the whole
@@ -637,26 +637,26 @@ def test_a_full_disk_is_an_error_and_the_rest_is_done_later(pictures, compute, t
     assert files_of(resumed.folder) == files_of(whole.folder)
 
 
-def test_a_disk_that_is_full_early(pictures, compute, tmp_path):
-    path = catalog_of(pictures)
+def test_a_disk_that_is_full_early(images, compute, tmp_path):
+    path = catalog_of(images)
     whole = compute(path, tmp_path / "whole")
     with files_up_to(3000), pytest.raises(InputError, match="no space left"):
         compute(path, tmp_path / "features")
     assert files_of(compute(path, tmp_path / "features").folder) == files_of(whole.folder)
 
 
-def test_progress_is_short_where_nobody_watches(pictures, compute, tmp_path, capfd):
-    compute(catalog_of(pictures), tmp_path / "features")
+def test_progress_is_short_where_nobody_watches(images, compute, tmp_path, capfd):
+    compute(catalog_of(images), tmp_path / "features")
     printed, errors = capfd.readouterr()
     assert printed == ""
     assert len(errors.strip().splitlines()) <= 1
 
 
-# ---- how pictures are read, and what a job would take
+# ---- how images are read, and what a job would take
 
 
-def test_the_way_of_reading_is_part_of_the_identity(pictures, compute, tmp_path):
-    path = catalog_of(pictures)
+def test_the_way_of_reading_is_part_of_the_identity(images, compute, tmp_path):
+    path = catalog_of(images)
     exact = compute(path, tmp_path / "features", exact=True)
     with pytest.raises(FingerprintError, match=r"backbone\.preprocessing\.decoding"):
         compute(path, tmp_path / "features")
@@ -670,17 +670,17 @@ def test_the_way_of_reading_is_part_of_the_identity(pictures, compute, tmp_path)
         compute(path, tmp_path / "both", exact=True, scaled=True)
 
 
-def test_a_dry_run_measures_and_writes_nothing(pictures, compute, tmp_path):
-    write_bad(pictures)
-    path = catalog_of(pictures)
+def test_a_dry_run_measures_and_writes_nothing(images, compute, tmp_path):
+    write_bad(images)
+    path = catalog_of(images)
     estimate = compute(path, tmp_path / "features", dry_run=True, num_workers=1)
     assert not (tmp_path / "features").exists()
-    assert (estimate.num_pictures, estimate.num_to_compute) == (15, 14)  # the empty ones are one picture
+    assert (estimate.num_images, estimate.num_to_compute) == (15, 14)  # the empty ones are one image
     assert (estimate.num_sampled, estimate.num_unreadable) == (14, 5)
     assert estimate.pixels_bytes == 3 * 4 * 3 * 160 * 160
     assert 0 < estimate.time_s < 600
     assert estimate.memory_bytes > estimate.pixels_bytes
-    for words in ("14 of 15 pictures", "pictures/s with torch", "memory", "are free", "5 of these could not"):
+    for words in ("14 of 15 images", "images/s with torch", "memory", "are free", "5 of these could not"):
         assert words in estimate.__rich__().replace("[bold]", "").replace("[/bold]", "")
     result = compute(path, tmp_path / "features")
     finished = sum(file.stat().st_size for file in result.folder.rglob("*") if file.is_file())
@@ -691,8 +691,8 @@ def test_a_dry_run_measures_and_writes_nothing(pictures, compute, tmp_path):
         compute(path, tmp_path / "features", dry_run=True, exact=True)
 
 
-def test_a_dry_run_where_all_is_done(pictures, compute, tmp_path):
-    path = catalog_of(pictures)
+def test_a_dry_run_where_all_is_done(images, compute, tmp_path):
+    path = catalog_of(images)
     compute(path, tmp_path / "features")
     before = files_of(tmp_path / "features")
     estimate = compute(path, tmp_path / "features", dry_run=True)
@@ -711,11 +711,11 @@ def test_the_accelerators_arithmetic_and_order(weights):
     first, second = accelerator.submit(pixels[:4].copy()), accelerator.submit(pixels[4:].copy())
     np.testing.assert_allclose(np.concatenate([first(), second()]), expected, rtol=1e-3, atol=1e-4)
     sample = torch.from_numpy(pixels[:4])
-    name, chosen = choose_accelerator(backbone, sample, batch_size=4, num_pictures=9, device="cpu")
+    name, chosen = choose_accelerator(backbone, sample, batch_size=4, num_images=9, device="cpu")
     cosine = parity_cosine(chosen.describe(sample), accelerator.describe(sample))
     assert cosine >= PARITY_COSINE
     assert (name == "cuda-float32") == (chosen.dtype == torch.float32)
     pinned, _ = choose_accelerator(
-        backbone, sample, batch_size=4, num_pictures=9, name="cuda-bfloat16", device="cpu"
+        backbone, sample, batch_size=4, num_images=9, name="cuda-bfloat16", device="cpu"
     )
     assert pinned == "cuda-bfloat16"

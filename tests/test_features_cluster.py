@@ -40,17 +40,17 @@ needs_namespaces = pytest.mark.skipif(
 
 
 def job(folder: Path, *, num_things: int) -> tuple[Path, Path]:
-    """A catalog with a picture that is there twice and one that is damaged, and weights."""
-    pictures = write_things(folder / "pictures", num_things=num_things, num_views=4)
-    first = sorted(pictures.rglob("*.jpg"))[0]
-    shutil.copy(first, pictures / "copy.jpg")
-    (pictures / "damaged.jpg").write_bytes(first.read_bytes()[:400])
+    """A catalog with an image that is there twice and one that is damaged, and weights."""
+    images = write_things(folder / "images", num_things=num_things, num_views=4)
+    first = sorted(images.rglob("*.jpg"))[0]
+    shutil.copy(first, images / "copy.jpg")
+    (images / "damaged.jpg").write_bytes(first.read_bytes()[:400])
     rows = [
-        {"image": str(path.relative_to(pictures)), "label": path.parent.name, "sha256": file_sha256(path)}
-        for path in sorted(pictures.rglob("*.jpg"))
+        {"image": str(path.relative_to(images)), "label": path.parent.name, "sha256": file_sha256(path)}
+        for path in sorted(images.rglob("*.jpg"))
     ]
     save_tiny(folder / "tiny.pth")
-    return Catalog.from_rows(rows, root=pictures).write(folder / "catalog.parquet"), folder / "tiny.pth"
+    return Catalog.from_rows(rows, root=images).write(folder / "catalog.parquet"), folder / "tiny.pth"
 
 
 def run_in_namespace(script: str, *arguments: object, timeout: float = 400) -> str:
@@ -120,7 +120,7 @@ subprocess.run([ray, "stop", "--force"], capture_output=True)
 
 
 def check_whole(output: Path, catalog: Path, weights: Path, tmp_path: Path) -> None:
-    """The folder holds what one process would have computed: every picture once, the same numbers."""
+    """The folder holds what one process would have computed: every image once, the same numbers."""
     alone = features(
         catalog, output=tmp_path / "alone", weights=weights, backbone=f"timm:{TINY}", batch_size=4,
         num_workers=0, runtime="torch",

@@ -1,4 +1,4 @@
-"""A thousand good pictures among fifty that are not, and decoders that end their process."""
+"""A thousand good images among fifty that are not, and decoders that end their process."""
 
 import ctypes
 import io
@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 import samething
-import samething.features.pictures
+import samething.features.workers
 from samething.catalog import Catalog
 from samething.features import FeatureSet, features
-from samething.features.pictures import PictureReader, PictureStream
+from samething.features.workers import ImageReader, ImageStream
 from samething.files import file_sha256
 from samething.images import Preprocessing
 from scenes import photographs, write_things
@@ -43,12 +43,12 @@ SCRIPTS = (
 
 
 def write_good(folder: Path) -> None:
-    """A thousand pictures that differ, in several formats, with names in many scripts."""
+    """A thousand images that differ, in several formats, with names in many scripts."""
     sources, rng = photographs(), np.random.default_rng(0)
     for number in range(1000):
-        picture = sources[number % len(sources)]
-        left, top = (int(rng.integers(0, side - 60)) for side in picture.size)
-        small = picture.crop((left, top, left + 48 + number % 12, top + 50)).rotate(number % 4 * 90)
+        image = sources[number % len(sources)]
+        left, top = (int(rng.integers(0, side - 60)) for side in image.size)
+        small = image.crop((left, top, left + 48 + number % 12, top + 50)).rotate(number % 4 * 90)
         suffix = (".jpg", ".png", ".webp", ".bmp", ".gif")[number % 5]
         path = folder / f"{SCRIPTS[number % len(SCRIPTS)]} {number // 100}" / f"{number} ü{suffix}"
         path.parent.mkdir(exist_ok=True, parents=True)
@@ -62,7 +62,7 @@ def write_hostile(folder: Path) -> list[Path]:
     photographs()[0].resize((200, 150)).save(whole, "JPEG")
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
-        file.writestr("picture.jpg", whole.getvalue())
+        file.writestr("image.jpg", whole.getvalue())
     wrong = [
         b"text",
         archive.getvalue(),
@@ -105,16 +105,16 @@ def without_roots_rights() -> None:
 
 def test_a_thousand_good_and_fifty_hostile(tmp_path):
     """Ends with 1,000 rows and 50 reasons, in a process that permissions bind."""
-    pictures = tmp_path / "pictures"
-    write_good(pictures)
-    hostile = write_hostile(pictures / "hostile")
+    images = tmp_path / "images"
+    write_good(images)
+    hostile = write_hostile(images / "hostile")
     assert len(hostile) == 50
-    files = sorted(path for path in pictures.rglob("*") if path.is_file())
+    files = sorted(path for path in images.rglob("*") if path.is_file())
     rows = [
-        {"image": str(path.relative_to(pictures)), "label": path.parent.name, "sha256": file_sha256(path)}
+        {"image": str(path.relative_to(images)), "label": path.parent.name, "sha256": file_sha256(path)}
         for path in files
     ]
-    catalog = Catalog.from_rows(rows, root=pictures).write(tmp_path / "catalog.parquet")
+    catalog = Catalog.from_rows(rows, root=images).write(tmp_path / "catalog.parquet")
     save_tiny(tmp_path / "tiny.pth")
     for path in hostile:
         if "secret" in path.name:
@@ -129,13 +129,13 @@ def test_a_thousand_good_and_fifty_hostile(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["1000", "50", "3"]
     result = FeatureSet.open(tmp_path / "features")
-    good = {str(path.relative_to(pictures)) for path in files} - {
-        str(path.relative_to(pictures)) for path in hostile
+    good = {str(path.relative_to(images)) for path in files} - {
+        str(path.relative_to(images)) for path in hostile
     }
     assert set(result.catalog.strings("image")) == good
     reasons = {Path(bad.image).stem.split()[-1]: bad.reason for bad in result.unreadable}
     assert {kind: word in reasons[kind] for kind, word in {
-        "cut": "damaged", "bomb": "pixels", "wrong": "not a picture", "empty": "is empty",
+        "cut": "damaged", "bomb": "pixels", "wrong": "not an image", "empty": "is empty",
         "secret": "Permission",
     }.items()} == dict.fromkeys(reasons, True)  # fmt: skip
     assert np.isfinite(result.rows).all()
@@ -146,58 +146,58 @@ def test_a_thousand_good_and_fifty_hostile(tmp_path):
 
 @pytest.fixture
 def reader(tmp_path):
-    pictures = write_things(tmp_path / "pictures", num_things=5, num_views=4)
-    files = sorted(pictures.rglob("*.jpg"))
-    rows = [{"image": str(path.relative_to(pictures)), "label": "x"} for path in files]
-    return PictureReader(Catalog.from_rows(rows, root=pictures), {}, Preprocessing(size=32))
+    images = write_things(tmp_path / "images", num_things=5, num_views=4)
+    files = sorted(images.rglob("*.jpg"))
+    rows = [{"image": str(path.relative_to(images)), "label": "x"} for path in files]
+    return ImageReader(Catalog.from_rows(rows, root=images), {}, Preprocessing(size=32))
 
 
 def batches(num: int, size: int) -> dict[int, list[int]]:
     return {at: list(range(start, min(num, start + size))) for at, start in enumerate(range(0, num, size))}
 
 
-def collected(stream: PictureStream) -> tuple[dict[int, np.ndarray], dict[int, str]]:
+def collected(stream: ImageStream) -> tuple[dict[int, np.ndarray], dict[int, str]]:
     pixels, reasons = {}, {}
     for batch in stream:
-        for row, picture in zip(batch.rows, batch.pixels, strict=True):
+        for row, image in zip(batch.rows, batch.pixels, strict=True):
             assert row not in pixels
-            pixels[row] = picture.copy()
+            pixels[row] = image.copy()
         reasons |= batch.reasons
     return pixels, reasons
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 5])
 @pytest.mark.parametrize("size", [1, 3, 20])
-def test_every_picture_comes_once_whatever_the_workers(reader, num_workers, size):
-    alone, none = collected(PictureStream(reader, batches(20, size), num_workers=0))
+def test_every_image_comes_once_whatever_the_workers(reader, num_workers, size):
+    alone, none = collected(ImageStream(reader, batches(20, size), num_workers=0))
     assert sorted(alone) == list(range(20))
     assert none == {}
-    stream = PictureStream(reader, batches(20, size), num_workers=num_workers)
+    stream = ImageStream(reader, batches(20, size), num_workers=num_workers)
     helped, _ = collected(stream)
     assert all(np.array_equal(helped[row], alone[row]) for row in range(20))
     assert sorted(helped) == sorted(alone)
     expected = (2 * min(num_workers, -(-20 // size)) + 1) * min(size, 20) * 3 * 32 * 32
-    assert stream.num_bytes == expected  # and does not grow with the number of pictures
+    assert stream.num_bytes == expected  # and does not grow with the number of images
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
-def test_a_picture_that_ends_its_decoder_costs_only_itself(reader, monkeypatch, number):
-    own = PictureReader.read
+def test_a_image_that_ends_its_decoder_costs_only_itself(reader, monkeypatch, number):
+    own = ImageReader.read
 
     def deadly(self, row):
         if row in (3, 11):
             os.kill(os.getpid(), number)
         return own(self, row)
 
-    monkeypatch.setattr(PictureReader, "read", deadly)
-    pixels, reasons = collected(PictureStream(reader, batches(20, 4), num_workers=2))
+    monkeypatch.setattr(ImageReader, "read", deadly)
+    pixels, reasons = collected(ImageStream(reader, batches(20, 4), num_workers=2))
     assert sorted(pixels) == [row for row in range(20) if row not in (3, 11)]
     assert sorted(reasons) == [3, 11]
     assert all(signal.Signals(number).name in reason for reason in reasons.values())
 
 
 def test_a_worker_killed_by_chance_costs_nothing(reader, monkeypatch, tmp_path):
-    own = PictureReader.read
+    own = ImageReader.read
 
     def once(self, row):
         if row == 7 and not (tmp_path / "killed").exists():
@@ -205,14 +205,14 @@ def test_a_worker_killed_by_chance_costs_nothing(reader, monkeypatch, tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
         return own(self, row)
 
-    monkeypatch.setattr(PictureReader, "read", once)
-    pixels, reasons = collected(PictureStream(reader, batches(20, 4), num_workers=2))
+    monkeypatch.setattr(ImageReader, "read", once)
+    pixels, reasons = collected(ImageStream(reader, batches(20, 4), num_workers=2))
     assert sorted(pixels) == list(range(20))
     assert reasons == {}
 
 
 def test_leaving_early_leaves_no_process(reader):
-    stream = PictureStream(reader, batches(20, 2), num_workers=2)
+    stream = ImageStream(reader, batches(20, 2), num_workers=2)
     iterator = iter(stream)
     next(iterator)
     processes = [worker.process for worker in stream._workers]
@@ -222,9 +222,9 @@ def test_leaving_early_leaves_no_process(reader):
 
 
 def test_a_block_that_a_loss_of_power_emptied_is_made_again(tmp_path):
-    pictures = write_things(tmp_path / "pictures", num_things=3, num_views=4)
-    rows = [{"image": str(path), "label": "x"} for path in sorted(pictures.rglob("*.jpg"))]
-    catalog = Catalog.from_rows(rows, root=pictures).write(tmp_path / "catalog.parquet")
+    images = write_things(tmp_path / "images", num_things=3, num_views=4)
+    rows = [{"image": str(path), "label": "x"} for path in sorted(images.rglob("*.jpg"))]
+    catalog = Catalog.from_rows(rows, root=images).write(tmp_path / "catalog.parquet")
     save_tiny(tmp_path / "tiny.pth")
     options = {
         "weights": tmp_path / "tiny.pth", "backbone": f"timm:{TINY}", "batch_size": 4, "num_workers": 0,

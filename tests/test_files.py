@@ -234,7 +234,7 @@ def test_other_errors_pass_through(tmp_path):
     with pytest.raises(OSError, match="Input/output"), disk_errors(tmp_path / "a"):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
     with pytest.raises(PermissionError), disk_errors(tmp_path / "out" / "a"):
-        raise PermissionError(errno.EACCES, "denied", str(tmp_path / "source" / "picture.jpg"))
+        raise PermissionError(errno.EACCES, "denied", str(tmp_path / "source" / "image.jpg"))
 
 
 # ---- JSON and fingerprints

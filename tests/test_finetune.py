@@ -13,7 +13,7 @@ from samething.embedder import Embedder
 from samething.errors import FingerprintError, InputError
 from samething.evaluation import evaluate
 from samething.export import export
-from samething.export.parity import prepared_pictures
+from samething.export.parity import prepared_images
 from samething.features import features
 from samething.training import FinetuneConfig, train
 from samething.training.finetune import Finetuner
@@ -69,7 +69,7 @@ def test_backbone_and_head_learn_and_the_run_is_like_any_other(tiny):
     described = run.features()
     assert described.manifest.content["runtime"] == "torch"
     backbone = load_backbone(described.backbone["name"], weights=tiny / "tuned" / "backbone.safetensors")
-    pixels = prepared_pictures(described.catalog, backbone.preprocessing, 4)
+    pixels = prepared_images(described.catalog, backbone.preprocessing, 4)
     assert described.catalog.fingerprint == Run.open(tiny / "run").features().catalog.fingerprint
     with torch.inference_mode():
         expected = backbone(torch.from_numpy(pixels)).numpy()

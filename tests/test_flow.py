@@ -1,4 +1,4 @@
-"""The whole line on a few pictures, from a folder to an answer, and what can go wrong on the way."""
+"""The whole line on a few images, from a folder to an answer, and what can go wrong on the way."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ from scenes import write_things
 
 def test_the_readmes_commands_end_with_the_right_answer(line):
     answer = (line / "6.out").read_text(encoding="utf-8")
-    assert "some-picture.jpg" in answer
+    assert "some-image.jpg" in answer
     first = next(row for row in answer.splitlines() if row.strip("│ ").startswith("1 "))
     assert "thing 03 é" in first and "1.000" in first
     table = (line / "3.out").read_text(encoding="utf-8")
@@ -36,12 +36,12 @@ def test_the_readmes_commands_end_with_the_right_answer(line):
 
 
 def test_each_artefact_says_what_it_was_made_from(line):
-    pictures = Catalog.read(line / "things.parquet")
+    images = Catalog.read(line / "things.parquet")
     manifests = {
         kind: read_manifest(line / folder, kind=kind, format_version=2 if kind == "model" else 1)
         for kind, folder in (("features", "features"), ("run", "run"), ("model", "model"), ("index", "index"))
     }
-    assert manifests["features"].made_from["catalog"] == pictures.fingerprint
+    assert manifests["features"].made_from["catalog"] == images.fingerprint
     assert manifests["features"].fingerprint in json.dumps(dict(manifests["run"].made_from))
     assert manifests["model"].made_from["run"] == manifests["run"].fingerprint
     assert manifests["model"].made_from["head"] == file_sha256(line / "run" / "head.safetensors")
@@ -59,7 +59,7 @@ def test_the_same_again_reuses_everything_and_says_so(line_copy):
     model = export(line_copy / "run", output=line_copy / "model")
     assert run.was_finished
     assert model.largest_difference is None and "was there already" in model.__rich__()
-    searcher = index(line_copy / "my-pictures", model=line_copy / "model", output=line_copy / "index")
+    searcher = index(line_copy / "my-images", model=line_copy / "model", output=line_copy / "index")
     assert len(whole.catalog) == 48
     assert searcher.exit_status == 0
     changed = {
@@ -70,9 +70,9 @@ def test_the_same_again_reuses_everything_and_says_so(line_copy):
     assert not {name for name in changed if name.startswith(("features/data", "run/", "model/m"))}
 
 
-def test_a_second_index_of_the_same_folder_keeps_every_picture(line_copy):
+def test_a_second_index_of_the_same_folder_keeps_every_image(line_copy):
     commands = {command[0]: command for command in readme_commands()[:7]}
-    # the pictures' paths are their names in the index, so the copy makes its own
+    # the images' paths are their names in the index, so the copy makes its own
     shutil.rmtree(line_copy / "index")
     first = samething(*commands["index"], cwd=line_copy)
     again = samething(*commands["index"], cwd=line_copy)
@@ -110,10 +110,10 @@ def test_the_numbers_of_a_run_are_those_of_its_embeddings(line, tmp_path):
 # ---- bad input
 
 
-def test_an_unreadable_picture_ends_with_status_3_everywhere(line_copy):
-    (line_copy / "my-pictures" / "thing 00 é" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing more")
-    good = (line_copy / "my-pictures" / "thing 00 é" / "view 0.jpg").read_bytes()
-    (line_copy / "my-pictures" / "thing 00 é" / "cut.jpg").write_bytes(good[: len(good) // 2])
+def test_an_unreadable_image_ends_with_status_3_everywhere(line_copy):
+    (line_copy / "my-images" / "thing 00 é" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing more")
+    good = (line_copy / "my-images" / "thing 00 é" / "view 0.jpg").read_bytes()
+    (line_copy / "my-images" / "thing 00 é" / "cut.jpg").write_bytes(good[: len(good) // 2])
     done = {command[0]: samething(*command, cwd=line_copy) for command in readme_commands()[:2]}
     shutil.rmtree(line_copy / "index")
     done["index"] = samething(*readme_commands()[5], cwd=line_copy)
@@ -125,12 +125,12 @@ def test_an_unreadable_picture_ends_with_status_3_everywhere(line_copy):
     assert "48 new" in done["index"].stdout
 
 
-def test_a_folder_without_pictures(tmp_path, line):
+def test_a_folder_without_images(tmp_path, line):
     (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "a.txt").write_text("no picture")
-    with pytest.raises(InputError, match="no pictures"):
+    (tmp_path / "notes" / "a.txt").write_text("no image")
+    with pytest.raises(InputError, match="no images"):
         catalog(tmp_path / "notes", domain="things", output=tmp_path / "c.parquet")
-    with pytest.raises(InputError, match="no pictures"):
+    with pytest.raises(InputError, match="no images"):
         index(tmp_path / "notes", model=line / "model", output=tmp_path / "index")
     assert not (tmp_path / "c.parquet").exists() and not (tmp_path / "index").exists()
     with pytest.raises(SamethingError, match="does not exist"):
@@ -140,10 +140,10 @@ def test_a_folder_without_pictures(tmp_path, line):
 def narrowed(line: Path, tmp_path: Path, keep) -> Path:
     """The line's features with other roles, made from cached rows in no time."""
     folder = shutil.copytree(line / "features", tmp_path / "features")
-    pictures = Catalog.read(line / "things.parquet")
-    roles = [keep(row, label) for row, label in enumerate(pictures.strings("label"))]
-    pictures.with_column("role", roles).write(tmp_path / "c.parquet")
-    features(tmp_path / "c.parquet", output=folder, root=line / "my-pictures", runtime="torch")
+    images = Catalog.read(line / "things.parquet")
+    roles = [keep(row, label) for row, label in enumerate(images.strings("label"))]
+    images.with_column("role", roles).write(tmp_path / "c.parquet")
+    features(tmp_path / "c.parquet", output=folder, root=line / "my-images", runtime="torch")
     return folder
 
 
@@ -155,14 +155,14 @@ def test_fewer_than_two_classes(line, tmp_path):
     assert not (tmp_path / "run" / "manifest.json").exists()
 
 
-def test_labels_with_one_picture_are_left_out_and_it_is_said(line, tmp_path):
+def test_labels_with_one_image_are_left_out_and_it_is_said(line, tmp_path):
     def keep(row, label):
         number = int(label.split()[1])
         return "train" if number < 6 or row % 4 == 0 else "val"
 
     run = train(narrowed(line, tmp_path, keep), output=tmp_path / "run", epochs=1.0)
-    assert run.manifest.content["num_classes"] == 6 and run.manifest.content["num_pictures"] == 24
-    assert "6" in str(run.__rich__()) and "one picture" in str(run.__rich__())
+    assert run.manifest.content["num_classes"] == 6 and run.manifest.content["num_images"] == 24
+    assert "6" in str(run.__rich__()) and "one image" in str(run.__rich__())
 
 
 def test_another_models_index_is_refused_with_both_names(line_copy):
@@ -174,8 +174,8 @@ def test_another_models_index_is_refused_with_both_names(line_copy):
     (other / "config.json").write_text(json.dumps({**config, "name": "other model"}), encoding="utf-8")
     rewrite_manifest(other, run=Run.open(line_copy / "other run").manifest.fingerprint)
     for action in (
-        lambda: find(line_copy / "some-picture.jpg", index=line_copy / "index", model=other),
-        lambda: index(line_copy / "my-pictures", model=other, output=line_copy / "index"),
+        lambda: find(line_copy / "some-image.jpg", index=line_copy / "index", model=other),
+        lambda: index(line_copy / "my-images", model=other, output=line_copy / "index"),
     ):
         with pytest.raises(FingerprintError) as error:
             action()
@@ -193,18 +193,18 @@ def rewrite_manifest(folder: Path, **made_from: object) -> None:
     write_manifest(folder, Manifest(kind="model", format_version=2, made_from=made, content=content))
 
 
-def test_moved_pictures_and_a_moved_model(line_copy):
-    (line_copy / "my-pictures").rename(line_copy / "elsewhere")
-    with pytest.raises(ArtefactError, match="my-pictures"):
+def test_moved_images_and_a_moved_model(line_copy):
+    (line_copy / "my-images").rename(line_copy / "elsewhere")
+    with pytest.raises(ArtefactError, match="my-images"):
         features(line_copy / "things.parquet", output=line_copy / "new features")
-    with pytest.raises(ArtefactError, match="my-pictures"):
+    with pytest.raises(ArtefactError, match="my-images"):
         index(line_copy / "things.parquet", model=line_copy / "model", output=line_copy / "new index")
     assert not (line_copy / "new features" / "manifest.json").exists()
     (line_copy / "model").rename(line_copy / "moved model")
     with pytest.raises(ArtefactError, match="--model"):
-        find(line_copy / "some-picture.jpg", index=line_copy / "index")
+        find(line_copy / "some-image.jpg", index=line_copy / "index")
     found = find(
-        line_copy / "some-picture.jpg", index=line_copy / "index", model=line_copy / "moved model", k=1
+        line_copy / "some-image.jpg", index=line_copy / "index", model=line_copy / "moved model", k=1
     )
     assert found.matches[0].label == "thing 03 é"
     (line_copy / "features").rename(line_copy / "moved features")
@@ -214,7 +214,7 @@ def test_moved_pictures_and_a_moved_model(line_copy):
 
 def test_an_index_and_its_model_may_be_moved_together(line_copy):
     whole = line_copy.rename(line_copy.parent / "elsewhere")
-    assert find(whole / "some-picture.jpg", index=whole / "index", k=1).matches[0].label == "thing 03 é"
+    assert find(whole / "some-image.jpg", index=whole / "index", k=1).matches[0].label == "thing 03 é"
 
 
 def test_runs_on_different_catalogs_are_not_compared(line, tmp_path):
@@ -226,10 +226,10 @@ def test_runs_on_different_catalogs_are_not_compared(line, tmp_path):
         evaluate()
 
 
-def test_a_catalog_without_test_pictures_can_be_exported_but_not_evaluated(line, tmp_path):
+def test_a_catalog_without_test_images_can_be_exported_but_not_evaluated(line, tmp_path):
     folder = narrowed(line, tmp_path, lambda row, _: "train" if row < 24 else "val")
     run = train(folder, output=tmp_path / "run", epochs=1.0)
-    with pytest.raises(InputError, match="no test pictures"):
+    with pytest.raises(InputError, match="no test images"):
         evaluate(run.folder)
 
 
@@ -292,11 +292,11 @@ def test_a_full_disk_while_exporting(line, tmp_path, name):
 def test_a_read_only_target(line, tmp_path):
     tmp_path.chmod(0o555)
     for action in (
-        lambda: catalog(line / "my-pictures", domain="d", output=tmp_path / "c.parquet"),
+        lambda: catalog(line / "my-images", domain="d", output=tmp_path / "c.parquet"),
         lambda: features(line / "things.parquet", output=tmp_path / "f"),
         lambda: train(line / "features", output=tmp_path / "r"),
         lambda: export(line / "run", output=tmp_path / "m"),
-        lambda: index(line / "my-pictures", model=line / "model", output=tmp_path / "i"),
+        lambda: index(line / "my-images", model=line / "model", output=tmp_path / "i"),
     ):
         with pytest.raises(InputError, match="cannot write"):
             action()
@@ -307,11 +307,11 @@ def test_a_target_whose_parent_is_a_file(line, tmp_path):
     (tmp_path / "file").write_text("in the way")
     target = tmp_path / "file" / "below"
     for action in (
-        lambda: catalog(line / "my-pictures", domain="d", output=target),
+        lambda: catalog(line / "my-images", domain="d", output=target),
         lambda: features(line / "things.parquet", output=target),
         lambda: train(line / "features", output=target),
         lambda: export(line / "run", output=target),
-        lambda: index(line / "my-pictures", model=line / "model", output=target),
+        lambda: index(line / "my-images", model=line / "model", output=target),
         lambda: evaluate(line / "run", json=target, baselines=False),
     ):
         with pytest.raises(InputError, match="cannot write"):

@@ -19,7 +19,7 @@ from samething.evaluation.gains import (
     reciprocal_reranking,
 )
 from samething.evaluation.no_match import best_answers, fit_calibration, measure_no_match
-from samething.evaluation.variants import DTYPES, bytes_a_picture, reduced, stored_as, sweep, zero_shot
+from samething.evaluation.variants import DTYPES, bytes_per_image, reduced, stored_as, sweep, zero_shot
 
 
 @st.composite
@@ -183,28 +183,28 @@ def catalog(folder, *, things=12, views=5, domains=("cars", "toys"), val=0):
     return Catalog.from_rows(rows, root=folder)
 
 
-def views_of(pictures, *, noise, seed=0, width=16):
+def views_of(images, *, noise, seed=0, width=16):
     generator = np.random.default_rng(seed)
-    centres = generator.standard_normal((len(np.unique(pictures.class_ids())), width))
-    rows = centres[pictures.class_ids()] + noise * generator.standard_normal((len(pictures), width))
+    centres = generator.standard_normal((len(np.unique(images.class_ids())), width))
+    rows = centres[images.class_ids()] + noise * generator.standard_normal((len(images), width))
     return rows.astype(np.float32)
 
 
 @pytest.mark.parametrize("name", GAINS)
 def test_gains_are_applied_and_measured_against_the_run(tmp_path, name):
-    pictures = catalog(tmp_path, things=40)
-    rows = views_of(pictures, noise=0.7)
-    plain = evaluate_embeddings(rows, pictures, num_resamples=5)
-    gained = evaluate_embeddings(rows, pictures, num_resamples=5, gain=GAINS[name])
+    images = catalog(tmp_path, things=40)
+    rows = views_of(images, noise=0.7)
+    plain = evaluate_embeddings(rows, images, num_resamples=5)
+    gained = evaluate_embeddings(rows, images, num_resamples=5, gain=GAINS[name])
     assert gained.value("map") > plain.value("map") + 0.01  # neighbourhoods are informative here
-    queries, index = pictures.has_role("query"), pictures.has_role("index")
+    queries, index = images.has_role("query"), images.has_role("index")
     refined = GAINS[name](rows[queries], rows[index], np.full(queries.sum(), -1))
     scores = refined.scores
     if scores is None:
         scores = np.array([[dot(unit(q), unit(g)) for g in refined.gallery] for q in refined.queries])
-    labels = pictures.class_ids()
+    labels = images.class_ids()
     hits = labels[index][scores.argmax(axis=1)] == labels[queries]
-    domains = pictures.strings("domain")[queries]
+    domains = images.strings("domain")[queries]
     assert gained.value("r@1") == pytest.approx(
         np.mean([hits[domains == domain].mean() for domain in np.unique(domains)])
     )
@@ -265,7 +265,7 @@ def test_the_sweep_has_every_dimension_and_type_once():
         "run int8 (70 bytes)": 70, "run binary (9 bytes)": 70,
     }  # fmt: skip
     assert found["run"] is rows
-    assert bytes_a_picture(70, "binary") == len(np.packbits(np.zeros(70, bool))) and len(DTYPES) == 4
+    assert bytes_per_image(70, "binary") == len(np.packbits(np.zeros(70, bool))) and len(DTYPES) == 4
 
 
 def test_poolings_without_training_equal_torchs_and_scikit_learns():
@@ -379,11 +379,11 @@ def test_what_cannot_be_calibrated_is_refused(change, message):
 
 
 def test_best_answers_equal_their_description(tmp_path):
-    pictures = catalog(tmp_path, things=9, views=3, val=4)
-    rows = views_of(pictures, noise=1.5, width=3)
-    roles, labels = pictures.strings("role").astype(str), pictures.class_ids()
+    images = catalog(tmp_path, things=9, views=3, val=4)
+    rows = views_of(images, noise=1.5, width=3)
+    roles, labels = images.strings("role").astype(str), images.class_ids()
     for role, asked, held in (("test", {"query"}, {"index"}), ("val", {"val"}, {"val"})):
-        best, right, wrong = best_answers(rows, pictures, role=role)
+        best, right, wrong = best_answers(rows, images, role=role)
         queries = [row for row in range(len(rows)) if roles[row] in asked]
         assert len(best) == len(queries)
         for place, query in enumerate(queries):
@@ -398,14 +398,14 @@ def test_best_answers_equal_their_description(tmp_path):
 
 def test_a_larger_index_raises_the_threshold_and_keeps_the_precision(tmp_path):
     # validation: 40 things; test: 360 things of the same kind, an index 8 times as large
-    pictures = catalog(tmp_path, things=400, views=5, val=40, domains=("cars",))
-    rows = views_of(pictures, noise=0.4, width=16, seed=1)
-    measured = measure_no_match(rows, pictures, target_precision=0.8)
-    growth = pictures.has_role("index").sum() / pictures.has_role("val").sum()
+    images = catalog(tmp_path, things=400, views=5, val=40, domains=("cars",))
+    rows = views_of(images, noise=0.4, width=16, seed=1)
+    measured = measure_no_match(rows, images, target_precision=0.8)
+    growth = images.has_role("index").sum() / images.has_role("val").sum()
     assert measured.calibration.growth == pytest.approx(growth) and growth > 7
-    small = fit_calibration(rows, pictures, target_precision=0.8, sure=False)
+    small = fit_calibration(rows, images, target_precision=0.8, sure=False)
     assert small.growth == 1 and small.threshold < measured.calibration.threshold
-    best, right, wrong = best_answers(rows, pictures, role="test")
+    best, right, wrong = best_answers(rows, images, role="test")
 
     def precision(threshold):
         answers = (best >= threshold).sum() + (wrong >= threshold).sum()
@@ -456,8 +456,8 @@ def test_the_error_of_probabilities_is_that_of_its_bins():
 
 
 def test_a_precision_that_cannot_be_promised_is_not_promised(tmp_path):
-    pictures = catalog(tmp_path, things=30, views=3, val=10)
-    measured = measure_no_match(views_of(pictures, noise=3.0), pictures, target_precision=0.99)
+    images = catalog(tmp_path, things=30, views=3, val=10)
+    measured = measure_no_match(views_of(images, noise=3.0), images, target_precision=0.99)
     assert math.isinf(measured.calibration.threshold) and measured.recall == measured.false_alarms == 0
     assert math.isnan(measured.precision) and measured.to_json()["precision"] is None
     assert "for certain" in measured.__rich__()
@@ -466,8 +466,8 @@ def test_a_precision_that_cannot_be_promised_is_not_promised(tmp_path):
 def test_a_comparison_prints_and_writes_no_match(tmp_path):
     import dataclasses
 
-    pictures = catalog(tmp_path, things=30, views=4, val=10)
-    rows = views_of(pictures, noise=0.6)
-    compared = Comparison.of({"run": rows}, pictures, num_resamples=5)
-    compared = dataclasses.replace(compared, no_match={"run": measure_no_match(rows, pictures)})
+    images = catalog(tmp_path, things=30, views=4, val=10)
+    rows = views_of(images, noise=0.6)
+    compared = Comparison.of({"run": rows}, images, num_resamples=5)
+    compared = dataclasses.replace(compared, no_match={"run": measure_no_match(rows, images)})
     assert compared.to_json()["run"]["no_match"]["num_queries"] == 20

@@ -1,4 +1,4 @@
-"""Every kind of file people keep pictures in, damaged ones included, and parity with timm and torchvision."""
+"""Every kind of file people keep images in, damaged ones included, and parity with timm and torchvision."""
 
 import io
 import os
@@ -19,13 +19,13 @@ from PIL import Image, ImageOps
 
 from samething.errors import ImageError, InputError
 from samething.images import (
-    PICTURE_SUFFIXES,
+    IMAGE_SUFFIXES,
     Preprocessing,
     decode,
     dimensions,
-    find_picture_files,
-    find_pictures,
-    is_picture_file,
+    find_image_files,
+    find_images,
+    is_image_file,
     normalise,
     prepare,
     thumbnail,
@@ -37,7 +37,7 @@ ORIENTATION = 0x0112
 
 
 def gradient(width: int = 24, height: int = 16) -> np.ndarray:
-    """A picture without symmetries, so that every wrong turn shows; (height, width, 3) uint8."""
+    """An image without symmetries, so that every wrong turn shows; (height, width, 3) uint8."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack([x * 255 // (width - 1), y * 255 // (height - 1), np.full_like(x, 60)], 2).astype(
         np.uint8
@@ -50,8 +50,8 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def pixels(picture: object) -> np.ndarray:
-    image = decode(picture)
+def pixels(image: object) -> np.ndarray:
+    image = decode(image)
     assert image.mode == "RGB"
     return np.asarray(image)
 
@@ -97,7 +97,7 @@ def test_exif_orientation_is_applied(tmp_path, kind, orientation):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}.get(kind, {})
-    path = tmp_path / f"picture.{kind.lower()}"
+    path = tmp_path / f"image.{kind.lower()}"
     path.write_bytes(encoded(Image.fromarray(gradient()), kind, exif=exif, **options))
     expected = turned_by_hand(gradient(), orientation)
     assert np.abs(pixels(path).astype(int) - expected).max() <= (3 if kind == "JPEG" else 0)
@@ -122,7 +122,7 @@ def test_an_orientation_that_does_not_exist_is_ignored(orientation):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_damaged_exif_costs_the_metadata_and_not_the_picture(seed):
+def test_damaged_exif_costs_the_metadata_and_not_the_image(seed):
     garbage = b"Exif\x00\x00" + np.random.default_rng(seed).bytes(64)
     if seed % 2:  # a right start, so that the parser goes on into the garbage
         garbage = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x05\x00" + garbage[6:]
@@ -145,7 +145,7 @@ def test_cmyk_jpeg_becomes_rgb():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "BMP"])
-def test_palette_pictures_get_their_colours(kind):
+def test_palette_images_get_their_colours(kind):
     image = Image.new("P", (3, 1))
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     image.putdata([2, 0, 1])
@@ -192,7 +192,7 @@ def test_a_transparent_colour_of_an_opaque_png_is_white():
     np.testing.assert_array_equal(pixels(png(2, 1, rows=rows, extra=extra)), [[[255] * 3, [1, 2, 3]]])
 
 
-def test_grey_and_one_bit_pictures_become_rgb():
+def test_grey_and_one_bit_images_become_rgb():
     grey = np.array([[0, 100, 255]], np.uint8)
     expected = np.repeat(grey[..., None], 3, 2)
     np.testing.assert_array_equal(pixels(encoded(Image.fromarray(grey), "PNG")), expected)
@@ -228,7 +228,7 @@ def test_sixteen_bit_colour_keeps_its_high_bytes():
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ([0, 7, 255], [0, 7, 255]),  # 8-bit values in a 32-bit picture
+        ([0, 7, 255], [0, 7, 255]),  # 8-bit values in a 32-bit image
         ([0, 257, 65535], [0, 1, 255]),
         ([0, 1_000_000, 2_000_000], [0, 128, 255]),
         ([-5, 0, 255], [0, 0, 255]),
@@ -304,7 +304,7 @@ TIFF = encoded(Image.open(SAMPLES / "coffee.png").resize((150, 100)), "TIFF", co
 def test_truncated_files_are_refused(tmp_path, content, share):
     path = tmp_path / "cut off.jpg"
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ImageError, match=r"cut off\.jpg is (damaged|not a picture)") as caught:
+    with pytest.raises(ImageError, match=r"cut off\.jpg is (damaged|not an image)") as caught:
         decode(path)
     assert caught.value.next_step
 
@@ -316,7 +316,7 @@ def test_dimensions_do_not_need_the_whole_file(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_a_file_with_flipped_bytes_gives_a_picture_or_an_image_error(seed):
+def test_a_file_with_flipped_bytes_gives_a_image_or_an_image_error(seed):
     random = np.random.default_rng(seed)
     content = bytearray([JPEG, PNG, GIF, WEBP, TIFF][seed % 5])
     for position in random.integers(0, len(content), 10):
@@ -330,12 +330,12 @@ def test_a_file_with_flipped_bytes_gives_a_picture_or_an_image_error(seed):
 
 
 @pytest.mark.parametrize("read", [decode, dimensions])
-def test_what_is_no_picture_is_said_to_be_none(tmp_path, read):
+def test_what_is_no_image_is_said_to_be_none(tmp_path, read):
     cases = {
         "empty.jpg": (b"", "is empty"),
-        "text.jpg": (b"this is a text, quite a long one, and certainly no picture\n" * 5, "not a picture"),
-        "page.png": (b"<!doctype html><html><body>404</body></html>", "not a picture"),
-        "zeros.jpg": (bytes(5000), "not a picture|no pixels"),
+        "text.jpg": (b"this is a text, quite a long one, and certainly no image\n" * 5, "not an image"),
+        "page.png": (b"<!doctype html><html><body>404</body></html>", "not an image"),
+        "zeros.jpg": (bytes(5000), "not an image|no pixels"),
     }
     for name, (content, message) in cases.items():
         (tmp_path / name).write_bytes(content)
@@ -359,13 +359,13 @@ def test_postscript_is_not_handed_to_an_interpreter():
     content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
     with Image.open(io.BytesIO(content)) as opened:
         assert opened.format == "EPS"
-    with pytest.raises(ImageError, match="not a picture in a known format"):
+    with pytest.raises(ImageError, match="not an image in a known format"):
         decode(content)
 
 
 @pytest.mark.parametrize("side", [9_500, 20_000, 60_000])
 @pytest.mark.parametrize("action", ["error", "ignore"])
-def test_a_small_file_that_claims_a_huge_picture_is_refused(tmp_path, side, action):
+def test_a_small_file_that_claims_a_huge_image_is_refused(tmp_path, side, action):
     bomb = png(side, side, rows=bytes(1000), bits=1, colour=0)
     assert len(bomb) < 200
     (tmp_path / "bomb.png").write_bytes(bomb)
@@ -380,16 +380,16 @@ def test_a_small_file_that_claims_a_huge_picture_is_refused(tmp_path, side, acti
 def test_the_limit_can_be_lowered(tmp_path):
     content = encoded(Image.fromarray(gradient(10, 10)), "PNG")
     assert decode(content, max_pixels=100).size == (10, 10)
-    for picture in (content, Image.fromarray(gradient(10, 10))):
+    for image in (content, Image.fromarray(gradient(10, 10))):
         with pytest.raises(ImageError, match="10 × 10 = 100 pixels"):
-            decode(picture, max_pixels=99)
+            decode(image, max_pixels=99)
 
 
 def test_a_pipe_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(ImageError, match="is not a file"):
         decode(tmp_path / "pipe.jpg")
-    assert not is_picture_file(tmp_path / "pipe.jpg")
+    assert not is_image_file(tmp_path / "pipe.jpg")
 
 
 def test_a_damaged_pillow_image_is_an_image_error():
@@ -458,7 +458,7 @@ def test_decoding_in_threads_gives_the_same_and_leaves_the_warning_filters_alone
 LITE0 = {"input_size": (3, 224, 224), "crop_pct": 0.875, "interpolation": "bicubic", "crop_mode": "center"}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-REAL_PICTURES = [
+REAL_IMAGES = [
     "astronaut.png",
     "chelsea.png",
     "coffee.png",
@@ -480,9 +480,9 @@ SIZES = [
 ]
 
 
-def real_pictures() -> list[Image.Image]:
-    pictures = [decode(SAMPLES / name) for name in REAL_PICTURES]
-    return pictures + [pictures[number % 5].resize(size) for number, size in enumerate(SIZES) if size]
+def real_images() -> list[Image.Image]:
+    images = [decode(SAMPLES / name) for name in REAL_IMAGES]
+    return images + [images[number % 5].resize(size) for number, size in enumerate(SIZES) if size]
 
 
 def as_timm_sees_it(image: Image.Image, **options: object) -> np.ndarray:
@@ -501,7 +501,7 @@ def test_lite0s_configuration_is_the_one_used_here():
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
 def test_short_side_crop_equals_timms_evaluation_transform(interpolation):
     preprocessing = Preprocessing(size=224, crop_fraction=0.875, interpolation=interpolation)
-    for image in real_pictures():
+    for image in real_images():
         expected = as_timm_sees_it(image, **{**LITE0, "interpolation": interpolation})
         np.testing.assert_array_equal(prepare(image, preprocessing), expected, err_msg=str(image.size))
 
@@ -509,7 +509,7 @@ def test_short_side_crop_equals_timms_evaluation_transform(interpolation):
 @pytest.mark.parametrize(("size", "crop_fraction"), [(64, 1.0), (97, 0.9), (224, 0.95), (33, 0.34)])
 def test_other_sizes_and_crops_equal_timms_too(size, crop_fraction):
     preprocessing = Preprocessing(size=size, crop_fraction=crop_fraction)
-    for image in real_pictures():
+    for image in real_images():
         expected = as_timm_sees_it(
             image, input_size=(3, size, size), crop_pct=crop_fraction, interpolation="bicubic"
         )
@@ -518,7 +518,7 @@ def test_other_sizes_and_crops_equal_timms_too(size, crop_fraction):
 
 def test_squash_equals_timms_transform_for_siglip():
     preprocessing = Preprocessing(size=96, resize="squash")
-    for image in real_pictures():
+    for image in real_images():
         expected = as_timm_sees_it(
             image, input_size=(3, 96, 96), crop_pct=1.0, crop_mode="squash", interpolation="bicubic"
         )
@@ -526,7 +526,7 @@ def test_squash_equals_timms_transform_for_siglip():
 
 
 def test_crop_pads_nothing_because_the_short_side_never_gets_below_the_crop():
-    # torchvision's CenterCrop would fill with black what a picture lacks; white stays white everywhere
+    # torchvision's CenterCrop would fill with black what an image lacks; white stays white everywhere
     for size in (1, 3, 33, 97, 224):
         for crop_fraction in (1.0, 0.999, 0.9, 0.875, 1 / 3):
             for shape in ((1, 1), (5, 100), (100, 5), (size, size + 1)):
@@ -554,7 +554,7 @@ def test_cutting_the_ends_of_a_strip_does_not_change_what_is_seen():
     np.testing.assert_array_equal(prepare(image, Preprocessing(size=32)), expected)
 
 
-def test_padding_keeps_the_whole_picture_and_fills_with_the_mean():
+def test_padding_keeps_the_whole_image_and_fills_with_the_mean():
     image = Image.new("RGB", (200, 100), (10, 20, 30))
     preprocessing = Preprocessing(size=50, resize="longer_side_pad", mean=(0.5, 0.4, 0.2))
     found = prepare(image, preprocessing)
@@ -568,7 +568,7 @@ def test_padding_equals_timms_border_mode():
     transform = timm.data.create_transform(
         (3, 64, 64), interpolation="bicubic", mean=MEAN, std=STD, crop_pct=1.0, crop_mode="border"
     )
-    for image in real_pictures():
+    for image in real_images():
         expected = transform(image).numpy()
         found = normalise(prepare(image, preprocessing)[None], preprocessing)[0]
         np.testing.assert_allclose(found, expected, atol=2e-6, err_msg=str(image.size))
@@ -576,7 +576,7 @@ def test_padding_equals_timms_border_mode():
 
 def test_normalise_equals_torchvision():
     preprocessing = Preprocessing(size=64, mean=MEAN, std=STD)
-    images = real_pictures()[:4]
+    images = real_images()[:4]
     prepared = to_batch([prepare(image, preprocessing) for image in images])
     found = normalise(prepared, preprocessing)
     assert found.dtype == np.float32
@@ -623,7 +623,7 @@ def test_a_thumbnail_is_a_small_jpeg_of_the_same_shape():
         assert small.size == (5, 3)
 
 
-def test_picture_files_are_told_by_name_and_else_by_content(tmp_path):
+def test_image_files_are_told_by_name_and_else_by_content(tmp_path):
     yes = {
         "a.jpg": b"",
         "b.JPEG": b"x",
@@ -637,13 +637,13 @@ def test_picture_files_are_told_by_name_and_else_by_content(tmp_path):
     no = {"i.txt": b"text", "j": b"", "k.json": b"{}", "l.wav": b"RIFF0000WAVE"}
     for name, content in {**yes, **no}.items():
         (tmp_path / name).write_bytes(content)
-    assert {path.name for path, is_picture in find_pictures(tmp_path) if is_picture} == set(yes)
-    assert {path.name for path, is_picture in find_pictures(tmp_path) if not is_picture} == set(no)
-    files = dict(find_picture_files(tmp_path))
+    assert {path.name for path, is_image in find_images(tmp_path) if is_image} == set(yes)
+    assert {path.name for path, is_image in find_images(tmp_path) if not is_image} == set(no)
+    files = dict(find_image_files(tmp_path))
     assert set(files) == {str(tmp_path / name) for name in yes}
     assert all(status.st_size == Path(path).stat().st_size for path, status in files.items())
-    assert not is_picture_file(tmp_path)
-    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in PICTURE_SUFFIXES)
+    assert not is_image_file(tmp_path)
+    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in IMAGE_SUFFIXES)
 
 
 def test_folders_are_walked_in_order_without_hidden_files_and_linked_folders(tmp_path):
@@ -654,10 +654,10 @@ def test_folders_are_walked_in_order_without_hidden_files_and_linked_folders(tmp
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (tmp_path / "linked.jpg").symlink_to(tmp_path / "z.jpg")
-    files = dict(find_picture_files(tmp_path))
-    assert list(files) == [str(path) for path, is_picture in find_pictures(tmp_path) if is_picture]
+    files = dict(find_image_files(tmp_path))
+    assert list(files) == [str(path) for path, is_image in find_images(tmp_path) if is_image]
     assert files[str(tmp_path / "gone.jpg")] is None and files[str(tmp_path / "linked.jpg")] is not None
-    found = [(str(path.relative_to(tmp_path)), is_picture) for path, is_picture in find_pictures(tmp_path)]
+    found = [(str(path.relative_to(tmp_path)), is_image) for path, is_image in find_images(tmp_path)]
     assert found == [
         ("gone.jpg", True),
         ("link", False),
@@ -672,11 +672,11 @@ def test_folders_are_walked_in_order_without_hidden_files_and_linked_folders(tmp
 
 def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path):
     with pytest.raises(InputError, match="cannot list the folder"):
-        list(find_pictures(tmp_path / "nowhere"))
+        list(find_images(tmp_path / "nowhere"))
 
 
-def test_a_folder_full_of_other_things_holds_no_pictures(tmp_path):
+def test_a_folder_full_of_other_things_holds_no_images(tmp_path):
     for number in range(50):
         (tmp_path / f"{number}.csv").write_text("a,b\n")
         (tmp_path / f"{number}").write_bytes(bytes(20))
-    assert [is_picture for _, is_picture in find_pictures(tmp_path)] == [False] * 100
+    assert [is_image for _, is_image in find_images(tmp_path)] == [False] * 100

@@ -1,4 +1,4 @@
-"""The fast way of reading a picture against the reference, on photographs and on everything that is odd."""
+"""The fast way of reading an image against the reference, on photographs and on everything that is odd."""
 
 import dataclasses
 import io
@@ -64,49 +64,49 @@ def test_photographs_are_within_two_of_255(resize, interpolation):
     ("quality", "subsampling", "progressive"), [(30, 2, False), (75, 1, True), (95, 0, False), (90, 2, True)]
 )
 def test_every_kind_of_jpeg(quality, subsampling, progressive):
-    for picture in photographs()[:3]:
-        content = encoded(picture, quality=quality, subsampling=subsampling, progressive=progressive)
+    for image in photographs()[:3]:
+        content = encoded(image, quality=quality, subsampling=subsampling, progressive=progressive)
         assert difference(content) <= LARGEST_DIFFERENCE
 
 
 @pytest.mark.parametrize("orientation", range(10))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "MPO"])
 def test_orientation(orientation, kind):
-    picture = photographs()[0].crop((20, 30, 380, 270))
+    image = photographs()[0].crop((20, 30, 380, 270))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = {"save_all": True, "append_images": [picture]} if kind == "MPO" else {}
-    assert difference(encoded(picture, kind, exif=exif, **options)) <= LARGEST_DIFFERENCE
+    options = {"save_all": True, "append_images": [image]} if kind == "MPO" else {}
+    assert difference(encoded(image, kind, exif=exif, **options)) <= LARGEST_DIFFERENCE
 
 
-def odd_pictures() -> dict[str, bytes]:
-    picture = photographs()[0].resize((300, 260))
+def odd_images() -> dict[str, bytes]:
+    image = photographs()[0].resize((300, 260))
     rng = np.random.default_rng(0)
-    alpha = picture.convert("RGBA")
-    alpha.putalpha(Image.fromarray(rng.integers(0, 256, picture.size[::-1], dtype=np.uint8)))
+    alpha = image.convert("RGBA")
+    alpha.putalpha(Image.fromarray(rng.integers(0, 256, image.size[::-1], dtype=np.uint8)))
     deep = Image.fromarray(rng.integers(0, 65536, (90, 130), dtype=np.uint16))
     return {
-        "cmyk": encoded(picture.convert("CMYK")),
-        "grey": encoded(picture.convert("L")),
-        "grey with alpha": encoded(picture.convert("LA"), "PNG"),
+        "cmyk": encoded(image.convert("CMYK")),
+        "grey": encoded(image.convert("L")),
+        "grey with alpha": encoded(image.convert("LA"), "PNG"),
         "alpha": encoded(alpha, "PNG"),
         "webp": encoded(alpha, "WEBP"),
-        "palette": encoded(picture.convert("P"), "PNG"),
+        "palette": encoded(image.convert("P"), "PNG"),
         "16 bit": encoded(deep, "PNG"),
         "16 bit tiff": encoded(deep, "TIFF"),
-        "gif": encoded(picture, "GIF"),
-        "one pixel": encoded(picture.resize((1, 1))),
-        "strip": encoded(picture.resize((3000, 2))),
-        "smaller than the input": encoded(picture.resize((40, 30))),
-        "of the input's size": encoded(picture.resize((224, 224))),
-        "with junk behind": encoded(picture) + b"junk" * 50,
+        "gif": encoded(image, "GIF"),
+        "one pixel": encoded(image.resize((1, 1))),
+        "strip": encoded(image.resize((3000, 2))),
+        "smaller than the input": encoded(image.resize((40, 30))),
+        "of the input's size": encoded(image.resize((224, 224))),
+        "with junk behind": encoded(image) + b"junk" * 50,
     }
 
 
-def test_odd_pictures():
+def test_odd_images():
     worst = {
         (name, resize): difference(content, resize=resize)
-        for name, content in odd_pictures().items()
+        for name, content in odd_images().items()
         for resize in ("short_side_crop", "squash", "longer_side_pad")
     }
     assert {key: value for key, value in worst.items() if value > LARGEST_DIFFERENCE} == {}
@@ -119,7 +119,7 @@ def hostile() -> dict[str, bytes]:
         "cut": whole[: len(whole) // 2],
         "cut in the header": whole[:100],
         "empty": b"",
-        "text": b"no picture at all",
+        "text": b"no image at all",
         "more pixels than it says": tall,
     }
 
@@ -136,7 +136,7 @@ def test_what_is_refused_is_refused_for_the_same_reason(name):
 
 @pytest.mark.parametrize("seed", range(24))
 def test_damaged_files_are_read_or_refused_as_the_reference_does(seed):
-    """Where the two agree that there is a picture, they agree on its pixels."""
+    """Where the two agree that there is an image, they agree on its pixels."""
     rng = np.random.default_rng(seed)
     content = bytearray(encoded(photographs()[seed % 3], quality=80))
     for place in rng.integers(2, len(content), 3):
@@ -153,14 +153,14 @@ def test_damaged_files_are_read_or_refused_as_the_reference_does(seed):
 
 
 def test_scaled_decoding_is_close_where_it_scales_and_fast_elsewhere():
-    picture = photographs()[0]
+    image = photographs()[0]
     exact, fast = ways()
     scaled = dataclasses.replace(exact, decoding="scaled")
-    large = encoded(picture.resize((picture.width * 4, picture.height * 4)), quality=92)
+    large = encoded(image.resize((image.width * 4, image.height * 4)), quality=92)
     ours, reference = (read_pixels(large, way).astype(int) for way in (scaled, exact))
     assert 0 < np.abs(ours - reference).mean() < 1
     assert not np.array_equal(ours, read_pixels(large, fast))
-    small = encoded(picture)
+    small = encoded(image)
     assert np.array_equal(read_pixels(small, scaled), read_pixels(small, fast))
 
 

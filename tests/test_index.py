@@ -659,7 +659,7 @@ def test_the_location_chooses_the_engine(tmp_path: Path) -> None:
     for location in (tmp_path / "a", folder, f"lance://{folder}", f"LANCE://{folder}"):
         assert open_index(location, model_fingerprint=MODEL["model_fingerprint"]).count() == 1
     for location in (
-        "milvsu://host:19530/pictures",
+        "milvsu://host:19530/images",
         "milvus://host",
         "milvus://h/a-b",
         "milvus-lite:///x/y",

@@ -368,13 +368,13 @@ def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_place_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    (pictures / "cat.jpg").write_bytes(b"...")
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "cat.jpg").write_bytes(b"...")
     with pytest.raises(InputError, match=r"cat\.jpg"):
-        create_index(pictures, dim=DIM, **MODEL)
-    assert [path.name for path in pictures.iterdir()] == ["cat.jpg"]
-    for place in (pictures / "cat.jpg", pictures / "cat.jpg" / "index"):
+        create_index(images, dim=DIM, **MODEL)
+    assert [path.name for path in images.iterdir()] == ["cat.jpg"]
+    for place in (images / "cat.jpg", images / "cat.jpg" / "index"):
         with pytest.raises(InputError, match=r"cat\.jpg"):
             create_index(place, dim=DIM, **MODEL)
 

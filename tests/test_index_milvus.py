@@ -135,15 +135,15 @@ index(Path(sys.argv[1]), model=sys.argv[2], output=sys.argv[3])
 
 
 def test_an_interrupted_load_goes_on_after_what_was_acknowledged(line: Path, tmp_path: Path) -> None:
-    pictures = write_things(tmp_path / "pictures", num_things=4)
+    images = write_things(tmp_path / "images", num_things=4)
     location = f"milvus-lite://{tmp_path}/lite.db/things"
-    arguments = [sys.executable, "-c", LOADER, str(pictures), str(line / "model"), location]
+    arguments = [sys.executable, "-c", LOADER, str(images), str(line / "model"), location]
     killed = subprocess.run(
         arguments, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=300
     )
     assert killed.returncode == -9, killed.stderr[-2000:]
-    resumed = index(pictures, model=line / "model", output=location)
-    plain = index(pictures, model=line / "model", output=tmp_path / "plain")
+    resumed = index(images, model=line / "model", output=location)
+    plain = index(images, model=line / "model", output=tmp_path / "plain")
     assert plain.num_added == 16 and (resumed.num_added, resumed.num_kept) == (8, 8)
     ids = sorted(row["id"] for batch in plain.index.items([]) for row in batch.to_pylist())
     assert sorted(row["id"] for batch in resumed.index.items([]) for row in batch.to_pylist()) == ids

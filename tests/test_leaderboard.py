@@ -13,7 +13,7 @@ from samething.evaluation import Comparison, evaluate_embeddings
 from samething.leaderboard import BOARDS, leaderboard
 
 
-def pictures(folder, domains=("cars", "toys"), copies=2):
+def images(folder, domains=("cars", "toys"), copies=2):
     rows = [
         {
             "image": f"{n}.jpg",
@@ -33,7 +33,7 @@ def embeddings(catalog):
 @pytest.fixture
 def results(tmp_path):
     """One file a protocol: several names by most, one embedding by uned's second."""
-    catalog = pictures(tmp_path)
+    catalog = images(tmp_path)
     rows = embeddings(catalog)
     files = {}
     for protocol in ("default", "guiec", "uned", "ilias", "metric-learning"):
@@ -106,7 +106,7 @@ def test_one_protocol_is_shown_and_what_is_not_is_named(results):
 
 
 def test_domains_the_challenge_does_not_know_give_no_number(tmp_path):
-    catalog = pictures(tmp_path, domains=("weather",))
+    catalog = images(tmp_path, domains=("weather",))
     file = tmp_path / "r.json"
     file.write_text(
         json.dumps(

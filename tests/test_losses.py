@@ -310,7 +310,7 @@ def test_gradients_are_finite_at_cosine_one_and_minus_one_and_for_duplicates(nam
 
 
 @pytest.mark.parametrize("name", EVERY_LOSS)
-def test_a_single_picture_is_a_batch(name):
+def test_a_single_image_is_a_batch(name):
     head = make_head(name)
     x, y = make_batch(rows=1)
     head(x, y).backward()

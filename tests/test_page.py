@@ -39,17 +39,17 @@ if chromium() is None:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return write_things(tmp_path_factory.mktemp("page") / "pictures", num_things=3)
+def images(tmp_path_factory):
+    return write_things(tmp_path_factory.mktemp("page") / "images", num_things=3)
 
 
 @pytest.fixture(scope="module")
-def address(line, pictures):
-    """A server with three things of two domains, and one picture whose label and name are script."""
-    folder = pictures.parent / "index"
-    searcher = index(pictures, model=line / "model", output=folder, domain="things")
-    Image.new("RGB", (200, 100), "orange").save(pictures.parent / "orange.png")
-    evil = pictures.parent / "evil" / SCRIPT.replace("/", "") / f"{SCRIPT}.png"
+def address(line, images):
+    """A server with three things of two domains, and one image whose label and name are script."""
+    folder = images.parent / "index"
+    searcher = index(images, model=line / "model", output=folder, domain="things")
+    Image.new("RGB", (200, 100), "orange").save(images.parent / "orange.png")
+    evil = images.parent / "evil" / SCRIPT.replace("/", "") / f"{SCRIPT}.png"
     evil.parent.mkdir(parents=True)
     Image.new("RGB", (64, 64), "purple").save(evil)
     searcher.update([Collection(evil.parent.parent, domain=SCRIPT)])
@@ -102,13 +102,13 @@ def page(browser, address):
         yield opened
 
 
-def look_for(page, picture: Path) -> None:
-    page.set_input_files("#file", str(picture))
+def look_for(page, image: Path) -> None:
+    page.set_input_files("#file", str(image))
     page.locator(".tile").first.wait_for()
 
 
 def drag(page, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """Drag over the query's picture, from and to places given as shares of its size."""
+    """Drag over the query's image, from and to places given as shares of its size."""
     box = page.locator("#query").bounding_box()
     (x, y), (to_x, to_y) = [
         (box["x"] + a * box["width"], box["y"] + b * box["height"]) for a, b in (start, end)
@@ -119,21 +119,21 @@ def drag(page, start: tuple[float, float], end: tuple[float, float]) -> None:
     page.mouse.up()
 
 
-def test_a_picture_is_chosen_and_its_thing_found(page, pictures):
-    expect(page.locator("#about")).to_contain_text("13 pictures")
-    look_for(page, pictures / "thing 01 é" / "view 0.jpg")
+def test_a_image_is_chosen_and_its_thing_found(page, images):
+    expect(page.locator("#about")).to_contain_text("13 images")
+    look_for(page, images / "thing 01 é" / "view 0.jpg")
     tiles = page.locator(".tile")
     expect(tiles).to_have_count(13)
     expect(tiles.first).to_contain_text("thing 01 é")
     expect(tiles.first.locator(".score")).to_have_text("1.000")
-    expect(page.locator("#count")).to_have_text("13 pictures")
+    expect(page.locator("#count")).to_have_text("13 images")
     loaded = "images => images.every(image => image.complete && image.naturalWidth > 0)"
     page.wait_for_load_state("networkidle")
     assert page.locator(".tile img").evaluate_all(loaded)
 
 
-def test_a_result_leads_to_what_is_like_it_and_back(page, pictures):
-    look_for(page, pictures / "thing 00 é" / "view 0.jpg")
+def test_a_result_leads_to_what_is_like_it_and_back(page, images):
+    look_for(page, images / "thing 00 é" / "view 0.jpg")
     row = page.locator(".go").nth(1).get_attribute("data-id")
     page.locator(".go").nth(1).click()
     page.wait_for_url(f"**#similar={row}")
@@ -146,12 +146,12 @@ def test_a_result_leads_to_what_is_like_it_and_back(page, pictures):
     expect(page.locator("#drop")).to_be_visible()
 
 
-def test_start_from_a_picture_of_the_collection(page):
+def test_start_from_a_image_of_the_collection(page):
     page.locator("#samples a").first.click()
     expect(page.locator(".tile")).to_have_count(12)
 
 
-def test_a_label_is_looked_for(page, pictures):
+def test_a_label_is_looked_for(page, images):
     page.fill("#look-label", "thing 02 é")
     page.keyboard.press("Enter")
     expect(page.locator("#query-name")).to_have_text("thing 02 é")
@@ -169,15 +169,15 @@ def test_a_label_is_looked_for(page, pictures):
     label = page.text_content("#closer-label")
     page.click("#closer-all")
     expect(page.locator("#query-name")).to_have_text(label)
-    page.locator("#looked-for a").first.click()  # one of its pictures alone
+    page.locator("#looked-for a").first.click()  # one of its images alone
     expect(page.locator(".tile")).to_have_count(12)
     expect(page.locator("#stage")).to_be_visible()
     page.goto(page.url.partition("#")[0] + "#label=no%20such")
     expect(page.locator("#message")).to_contain_text("no such")
 
 
-def test_filters_narrow_the_results(page, pictures):
-    look_for(page, pictures / "thing 00 é" / "view 0.jpg")
+def test_filters_narrow_the_results(page, images):
+    look_for(page, images / "thing 00 é" / "view 0.jpg")
     chip = page.locator("#domains .chip", has_text="things")
     chip.click()
     expect(page.locator(".tile")).to_have_count(12)
@@ -197,23 +197,23 @@ def test_filters_narrow_the_results(page, pictures):
     expect(page.locator(".tile")).to_have_count(12)
 
 
-def test_the_threshold_says_no_match(page, pictures):
-    look_for(page, pictures.parent / "orange.png")
+def test_the_threshold_says_no_match(page, images):
+    look_for(page, images.parent / "orange.png")
     page.locator("#threshold").fill("0.99")
     expect(page.locator("#no-match")).to_be_visible()
     expect(page.locator("#count")).to_have_text("No match")
     expect(page.locator(".tile")).to_have_count(0)
     page.click("#anyway")
     expect(page.locator(".tile")).to_have_count(13)
-    look_for(page, pictures / "thing 01 é" / "view 0.jpg")
+    look_for(page, images / "thing 01 é" / "view 0.jpg")
     page.locator("#threshold").fill("0.99")
     expect(page.locator("#count")).to_contain_text("less alike hidden")
 
 
-def test_a_calibrated_model_gives_probabilities_and_its_own_no_match(browser, address, line, pictures):
-    """The served model has a calibration, fitted on the index's own nearest pictures, known and unknown."""
-    plain = Searcher.open(pictures.parent / "index")
-    query = pictures / "thing 01 é" / "view 0.jpg"
+def test_a_calibrated_model_gives_probabilities_and_its_own_no_match(browser, address, line, images):
+    """The served model has a calibration, fitted on the index's own nearest images, known and unknown."""
+    plain = Searcher.open(images.parent / "index")
+    query = images / "thing 01 é" / "view 0.jpg"
     scores = np.array([match.score for match in plain.find(query, k=12).matches])
     fitted = Calibration.fit(scores, scores >= scores[:2].mean(), target_precision=1.0)
     config = {**plain.embedder.config, "calibration": json.loads(json.dumps(fitted.to_json()))}
@@ -239,8 +239,8 @@ def test_a_calibrated_model_gives_probabilities_and_its_own_no_match(browser, ad
             expect(page.locator(".tile")).to_have_count(12)
 
 
-def test_a_model_that_is_never_sure_says_no_match(browser, line, pictures):
-    plain = Searcher.open(pictures.parent / "index")
+def test_a_model_that_is_never_sure_says_no_match(browser, line, images):
+    plain = Searcher.open(images.parent / "index")
     right = np.arange(20) % 2 == 0
     never = Calibration.fit(np.linspace(0.2, 0.9, 20)[::-1], ~right, target_precision=1.0)
     assert np.isinf(never.threshold)
@@ -250,18 +250,18 @@ def test_a_model_that_is_never_sure_says_no_match(browser, line, pictures):
         running(create_app(unsure)) as address,
         new_page(browser, address, viewport={"width": 1280, "height": 850}) as page,
     ):
-        answer = Client(address).search(pictures / "thing 01 é" / "view 0.jpg")
+        answer = Client(address).search(images / "thing 01 é" / "view 0.jpg")
         assert answer["threshold"] is None and answer["no_match"] is True and answer["matches"]
         page.goto(address)
-        page.set_input_files("#file", pictures / "thing 01 é" / "view 0.jpg")
+        page.set_input_files("#file", images / "thing 01 é" / "view 0.jpg")
         expect(page.locator("#no-match")).to_be_visible()
         expect(page.locator(".tile")).to_have_count(0)
         page.click("#anyway")
         expect(page.locator(".tile").first).to_be_visible()
 
 
-def test_a_part_of_the_picture(page, pictures):
-    look_for(page, pictures / "thing 01 é" / "view 0.jpg")
+def test_a_part_of_the_image(page, images):
+    look_for(page, images / "thing 01 é" / "view 0.jpg")
     page.evaluate("""() => {
         const real = window.fetch;
         window.crops = [];
@@ -276,7 +276,7 @@ def test_a_part_of_the_picture(page, pictures):
     expect(page.locator("#uncrop")).to_be_visible()
     page.click("#uncrop")
     expect(page.locator(".tile .score").first).to_have_text("1.000")
-    page.locator(".go").first.click()  # also of a picture of the index
+    page.locator(".go").first.click()  # also of an image of the index
     expect(page.locator(".tile")).to_have_count(12)
     page.wait_for_load_state("networkidle")
     with page.expect_response("**/search") as answered:
@@ -284,8 +284,8 @@ def test_a_part_of_the_picture(page, pictures):
     assert answered.value.status == 200
 
 
-def test_dropped_and_pasted(page, pictures):
-    content = list((pictures / "thing 02 é" / "view 0.jpg").read_bytes())
+def test_dropped_and_pasted(page, images):
+    content = list((images / "thing 02 é" / "view 0.jpg").read_bytes())
     make = """([content, kind]) => {
         const transfer = new DataTransfer();
         transfer.items.add(new File([new Uint8Array(content)], "a.jpg", { type: "image/jpeg" }));
@@ -305,24 +305,24 @@ def test_dropped_and_pasted(page, pictures):
     expect(page.locator(".tile").first).to_contain_text("thing 02 é")
 
 
-def test_what_goes_wrong_is_said(page, pictures, tmp_path):
+def test_what_goes_wrong_is_said(page, images, tmp_path):
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture at all")
+    broken.write_bytes(b"no image at all")
     page.set_input_files("#file", str(broken))
-    expect(page.locator("#message")).to_contain_text("not a picture in a known format")
-    look_for(page, pictures / "thing 00 é" / "view 0.jpg")  # and it goes on
+    expect(page.locator("#message")).to_contain_text("not an image in a known format")
+    look_for(page, images / "thing 00 é" / "view 0.jpg")  # and it goes on
     expect(page.locator("#message")).to_be_hidden()
     page.set_input_files("#file", {"name": "a.txt", "mimeType": "text/plain", "buffer": b"text"})
-    expect(page.locator("#message")).to_contain_text("not a picture")
+    expect(page.locator("#message")).to_contain_text("not an image")
     page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"x" * 2**20})
     expect(page.locator("#message")).to_contain_text("too large")
     page.route("**/search", lambda route: route.abort())
-    page.set_input_files("#file", str(pictures / "thing 00 é" / "view 0.jpg"))
+    page.set_input_files("#file", str(images / "thing 00 é" / "view 0.jpg"))
     expect(page.locator("#message")).to_contain_text("does not answer")
 
 
-def test_the_keyboard_alone(page, pictures):
-    look_for(page, pictures / "thing 00 é" / "view 0.jpg")
+def test_the_keyboard_alone(page, images):
+    look_for(page, images / "thing 00 é" / "view 0.jpg")
     focused = "document.activeElement.dataset.id"
     rows = page.locator(".go").evaluate_all("tiles => tiles.map(tile => tile.dataset.id)")
     page.evaluate("document.activeElement.blur()")
@@ -351,8 +351,8 @@ def test_the_keyboard_alone(page, pictures):
         page.keyboard.press("/")
 
 
-def test_script_in_names_and_labels_is_text(page, pictures):
-    look_for(page, pictures / "thing 00 é" / "view 0.jpg")
+def test_script_in_names_and_labels_is_text(page, images):
+    look_for(page, images / "thing 00 é" / "view 0.jpg")
     page.locator("#domains .chip", has_text="onerror").click()
     expect(page.locator(".tile")).to_have_count(1)
     expect(page.locator(".tile .name")).to_contain_text("onerror=alert(1)")
@@ -366,7 +366,7 @@ def test_script_in_names_and_labels_is_text(page, pictures):
     assert page.locator("img[src=x]").count() == 0  # and the page's fixture saw no dialog
 
 
-def test_the_map_shows_pictures_and_leads_to_them(page):
+def test_the_map_shows_images_and_leads_to_them(page):
     page.click("nav [data-view=map]")
     page.locator("#map-plot canvas").first.wait_for()
     places = """() => {
@@ -399,10 +399,10 @@ def test_the_map_shows_pictures_and_leads_to_them(page):
             page.wait_for_url(f"**#similar={row}")
             expect(page.locator(".tile")).to_have_count(12)
             return
-    raise AssertionError("the picture is not on the map")
+    raise AssertionError("the image is not on the map")
 
 
-def test_the_index_is_changed_with_the_token_alone(page, pictures):
+def test_the_index_is_changed_with_the_token_alone(page, images):
     page.click("nav [data-view=index]")
     expect(page.locator("#facts")).to_contain_text("13")
     content = io.BytesIO()
@@ -428,13 +428,13 @@ def test_the_index_is_changed_with_the_token_alone(page, pictures):
     expect(page.locator("#results")).not_to_contain_text("fractal")
 
 
-def test_on_a_phone(browser, address, pictures):
+def test_on_a_phone(browser, address, images):
     phone = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
     with new_page(browser, address, **phone) as page:
         page.goto(address)
         expect(page.locator(".camera")).to_be_visible()
         assert page.get_attribute("#camera", "capture") == "environment"
-        page.set_input_files("#camera", str(pictures / "thing 01 é" / "view 0.jpg"))
+        page.set_input_files("#camera", str(images / "thing 01 é" / "view 0.jpg"))
         page.locator(".tile").first.wait_for()
         for view in ("search", "map", "index"):
             page.click(f"nav [data-view={view}]") if view != "search" else None
@@ -475,14 +475,14 @@ def test_the_apis_page(browser, address):
         expect(page.locator("#documentation")).to_contain_text("/similar/{row_id}")
 
 
-def test_a_public_server_asks_for_its_token(browser, line, pictures):
-    searcher = Searcher.open(pictures.parent / "index")
+def test_a_public_server_asks_for_its_token(browser, line, images):
+    searcher = Searcher.open(images.parent / "index")
     app = create_app(searcher, token=TOKEN, is_public=True, host_names=None)
     with running(app) as address, new_page(browser, address) as page:
         page.goto(address)
         page.fill("#token", TOKEN)
         page.keyboard.press("Enter")
-        expect(page.locator("#about")).to_contain_text("13 pictures")
-        look_for(page, pictures / "thing 00 é" / "view 0.jpg")
+        expect(page.locator("#about")).to_contain_text("13 images")
+        look_for(page, images / "thing 00 é" / "view 0.jpg")
         page.wait_for_load_state("networkidle")
         assert page.locator(".tile img").evaluate_all("all => all.every(one => one.naturalWidth > 0)")

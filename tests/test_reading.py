@@ -44,7 +44,7 @@ def large(tmp_path_factory):
 @settings(max_examples=30, deadline=None)
 def test_planned_batches_are_bit_equal_to_a_gather(large, batch_size, skipped, share):
     path, rows = large
-    # training rows with holes, small and large, as where other pictures have other roles
+    # training rows with holes, small and large, as where other images have other roles
     chosen = np.flatnonzero(np.random.default_rng(0).random(len(rows)) < share)
     chosen = chosen[(chosen < 5000) | (chosen > 9000)]
     batches = block_batches(len(chosen), batch_size=batch_size)

@@ -55,22 +55,22 @@ def comparison(*, domains=("art", "cars")) -> Comparison:
          "role": "query+index"}
         for number in range(28)
     ]  # fmt: skip
-    pictures = Catalog.from_rows(rows, root=Path("/nowhere"))
+    images = Catalog.from_rows(rows, root=Path("/nowhere"))
     embeddings = {name: rng.normal(size=(28, 8)).astype(np.float32) for name in ("backbone", NASTY, "run")}
-    return Comparison.of(embeddings, pictures, num_resamples=20)
+    return Comparison.of(embeddings, images, num_resamples=20)
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report é")
-    pictures = []
+    images = []
     for number, image in enumerate(photographs()[:3]):
-        pictures.append(folder / f"<b>{number}.png")
-        image.save(pictures[-1])
+        images.append(folder / f"<b>{number}.png")
+        image.save(images[-1])
     queries = [
-        ShownQuery(pictures[0], NASTY, "<i>domain", (
-            ShownHit(pictures[1], "right one", 0.9, True),
-            ShownHit(pictures[2], NASTY, 0.8, False),
+        ShownQuery(images[0], NASTY, "<i>domain", (
+            ShownHit(images[1], "right one", 0.9, True),
+            ShownHit(images[2], NASTY, 0.8, False),
             ShownHit(folder / "gone.png", "gone", 0.1, False),
         ))
     ]  # fmt: skip
@@ -103,7 +103,7 @@ def test_self_contained(page):
     assert not re.search(r"@import|url\((?!#)", page)
 
 
-def test_pictures_are_inlined_and_small(page):
+def test_images_are_inlined_and_small(page):
     import base64
     import io
 
@@ -111,8 +111,8 @@ def test_pictures_are_inlined_and_small(page):
     sources = [source for source in every if not source.startswith("data:image/svg+xml;base64,")]
     assert len(every) == 8 and len(sources) == 4  # bars, three curves, query, three hits
     for source in sources[:3]:
-        picture = Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1])))
-        assert picture.format == "JPEG" and max(picture.size) == 112
+        image = Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1])))
+        assert image.format == "JPEG" and max(image.size) == 112
     gone = Image.open(io.BytesIO(base64.b64decode(sources[3].split(",", 1)[1])))
     assert gone.size == (1, 1)
 
@@ -174,7 +174,7 @@ def test_queries_without_a_positive_are_counted_and_no_number_reads_nan(tmp_path
 
 @pytest.fixture(scope="module")
 def looked_at(tmp_path_factory):
-    """A report with everything: 40 things of two domains with pictures, some mistakes among them."""
+    """A report with everything: 40 things of two domains with images, some mistakes among them."""
     folder = tmp_path_factory.mktemp("analysis")
     image = photographs()[0].resize((40, 30))
     rows = []

@@ -63,7 +63,7 @@ def searches(draw):
 
 @contextlib.contextmanager
 def blocks_of(sizes):
-    """The given numbers of queries and gallery rows a block, or those that the memory allows."""
+    """The given numbers of queries and gallery rows per block, or those that the memory allows."""
     with pytest.MonkeyPatch.context() as patch:
         if sizes:
             patch.setattr(topk, "_block_sizes", lambda *_: sizes)

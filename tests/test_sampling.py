@@ -62,7 +62,7 @@ def test_class_balanced_takes_classes_equally_often(labels):
     rows = np.concatenate(batches(labels, np.zeros(len(labels)), kind="class-balanced"))
     counts = np.bincount(np.asarray(labels)[rows], minlength=7)[np.unique(labels)]
     assert counts.max() - counts.min() <= 1
-    # within a class no picture is seen again before all were seen
+    # within a class no image is seen again before all were seen
     for label in np.unique(labels):
         seen = np.bincount(rows[np.asarray(labels)[rows] == label], minlength=len(labels))
         own = seen[np.asarray(labels) == label]

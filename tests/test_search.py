@@ -44,26 +44,26 @@ from scenes import write_things
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    return write_things(tmp_path / "pictures ä", num_things=3)
+def images(tmp_path):
+    return write_things(tmp_path / "images ä", num_things=3)
 
 
 @pytest.fixture
-def made(line, pictures, tmp_path):
-    return index(pictures, model=line / "model", output=tmp_path / "index")
+def made(line, images, tmp_path):
+    return index(images, model=line / "model", output=tmp_path / "index")
 
 
-def test_only_what_is_new_is_embedded(line, pictures, made, tmp_path):
+def test_only_what_is_new_is_embedded(line, images, made, tmp_path):
     assert (made.num_added, made.num_kept, made.index.count()) == (12, 0, 12)
-    target = pictures / "thing 00 é" / "view 0.jpg"
-    shutil.copy(target, pictures / "thing 00 é" / "one more.jpg")
-    again = index(pictures, model=line / "model", output=tmp_path / "index")
+    target = images / "thing 00 é" / "view 0.jpg"
+    shutil.copy(target, images / "thing 00 é" / "one more.jpg")
+    again = index(images, model=line / "model", output=tmp_path / "index")
     assert (again.num_added, again.num_kept, again.index.count()) == (0, 12, 12)  # a copy, stored once
     assert again.changes.num_moved == 1
-    copies = find(pictures / "thing 00 é" / "view 0.jpg", index=tmp_path / "index", k=1).matches[0].copies
+    copies = find(images / "thing 00 é" / "view 0.jpg", index=tmp_path / "index", k=1).matches[0].copies
     assert [Path(path).name for path in copies] == ["view 0.jpg"]
-    Image.open(pictures / "thing 02 é" / "view 0.jpg").transpose(Image.Transpose.ROTATE_90).save(target)
-    changed = index(pictures, model=line / "model", output=tmp_path / "index")
+    Image.open(images / "thing 02 é" / "view 0.jpg").transpose(Image.Transpose.ROTATE_90).save(target)
+    changed = index(images, model=line / "model", output=tmp_path / "index")
     assert (changed.num_added, changed.num_kept, changed.index.count()) == (1, 12, 13)
     assert find(target, index=tmp_path / "index", k=1).matches[0].score == pytest.approx(1, abs=1e-4)
 
@@ -78,23 +78,23 @@ def test_stored_vectors_are_the_models(line, made):
     assert row["thumbnail"][:2] == b"\xff\xd8"
 
 
-def test_a_filter_by_domain(line, pictures, tmp_path):
+def test_a_filter_by_domain(line, images, tmp_path):
     cars = Catalog.from_rows(
-        [{"image": "thing 00 é/view 0.jpg", "label": "a", "domain": "cars"}], root=pictures
+        [{"image": "thing 00 é/view 0.jpg", "label": "a", "domain": "cars"}], root=images
     ).write(tmp_path / "cars.parquet")
-    index(pictures, model=line / "model", output=tmp_path / "index", domain="things")
-    shutil.copytree(pictures, tmp_path / "others")
+    index(images, model=line / "model", output=tmp_path / "index", domain="things")
+    shutil.copytree(images, tmp_path / "others")
     moved = Catalog.read(cars, root=tmp_path / "others").write(tmp_path / "moved.parquet")
     index(moved, model=line / "model", output=tmp_path / "index", root=tmp_path / "others")
-    query = pictures / "thing 00 é" / "view 1.jpg"
+    query = images / "thing 00 é" / "view 1.jpg"
     both = find(query, index=tmp_path / "index", k=13).matches
-    assert len(both) == 12  # the picture of both domains is stored once, and found in both
+    assert len(both) == 12  # the image of both domains is stored once, and found in both
     only = find(query, index=tmp_path / "index", k=5, domain=["cars"]).matches
     assert [len(match.copies) for match in only] == [1]
     things = find(query, index=tmp_path / "index", k=20, domain=["things"]).matches
     assert only[0].id in {match.id for match in things} and len(things) == 12
     assert find(query, index=tmp_path / "index", domain=["no such domain"]).matches == ()
-    folder = pictures / "thing 01 é"
+    folder = images / "thing 01 é"
     assert len(find(query, index=tmp_path / "index", k=20, folder=folder).matches) == 4
     assert len(find(query, index=tmp_path / "index", k=20, with_label=["a"]).matches) == 1
     for conditions, number in ((["width=96..96", "height=..96"], 12), (["width=97.."], 0)):
@@ -103,39 +103,39 @@ def test_a_filter_by_domain(line, pictures, tmp_path):
         find(query, index=tmp_path / "index", where=["colour=red"])
 
 
-def test_matches_come_best_first_with_scores_in_range(made, pictures):
-    found = made.find(pictures / "thing 01 é" / "view 2.jpg", k=100)
+def test_matches_come_best_first_with_scores_in_range(made, images):
+    found = made.find(images / "thing 01 é" / "view 2.jpg", k=100)
     scores = [match.score for match in found.matches]
     assert [match.rank for match in found.matches] == list(range(1, 13))
     assert scores == sorted(scores, reverse=True) and scores[0] == pytest.approx(1, abs=1e-4)
     assert max(scores) <= 1 + 1e-6 and min(scores) >= -1 - 1e-6
-    image = Image.open(pictures / "thing 01 é" / "view 2.jpg")
-    ways = [np.asarray(image), image, (pictures / "thing 01 é" / "view 2.jpg").read_bytes()]
+    image = Image.open(images / "thing 01 é" / "view 2.jpg")
+    ways = [np.asarray(image), image, (images / "thing 01 é" / "view 2.jpg").read_bytes()]
     assert all(
         [m.path for m in made.find(way, k=3).matches] == [m.path for m in found.matches[:3]] for way in ways
     )
 
 
 @pytest.mark.parametrize("k", [0, -1])
-def test_a_k_below_one_is_refused(made, pictures, k):
+def test_a_k_below_one_is_refused(made, images, k):
     with pytest.raises(InputError, match=str(k)):
-        made.find(pictures / "thing 01 é" / "view 2.jpg", k=k)
+        made.find(images / "thing 01 é" / "view 2.jpg", k=k)
 
 
 def test_a_query_that_cannot_be_read(made, tmp_path):
     (tmp_path / "no.jpg").write_text("text")
-    for picture in (tmp_path / "no.jpg", tmp_path / "missing.jpg", tmp_path):
-        with pytest.raises(ImageError, match=picture.name):
-            made.find(picture)
+    for image in (tmp_path / "no.jpg", tmp_path / "missing.jpg", tmp_path):
+        with pytest.raises(ImageError, match=image.name):
+            made.find(image)
 
 
-def test_an_index_that_is_not_there(line, tmp_path, pictures):
+def test_an_index_that_is_not_there(line, tmp_path, images):
     with pytest.raises(ArtefactError, match="does not exist"):
         Searcher.open(tmp_path / "nowhere")
     with pytest.raises(ArtefactError, match="nowhere"):
-        find(pictures / "thing 01 é" / "view 2.jpg", index=tmp_path / "nowhere")
+        find(images / "thing 01 é" / "view 2.jpg", index=tmp_path / "nowhere")
     with pytest.raises(ArtefactError, match="model folder"):
-        find(pictures / "thing 01 é" / "view 2.jpg", index=line / "model")
+        find(images / "thing 01 é" / "view 2.jpg", index=line / "model")
 
 
 def test_markup_in_labels_and_paths_is_text():
@@ -148,9 +148,9 @@ def test_markup_in_labels_and_paths_is_text():
         assert part in text
 
 
-def test_markup_in_unreadable_paths_is_text(line, made, pictures):
-    (pictures / "thing 00 é" / "[bold]bad[red].jpg").write_bytes(b"\xff\xd8\xff")
-    again = index(pictures, model=line / "model", output=Path(made.index.location))
+def test_markup_in_unreadable_paths_is_text(line, made, images):
+    (images / "thing 00 é" / "[bold]bad[red].jpg").write_bytes(b"\xff\xd8\xff")
+    again = index(images, model=line / "model", output=Path(made.index.location))
     assert again.exit_status == 3 and len(again.unreadable) == 1
     console = rich.console.Console(width=400, record=True, file=io.StringIO())
     console.print(again)
@@ -174,10 +174,10 @@ main(sys.argv[1:])
 
 
 def test_kill_and_resume_lose_nothing(line, tmp_path):
-    pictures, target = write_things(tmp_path / "p", num_things=10, num_views=8), tmp_path / "index"
+    images, target = write_things(tmp_path / "p", num_things=10, num_views=8), tmp_path / "index"
     command = [
         sys.executable, "-c", KILLED,
-        "index", str(pictures), "--model", str(line / "model"), "-o", str(target),
+        "index", str(images), "--model", str(line / "model"), "-o", str(target),
     ]  # fmt: skip
     kills = counted = 0
     for delay in (0.0, 0.3, 0.7):
@@ -194,10 +194,10 @@ def test_kill_and_resume_lose_nothing(line, tmp_path):
         process.wait()
         counted = stored(target)
     kept = Searcher.open(target).index.count()
-    done = index(pictures, model=line / "model", output=target)
+    done = index(images, model=line / "model", output=target)
     assert kills > 0 and 0 < kept < 80
     assert (done.num_kept, done.num_added, done.index.count()) == (kept, 80 - kept, 80)
-    whole = index(pictures, model=line / "model", output=tmp_path / "whole")
+    whole = index(images, model=line / "model", output=tmp_path / "whole")
     ids = sorted(row["id"] for batch in whole.index.items([]) for row in batch.to_pylist())
     np.testing.assert_allclose(done.index.vectors(ids), whole.index.vectors(ids), atol=1e-5)
     assert not done.index.verify().problems
@@ -211,18 +211,18 @@ def stored(folder: Path) -> int:
 # ---- keeping current
 
 
-def test_sync_follows_every_kind_of_change(line, pictures, made, tmp_path):
+def test_sync_follows_every_kind_of_change(line, images, made, tmp_path):
     """Renamed and moved files keep their vectors; changed ones are embedded; deleted ones go."""
     place = tmp_path / "index"
     before = {row["path"]: row["id"] for batch in made.index.items() for row in batch.to_pylist()}
     quiet = sync(place)
     assert quiet.changes == Changes(num_kept=12)
-    first, second, third = (pictures / f"thing 0{number} é" / "view 0.jpg" for number in range(3))
-    (pictures / "elsewhere").mkdir()
-    first.rename(pictures / "elsewhere" / "renamed.jpg")
+    first, second, third = (images / f"thing 0{number} é" / "view 0.jpg" for number in range(3))
+    (images / "elsewhere").mkdir()
+    first.rename(images / "elsewhere" / "renamed.jpg")
     second.unlink()
     Image.open(third).transpose(Image.Transpose.ROTATE_90).save(third)
-    shutil.copy(third, pictures / "new.jpg")
+    shutil.copy(third, images / "new.jpg")
     done = sync(place).changes
     assert (done.num_added, done.num_kept, done.num_moved, done.num_dropped) == (1, 9, 1, 2)
     assert done.num_read == 3  # what did not change is not read
@@ -231,34 +231,34 @@ def test_sync_follows_every_kind_of_change(line, pictures, made, tmp_path):
     moved = rows[before[str(first)]]
     assert (Path(moved["path"]).name, moved["label"]) == ("renamed.jpg", "elsewhere")
     assert before[str(second)] not in rows and before[str(third)] not in rows
-    assert find(pictures / "new.jpg", index=place, k=1).matches[0].score == pytest.approx(1, abs=1e-4)
+    assert find(images / "new.jpg", index=place, k=1).matches[0].score == pytest.approx(1, abs=1e-4)
     assert sync(place).changes == Changes(num_kept=12)
     assert not made.index.verify().problems
 
 
-def test_a_folder_that_is_gone_drops_nothing(line, pictures, made, tmp_path):
-    pictures.rename(tmp_path / "unmounted")
+def test_a_folder_that_is_gone_drops_nothing(line, images, made, tmp_path):
+    images.rename(tmp_path / "unmounted")
     with pytest.raises(InputError, match="does not exist"):
         sync(tmp_path / "index")
     assert made.index.count() == 12
-    (tmp_path / "unmounted").rename(pictures)
+    (tmp_path / "unmounted").rename(images)
     with pytest.raises(InputError, match="does not say which folders"):
         (tmp_path / "index" / "collections.json").unlink()
         sync(tmp_path / "index")
 
 
-def test_an_unreadable_file_is_listed_and_its_old_row_goes(pictures, made, tmp_path):
+def test_an_unreadable_file_is_listed_and_its_old_row_goes(images, made, tmp_path):
     """Content that was replaced by something unreadable must not be found any more."""
-    broken = pictures / "thing 00 é" / "view 0.jpg"
-    broken.write_bytes(b"\xff\xd8\xff no picture")
+    broken = images / "thing 00 é" / "view 0.jpg"
+    broken.write_bytes(b"\xff\xd8\xff no image")
     done = sync(tmp_path / "index")
     assert done.exit_status == 3 and [path for path, _ in done.unreadable] == [str(broken)]
     assert done.index.count() == 11
 
 
-def test_two_folders_and_a_moved_index(line, made, pictures, tmp_path):
+def test_two_folders_and_a_moved_index(line, made, images, tmp_path):
     others = write_things(tmp_path / "others", num_things=4)
-    shutil.copy(pictures / "thing 00 é" / "view 0.jpg", others / "copy.jpg")
+    shutil.copy(images / "thing 00 é" / "view 0.jpg", others / "copy.jpg")
     grown = index(others, model=line / "model", output=tmp_path / "index")
     assert grown.index.count() == len({row["id"] for b in grown.index.items([]) for row in b.to_pylist()})
     names = {path.name for path in tmp_path.iterdir()}
@@ -267,12 +267,12 @@ def test_two_folders_and_a_moved_index(line, made, pictures, tmp_path):
     shutil.rmtree(others)
     with pytest.raises(InputError, match="others"):
         sync(tmp_path / "index")
-    only = sync(tmp_path / "index", pictures)
+    only = sync(tmp_path / "index", images)
     assert only.index.count() == 12
 
 
-def test_several_pictures_a_crop_a_label_and_a_row(made, pictures):
-    views = [pictures / "thing 01 é" / f"view {number}.jpg" for number in range(3)]
+def test_several_images_a_crop_a_label_and_a_row(made, images):
+    views = [images / "thing 01 é" / f"view {number}.jpg" for number in range(3)]
     mean, most = (made.find(*views, k=4, combine=how) for how in ("mean", "max"))
     for found in (mean, most):
         assert {match.label for match in found.matches[:3]} == {"thing 01 é"}
@@ -292,20 +292,20 @@ def test_several_pictures_a_crop_a_label_and_a_row(made, pictures):
     assert row not in {match.id for match in made.find_row(row, k=20).matches}
 
 
-def test_matches_are_written_as_asked(made, pictures, tmp_path):
-    found = made.find(pictures / "thing 01 é" / "view 0.jpg", k=3)
+def test_matches_are_written_as_asked(made, images, tmp_path):
+    found = made.find(images / "thing 01 é" / "view 0.jpg", k=3)
     value = json.loads(found.write(tmp_path / "m.json").read_text())
     assert [match["path"] for match in value["matches"]] == [match.path for match in found.matches]
     rows = list(csv.DictReader(io.StringIO(found.write(tmp_path / "m.csv").read_text())))
     assert [float(row["score"]) for row in rows] == pytest.approx([m.score for m in found.matches], abs=1e-6)
-    page = found.write(tmp_path / "m.html", query_picture=pictures / "thing 01 é" / "view 0.jpg").read_text()
+    page = found.write(tmp_path / "m.html", query_image=images / "thing 01 é" / "view 0.jpg").read_text()
     assert page.count("data:image/jpeg") == 4 and "https://" not in page
     with pytest.raises(InputError, match=r"\.json, \.csv or \.html"):
         found.write(tmp_path / "m.txt")
 
 
-def test_a_calibrated_model_gives_probabilities_and_no_match(made, pictures):
-    query = pictures / "thing 01 é" / "view 0.jpg"
+def test_a_calibrated_model_gives_probabilities_and_no_match(made, images):
+    query = images / "thing 01 é" / "view 0.jpg"
     made = dataclasses.replace(
         made,
         embedder=dataclasses.replace(made.embedder, config={**made.embedder.config, "calibration": None}),
@@ -335,8 +335,8 @@ def test_a_calibrated_model_gives_probabilities_and_no_match(made, pictures):
     assert never.is_no_match and json.loads(json.dumps(never.to_json(), allow_nan=False))["threshold"] is None
 
 
-def test_the_command_gives_probabilities_and_no_match(line, made, pictures, tmp_path):
-    query, folder = pictures / "thing 01 é" / "view 0.jpg", tmp_path / "calibrated"
+def test_the_command_gives_probabilities_and_no_match(line, made, images, tmp_path):
+    query, folder = images / "thing 01 é" / "view 0.jpg", tmp_path / "calibrated"
     shutil.copytree(line / "model", folder)
     scores = np.array([match.score for match in made.find(query, k=12).matches])
     fitted = Calibration.fit(scores, scores >= scores[:2].mean(), target_precision=1.0)
@@ -374,9 +374,9 @@ def test_a_feature_folder_skips_the_backbone(line, tmp_path, monkeypatch):
     sent = []
     embed_stream = Embedder.embed_stream
 
-    def counted(self, pictures, **options):
-        sent.extend(pictures)
-        return embed_stream(self, pictures, **options)
+    def counted(self, images, **options):
+        sent.extend(images)
+        return embed_stream(self, images, **options)
 
     monkeypatch.setattr(Embedder, "embed_stream", counted)
     quick = index(line / "features", model=line / "model", output=tmp_path / "quick")
@@ -406,8 +406,8 @@ def test_features_of_another_backbone_or_of_other_weights_are_refused(line, line
         KnownVectors(embedder, line_copy / "features")
 
 
-def test_compaction_frees_the_disk_and_keeps_what_is_found(made, pictures, tmp_path):
-    query = pictures / "thing 01 é" / "view 0.jpg"
+def test_compaction_frees_the_disk_and_keeps_what_is_found(made, images, tmp_path):
+    query = images / "thing 01 é" / "view 0.jpg"
     before = [match.id for match in made.find(query, k=8).matches]
     done = compact(tmp_path / "index")
     assert done.startswith("12 rows in ")
@@ -419,13 +419,13 @@ def test_compaction_frees_the_disk_and_keeps_what_is_found(made, pictures, tmp_p
         compact(f"milvus-lite://{tmp_path}/lite.db/a")
 
 
-def test_the_clipboard_as_a_query(made, pictures, monkeypatch):
-    query = pictures / "thing 01 é" / "view 0.jpg"
+def test_the_clipboard_as_a_query(made, images, monkeypatch):
+    query = images / "thing 01 é" / "view 0.jpg"
     for content in (Image.open(query), [str(query)]):
         monkeypatch.setattr(ImageGrab, "grabclipboard", lambda content=content: content)
         assert made.find("clipboard", k=1).matches[0].path == str(query)
     monkeypatch.setattr(ImageGrab, "grabclipboard", lambda: None)
-    with pytest.raises(ImageError, match="holds no picture"):
+    with pytest.raises(ImageError, match="holds no image"):
         made.find("clipboard")
 
     def no_desktop():
@@ -438,11 +438,11 @@ def test_the_clipboard_as_a_query(made, pictures, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:Image.Image.getdata is deprecated")  # in textual-image
-def test_thumbnails_in_the_terminal(made, pictures, monkeypatch):
+def test_thumbnails_in_the_terminal(made, images, monkeypatch):
     from textual_image.renderable import HalfcellImage
 
     monkeypatch.setattr("textual_image.renderable.Image", HalfcellImage)
-    found = made.find(pictures / "thing 01 é" / "view 0.jpg", k=2)
+    found = made.find(images / "thing 01 é" / "view 0.jpg", k=2)
     shown = io.StringIO()
     console = rich.console.Console(file=shown, width=200, force_terminal=True, color_system="truecolor")
     console.print(with_thumbnails(found))
@@ -450,11 +450,11 @@ def test_thumbnails_in_the_terminal(made, pictures, monkeypatch):
     assert all(match.label in shown.getvalue() for match in found.matches)
 
 
-def test_near_duplicates_are_grouped(line, pictures, tmp_path):
-    original = pictures / "thing 00 é" / "view 0.jpg"
-    Image.open(original).save(pictures / "again.jpg", quality=60)
-    shutil.copy(pictures / "thing 02 é" / "view 1.jpg", pictures / "copy.jpg")
-    made = index(pictures, model=line / "model", output=tmp_path / "index")
+def test_near_duplicates_are_grouped(line, images, tmp_path):
+    original = images / "thing 00 é" / "view 0.jpg"
+    Image.open(original).save(images / "again.jpg", quality=60)
+    shutil.copy(images / "thing 02 é" / "view 1.jpg", images / "copy.jpg")
+    made = index(images, model=line / "model", output=tmp_path / "index")
     rows = {row["id"]: row for batch in made.index.items() for row in batch.to_pylist()}
     vectors = made.index.vectors(list(rows))
     found = duplicates(tmp_path / "index", min_score=0.99, output=tmp_path / "d.json")
@@ -467,23 +467,23 @@ def test_near_duplicates_are_grouped(line, pictures, tmp_path):
     expected = [group for group in expected if len(group) > 1 or copied in group]
     groups = [{item["id"] for item in group.items} for group in found.groups]
     assert sorted(map(sorted, groups)) == sorted(map(sorted, expected))
-    assert json.loads((tmp_path / "d.json").read_text())["num_pictures"] == made.index.count() == 13
+    assert json.loads((tmp_path / "d.json").read_text())["num_images"] == made.index.count() == 13
     with pytest.raises(InputError, match="similarity"):
         duplicates(tmp_path / "index", min_score=0.0)
 
 
-def test_rebuild_takes_the_place_in_one_step(line, pictures, made, tmp_path):
+def test_rebuild_takes_the_place_in_one_step(line, images, made, tmp_path):
     """With the same model here: what matters is that nothing is lost, and the old index serves meanwhile."""
     place = tmp_path / "index"
-    (pictures / "thing 00 é" / "view 0.jpg").unlink()
+    (images / "thing 00 é" / "view 0.jpg").unlink()
     before = {row["id"] for batch in made.index.items([]) for row in batch.to_pylist()}
     done = rebuild(place, model=line / "model")
     assert (done.num_added, done.exit_status, done.index.count()) == (11, 3, 11)
     assert {row["id"] for batch in done.index.items([]) for row in batch.to_pylist()} < before
     again = Searcher.open(place)
     assert again.index.verify().problems == () and sync(place).changes == Changes(num_kept=11)
-    shutil.move(pictures, tmp_path / "moved")
-    with pytest.raises(InputError, match="none of the 11 pictures"):
+    shutil.move(images, tmp_path / "moved")
+    with pytest.raises(InputError, match="none of the 11 images"):
         rebuild(place, model=line / "model")
     assert Searcher.open(place).index.count() == 11
     assert rebuild(place, model=line / "model", source=[tmp_path / "moved"]).index.count() == 11
@@ -493,9 +493,9 @@ def test_rebuild_takes_the_place_in_one_step(line, pictures, made, tmp_path):
 @pytest.mark.parametrize("what", ["sync", "rebuild", "compact"])
 def test_killed_changes_lose_nothing_acknowledged(line, tmp_path, what):
     """Killed at growing delays until one run comes through; at every moment the index opens and is whole."""
-    pictures, place = write_things(tmp_path / "p", num_things=8, num_views=6), tmp_path / "index"
-    index(pictures, model=line / "model", output=place)
-    kept = set(pictures.rglob("*.jpg"))
+    images, place = write_things(tmp_path / "p", num_things=8, num_views=6), tmp_path / "index"
+    index(images, model=line / "model", output=place)
+    kept = set(images.rglob("*.jpg"))
     if what == "sync":
         for number, path in enumerate(sorted(kept)):
             if number % 4 == 0:
@@ -523,10 +523,10 @@ def test_killed_changes_lose_nothing_acknowledged(line, tmp_path, what):
                 kills += 1
         opened = Searcher.open(place)
         assert opened.index.verify().problems == () and opened.index.count() >= 36
-        for path in pictures.rglob("renamed*.jpg"):  # a moved picture is findable at every moment
+        for path in images.rglob("renamed*.jpg"):  # a moved image is findable at every moment
             assert opened.find(path, k=1).matches[0].score > 0.999
         delay = 1.3 * delay + 0.05
     assert kills  # the first comes at once
     final = Searcher.open(place).index
     paths = {path for batch in final.items() for row in batch.to_pylist() for path in row["paths"]}
-    assert paths == {str(path) for path in pictures.rglob("*.jpg")}
+    assert paths == {str(path) for path in images.rglob("*.jpg")}

@@ -1,4 +1,4 @@
-"""Pictures that are no files on this disk: URLs, members of tar shards, cells of tables."""
+"""Images that are no files on this disk: URLs, members of tar shards, cells of tables."""
 
 import functools
 import hashlib
@@ -39,7 +39,7 @@ def _one_thread():
 
 @pytest.fixture
 def files(tmp_path) -> list[Path]:
-    return sorted(write_things(tmp_path / "pictures é", num_things=3, num_views=2).rglob("*.jpg"))
+    return sorted(write_things(tmp_path / "images é", num_things=3, num_views=2).rglob("*.jpg"))
 
 
 @pytest.fixture
@@ -267,9 +267,9 @@ def test_relative_shards_move_with_the_catalog(files, tmp_path):
         ("memory://nowhere/a.jpg", "does not exist"),
         ("tar://nobody.jpg::{tar}", "no such member"),
         ("tar://a.jpg::{tmp}/none.tar", "does not exist"),
-        ("tar://a.jpg::{picture}", "no uncompressed tar file"),
+        ("tar://a.jpg::{image}", "no uncompressed tar file"),
         ("parquet://image/99::{parquet}", "99"),
-        ("parquet://picture/0::{parquet}", "no column picture"),
+        ("parquet://image/0::{parquet}", "no column image"),
         ("parquet://image/x::{parquet}", "x"),
         ("gopher://example.org/a.jpg", "gopher"),
         ("http://127.0.0.1:9/a.jpg", "http://127.0.0.1:9"),
@@ -281,7 +281,7 @@ def test_what_cannot_be_fetched_says_why(location, words, files, tmp_path, monke
     in_parquet(files, tmp_path / "table.parquet")
     places = {
         "tar": tmp_path / "shard.tar", "parquet": tmp_path / "table.parquet", "tmp": tmp_path,
-        "picture": files[0],
+        "image": files[0],
     }  # fmt: skip
     with pytest.raises(ImageError, match=words):
         Source(location.format(**places)).read()

@@ -269,7 +269,7 @@ def test_what_study_datasets_chose_can_be_used(features, tmp_path):
     curate = {
         name: tuple(value) if isinstance(value, list) else value for name, value in recipe["curate"].items()
     }
-    assert CurateConfig(**curate).budget_pictures == 40
+    assert CurateConfig(**curate).budget_images == 40
     assert TrainConfig.from_json(recipe["train"]).embedding_dim == 8
     chosen = Catalog.read(tmp_path / "out" / "chosen.parquet")
     assert 4 <= chosen.has_role("train").sum() <= 40

@@ -103,7 +103,7 @@ def test_same_seed_same_run(features, tmp_path):
         {"margin_growth": (0.2, 1.4)},
         {"sampling": "class-balanced"},
         {"sampling": "block-shuffled"},
-        {"sampling": "domain-round-robin", "warmup_unit": "pictures", "warmup": 40.0},
+        {"sampling": "domain-round-robin", "warmup_unit": "images", "warmup": 40.0},
         {"schedule": "constant", "warmup_shape": "exponential"},
         {"loss": "adaface", "loss_options": {"h": 0.4}},
         {"loss": "adacos", "loss_options": {"dynamic": True}},
@@ -123,9 +123,9 @@ def test_every_option_trains_and_resumes_to_the_same_weights(features, tmp_path,
     assert same_weights(whole, part) and whole.records == part.records
 
 
-@pytest.mark.parametrize("unit, length", [("steps", 3.0), ("pictures", 48.0), ("epochs", 0.6)])
+@pytest.mark.parametrize("unit, length", [("steps", 3.0), ("images", 48.0), ("epochs", 0.6)])
 def test_checkpoints_between_validations(features, tmp_path, unit, length):
-    """Five steps an epoch: a checkpoint after every third step, and at each validation."""
+    """Five steps per epoch: a checkpoint after every third step, and at each validation."""
     settings = {**QUICK, "checkpoint_every": length, "checkpoint_unit": unit, "keep_checkpoints": True}
     settings |= {"keep": "last", "epochs": 4.0}
     whole = train(features.folder, output=tmp_path / "whole", **settings)
@@ -142,7 +142,7 @@ def test_checkpoints_between_validations(features, tmp_path, unit, length):
 
 
 def test_losses_since_the_last_record_survive_a_checkpoint(tmp_path):
-    """With 45 steps an epoch a record is the mean of two; a checkpoint may fall between them."""
+    """With 45 steps per epoch a record is the mean of two; a checkpoint may fall between them."""
     found = feature_folder(tmp_path / "features", num_classes=60, per_class=6)
     settings = {**QUICK, "batch_size": 4, "epochs": 2.0, "checkpoint_every": 7.0, "checkpoint_unit": "steps"}
     whole = train(found.folder, output=tmp_path / "whole", **settings)
@@ -177,11 +177,11 @@ def test_members_are_runs_of_their_own_and_resume(features, tmp_path):
         train(features.folder, output=tmp_path / "run", **QUICK, head="mlp", members=2)
 
 
-def test_progress_counts_pictures(features, tmp_path, capsys):
+def test_progress_counts_images(features, tmp_path, capsys):
     train(features.folder, output=tmp_path / "run", **QUICK)
     shown = capsys.readouterr().err
-    # 12 training classes of 6 pictures, 6 epochs
-    assert "432/432 pictures" in shown and "/s" in shown and "loss" in shown and "best mMP@5" in shown
+    # 12 training classes of 6 images, 6 epochs
+    assert "432/432 images" in shown and "/s" in shown and "loss" in shown and "best mMP@5" in shown
 
 
 def interrupted(features, folder, settings, *, after):
@@ -290,7 +290,7 @@ def test_iterations_instead_of_epochs(features, tmp_path):
     assert run.manifest.content["num_steps"] == 7
 
 
-def test_validation_equals_the_evaluation_of_the_val_pictures(features):
+def test_validation_equals_the_evaluation_of_the_val_images(features):
     rng = np.random.default_rng(0)
     rows = features.catalog.has_role("val")
     embeddings = rng.normal(size=(rows.sum(), 5)).astype(np.float32)
@@ -345,7 +345,7 @@ def test_warmup_units():
 
     assert steps(warmup=2.0) == 100
     assert steps(warmup=7.0, warmup_unit="steps") == 7
-    assert steps(warmup=640.0, warmup_unit="pictures", batch_size=64) == 10
+    assert steps(warmup=640.0, warmup_unit="images", batch_size=64) == 10
 
 
 def test_sharpness_aware_step_by_hand():

@@ -23,7 +23,7 @@ from samething.index import create_index
 from samething.search import Searcher, index, sync
 from samething.web import Client, Limits, _listening, create_app, serve
 from samething.web.batching import MAX_BATCH, Batcher, BusyError, prepared
-from samething.web.projection import picture_map, project
+from samething.web.projection import image_map, project
 from scenes import write_things
 from web_server import running
 
@@ -33,10 +33,10 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 @pytest.fixture(scope="module")
 def shared(line, tmp_path_factory):
-    """A folder with pictures and their index; look, but leave it as it is."""
+    """A folder with images and their index; look, but leave it as it is."""
     folder = tmp_path_factory.mktemp("served")
-    pictures = write_things(folder / "pictures", num_things=3)
-    index(pictures, model=line / "model", output=folder / "index", domain="things")
+    images = write_things(folder / "images", num_things=3)
+    index(images, model=line / "model", output=folder / "index", domain="things")
     return folder
 
 
@@ -48,26 +48,26 @@ def client(shared):
 
 @pytest.fixture
 def own(line, tmp_path):
-    """Pictures and an index that the test may change, and a client that may change them."""
-    pictures = write_things(tmp_path / "pictures", num_things=2)
-    searcher = index(pictures, model=line / "model", output=tmp_path / "index")
+    """Images and an index that the test may change, and a client that may change them."""
+    images = write_things(tmp_path / "images", num_things=2)
+    searcher = index(images, model=line / "model", output=tmp_path / "index")
     with TestClient(create_app(searcher, token=TOKEN), base_url="http://localhost", headers=BEARER) as opened:
-        yield opened, pictures, tmp_path / "index"
+        yield opened, images, tmp_path / "index"
 
 
-def picture(shared, thing: int = 0, view: int = 0) -> bytes:
-    return (shared / "pictures" / f"thing {thing:02d} é" / f"view {view}.jpg").read_bytes()
+def image_bytes(shared, thing: int = 0, view: int = 0) -> bytes:
+    return (shared / "images" / f"thing {thing:02d} é" / f"view {view}.jpg").read_bytes()
 
 
-def upload(content: bytes, name: str = "picture"):
-    return ("picture", (name, content, "application/octet-stream"))
+def upload(content: bytes, name: str = "image"):
+    return ("image", (name, content, "application/octet-stream"))
 
 
 # ---- asking
 
 
 def test_a_search_is_the_librarys(client, shared):
-    content = picture(shared)
+    content = image_bytes(shared)
     found = client.post("/search", files=[upload(content)], data={"k": 5}).json()
     expected = Searcher.open(shared / "index").find(content, k=5)
     assert [match["id"] for match in found["matches"]] == [match.id for match in expected.matches]
@@ -80,8 +80,8 @@ def test_a_search_is_the_librarys(client, shared):
     assert "thumbnail" not in found["matches"][0]["metadata"]
 
 
-def test_crops_filters_and_several_pictures(client, shared):
-    one, other = picture(shared, 1, 0), picture(shared, 1, 1)
+def test_crops_filters_and_several_images(client, shared):
+    one, other = image_bytes(shared, 1, 0), image_bytes(shared, 1, 1)
     searcher = Searcher.open(shared / "index")
     crop = client.post("/search", files=[upload(one)], data={"crop": "10,10,60,60", "k": 1}).json()
     image = decode(one).crop((10, 10, 60, 60))
@@ -93,7 +93,7 @@ def test_crops_filters_and_several_pictures(client, shared):
     for data, number in (
         ({"label": ["thing 00 é", "thing 01 é"]}, 8),
         ({"domain": "no such domain"}, 0),
-        ({"folder": str(shared / "pictures" / "thing 02 é")}, 4),
+        ({"folder": str(shared / "images" / "thing 02 é")}, 4),
         ({"where": "width=97.."}, 0),
         ({"where": ["width=96", "height=..96"], "k": 5}, 5),
     ):
@@ -101,8 +101,8 @@ def test_crops_filters_and_several_pictures(client, shared):
         assert len(answer.json()["matches"]) == number, data
 
 
-def test_similar_leaves_the_picture_itself_out(client, shared):
-    first = client.post("/search", files=[upload(picture(shared))], data={"k": 1}).json()["matches"][0]
+def test_similar_leaves_the_image_itself_out(client, shared):
+    first = client.post("/search", files=[upload(image_bytes(shared))], data={"k": 1}).json()["matches"][0]
     found = client.get(f"/similar/{first['id']}", params={"k": 3}).json()["matches"]
     assert len(found) == 3 and first["id"] not in {match["id"] for match in found}
     assert (
@@ -142,22 +142,22 @@ def test_similar_to_a_label_is_the_librarys(client, shared):
     ],
 )
 def test_what_does_not_fit_is_said(client, shared, data, word):
-    answer = client.post("/search", files=[upload(picture(shared))], data=data)
+    answer = client.post("/search", files=[upload(image_bytes(shared))], data=data)
     assert answer.status_code == 400 and word in answer.text, answer.text
     assert answer.json().keys() == {"error", "expected", "next_step"}
 
 
-def test_no_picture_too_many_and_wrong_fields(client, shared):
+def test_no_image_too_many_and_wrong_fields(client, shared):
     assert client.post("/search").status_code == 400
-    assert client.post("/search", files=[upload(picture(shared))] * 9).status_code == 400
-    answer = client.post("/search", files=[upload(picture(shared))], data={"k": "many"})
+    assert client.post("/search", files=[upload(image_bytes(shared))] * 9).status_code == 400
+    answer = client.post("/search", files=[upload(image_bytes(shared))], data={"k": "many"})
     assert answer.status_code == 422 and "k" in answer.json()["error"]
     for path in ("/similar/none", "/images/none", "/thumbnails/none"):
         assert client.get(path).status_code == 404
 
 
-def test_pictures_and_thumbnails(client, shared):
-    content = picture(shared)
+def test_images_and_thumbnails(client, shared):
+    content = image_bytes(shared)
     row = client.post("/search", files=[upload(content)], data={"k": 1}).json()["matches"][0]["id"]
     answer = client.get(f"/images/{row}")
     assert answer.content == content and answer.headers["content-type"] == "image/jpeg"
@@ -168,13 +168,13 @@ def test_pictures_and_thumbnails(client, shared):
 
 def test_info_status_health_and_metrics(client):
     info = client.get("/info").json()
-    assert info["num_pictures"] == 12 and info["domains"] == {"things": 12} and info["num_labels"] == 3
+    assert info["num_images"] == 12 and info["domains"] == {"things": 12} and info["num_labels"] == 3
     assert info["can_change"] is False and len(info["samples"]) == 12 and "thumbnail" not in info["columns"]
-    assert client.get("/status").json()["num_pictures"] == 12
+    assert client.get("/status").json()["num_images"] == 12
     assert client.get("/health").json()["status"] == "ok"
     text = client.get("/metrics").text
     assert 'samething_requests_total{route="/info",status="200"}' in text
-    assert "samething_index_pictures 12.0" in text and "samething_batch_pictures_count" in text
+    assert "samething_index_images 12.0" in text and "samething_batch_images_count" in text
 
 
 def test_the_api_is_described_and_its_page_needs_nothing_from_elsewhere(client):
@@ -212,10 +212,10 @@ def test_the_map_is_made_once_and_kept(client, shared):
     assert figure and figure["doc"]
     assert client.get("/map", params={"dark": True}).json()["figure"]
     opened = Searcher.open(shared / "index").index
-    kept = picture_map(opened)
+    kept = image_map(opened)
     assert (shared / "index" / "map.npz").exists() and kept.places.shape == (12, 2)
     (shared / "index" / "map.npz").write_bytes(b"damaged")
-    np.testing.assert_array_equal(picture_map(opened).places, kept.places)
+    np.testing.assert_array_equal(image_map(opened).places, kept.places)
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (1, 8), (3, 1), (49, 8)])
@@ -243,7 +243,7 @@ def test_add_find_delete(own):
     assert best["score"] == pytest.approx(1, abs=1e-4)
     assert client.get(f"/images/{row}").content == content.getvalue()
     again = client.post("/add", files=[upload(content.getvalue())], data={"label": "noise"})
-    assert again.json()["id"] == row and client.get("/info").json()["num_pictures"] == 9
+    assert again.json()["id"] == row and client.get("/info").json()["num_images"] == 9
     assert sync(folder).changes.num_kept == 9  # the command keeps what was uploaded
     assert client.post("/delete", json={"ids": [row, "none", row]}).json() == {"deleted": [row]}
     assert client.get(f"/images/{row}").status_code == 404
@@ -251,11 +251,11 @@ def test_add_find_delete(own):
     assert sync(folder).changes.num_kept == 8
 
 
-def test_an_upload_of_a_known_picture_is_a_copy(own):
-    client, pictures, folder = own
-    content = (pictures / "thing 00 é" / "view 0.jpg").read_bytes()
+def test_an_upload_of_a_known_image_is_a_copy(own):
+    client, images, folder = own
+    content = (images / "thing 00 é" / "view 0.jpg").read_bytes()
     row = client.post("/add", files=[upload(content)], data={"label": "mine"}).json()["id"]
-    assert client.get("/status").json()["num_pictures"] == 8
+    assert client.get("/status").json()["num_images"] == 8
     best = client.post("/search", files=[upload(content)], data={"k": 1, "label": "mine"}).json()["matches"][
         0
     ]
@@ -264,23 +264,23 @@ def test_an_upload_of_a_known_picture_is_a_copy(own):
 
 
 def test_a_sync_in_the_background(own):
-    client, pictures, _ = own
-    Image.new("RGB", (64, 64), "red").save(pictures / "red.png")
-    (pictures / "thing 00 é" / "view 3.jpg").unlink()
-    (pictures / "broken.jpg").write_bytes(b"no picture")
+    client, images, _ = own
+    Image.new("RGB", (64, 64), "red").save(images / "red.png")
+    (images / "thing 00 é" / "view 3.jpg").unlink()
+    (images / "broken.jpg").write_bytes(b"no image")
     assert client.post("/sync").status_code == 202
     deadline = time.monotonic() + 60
     while (now := client.get("/status").json()["sync"])["state"] == "running" and time.monotonic() < deadline:
         time.sleep(0.02)
     assert now["state"] == "done" and now["message"].startswith("1 new") and "1 dropped" in now["message"]
     assert "1 could not be read" in now["message"] and (now["done"], now["total"]) == (2, 2)
-    assert client.get("/info").json()["num_pictures"] == 8
-    shutil.rmtree(pictures)
+    assert client.get("/info").json()["num_images"] == 8
+    shutil.rmtree(images)
     client.post("/sync")
     while (now := client.get("/status").json()["sync"])["state"] == "running" and time.monotonic() < deadline:
         time.sleep(0.02)
     assert now["state"] == "failed" and "does not exist" in now["message"]
-    assert client.get("/status").json()["num_pictures"] == 8
+    assert client.get("/status").json()["num_images"] == 8
 
 
 # ---- under load
@@ -296,7 +296,7 @@ class SlowEmbedder:
     def embed_pixels(self, pixels):
         assert self.go.wait(60)
         if (pixels == 7).all():
-            raise ValueError("a picture that the model cannot take")
+            raise ValueError("an image that the model cannot take")
         return self.embedder.embed_pixels(pixels)
 
 
@@ -316,7 +316,7 @@ def test_queries_are_embedded_together_and_each_gets_its_own(line, shared):
     sizes: list[int] = []
     batcher = Batcher(embedder, max_waiting=40, on_batch=sizes.append)
     batcher._embedder = slow
-    images = [decode(picture(shared, number % 3, number % 4)) for number in range(39)]
+    images = [decode(image_bytes(shared, number % 3, number % 4)) for number in range(39)]
     futures = [batcher.submit([prepared(embedder, image)])[0] for image in images]
     with pytest.raises(BusyError):
         batcher.submit([prepared(embedder, image) for image in images[:2]])
@@ -343,7 +343,7 @@ def test_a_busy_server_says_so_and_recovers(shared):
     service = app.app.state.service
     slow = SlowEmbedder(searcher.embedder)
     service.batcher._embedder = slow
-    content, answers = picture(shared), []
+    content, answers = image_bytes(shared), []
     with running(app) as address, TestClient(app, base_url="http://localhost") as client:
 
         def go() -> None:
@@ -373,11 +373,11 @@ def test_a_query_that_takes_too_long_is_ended(shared):
     slow = SlowEmbedder(searcher.embedder)
     app.app.state.service.batcher._embedder = slow
     with TestClient(app, base_url="http://localhost") as client:
-        answer = client.post("/search", files=[upload(picture(shared))])
+        answer = client.post("/search", files=[upload(image_bytes(shared))])
         assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
         slow.go.set()
         batcher = app.app.state.service.batcher
-        [future] = batcher.submit([prepared(searcher.embedder, decode(picture(shared)))])
+        [future] = batcher.submit([prepared(searcher.embedder, decode(image_bytes(shared)))])
         assert future.result(60).shape == (searcher.embedder.dim,)  # giving up on one hurts no other
 
 
@@ -385,10 +385,10 @@ def test_a_query_that_takes_too_long_is_ended(shared):
 
 
 def test_the_client_does_what_the_server_can(own):
-    client, pictures, _ = own
+    client, images, _ = own
     with running(client.app) as address:
         server = Client(address, token=TOKEN)
-        query = pictures / "thing 01 é" / "view 1.jpg"
+        query = images / "thing 01 é" / "view 1.jpg"
         found = server.search(query, k=2, domain=["default"], crop=(0, 0, 96, 96))
         assert found["matches"][0]["label"] == "thing 01 é" and len(found["matches"]) == 2
         row = found["matches"][0]["id"]
@@ -399,7 +399,7 @@ def test_the_client_does_what_the_server_can(own):
         Image.new("RGB", (30, 30), "blue").save(content, "WEBP")
         added = server.add(content.getvalue(), label="blue")
         assert server.delete(added) == [added] and server.sync()["state"] in ("running", "done")
-        assert server.info()["can_change"] and server.status()["num_pictures"] in (8, 9)
+        assert server.info()["can_change"] and server.status()["num_images"] in (8, 9)
         with pytest.raises(InputError, match="401"):
             Client(address).delete(row)
         with pytest.raises(InputError, match="404"):
@@ -447,7 +447,7 @@ def test_no_request_makes_the_server_fail(own):
         )  # fmt: skip
         print(done.stdout[-5000:])
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-        assert Client(address, token=TOKEN).status()["num_pictures"] >= 0
+        assert Client(address, token=TOKEN).status()["num_images"] >= 0
     counted = client.get("/metrics").text
     assert 'status="5' not in counted
     assert counted.count('status="200"') >= 8  # most of it was let in

@@ -19,11 +19,11 @@ from samething.errors import ImageError
 from samething.images import Box
 from samething.index import create_index
 from samething.search import Searcher, index
-from samething.search.collection import PictureFile
+from samething.search.collection import ImageFile
 from samething.web import Limits, create_app, fetching
 from samething.web.fetching import fetch_public, public_address
 from samething.web.guards import Access
-from samething.web.pictures import sendable
+from samething.web.uploads import sendable
 from scenes import write_things
 from web_server import running
 
@@ -34,9 +34,9 @@ SCRIPT = "<script>alert(1)</script>"
 
 @pytest.fixture(scope="module")
 def served(line, tmp_path_factory):
-    """Pictures and their index."""
+    """Images and their index."""
     folder = tmp_path_factory.mktemp("safety")
-    index(write_things(folder / "pictures", num_things=1), model=line / "model", output=folder / "index")
+    index(write_things(folder / "images", num_things=1), model=line / "model", output=folder / "index")
     return folder
 
 
@@ -55,12 +55,12 @@ def public(served):
         yield opened
 
 
-def one_picture(served) -> bytes:
-    return next((served / "pictures").rglob("*.jpg")).read_bytes()
+def one_image(served) -> bytes:
+    return next((served / "images").rglob("*.jpg")).read_bytes()
 
 
-def search(client, content: bytes, name: str = "picture", kind: str = "image/png", **data):
-    return client.post("/search", files=[("picture", (name, content, kind))], data=data)
+def search(client, content: bytes, name: str = "image", kind: str = "image/png", **data):
+    return client.post("/search", files=[("image", (name, content, kind))], data=data)
 
 
 def png(*, width: int, height: int) -> bytes:
@@ -117,30 +117,30 @@ def test_a_decompression_bomb(client, tmp_path):
         answer = search(client, bomb)
         assert answer.status_code == 400 and "pixels" in answer.json()["error"]
         assert time.process_time() - began < 5  # it was not unpacked
-        assert client.post("/add", files={"picture": bomb}, headers=BEARER).status_code == 400
+        assert client.post("/add", files={"image": bomb}, headers=BEARER).status_code == 400
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        b"", b"no picture", b"\xff\xd8\xff\xe0cut",
+        b"", b"no image", b"\xff\xd8\xff\xe0cut",
         b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>',
         b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><svg>&e;</svg>',
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"GIF89a" + b"\0" * 20, b"<html></html>",
     ],
 )  # fmt: skip
-def test_what_is_no_picture_is_refused_whatever_it_is_called(client, content):
+def test_what_is_no_image_is_refused_whatever_it_is_called(client, content):
     for kind in ("image/png", "image/svg+xml", "text/html"):
         assert search(client, content, "a.png", kind).status_code == 400
-    assert client.post("/add", files={"picture": content}, headers=BEARER).status_code == 400
+    assert client.post("/add", files={"image": content}, headers=BEARER).status_code == 400
 
 
 def test_names_of_uploads_are_not_used(client, served):
-    content = one_picture(served)
+    content = one_image(served)
     for name in ("../../../tmp/evil.jpg", "/etc/passwd", SCRIPT, "a\\b.jpg", "con.jpg", "x" * 2000):
         assert search(client, content, name).status_code == 200, name[:20]
         assert SCRIPT not in search(client, content, name).text
-        assert client.post("/add", files={"picture": (name, content)}, headers=BEARER).status_code == 201
+        assert client.post("/add", files={"image": (name, content)}, headers=BEARER).status_code == 201
     kept = [path for path in (served / "index" / "uploads").rglob("*") if path.is_file()]
     assert sorted(path.suffix for path in kept) == [".csv", ".jpg"]
 
@@ -148,7 +148,7 @@ def test_names_of_uploads_are_not_used(client, served):
 @pytest.mark.parametrize("label", ["a\nb", "a\0b", " a", "x" * 201, "a\u202eb"])
 def test_labels_that_cannot_be_kept(client, served, label):
     form = {"label": label}
-    files = {"picture": one_picture(served)}
+    files = {"image": one_image(served)}
     assert client.post("/add", files=files, data=form, headers=BEARER).status_code == 400
 
 
@@ -198,12 +198,12 @@ def test_a_file_that_turned_into_something_else(line, served, tmp_path):
 def test_the_type_is_what_the_content_is(tmp_path, kind, media_type):
     path = tmp_path / "page.html"
     Image.new("RGB", (64, 48), "red").save(path, kind)
-    content, sent_type = sendable(PictureFile(str(path)), max_pixels=10_000)
+    content, sent_type = sendable(ImageFile(str(path)), max_pixels=10_000)
     assert sent_type == f"image/{media_type}" and Image.open(io.BytesIO(content)).format == media_type.upper()
-    part, part_type = sendable(PictureFile(str(path), box=tuple(Box(0, 0, 20, 10))), max_pixels=10_000)
+    part, part_type = sendable(ImageFile(str(path), box=tuple(Box(0, 0, 20, 10))), max_pixels=10_000)
     assert part_type == "image/jpeg" and Image.open(io.BytesIO(part)).size == (20, 10)
     with pytest.raises(ImageError, match="pixels"):
-        sendable(PictureFile(str(path)), max_pixels=100)
+        sendable(ImageFile(str(path)), max_pixels=100)
 
 
 def test_headers_of_every_answer(client):
@@ -230,14 +230,14 @@ def test_another_site_and_another_name(client, served):
         assert client.get("/info", headers={"host": host}).status_code == 421
     for host in ("localhost:8000", "127.0.0.1", "[::1]:99", "LOCALHOST"):
         assert client.get("/info", headers={"host": host}).status_code == 200
-    content = one_picture(served)
+    content = one_image(served)
     for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
-        answer = client.post("/search", files={"picture": content}, headers={"sec-fetch-site": site})
+        answer = client.post("/search", files={"image": content}, headers={"sec-fetch-site": site})
         assert answer.status_code == status
 
 
 def test_changes_need_the_token(client, served):
-    files = {"picture": one_picture(served)}
+    files = {"image": one_image(served)}
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {TOKEN}"},
                     {"authorization": "Bearer"}, {"cookie": f"samething_token={TOKEN}"}):  # fmt: skip
         assert client.post("/add", files=files, headers=headers).status_code == 401
@@ -267,7 +267,7 @@ def test_a_public_server_needs_the_token_for_all_that_is_of_the_index(public, se
         assert answer.status_code == 401 and row not in answer.text
         assert answer.headers["www-authenticate"] == "Bearer"
         assert public.get(path, headers=BEARER).status_code == 200
-    assert search(public, one_picture(served)).status_code == 401
+    assert search(public, one_image(served)).status_code == 401
     for path in ("/", "/health", "/static/search.js", "/docs", "/openapi.json"):
         assert public.get(path).status_code == 200
     for path in ("/static/../info", "/docs/../info", "/health/../info", "/INFO"):
@@ -281,7 +281,7 @@ def test_the_cookie_opens_reading_and_nothing_more(public, served):
     assert answer.status_code == 204 and "httponly" in cookie and "samesite=strict" in cookie
     try:
         assert public.get("/info").status_code == 200
-        assert public.post("/add", files={"picture": one_picture(served)}).status_code == 401
+        assert public.post("/add", files={"image": one_image(served)}).status_code == 401
     finally:
         public.cookies.clear()
     assert public.get("/info").status_code == 401
@@ -339,7 +339,7 @@ def test_a_name_with_one_private_address_is_refused(monkeypatch):
 
 
 class Elsewhere(http.server.BaseHTTPRequestHandler):
-    """A server that stands for the internet: pictures, redirects, and answers that never end."""
+    """A server that stands for the internet: images, redirects, and answers that never end."""
 
     content = b""
 
@@ -353,7 +353,7 @@ class Elsewhere(http.server.BaseHTTPRequestHandler):
         else:
             self.send_response(404 if self.path == "/none" else 200)
         self.end_headers()
-        if self.path == "/picture.png":
+        if self.path == "/image.png":
             self.wfile.write(self.content)
         try:
             while self.path in ("/drip", "/flood"):
@@ -369,7 +369,7 @@ class Elsewhere(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def elsewhere(served, monkeypatch):
     """Every public host name leads to a server of this test, its port standing for port 80."""
-    Elsewhere.content = one_picture(served)
+    Elsewhere.content = one_image(served)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         connect, look_up = socket.create_connection, fetching.public_address
@@ -385,10 +385,10 @@ def elsewhere(served, monkeypatch):
         server.shutdown()
 
 
-def test_a_public_picture_is_fetched_and_nothing_else(elsewhere, served):
+def test_a_public_image_is_fetched_and_nothing_else(elsewhere, served):
     address = "http://example.org"
-    content = fetch_public(f"{address}/picture.png", max_bytes=100_000, timeout_s=5.0)
-    assert content == one_picture(served)
+    content = fetch_public(f"{address}/image.png", max_bytes=100_000, timeout_s=5.0)
+    assert content == one_image(served)
     for path, word in (
         ("inside", "not public"), ("loop", "redirects"), ("none", "404"), ("flood", "more than"),
         ("drip", "too long"),
@@ -399,7 +399,7 @@ def test_a_public_picture_is_fetched_and_nothing_else(elsewhere, served):
         assert time.monotonic() - began < 30
     app = create_app(Searcher.open(served / "index"), allow_urls=True)
     with TestClient(app, base_url="http://localhost") as client:
-        found = client.post("/search", data={"url": f"{address}/picture.png", "k": 1}).json()
+        found = client.post("/search", data={"url": f"{address}/image.png", "k": 1}).json()
         assert found["matches"][0]["score"] == pytest.approx(1, abs=1e-3)
         answer = client.post("/search", data={"url": "http://127.0.0.1/"})
         assert answer.status_code == 400 and "not public" in answer.json()["error"]

@@ -17,7 +17,7 @@ BACKBONES = {"vit": "test_vit", "conv": "test_efficientnet"}
 
 
 def make_tiny(folder: Path, kind: str = "vit", **options: object) -> Path:
-    """A folder with pictures ``p``, catalog ``c.parquet``, features ``f``, ``w.safetensors`` and ``run``."""
+    """A folder with images ``p``, catalog ``c.parquet``, features ``f``, ``w.safetensors`` and ``run``."""
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)

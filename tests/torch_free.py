@@ -1,6 +1,6 @@
-"""``make test-torch-free``: an environment without torch searches pictures and gives torch's vectors.
+"""``make test-torch-free``: an environment without torch searches images and gives torch's vectors.
 
-python tests/torch_free.py make FOLDER     with everything installed: pictures, model, index, torch's vectors
+python tests/torch_free.py make FOLDER     with everything installed: images, model, index, torch's vectors
 python tests/torch_free.py check FOLDER    in an environment made by ``pip install .`` alone
 """
 
@@ -27,7 +27,7 @@ def make(folder: Path) -> None:
     features = run.features()
     backbone = load_backbone("efficientnet_lite0").with_preprocessing(features.preprocessing)
     model = EmbeddingModel(backbone, run.head).eval()
-    paths = sorted((folder / "my-pictures").rglob("*.jpg"))
+    paths = sorted((folder / "my-images").rglob("*.jpg"))
     pixels = np.stack([prepare(decode(path), features.preprocessing) for path in paths])
     with torch.inference_mode():
         np.save(folder / "torch.npy", model(torch.from_numpy(pixels)).numpy())
@@ -40,16 +40,16 @@ def check(folder: Path) -> None:
     from samething.search import find, index
 
     expected = np.load(folder / "torch.npy")
-    paths = sorted((folder / "my-pictures").rglob("*.jpg"))
+    paths = sorted((folder / "my-images").rglob("*.jpg"))
     vectors = Embedder.load(folder / "model").embed(paths)
     difference = float(np.abs(vectors - expected).max())
     assert difference <= 1e-4, difference
-    made = index(folder / "my-pictures", model=folder / "model", output=folder / "index without torch")
+    made = index(folder / "my-images", model=folder / "model", output=folder / "index without torch")
     assert made.num_added == len(paths)
     for path in paths[::7]:
         found_labels = find(path, index=folder / "index without torch", k=1).matches
         assert found_labels[0].label == path.parent.name, path
-    print(f"{len(paths)} pictures embedded, indexed and found without torch, equal within {difference:.0e}")
+    print(f"{len(paths)} images embedded, indexed and found without torch, equal within {difference:.0e}")
 
 
 if __name__ == "__main__":

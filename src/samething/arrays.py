@@ -3,12 +3,12 @@
 The letters stand for the same thing everywhere:
 
 ====  ==========================================================================
-n     pictures, in catalog order
+n     images, in catalog order
 q     queries
 g     gallery (index) entries
 b     a batch
 c     classes (instances seen in training)
-k     neighbours returned for a query; in losses, sub-centres a class
+k     neighbours returned for a query; in losses, sub-centres per class
 w     width of a backbone's feature
 d     dimension of an embedding
 ====  ==========================================================================

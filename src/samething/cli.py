@@ -2,7 +2,7 @@
 
 A command's module is imported when the command is run, so starting the program costs no torch. Results are
 printed as they describe themselves; an error is printed with what to do next, and only here does the
-program exit: 0 all well, 1 an error, 2 wrong usage, 3 done but some pictures were left out.
+program exit: 0 all well, 1 an error, 2 wrong usage, 3 done but some images were left out.
 """
 
 from __future__ import annotations
@@ -29,12 +29,10 @@ class Command(NamedTuple):
 
 
 COMMANDS: Final[Mapping[str, Command]] = {
-    "demo": Command(
-        "samething.demo:demo", "Run everything on real pictures, from data set to search report."
-    ),
+    "demo": Command("samething.demo:demo", "Run everything on real images, from data set to search report."),
     "datasets": Command("samething.datasets:datasets", "Say which public data sets can be read, and where."),
     "catalog": Command(
-        "samething.datasets:catalog", "List a folder of pictures, or read a table or a public data set."
+        "samething.datasets:catalog", "List a folder of images, or read a table or a public data set."
     ),
     "curate": Command(
         "samething.curate.command:curate",
@@ -43,9 +41,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "backbones": Command(
         "samething.backbones.command:backbones", "List the backbones, and which are already on this disk."
     ),
-    "features": Command(
-        "samething.features:features", "Describe every picture with a frozen backbone, once."
-    ),
+    "features": Command("samething.features:features", "Describe every image with a frozen backbone, once."),
     "train": Command("samething.training.command:train", "Train a head on cached features."),
     "evaluate": Command(
         "samething.evaluation:evaluate", "Measure retrieval on instances never seen in training."
@@ -63,12 +59,12 @@ COMMANDS: Final[Mapping[str, Command]] = {
         "samething.study:backbones", "Compare backbones against their size and speed."
     ),
     "export": Command("samething.export:export", "Write a model folder that runs without torch."),
-    "index": Command("samething.search:index", "Make a folder of pictures searchable."),
+    "index": Command("samething.search:index", "Make a folder of images searchable."),
     "index sync": Command("samething.search:sync", "Bring an index up to date with its folders."),
     "index tune": Command("samething.search:tune", "Search a large index approximately, at a chosen recall."),
     "index compact": Command("samething.search:compact", "Write an index anew into as few files as need be."),
     "index rebuild": Command("samething.search:rebuild", "Make an index anew with another model."),
-    "find": Command("samething.search:find", "Find the same thing as in a picture."),
+    "find": Command("samething.search:find", "Find the same thing as in an image."),
     "duplicates": Command("samething.search:duplicates", "Group the near-duplicates of an index."),
     "serve": Command("samething.web:serve", "Serve an index as a page and a REST interface."),
 }
@@ -81,7 +77,7 @@ GROUPS: Final[Mapping[str, str]] = {
 
 _EPILOGUE: Final = (
     "Start with: samething demo. "
-    "On your own pictures: catalog, features, train, evaluate, export, index, find, serve."
+    "On your own images: catalog, features, train, evaluate, export, index, find, serve."
 )
 
 
@@ -94,7 +90,7 @@ def build_app(*, command: str | None = None) -> cyclopts.App:
     """
     app = cyclopts.App(
         name="samething",
-        help="Find the same thing in any picture collection, with one small embedding.",
+        help="Find the same thing in any image collection, with one small embedding.",
         help_epilogue=_EPILOGUE,
         version=samething.__version__,
         help_format="markdown",

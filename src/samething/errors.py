@@ -31,11 +31,11 @@ def _rebuild(kind: type[SamethingError], given: str, expected: str, next_step: s
 
 
 class InputError(SamethingError):
-    """An argument, a table or a picture that cannot be used as it is."""
+    """An argument, a table or an image that cannot be used as it is."""
 
 
 class ImageError(InputError):
-    """One picture that cannot be read; jobs list it with its reason and go on."""
+    """One image that cannot be read; jobs list it with its reason and go on."""
 
 
 class ArtefactError(SamethingError):

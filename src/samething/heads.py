@@ -39,7 +39,7 @@ class HeadConfig:
     bias: bool = True
     """Whether the linear map has a bias."""
     standardise: bool = True
-    """Bring features to unit length, subtract their mean over the training pictures, divide by one scale."""
+    """Bring features to unit length, subtract their mean over the training images, divide by one scale."""
     initialise: Literal["random", "pca", "whitened-pca"] = "random"
     """Start of a linear map: random as in torch, or the principal components of the training features, as
     they are or each scaled to unit variance."""

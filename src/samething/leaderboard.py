@@ -58,9 +58,9 @@ BOARDS: Final[Mapping[Benchmark, Board]] = {
     "guiec": Board(
         title="GUIEC 2022 (Google Universal Image Embedding Challenge), mMP@5",
         metric="mmp@5",
-        rules="Published: private leaderboard, 5 k hidden queries in a hidden index of 200 k pictures, at "
-        "most 64 dimensions, Euclidean. Own: the same metric on one's own pictures, domains weighted by the "
-        "challenge's shares; the hidden pictures cannot be had, so own numbers are no places on this "
+        rules="Published: private leaderboard, 5 k hidden queries in a hidden index of 200 k images, at "
+        "most 64 dimensions, Euclidean. Own: the same metric on one's own images, domains weighted by the "
+        "challenge's shares; the hidden images cannot be had, so own numbers are no places on this "
         "leaderboard.",
         query_counts={},
         published=(
@@ -92,7 +92,7 @@ BOARDS: Final[Mapping[Benchmark, Board]] = {
         title="mini-ILIAS (5 M distractors), mAP@1k",
         metric="map@1000",
         rules="Published: 1,232 image queries, 4,715 positives, 5 M distractors; adapted: a linear layer to "
-        "512 dimensions trained on 1 M pictures of UnED. Own: one index; the file does not say how many "
+        "512 dimensions trained on 1 M images of UnED. Own: one index; the file does not say how many "
         "distractors were in it, and fewer make the number higher.",
         query_counts={"": 1_232},
         published=tuple(
@@ -173,7 +173,7 @@ class Leaderboard:
             score = f"{100 * mine.score:.1f}"
             if mine.interval is not None:
                 score += f"\n({100 * mine.interval[0]:.1f}–{100 * mine.interval[1]:.1f})"
-            whose = "the benchmark's number of queries" if mine.is_of_the_benchmark else "other pictures"
+            whose = "the benchmark's number of queries" if mine.is_of_the_benchmark else "other images"
             table.add_row(
                 Text(mine.system, style="bold"),
                 f"{mine.dimension:,}-d" if mine.dimension is not None else "–",

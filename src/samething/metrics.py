@@ -1,8 +1,8 @@
-"""Pure functions from ranks to numbers, one value a query, and how sure their means are.
+"""Pure functions from ranks to numbers, one value per query, and how sure their means are.
 
 Every metric takes what was retrieved as *ranked relevance* (``relevance[i, j]``: is the entry that query
 ``i`` found at rank ``j + 1`` the same thing?) or as the ranks of the relevant entries, and ``num_relevant``:
-how many relevant entries the gallery holds for each query, the query's own picture left out. Values are in
+how many relevant entries the gallery holds for each query, the query's own image left out. Values are in
 [0, 1]. A query without a relevant entry cannot be answered right or wrong: its value is NaN, and means and
 intervals leave it out.
 """
@@ -200,7 +200,7 @@ def bootstrap_interval(
     seed.
 
     Args:
-        values: one value a query.
+        values: one value per query.
         num_resamples: means drawn, at least 1.
         seed: the result is a pure function of values and seed.
         level: share of the resampled means inside, in (0, 1).
@@ -247,7 +247,7 @@ def weighted_mean_interval(
     """Mean over domains with a weight each, and its percentile bootstrap interval.
 
     Args:
-        values: one value a query, NaN for none.
+        values: one value per query, NaN for none.
         domains: domain of each query, a position in ``weights``.
         weights: not negative. They are divided by the sum of those whose domain has a value.
         num_resamples: means drawn, at least 1.
@@ -315,7 +315,7 @@ def paired_difference(
     Evaluation*, CIKM 2007) with ``num_resamples`` random assignments, the observed one counted among them.
 
     Args:
-        first: one value a query.
+        first: one value per query.
         second: the other system's value of the same queries.
         domains: domain of each query, as integers.
         num_resamples: means drawn, at least 1.

@@ -1,4 +1,4 @@
-"""What the HTML pages share: templates, and pictures and drawings inside the page, which is one file."""
+"""What the HTML pages share: templates, and images and drawings inside the page, which is one file."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import jinja2
 
 from samething.errors import ImageError
 from samething.files import write_text
-from samething.images import Picture, decode, thumbnail
+from samething.images import ImageLike, decode, thumbnail
 
-PICTURE_SIDE: Final = 112
-"""Longer side of a page's pictures, in pixels."""
+IMAGE_SIDE: Final = 112
+"""Longer side of a page's images, in pixels."""
 
 _GREY_PIXEL: Final = "data:image/gif;base64,R0lGODlhAQABAIAAAJmZmQAAACH5BAAAAAAALAAAAAABAAEAAAICRAEAOw=="
 
@@ -28,15 +28,15 @@ def _environment() -> jinja2.Environment:
 def write_page(target: Path, template: str, **values: Any) -> Path:
     """Fill in a template of ``templates/`` and write the page, whole or not at all.
 
-    The template may call ``picture(path)`` and ``drawing(figure)`` for the URLs of pictures and figures.
+    The template may call ``image(path)`` and ``drawing(figure)`` for the URLs of images and figures.
     """
-    page = _environment().get_template(template).render(picture=picture_url, drawing=drawing_url, **values)
+    page = _environment().get_template(template).render(image=image_url, drawing=drawing_url, **values)
     write_text(target, page)
     return target
 
 
 def drawing_url(figure: Any) -> str:
-    """A matplotlib figure as a picture of its own, so that neither its ids nor its style touch the page."""
+    """A matplotlib figure as an image of its own, so that neither its ids nor its style touch the page."""
     import matplotlib
 
     buffer = io.BytesIO()
@@ -45,8 +45,8 @@ def drawing_url(figure: Any) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def picture_url(path: Picture, *, longer_side: int = PICTURE_SIDE) -> str:
-    """A small JPEG of a picture (mostly a path) inside the page; a grey square where the file is gone."""
+def image_url(path: ImageLike, *, longer_side: int = IMAGE_SIDE) -> str:
+    """A small JPEG of an image (mostly a path) inside the page; a grey square where the file is gone."""
     try:
         content = thumbnail(decode(path), longer_side=longer_side)
     except ImageError:

@@ -17,7 +17,7 @@ _IS_SILENT: Final = contextvars.ContextVar("is_silent", default=False)
 def without_progress() -> Iterator[None]:
     """Bars that are made inside show nothing: the parts of a job that has a bar of its own.
 
-    >>> with without_progress(), progress_bar("pictures") as progress:
+    >>> with without_progress(), progress_bar("images") as progress:
     ...     progress.disable
     True
     """
@@ -31,14 +31,14 @@ def without_progress() -> Iterator[None]:
 def progress_bar(
     unit: str, *columns: rich.progress.ProgressColumn | str, disable: bool = False
 ) -> rich.progress.Progress:
-    """A bar that counts ``unit`` (pictures, steps, rows, …) and shows the rate and the time left.
+    """A bar that counts ``unit`` (images, steps, rows, …) and shows the rate and the time left.
 
     Args:
         unit: what is counted, in the plural.
         columns: further columns between the rate and the time left.
         disable: show nothing, such as in all processes but the first.
 
-    >>> with progress_bar("pictures", disable=True) as progress:
+    >>> with progress_bar("images", disable=True) as progress:
     ...     task = progress.add_task("features", total=2)
     ...     progress.advance(task)
     """

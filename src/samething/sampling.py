@@ -1,4 +1,4 @@
-"""Which pictures make a batch.
+"""Which images make a batch.
 
 Every order is a pure function of the seed and the epoch, so a resumed or a distributed run sees the same
 batches as an undisturbed one.
@@ -31,13 +31,13 @@ BLOCK_ROWS: Final = 256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How the pictures of an epoch are drawn."""
+    """How the images of an epoch are drawn."""
 
     kind: SamplingKind = "shuffled"
-    """``shuffled``: every picture once; ``block-shuffled``: every picture once, in blocks of 256 that follow
+    """``shuffled``: every image once; ``block-shuffled``: every image once, in blocks of 256 that follow
     one another in the catalog, 32 random blocks shuffled together, for features larger than memory;
     ``class-balanced``: every class equally often; ``domain-balanced``:
-    a domain of n pictures in proportion to n^(1 / temperature); ``domain-round-robin``: each batch from one
+    a domain of n images in proportion to n^(1 / temperature); ``domain-round-robin``: each batch from one
     domain, in turn."""
     temperature: float = 1.0
     """For ``domain-balanced``, at least 1: 1 is proportional to the size of the domains, large is equal."""
@@ -65,7 +65,7 @@ def epoch_batches(
     Args:
         classes: class of each training row, 0….
         domains: domain of each training row, 0….
-        batch_size: rows a batch; the last one of an epoch may be smaller, but has at least 2 rows.
+        batch_size: rows per batch; the last one of an epoch may be smaller, but has at least 2 rows.
         seed: seed of the run.
         epoch: number of the epoch, from 0.
         config: how rows are drawn.
@@ -114,13 +114,13 @@ def _without_end(rows: Int[np.ndarray, " n"], count: int, rng: np.random.Generat
 
 
 def _class_balanced(classes: Int[np.ndarray, " n"], rng: np.random.Generator) -> Int[np.ndarray, " n"]:
-    """Classes in shuffled turns; within a class its pictures in shuffled turns."""
+    """Classes in shuffled turns; within a class its images in shuffled turns."""
     by_class = np.argsort(classes, kind="stable")
     starts = np.searchsorted(classes[by_class], np.arange(classes.max() + 2))
     sizes = np.diff(starts)
     turns = _without_end(np.flatnonzero(sizes), len(classes), rng)
     shuffled = by_class[np.lexsort((rng.random(len(classes)), classes[by_class]))]
-    # the i-th visit of a class takes its i-th shuffled picture, and starts over after the last
+    # the i-th visit of a class takes its i-th shuffled image, and starts over after the last
     order = np.argsort(turns, kind="stable")
     first = np.searchsorted(turns[order], turns[order])
     visit = np.empty(len(turns), np.int64)

@@ -1,4 +1,4 @@
-"""Backbones trained to match pictures with texts: CLIP and what came of it. Needs no torch.
+"""Backbones trained to match images with texts: CLIP and what came of it. Needs no torch.
 
 Weights that were trained with QuickGELU are loaded into the architecture that has it; timm's and open_clip's
 default architectures of the same name compute something else from them.
@@ -23,7 +23,7 @@ _SIGLIP: Final = Family(
 _SIGLIP2: Final = Family(
     title="SigLIP 2 (Tschannen et al. 2025)",
     licence="Apache-2.0",
-    good_at="SigLIP's successor: general pictures of many cultures",
+    good_at="SigLIP's successor: general images of many cultures",
     resize="squash",
     mean=HALF,
     std=HALF,
@@ -32,39 +32,39 @@ _OPENAI: Final = Family(
     title="CLIP (Radford et al. 2021)", licence="MIT", good_at="the first of its kind; a baseline"
 )
 _OPENCLIP: Final = Family(
-    title="OpenCLIP ViT (Cherti et al. 2023)", licence="MIT", good_at="products, general pictures"
+    title="OpenCLIP ViT (Cherti et al. 2023)", licence="MIT", good_at="products, general images"
 )
 _CONVNEXT: Final = Family(
     title="OpenCLIP ConvNeXt (Ilharco et al. 2021)",
     licence="MIT",
-    good_at="convolutional: any input size, fast on small pictures",
+    good_at="convolutional: any input size, fast on small images",
 )
 _CLIPA: Final = Family(
     title="CLIPA (Li et al. 2023)",
     licence="Apache-2.0",
-    good_at="general pictures",
+    good_at="general images",
     resize="squash",
     interpolation="bilinear",
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
 )
 _EVA02: Final = Family(
-    title="EVA-02-CLIP (Sun et al. 2023)", licence="MIT", good_at="products, general pictures"
+    title="EVA-02-CLIP (Sun et al. 2023)", licence="MIT", good_at="products, general images"
 )
 _METACLIP: Final = Family(
     title="MetaCLIP (Xu et al. 2023)",
     licence="CC-BY-NC-4.0",
-    good_at="general pictures; not for commercial use",
+    good_at="general images; not for commercial use",
 )
 _METACLIP2: Final = Family(
     title="MetaCLIP 2 (Chuang et al. 2025)",
     licence="CC-BY-NC-4.0",
-    good_at="pictures from all over the world; not for commercial use",
+    good_at="images from all over the world; not for commercial use",
 )
 _DFN: Final = Family(
     title="DFN CLIP (Fang et al. 2023)",
     licence="Apple sample code licence",
-    good_at="products, general pictures",
+    good_at="products, general images",
 )
 _PE_CORE: Final = Family(
     title="Perception Encoder (Bolya et al. 2025)",

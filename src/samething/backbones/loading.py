@@ -61,7 +61,7 @@ def load_backbone(
             A :class:`Backbone` is returned as it is, without other options.
         weights: a checkpoint on this disk in the loader's own layout, instead of the row's source; or a
             folder of checkpoints named after the backbones, such as ``siglip2_base_224.safetensors``.
-        resize: another way to bring pictures to the input size than the backbone's own.
+        resize: another way to bring images to the input size than the backbone's own.
         pooling: another way from tokens to a feature than the backbone's own.
         views: names of views joined by +, see :data:`~samething.backbones.views.VIEWS`.
         combine: average the features of views and sizes, or keep them side by side.
@@ -375,8 +375,8 @@ def _measured_width(network: nn.Module, preprocessing: Preprocessing, name: str)
         shape = network.eval()(torch.zeros(1, 3, *preprocessing.shape)).shape
     if len(shape) != 2:
         raise InputError(
-            f"{name} gives {'×'.join(map(str, shape[1:]))} numbers a picture",
-            expected="one vector a picture",
+            f"{name} gives {'×'.join(map(str, shape[1:]))} numbers per image",
+            expected="one vector per image",
             next_step="choose a model that pools its features, or a pooling with --pooling",
         )
     return int(shape[1])

@@ -28,7 +28,7 @@ class Backbone(nn.Module):
         network: any module that maps normalised pixels, float32 (b, 3, height, width), to features (b, w).
         name: what it is called in fingerprints.
         width: numbers in one feature.
-        preprocessing: how pictures are prepared for it.
+        preprocessing: how images are prepared for it.
         licence: licence of the weights.
         options: how it was loaded where that differs from the row's own way; part of the fingerprint.
     """
@@ -57,7 +57,7 @@ class Backbone(nn.Module):
         self.register_buffer("std", torch.tensor(preprocessing.std).view(3, 1, 1), persistent=False)
 
     def forward(self, pixels: UInt8[Tensor, "b 3 height width"]) -> Float[Tensor, "b w"]:
-        """Features of prepared pictures; float32 whatever the network computes in."""
+        """Features of prepared images; float32 whatever the network computes in."""
         features: Tensor = self.network((pixels.float() / 255 - self.mean) / self.std)
         return features.float()
 
@@ -68,7 +68,7 @@ class Backbone(nn.Module):
         return self
 
     def with_preprocessing(self, preprocessing: Preprocessing) -> Backbone:
-        """The same network fed with pictures that are prepared otherwise.
+        """The same network fed with images that are prepared otherwise.
 
         Raises:
             InputError: the shape of its input would change.

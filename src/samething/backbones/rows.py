@@ -39,7 +39,7 @@ class BackboneRow:
     width: int
     """Numbers in one feature."""
     preprocessing: Preprocessing
-    """How its pictures are prepared."""
+    """How its images are prepared."""
     parameters_millions: float
     """Size of the image encoder, in millions of parameters; projection included where it is used."""
     licence: str

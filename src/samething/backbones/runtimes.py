@@ -1,6 +1,6 @@
 """What computes a backbone's features: torch, ONNX Runtime or OpenVINO, in float32 or bfloat16.
 
-:func:`choose_runtime` measures the candidates on pictures of the job and takes the fastest of those whose
+:func:`choose_runtime` measures the candidates on images of the job and takes the fastest of those whose
 features agree with torch's in float32.
 """
 
@@ -28,7 +28,7 @@ Describe: TypeAlias = Callable[[torch.Tensor], np.ndarray]
 """From prepared pixels, uint8 (b, 3, height, width), to features, float32 (b, w)."""
 
 PARITY_COSINE: Final = 0.9998
-"""Least cosine between a runtime's features and torch's in float32, on the job's own pictures."""
+"""Least cosine between a runtime's features and torch's in float32, on the job's own images."""
 
 _SAMPLE_S: Final = 2.0
 """Time that describing the sample once may take with torch, in seconds."""
@@ -38,7 +38,7 @@ _MAX_SAMPLE: Final = 32
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
-    """A backbone ready to describe pictures."""
+    """A backbone ready to describe images."""
 
     name: str
     """What computes: torch, torch-bfloat16, onnxruntime, openvino or openvino-bfloat16."""
@@ -48,7 +48,7 @@ class Runtime:
     """From prepared pixels, uint8 (b, 3, height, width), to features, float32 (b, w)."""
     record: dict[str, Json] = dataclasses.field(default_factory=dict)
     """Plain JSON for a manifest: name, device, threads, and of each candidate the least cosine to torch in
-    float32, the pictures a second, or why it was left out."""
+    float32, the images per second, or why it was left out."""
 
 
 def choose_runtime(
@@ -56,17 +56,17 @@ def choose_runtime(
     sample: UInt8[torch.Tensor, "b 3 height width"],
     *,
     runtime: RuntimeName = "auto",
-    num_pictures: int | None = None,
+    num_images: int | None = None,
     device: str | None = None,
     record: Mapping[str, Json] | None = None,
 ) -> Runtime:
-    """The runtime to describe pictures with.
+    """The runtime to describe images with.
 
     Args:
         backbone: the frozen network.
-        sample: a few prepared pictures of the job; a batch as large as the job's gives the truest rates.
+        sample: a few prepared images of the job; a batch as large as the job's gives the truest rates.
         runtime: auto takes the fastest that agrees with torch in float32; a name takes that one.
-        num_pictures: how many pictures the job has; a runtime whose preparation takes longer than it saves
+        num_images: how many images the job has; a runtime whose preparation takes longer than it saves
             is left out. None: very many.
         device: cpu or cuda; by default cuda where there is one.
         record: of an earlier choice, which is then repeated instead of measured, for rows that are alike.
@@ -86,7 +86,7 @@ def choose_runtime(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     trials = _Trials(backbone, sample, device)
     if runtime == "auto":
-        name = trials.fastest(num_pictures)
+        name = trials.fastest(num_images)
     else:
         trials.require(runtime)
         name = runtime
@@ -94,7 +94,7 @@ def choose_runtime(
 
 
 def parity_cosine(ours: Float[np.ndarray, "b w"], theirs: Float[np.ndarray, "_ _"]) -> float:
-    """Least cosine between two runtimes' features of the same pictures; 0 where one is not finite.
+    """Least cosine between two runtimes' features of the same images; 0 where one is not finite.
 
     >>> round(parity_cosine(np.array([[1.0, 0.0]]), np.array([[1.0, 1.0]])), 4)
     0.7071
@@ -136,7 +136,7 @@ class _Trials:
             "device": self.device,
             "threads": torch.get_num_threads(),
             "cosines": {key: round(value, 7) for key, value in self.cosines.items()},
-            "pictures_per_s": {key: float(f"{value:.4g}") for key, value in self.rates.items()},
+            "images_per_s": {key: float(f"{value:.4g}") for key, value in self.rates.items()},
             "left_out": self.left_out,
         }
 
@@ -157,11 +157,11 @@ class _Trials:
         if not agrees:
             raise InputError(
                 f"the features of {name} have a cosine of {self.cosines[name]:.6f} to torch's in float32",
-                expected=f"at least {PARITY_COSINE} on the job's own pictures",
+                expected=f"at least {PARITY_COSINE} on the job's own images",
                 next_step="take another runtime, or auto, which finds the fastest that agrees",
             )
 
-    def fastest(self, num_pictures: int | None) -> str:
+    def fastest(self, num_images: int | None) -> str:
         """Try what may pay for a job of this size; the name of the fastest that agrees."""
         self._measure("torch")
         if self._bfloat16_pays():
@@ -171,7 +171,7 @@ class _Trials:
         if self.device != "cpu":
             return self._best()
         for name in ("openvino", "openvino-bfloat16", "onnxruntime"):
-            reason = self._not_worth_it(name, num_pictures)
+            reason = self._not_worth_it(name, num_images)
             if reason:
                 self.left_out[name] = reason
             else:
@@ -185,13 +185,13 @@ class _Trials:
             del self.describers[name]  # their memory
         return best
 
-    def _not_worth_it(self, name: str, num_pictures: int | None) -> str:
+    def _not_worth_it(self, name: str, num_images: int | None) -> str:
         """Why a candidate need not be tried; empty if it should be."""
         best = max(self.rates[name] for name in self.describers if name in self.rates)
         if name == "onnxruntime" and best > 1.5 * self.rates.get("openvino", best):
             return "computes in float32, and another is far ahead of float32"
-        if num_pictures is not None:
-            remaining = num_pictures / best
+        if num_images is not None:
+            remaining = num_images / best
             cost = self._export_s()
             if remaining < 2 * cost:  # even at twice the speed the export would not come back
                 return f"the job takes about {remaining:.0f} s without it, its export about {cost:.0f} s"
@@ -204,7 +204,7 @@ class _Trials:
         return 6.0 + 30 * self.backbone.num_parameters / 1e9
 
     def _bfloat16_pays(self) -> bool:
-        """Whether a picture takes less time in bfloat16, which CPUs without it emulate many times slower."""
+        """Whether an image takes less time in bfloat16, which CPUs without it emulate many times slower."""
         describe = with_torch(self.backbone, self.device, dtype=torch.bfloat16)
         pixels = self.sample[:2]
         times = []
@@ -220,7 +220,7 @@ class _Trials:
                 self._measure(name)
             else:
                 self.left_out[name] = f"cosine {self.cosines[name]:.6f} to torch in float32"
-        except Exception as error:  # a runtime that cannot do it is no reason not to describe pictures
+        except Exception as error:  # a runtime that cannot do it is no reason not to describe images
             self.left_out[name] = f"{type(error).__name__}: {_brief(error)}"
 
     def _build(self, name: str) -> bool:
@@ -241,7 +241,7 @@ class _Trials:
         return with_openvino(self.backbone, bfloat16=name == "openvino-bfloat16")
 
     def _measure(self, name: str) -> None:
-        """Pictures a second: the best of three calls after a first one."""
+        """Images a second: the best of three calls after a first one."""
         describe = self.describers[name]
         describe(self.sample)
         best = float("inf")
@@ -311,7 +311,7 @@ def with_openvino(backbone: Backbone, *, bfloat16: bool = False) -> Describe:
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
-        "ENABLE_CPU_PINNING": False,  # other processes decode pictures meanwhile
+        "ENABLE_CPU_PINNING": False,  # other processes decode images meanwhile
     }
     with graph(backbone) as path:
         compiled = core.compile_model(core.read_model(path), "CPU", settings)

@@ -44,13 +44,13 @@ _SAM: Final = Family(
 _MLCD: Final = Family(
     title="MLCD (An et al. 2024), UNICOM's successor",
     licence="Apache-2.0",
-    good_at="clusters of look-alikes: products, text in pictures",
+    good_at="clusters of look-alikes: products, text in images",
     place=PLACE_ROUNDED_DOWN,
 )
 _MLCD_MIT: Final = Family(
     title="MLCD (An et al. 2024), UNICOM's successor",
     licence="MIT",
-    good_at="clusters of look-alikes: products, text in pictures",
+    good_at="clusters of look-alikes: products, text in images",
     place=PLACE_ROUNDED_DOWN,
 )
 

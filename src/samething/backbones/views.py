@@ -1,4 +1,4 @@
-"""Several views of a picture, several resolutions, several backbones: one canvas in, one feature out.
+"""Several views of an image, several resolutions, several backbones: one canvas in, one feature out.
 
 The views lie one below the other on one canvas of pixels, so whatever feeds a backbone (features, export,
 index, search) needs to know nothing of them.
@@ -100,7 +100,7 @@ class Member:
 
 
 def canvas_preprocessing(members: Sequence[Member]) -> Preprocessing:
-    """How a picture becomes the canvas that :class:`CanvasNetwork` reads."""
+    """How an image becomes the canvas that :class:`CanvasNetwork` reads."""
     views = tuple(view for member in members for view in member.views)
     return Preprocessing(
         size=max(view.size for view in views), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), views=views

@@ -1,4 +1,4 @@
-"""The catalog: one table that says which pictures there are, what each one shows and what it is used for."""
+"""The catalog: one table that says which images there are, what each one shows and what it is used for."""
 
 from __future__ import annotations
 

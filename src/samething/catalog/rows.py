@@ -1,4 +1,4 @@
-"""The catalog: one table that says which pictures there are, what each one shows and what it is used for."""
+"""The catalog: one table that says which images there are, what each one shows and what it is used for."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Catalog:
-    """Pictures with their instance labels, domains and roles.
+    """Images with their instance labels, domains and roles.
 
     Columns: ``image`` (path relative to ``root``), ``label`` (instance, unique across domains), ``domain``,
     ``dataset``, ``role`` (``train``, ``val``, ``query``, ``index`` or ``query+index``), ``width`` and
     ``height`` (pixels, may be null), ``sha256`` (of the file, may be null). Further columns are kept; of
-    these ``box_left``, ``box_top``, ``box_right`` and ``box_bottom`` (pixels of the upright picture, null
+    these ``box_left``, ``box_top``, ``box_right`` and ``box_bottom`` (pixels of the upright image, null
     for the whole of it) say which part a row shows, and ``version`` (such as size and ETag) tells contents
     of one URL apart where there is no ``sha256``. Instead of a path, ``image`` may be a URL or a member of a
     shard (:mod:`samething.images.sources`).
@@ -95,7 +95,7 @@ class Catalog:
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, object]], *, root: Path) -> Catalog:
-        """Build a catalog from one mapping a picture.
+        """Build a catalog from one mapping per image.
 
         Only ``image`` and ``label`` are needed; ``domain`` and ``dataset`` default to ``"default"``, ``role``
         to ``"train"``. A label that occurs in several domains becomes ``domain/label`` in each, because an
@@ -170,17 +170,17 @@ class Catalog:
 
     @property
     def paths(self) -> list[Path]:
-        """Absolute path of every picture, in catalog order; of no meaning for URLs: see :attr:`sources`."""
+        """Absolute path of every image, in catalog order; of no meaning for URLs: see :attr:`sources`."""
         return [self.root / image for image in self.table["image"].to_pylist()]
 
     @property
     def sources(self) -> list[Source]:
-        """Where each picture is, and which part of it is meant, in catalog order; made for ``decode``."""
+        """Where each image is, and which part of it is meant, in catalog order; made for ``decode``."""
         locations = [located(self.root, image) for image in self.strings("image")]
         return [Source(*pair) for pair in zip(locations, self.boxes, strict=True)]
 
     def source(self, row: int) -> Source:
-        """Where the picture of one row is, and which part of it is meant."""
+        """Where the image of one row is, and which part of it is meant."""
         location = located(self.root, self.table["image"][row].as_py() or "")
         if BOX_COLUMNS[0] not in self.table.column_names:
             return Source(location)
@@ -189,7 +189,7 @@ class Catalog:
 
     @property
     def boxes(self) -> list[Box | None]:
-        """The part of its picture that each row shows; None for all of it."""
+        """The part of its image that each row shows; None for all of it."""
         if BOX_COLUMNS[0] not in self.table.column_names:
             return [None] * len(self)
         sides = zip(*(self.table[name].to_pylist() for name in BOX_COLUMNS), strict=True)
@@ -270,7 +270,7 @@ class Catalog:
 
         Args:
             source: a ``.parquet`` or ``.csv`` file.
-            root: folder of the pictures; by default the one the catalog names, for a foreign table its own
+            root: folder of the images; by default the one the catalog names, for a foreign table its own
                 folder.
 
         Raises:
@@ -314,14 +314,14 @@ class Catalog:
         """What is wrong with the catalog, in row order.
 
         Errors: a missing file, an empty path or label, the same path (with the same box and role) twice, an
-        empty box. Warnings: the same picture (by SHA-256 and box) under two labels.
+        empty box. Warnings: the same image (by SHA-256 and box) under two labels.
 
         Args:
-            check_files: look on the disk whether each picture is there.
+            check_files: look on the disk whether each image is there.
         """
         found: list[Problem] = []
         labels, images, hashes = self.strings("label"), self.strings("image"), self.strings("sha256")
-        # a picture may be trained on and stand in an index, as in UnED's part of the Met
+        # an image may be trained on and stand in an index, as in UnED's part of the Met
         boxes, roles = self.boxes, self.strings("role")
         first_row_of_path: dict[tuple[str, Box | None, str], int] = {}
         first_row_of_hash: dict[tuple[str, Box | None], int] = {}
@@ -346,31 +346,31 @@ class Catalog:
             other = first_row_of_hash.setdefault((sha256, box), row)
             if labels[other] != label:
                 message = (
-                    f"{image} is the same picture as {images[other]} (row {other}), which has the label "
+                    f"{image} is the same image as {images[other]} (row {other}), which has the label "
                     f"{labels[other]!r}, not {label!r}"
                 )
                 found.append(Problem(row, "warning", message))
         return found
 
     def require_files(self) -> None:
-        """Refuse a catalog whose pictures have moved. What is behind a URL is not looked at.
+        """Refuse a catalog whose images have moved. What is behind a URL is not looked at.
 
         Raises:
-            ArtefactError: none of the first pictures is under the root.
+            ArtefactError: none of the first images is under the root.
         """
         first = self.strings("image")[:100]
         files = dict.fromkeys(container_of(located(self.root, image)) for image in first)
         sample = [] if any(map(is_url, files)) else [Path(file) for file in files]
         if sample and not any(path.exists() for path in sample):
             raise ArtefactError(
-                f"none of the first {len(sample)} pictures of the catalog is under {self.root} "
+                f"none of the first {len(sample)} images of the catalog is under {self.root} "
                 f"(for instance {sample[0]})",
                 expected="the folder the catalog was made from",
-                next_step="if the pictures were moved, give their new folder with --root",
+                next_step="if the images were moved, give their new folder with --root",
             )
 
     def counts(self) -> list[dict[str, object]]:
-        """Rows of ``domain``, ``role``, ``instances`` and ``pictures``, sorted."""
+        """Rows of ``domain``, ``role``, ``instances`` and ``images``, sorted."""
         table = self.table.group_by(["domain", "role"]).aggregate(
             [("label", "count_distinct"), ("label", "count")]
         )
@@ -379,7 +379,7 @@ class Catalog:
                 "domain": row["domain"],
                 "role": row["role"],
                 "instances": row["label_count_distinct"],
-                "pictures": row["label_count"],
+                "images": row["label_count"],
             }
             for row in table.to_pylist()
         ]
@@ -388,8 +388,8 @@ class Catalog:
     def split_by_class(self, *, val: float, test: float, seed: int = 0) -> Catalog:
         """Give whole instances to training, validation and test, in every domain by the same shares.
 
-        Instances with one picture only can neither be trained on nor found, so they go to training, where
-        they are dropped with a notice. Validation pictures get the role ``val``, test pictures
+        Instances with one image only can neither be trained on nor found, so they go to training, where
+        they are dropped with a notice. Validation images get the role ``val``, test images
         ``query+index``: each is searched for among the others.
 
         Args:

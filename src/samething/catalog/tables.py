@@ -137,7 +137,7 @@ def check_boxes(table: pa.Table) -> None:
     if len(odd):
         raise InputError(
             f"row {odd[0]} ({table['image'][int(odd[0])].as_py()}) has a box with some sides only",
-            expected=f"all of {', '.join(BOX_COLUMNS)}, or none for the whole picture",
+            expected=f"all of {', '.join(BOX_COLUMNS)}, or none for the whole image",
             next_step="correct the box",
         )
 

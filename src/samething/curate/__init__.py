@@ -1,4 +1,4 @@
-"""Curation: which pictures to train on, chosen by rules, without copies, leaks and doubtful labels.
+"""Curation: which images to train on, chosen by rules, without copies, leaks and doubtful labels.
 
 Nothing here needs torch but the noise filter by sub-centres.
 """

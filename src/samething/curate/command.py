@@ -63,10 +63,10 @@ def curate(
 
     Training rows are chosen; validation rows are dropped only where they leak, and evaluation rows (query,
     index) never. The steps, in this order: finer labels, unreadable files, leaks, contradictions, copies,
-    doubtful labels, least pictures a class, classes a data set, pictures a class, budget.
+    doubtful labels, least images per class, classes per data set, images per class, budget.
 
-    Beside OUTPUT are written OUTPUT.dropped.csv (a row for each picture left out, and why), OUTPUT.pairs.csv
-    (pictures that are there twice), OUTPUT.report.html, and OUTPUT.hashes.sqlite, from which a killed or
+    Beside OUTPUT are written OUTPUT.dropped.csv (a row for each image left out, and why), OUTPUT.pairs.csv
+    (images that are there twice), OUTPUT.report.html, and OUTPUT.hashes.sqlite, from which a killed or
     repeated run goes on. The same input, options and seed give the same catalog, byte for byte. Files that
     cannot be read are left out, and the exit status is then 3.
 
@@ -76,7 +76,7 @@ def curate(
         recipe: m4d-35k: the paper's training set, rebuilt by its rules from --data-root and held against the
             published numbers.
         data_root: folder that holds the folders of the recipe's data sets.
-        root: folder of the pictures, if they were moved since the catalog was made.
+        root: folder of the images, if they were moved since the catalog was made.
         options: changes to the defaults or the recipe.
     """
     changes = {

@@ -21,20 +21,20 @@ Duplicates: TypeAlias = Literal["none", "exact", "perceptual", "embedding"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CurateConfig:
-    """Everything that decides which pictures stay.
+    """Everything that decides which images stay.
 
     Raises:
         InputError: options that are out of range or do not fit together.
     """
 
-    min_pictures: tuple[int | str, ...] = ()
-    """Drop classes with fewer training pictures: NUMBER, or DATASET=NUMBER for one set; may be repeated."""
-    max_pictures: tuple[int | str, ...] = ()
-    """Keep at most so many pictures a class, drawn at random: NUMBER or DATASET=NUMBER; may be repeated."""
+    min_images: tuple[int | str, ...] = ()
+    """Drop classes with fewer training images: NUMBER, or DATASET=NUMBER for one set; may be repeated."""
+    max_images: tuple[int | str, ...] = ()
+    """Keep at most so many images per class, drawn at random: NUMBER or DATASET=NUMBER; may be repeated."""
     max_classes: tuple[int | str, ...] = ()
-    """Keep at most so many classes a data set, drawn at random: NUMBER or DATASET=NUMBER; repeatable."""
-    budget_pictures: int | None = None
-    """Keep at most so many training pictures in all, shared over the domains."""
+    """Keep at most so many classes per data set, drawn at random: NUMBER or DATASET=NUMBER; repeatable."""
+    budget_images: int | None = None
+    """Keep at most so many training images in all, shared over the domains."""
     budget_classes: int | None = None
     """Keep at most so many classes in all, shared over the domains, instead."""
     share: Share = "proportional"
@@ -42,7 +42,7 @@ class CurateConfig:
     temperature: float = 2.0
     """For the share temperature: 1 is proportional, large is equal."""
     thin: Thin = "classes"
-    """How a domain comes down to its share of pictures: fewer classes, or fewer pictures a class."""
+    """How a domain comes down to its share of images: fewer classes, or fewer images per class."""
     refine_by: Path | None = None
     """Table (.csv, .parquet) with image and attribute: labels become label/attribute."""
     refine_clusters: bool = False
@@ -50,38 +50,38 @@ class CurateConfig:
     silhouette: float = LEAST_SILHOUETTE
     """Mean silhouette from which a class is split, in (-1, 1)."""
     features: tuple[Path, ...] = ()
-    """Feature folders of the pictures, for embedding, noise and clusters; all of one backbone."""
+    """Feature folders of the images, for embedding, noise and clusters; all of one backbone."""
     duplicates: Duplicates = "perceptual"
-    """Look for the same picture by checksum (exact), also by what it shows (perceptual), also by its features
+    """Look for the same image by checksum (exact), also by what it shows (perceptual), also by its features
     (embedding); each includes those before."""
     mirrored: bool = False
-    """Count a picture and its mirror image as the same."""
+    """Count an image and its mirror image as the same."""
     bits: int = 10
     """Bits of 64 in which the perceptual hashes of candidates may differ, 0 to 15."""
     similarity: float = 0.85
-    """Cosine of the features from which two pictures are candidates, in (0, 1]."""
+    """Cosine of the features from which two images are candidates, in (0, 1]."""
     closeness: float = 0.95
-    """Correlation of the pixels that makes a candidate the same picture, up to 1; 0 takes every candidate."""
+    """Correlation of the pixels that makes a candidate the same image, up to 1; 0 takes every candidate."""
     conflicts: Conflicts = "exact"
-    """The same picture under two labels of a data set: drop both if the files are equal (exact), also if they
+    """The same image under two labels of a data set: drop both if the files are equal (exact), also if they
     look the same (all), or only report them."""
     against: tuple[Path, ...] = ()
     """Catalogs of evaluation sets that nothing may be trained on; their training rows do not count."""
     leaks: Leaks = "remove"
-    """Training pictures that are in an evaluation set: remove or only report them."""
+    """Training images that are in an evaluation set: remove or only report them."""
     noise: Noise = "none"
-    """Drop pictures whose label is doubtful: by agreement with their class in the features, or by their angle
+    """Drop images whose label is doubtful: by agreement with their class in the features, or by their angle
     to the dominant one of three sub_centres of a head trained for that."""
     agreement: float = LEAST_AGREEMENT
     """Agreement below which a label is doubtful; lower drops fewer."""
     angle: float = LARGEST_ANGLE
     """Angle in degrees, of sub_centres, above which a label is doubtful."""
     hashes: Path | None = None
-    """File that keeps the hashes of pictures for further runs; by default OUTPUT.hashes.sqlite."""
+    """File that keeps the hashes of images for further runs; by default OUTPUT.hashes.sqlite."""
     memory_mib: int = 512
     """Ceiling in MiB of the working memory of each search for candidates."""
     seed: int = 0
-    """Another number draws other pictures and classes."""
+    """Another number draws other images and classes."""
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -124,31 +124,31 @@ class CurateConfig:
         if lacking:
             raise InputError(
                 f"{lacking[0]} without features",
-                expected="a feature folder of the pictures",
+                expected="a feature folder of the images",
                 next_step="make one with samething features CATALOG, and give it with --features",
             )
         if self.against and self.duplicates == "none":
             raise InputError(
                 "--against with --duplicates none",
-                expected="some way to find the same picture",
+                expected="some way to find the same image",
                 next_step="leave --duplicates away, or --against",
             )
         self.budget  # noqa: B018 (checks it)
-        self.limits("min_pictures"), self.limits("max_pictures"), self.limits("max_classes")
+        self.limits("min_images"), self.limits("max_images"), self.limits("max_classes")
 
     @property
     def budget(self) -> Budget:
         """The total budget, and how it is shared."""
         return Budget(
-            pictures=self.budget_pictures,
+            images=self.budget_images,
             classes=self.budget_classes,
             share=self.share,
             temperature=self.temperature,
             thin=self.thin,
-            least=self.limits("min_pictures").default or 1,
+            least=self.limits("min_images").default or 1,
         )
 
-    def limits(self, name: Literal["min_pictures", "max_pictures", "max_classes"]) -> Limit:
+    def limits(self, name: Literal["min_images", "max_images", "max_classes"]) -> Limit:
         """One of the three options that may differ between data sets."""
         texts = [str(value) for value in getattr(self, name)]
         return Limit.parsed(texts, name=f"--{name.replace('_', '-')}")
@@ -170,7 +170,7 @@ class Recipe:
 
 
 def _published() -> dict[str, Published]:
-    # the published table calls the refined cars by the name of their pictures
+    # the published table calls the refined cars by the name of their images
     names = {"stanford_cars": "stanford_cars_refined"}
     found = {row.where.get("dataset", ""): row for row in M4D_35K.published}
     return {names.get(name, name): row for name, row in found.items()}
@@ -181,14 +181,14 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         title="M4D-35k (Florek et al., GCPR 2024)",
         parts=("products_10k", "gldv2", "deep_fashion", "stanford_cars_refined"),
         changes={
-            "min_pictures": (3,),
-            "max_pictures": ("gldv2=100",),
+            "min_images": (3,),
+            "max_images": ("gldv2=100",),
             "max_classes": ("gldv2=10000",),
             # the paper's rules are these alone; give --duplicates or --against to go beyond them
             "duplicates": "none",
         },
         published=_published(),
-        note="The paper's draw of 10,000 landmarks is not published, so their pictures differ by chance; "
+        note="The paper's draw of 10,000 landmarks is not published, so their images differ by chance; "
         "published numbers are rounded to 100.",
     ),
 }

@@ -1,7 +1,7 @@
 """A random number for each name: the same whatever the order of the rows and whatever else there is.
 
-What is drawn for one picture or class so never changes what is drawn for another: a data set that is added,
-or a picture that is taken away, leaves the rest of a selection as it was.
+What is drawn for one image or class so never changes what is drawn for another: a data set that is added,
+or an image that is taken away, leaves the rest of a selection as it was.
 """
 
 from __future__ import annotations

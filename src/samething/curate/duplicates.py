@@ -1,12 +1,12 @@
-"""What becomes of pairs that show one picture: leaks, contradictions and copies.
+"""What becomes of pairs that show one image: leaks, contradictions and copies.
 
-Tiers say what a picture is for: training below validation below evaluation. Of a pair in two tiers the lower
-one is a *leak*: a model would be tested, or chosen, on what it has seen. Two pictures of evaluation are only
-reported, because a benchmark is not ours to change. Within a tier, the same picture
+Tiers say what an image is for: training below validation below evaluation. Of a pair in two tiers the lower
+one is a *leak*: a model would be tested, or chosen, on what it has seen. Two images of evaluation are only
+reported, because a benchmark is not ours to change. Within a tier, the same image
 
 - under one label, or in two data sets, is a *duplicate*: one stays (see :func:`pairs.row_ranks`);
 - under two labels of one data set is a *conflict*: one of them is wrong, and nothing says which. If the files
-  are equal, both are dropped. If the pictures only look the same, both stay and are reported: products
+  are equal, both are dropped. If the images only look the same, both stay and are reported: products
   that differ in a detail are photographed alike; ``conflicts`` changes that.
 """
 
@@ -78,14 +78,14 @@ def resolve(
     """Drop what must not stay twice.
 
     A row is dropped for the sake of one that stays, never for one that is dropped itself as a copy, so that
-    pictures that are alike only through a chain of others stay.
+    images that are alike only through a chain of others stay.
 
     Args:
         pairs: of all rows; the second ones of a kept pair may be dropped.
         rows: what is known of them.
         ledger: of the catalog's rows, the first ones of all.
         leaks: ``remove`` or only ``report`` them.
-        conflicts: ``exact`` drops both where the files are equal, ``all`` also where the pictures look the
+        conflicts: ``exact`` drops both where the files are equal, ``all`` also where the images look the
             same, ``report`` none.
 
     Returns:
@@ -103,7 +103,7 @@ def resolve(
         # from below, because an evaluation set of its own stands behind the catalog
         names = np.asarray(["training", "validation", "evaluation"], dtype=object)[rows.tiers[better[own]]]
         reasons = [
-            f"the picture is in the {name} set ({_found(pairs, n)})"
+            f"the image is in the {name} set ({_found(pairs, n)})"
             for name, n in zip(names, own.tolist(), strict=True)
         ]
         ledger.drop(worse[own], "leak", reasons, partners=better[own])
@@ -115,7 +115,7 @@ def resolve(
         others = np.concatenate([better[drops], worse[drops]])
         found = np.concatenate([np.flatnonzero(drops)] * 2)
         both, firsts = np.unique(both, return_index=True)
-        reasons = [f"the picture has another label, too ({_found(pairs, n)})" for n in found[firsts].tolist()]
+        reasons = [f"the image has another label, too ({_found(pairs, n)})" for n in found[firsts].tolist()]
         ledger.drop(both, "conflict", reasons, partners=others[firsts])
     copies = np.isin(relation, [RELATIONS.index("duplicate"), RELATIONS.index("across data sets")])
     stays = np.ones(len(rows.tiers), bool)
@@ -147,7 +147,7 @@ def _found(pairs: Pairs, number: int) -> str:
 def pair_table(
     pairs: Pairs, relation: Int[np.ndarray, " p"], rows: Rows, listed: pa.Table, ledger: Ledger
 ) -> pa.Table:
-    """A row a pair: both pictures, what they are to each other, what found them, and what became of them.
+    """A row per pair: both images, what they are to each other, what found them, and what became of them.
 
     Args:
         pairs: of all rows.

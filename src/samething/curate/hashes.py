@@ -1,12 +1,12 @@
-"""What two copies of one picture share: the SHA-256 of the file, and a perceptual hash of what it shows.
+"""What two copies of one image share: the SHA-256 of the file, and a perceptual hash of what it shows.
 
 The perceptual hash is pHash (Zauner, *Implementation and Benchmarking of Perceptual Image Hash Functions*,
-2010): the picture in grey at 32 × 32, its cosine transform, the 64 coefficients of the lowest frequencies
-without the constant ones, each a bit that says whether it is above their median. Saving a picture again or
-scaling it changes few of the 64 bits; two different pictures differ in about 32. The hash of the mirrored
-picture costs nothing more, because mirroring changes only the sign of every other column of coefficients.
-Cutting off a border changes many bits, so the inner part of each picture has a hash of its own: what was cut
-from a picture is near that.
+2010): the image in grey at 32 × 32, its cosine transform, the 64 coefficients of the lowest frequencies
+without the constant ones, each a bit that says whether it is above their median. Saving an image again or
+scaling it changes few of the 64 bits; two different images differ in about 32. The hash of the mirrored
+image costs nothing more, because mirroring changes only the sign of every other column of coefficients.
+Cutting off a border changes many bits, so the inner part of each image has a hash of its own: what was cut
+from an image is near that.
 
 A hash is taken once a file: results are kept in an SQLite file under path, size and time of change.
 """
@@ -27,26 +27,26 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt64
 from PIL import Image
 
-from samething.curate.pictures import Box, Pictures, box_text, decode_part
+from samething.curate.images import Box, Images, box_text, decode_part
 from samething.errors import ArtefactError, ImageError
 from samething.files import disk_errors, file_sha256
 from samething.progress import progress_bar
 
-PICTURES_A_COMMIT: Final = 1024
-"""Pictures whose hashes are written at a time; what a killed run loses at most."""
+IMAGES_PER_COMMIT: Final = 1024
+"""Images whose hashes are written at a time; what a killed run loses at most."""
 
 _SIDE: Final = 32
 _LOW: Final = slice(1, 9)
 """Frequencies that become bits, in each direction; 0 is the mean, which every light changes."""
 
 FLATTEST: Final = 2.0
-"""Standard deviation of the grey values, 0 to 255, below which a picture has no hash: nothing is in it but
-noise, and all such pictures would look alike or not by chance."""
+"""Standard deviation of the grey values, 0 to 255, below which an image has no hash: nothing is in it but
+noise, and all such images would look alike or not by chance."""
 
 _NUM_THREADS: Final = min(32, 2 * (os.cpu_count() or 1))
 
 _TABLE: Final = """
-create table if not exists pictures (
+create table if not exists images (
     path text primary key, size integer, changed_ns integer,
     sha256 text, hash integer, mirrored integer, inner integer, reason text
 ) without rowid
@@ -58,32 +58,32 @@ INNER_SHARE: Final = 0.88
 """Share of each side that the inner part keeps; with some bits of tolerance it stands for 0.82 to 0.94."""
 
 _Row: TypeAlias = tuple[str | None, int | None, int | None, int | None, str | None]
-"""SHA-256, hash, those of the mirrored picture and of its inner part, and the reason why there are none."""
+"""SHA-256, hash, those of the mirrored image and of its inner part, and the reason why there are none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hashes:
-    """Hashes of n pictures, in catalog order."""
+    """Hashes of n images, in catalog order."""
 
     sha256: np.ndarray
-    """n strings of 64 hexadecimal digits; empty where the picture cannot be read."""
+    """n strings of 64 hexadecimal digits; empty where the image cannot be read."""
     perceptual: UInt64[np.ndarray, " n"]
     """64 bits; 0 where there is none."""
     mirrored: UInt64[np.ndarray, " n"]
-    """The same of the picture mirrored left to right."""
+    """The same of the image mirrored left to right."""
     inner: UInt64[np.ndarray, " n"]
-    """The same of the middle of the picture, 88 % of each side."""
+    """The same of the middle of the image, 88 % of each side."""
     is_hashed: Bool[np.ndarray, " n"]
-    """Whether there is a perceptual hash: the picture can be read and shows more than one colour."""
+    """Whether there is a perceptual hash: the image can be read and shows more than one colour."""
     unreadable: Mapping[int, str]
-    """Row and reason of the pictures that cannot be read."""
+    """Row and reason of the images that cannot be read."""
     num_computed: int = 0
-    """Pictures opened in this run; the others were known."""
+    """Images opened in this run; the others were known."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PerceptualHashes:
-    """The 64-bit hashes of one picture."""
+    """The 64-bit hashes of one image."""
 
     own: int
     mirrored: int
@@ -91,7 +91,7 @@ class PerceptualHashes:
 
 
 def perceptual_hashes(image: Image.Image) -> PerceptualHashes | None:
-    """The 64-bit hashes of a decoded picture; None for a flat one.
+    """The 64-bit hashes of a decoded image; None for a flat one.
 
     >>> ramp = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1)))
     >>> found = perceptual_hashes(ramp)
@@ -109,14 +109,14 @@ def perceptual_hashes(image: Image.Image) -> PerceptualHashes | None:
     inner = _low_frequencies(grey, (left, top, width - left, height - top))
     # mirrored, the n-th cosine changes its sign where n is odd; the columns here are numbered from 1
     mirrored = whole * np.where(np.arange(1, 9) % 2, -1.0, 1.0)
-    # a picture with nothing but a border has no inner hash; its own one stands for it
+    # an image with nothing but a border has no inner hash; its own one stands for it
     return PerceptualHashes(_bits(whole), _bits(mirrored), _bits(whole if inner is None else inner))
 
 
 def _low_frequencies(
     grey: Image.Image, box: tuple[float, float, float, float]
 ) -> Float[np.ndarray, "8 8"] | None:
-    """Cosine coefficients of a part of a picture; None where that is flat."""
+    """Cosine coefficients of a part of an image; None where that is flat."""
     small = grey.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS, box=box)
     values = np.asarray(small, np.float64)
     if values.std() < FLATTEST:
@@ -136,20 +136,20 @@ def _cosine_basis() -> Float[np.ndarray, "8 32"]:
 
 def _bits(low: Float[np.ndarray, "8 8"]) -> int:
     """Which coefficients are above the median, as an integer; rounded first, so that both halves of an even
-    picture give the same zeros."""
+    image give the same zeros."""
     values = np.round(low.ravel(), 6)
     return int.from_bytes(np.packbits(values > np.median(values)).tobytes(), "big")
 
 
-def picture_hashes(pictures: Pictures, *, cache: Path) -> Hashes:
-    """SHA-256 and perceptual hashes of every picture, from the cache where the file has not changed.
+def image_hashes(images: Images, *, cache: Path) -> Hashes:
+    """SHA-256 and perceptual hashes of every image, from the cache where the file has not changed.
 
-    Of a part of a picture, the box is added to the SHA-256 of the file: two parts of one file are not copies.
+    Of a part of an image, the box is added to the SHA-256 of the file: two parts of one file are not copies.
 
     A killed run goes on from the cache. Progress is shown on stderr.
 
     Args:
-        pictures: what is hashed.
+        images: what is hashed.
         cache: SQLite file that is read and added to; made if missing.
 
     Raises:
@@ -158,12 +158,12 @@ def picture_hashes(pictures: Pictures, *, cache: Path) -> Hashes:
     """
     rows: list[_Row] = []
     num_computed = 0
-    with _database(Path(cache)) as database, progress_bar("pictures") as progress:
-        task = progress.add_task("hashing", total=len(pictures))
+    with _database(Path(cache)) as database, progress_bar("images") as progress:
+        task = progress.add_task("hashing", total=len(images))
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            for start in range(0, len(pictures), PICTURES_A_COMMIT):
-                numbers = range(start, min(start + PICTURES_A_COMMIT, len(pictures)))
-                block = [(pictures.path(number), pictures.box(number)) for number in numbers]
+            for start in range(0, len(images), IMAGES_PER_COMMIT):
+                numbers = range(start, min(start + IMAGES_PER_COMMIT, len(images)))
+                block = [(images.path(number), images.box(number)) for number in numbers]
                 found, num_new = _hash_block(database, pool, block)
                 rows += found
                 num_computed += num_new
@@ -205,23 +205,23 @@ def _database(cache: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _hash_block(
-    database: sqlite3.Connection, pool: ThreadPoolExecutor, pictures: list[tuple[str, Box | None]]
+    database: sqlite3.Connection, pool: ThreadPoolExecutor, images: list[tuple[str, Box | None]]
 ) -> tuple[list[_Row], int]:
-    """Hashes of some pictures in their order, and how many of them were computed."""
-    keys = [path + box_text(box) for path, box in pictures]
+    """Hashes of some images in their order, and how many of them were computed."""
+    keys = [path + box_text(box) for path, box in images]
     marks = ",".join("?" * len(keys))
-    query = f"select path, size, changed_ns, {_RESULTS} from pictures where path in ({marks})"
+    query = f"select path, size, changed_ns, {_RESULTS} from images where path in ({marks})"
     known = {row[0]: row[1:] for row in database.execute(query, keys)}
-    states = list(pool.map(_state, [path for path, _ in pictures]))
+    states = list(pool.map(_state, [path for path, _ in images]))
     new = [
         number
         for number, key in enumerate(keys)
         if states[number] is None or known.get(key, (None, None))[:2] != states[number]
     ]
-    computed = dict(zip(new, pool.map(_hash, [pictures[number] for number in new]), strict=True))
+    computed = dict(zip(new, pool.map(_hash, [images[number] for number in new]), strict=True))
     with database:
         database.executemany(
-            "insert or replace into pictures values (?, ?, ?, ?, ?, ?, ?, ?)",
+            "insert or replace into images values (?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (keys[number], *state, *row)
                 for number, row in computed.items()
@@ -241,8 +241,8 @@ def _state(path: str) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def _hash(picture: tuple[str, Box | None]) -> _Row:
-    path, box = picture
+def _hash(image: tuple[str, Box | None]) -> _Row:
+    path, box = image
     try:
         found = perceptual_hashes(decode_part(Path(path), box))
         sha256 = file_sha256(Path(path)) + box_text(box)

@@ -1,4 +1,4 @@
-"""What was dropped and why: a row each, kept as a few numbers a picture."""
+"""What was dropped and why: a row each, kept as a few numbers per image."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ Rule: TypeAlias = Literal[
     "conflict",
     "duplicate",
     "noise",
-    "too few pictures",
+    "too few images",
     "too many classes",
-    "too many pictures",
+    "too many images",
     "budget",
 ]
 RULES: Final[Sequence[Rule]] = get_args(Rule)
-"""Why a picture is dropped, in the order in which it is looked at."""
+"""Why an image is dropped, in the order in which it is looked at."""
 
 MEANINGS: Final[Mapping[Rule, str]] = {
     "unreadable": "the file cannot be read",
-    "leak": "the same picture is in an evaluation set",
-    "conflict": "the same picture has another label in the same data set",
-    "duplicate": "the same picture is kept once already",
+    "leak": "the same image is in an evaluation set",
+    "conflict": "the same image has another label in the same data set",
+    "duplicate": "the same image is kept once already",
     "noise": "its label is doubtful",
-    "too few pictures": "its class has too few pictures",
+    "too few images": "its class has too few images",
     "too many classes": "its class was not among those drawn of its data set",
-    "too many pictures": "it was not among those drawn of its class",
+    "too many images": "it was not among those drawn of its class",
     "budget": "it was not among those drawn within the budget",
 }
 
@@ -70,8 +70,8 @@ class Ledger:
         Args:
             rows: distinct rows.
             rule: what drops them.
-            reasons: one for all, or one a row.
-            partners: the picture that makes each one superfluous, as a row of the catalog or, from its end,
+            reasons: one for all, or one per row.
+            partners: the image that makes each one superfluous, as a row of the catalog or, from its end,
                 of the evaluation sets; -1 for none.
         """
         new = np.flatnonzero(self._rule[rows] < 0)
@@ -96,7 +96,7 @@ class Ledger:
         self.drop(rows[left_out], rule, reason)
 
     def counts(self) -> dict[Rule, int]:
-        """Dropped pictures by rule; rules that dropped none are left out."""
+        """Dropped images by rule; rules that dropped none are left out."""
         numbers = np.bincount(self._rule[self._rule >= 0], minlength=len(RULES))
         return {rule: int(number) for rule, number in zip(RULES, numbers, strict=True) if number}
 
@@ -106,7 +106,7 @@ class Ledger:
         return np.flatnonzero(np.isin(self._rule, wanted))
 
     def partner_of(self, row: int) -> int:
-        """The picture that made a row superfluous, or -1."""
+        """The image that made a row superfluous, or -1."""
         return int(self._partner[row])
 
     def reason_of(self, row: int) -> str:
@@ -114,10 +114,10 @@ class Ledger:
         return list(self._reasons)[int(self._reason[row])]
 
     def table(self, catalog: Catalog, partner_images: pa.ChunkedArray) -> pa.Table:
-        """A row for each dropped picture: its columns, the rule, the reason and what stays instead.
+        """A row for each dropped image: its columns, the rule, the reason and what stays instead.
 
         Args:
-            catalog: the pictures.
+            catalog: the images.
             partner_images: path of each row that a partner can be.
         """
         rows = self.dropped_rows()

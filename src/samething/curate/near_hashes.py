@@ -55,7 +55,7 @@ def near_pairs(
         hashes: first of each pair.
         others: second of each pair; None pairs the hashes among themselves, each pair once, first < second.
         distance: bits that may differ, 0 to 15.
-        memory_mib: ceiling in MiB of the working memory beyond arguments, an index (8 bytes a hash) and
+        memory_mib: ceiling in MiB of the working memory beyond arguments, an index (8 bytes per hash) and
             the result.
 
     Raises:

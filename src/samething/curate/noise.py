@@ -1,14 +1,14 @@
-"""Pictures whose label is doubtful, by what a frozen backbone sees in them.
+"""Images whose label is doubtful, by what a frozen backbone sees in them.
 
 Two ways, both on the features of one domain at a time:
 
 ``agreement``
-    How much nearer a picture is to the other pictures of its class than to the nearest other class, and how
+    How much nearer an image is to the other images of its class than to the nearest other class, and how
     much less near than they are to each other. No training.
 ``sub_centres``
     Sub-Center ArcFace's own way of cleaning (Deng et al., *Sub-center ArcFace: Boosting Face Recognition by
-    Large-Scale Noisy Web Faces*, ECCV 2020, section 3.4): a head is trained with three centres a class; the
-    centre nearest to most pictures is the dominant one; a picture whose angle to it is large is dropped.
+    Large-Scale Noisy Web Faces*, ECCV 2020, section 3.4): a head is trained with three centres per class; the
+    centre nearest to most images is the dominant one; an image whose angle to it is large is dropped.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ _ROWS_AT_A_TIME: Final = 1024
 def agreement(
     features: FeatureRows, classes: Int[np.ndarray, " n"], domains: Int[np.ndarray, " n"]
 ) -> Float32[np.ndarray, " n"]:
-    """How well each picture agrees with its class; the lower, the more doubtful its label.
+    """How well each image agrees with its class; the lower, the more doubtful its label.
 
     With features of unit length, from which the mean of their domain is taken before:
-    (cosine with the sum of its class's other pictures - largest cosine with the sum of another class of the
-    domain) + (mean cosine with its class's other pictures - the median of that over the class). Between -4
-    and 4, for unrelated pictures around -0.5. A picture alone in its class gets 0: nothing speaks against it.
+    (cosine with the sum of its class's other images - largest cosine with the sum of another class of the
+    domain) + (mean cosine with its class's other images - the median of that over the class). Between -4
+    and 4, for unrelated images around -0.5. An image alone in its class gets 0: nothing speaks against it.
 
     Args:
-        features: of n pictures.
+        features: of n images.
         classes: their classes 0….
         domains: their domains 0….
 
@@ -81,7 +81,7 @@ def _agreement_in_domain(features: FeatureRows, classes: Int[np.ndarray, " n"]) 
     for start in range(0, len(classes), _ROWS_AT_A_TIME):
         block = slice(start, start + _ROWS_AT_A_TIME)
         cosines = unit[block] @ directions.T
-        cosines[:, sizes < 2] = -1  # a class of one picture says little about a class
+        cosines[:, sizes < 2] = -1  # a class of one image says little about a class
         cosines[np.arange(len(cosines)), classes[block]] = -1
         rival[block] = cosines.max(axis=1)
     scores = own - rival + mean - _class_medians(mean, classes)[classes]
@@ -111,13 +111,13 @@ def _class_medians(
 def sub_centre_angles(
     embeddings: Embeddings, classes: Int[np.ndarray, " n"], centres: Float[np.ndarray, "c k d"]
 ) -> Float32[np.ndarray, " n"]:
-    """Angle in degrees of each picture to the dominant centre of its class.
+    """Angle in degrees of each image to the dominant centre of its class.
 
-    Dominant is the centre that is the nearest one of its class for most of the class's pictures, of equal
+    Dominant is the centre that is the nearest one of its class for most of the class's images, of equal
     ones the first.
 
     Args:
-        embeddings: of n pictures.
+        embeddings: of n images.
         classes: their classes, 0 to c - 1.
         centres: the k centres of each class.
     """
@@ -135,11 +135,11 @@ def sub_centre_angles(
 def trained_angles(
     features: FeatureSet, catalog: Catalog, folder: Path, *, seed: int
 ) -> Float32[np.ndarray, " n"]:
-    """Train a head with three centres a class for :func:`sub_centre_angles`; 0 for a class of one picture.
+    """Train a head with three centres per class for :func:`sub_centre_angles`; 0 for a class of one image.
 
     Args:
-        features: a row for each picture of the catalog, in its order.
-        catalog: the pictures, all of training, with the labels in doubt.
+        features: a row for each image of the catalog, in its order.
+        catalog: the images, all of training, with the labels in doubt.
         folder: run folder of that head; a killed run goes on there.
         seed: of the training.
     """

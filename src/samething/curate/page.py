@@ -1,4 +1,4 @@
-"""The HTML page of a curation: numbers before and after, and pictures of what stayed and what did not."""
+"""The HTML page of a curation: numbers before and after, and images of what stayed and what did not."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from samething.catalog import Catalog
 from samething.curate.config import CurateConfig
 from samething.curate.draws import draws_of
 from samething.curate.duplicates import RELATIONS
+from samething.curate.images import Images
 from samething.curate.ledger import MEANINGS, Ledger
 from samething.curate.pairs import METHODS, Pairs
-from samething.curate.pictures import Pictures
 from samething.curate.result import Curation
 from samething.errors import ImageError
-from samething.pages import as_drawn, picture_url, write_page
+from samething.pages import as_drawn, image_url, write_page
 
 NUM_SAMPLES: Final = 9
-"""Pictures shown of each domain."""
+"""Images shown of each domain."""
 NUM_PAIRS: Final = 12
 """Pairs shown of each relation."""
 NUM_DOUBTFUL: Final = 12
-"""Pictures shown whose label is doubtful."""
+"""Images shown whose label is doubtful."""
 NUM_QUARANTINED: Final = 100
 """Files listed that cannot be read."""
 
 _STYLES: Final[tuple[Literal["stepfilled", "step"], ...]] = ("stepfilled", "step")
 
 _EXPLANATIONS: Final = {
-    "leak": "Pictures of training or validation that what is measured on has, too.",
+    "leak": "Images of training or validation that what is measured on has, too.",
     "within evaluation": "Twice in what is measured on; a benchmark is not changed, so it is only reported.",
-    "conflict": "The same picture under two labels of one data set.",
-    "duplicate": "The same picture twice under one label.",
-    "across data sets": "The same picture in two data sets; the one of the earlier data set stays.",
+    "conflict": "The same image under two labels of one data set.",
+    "duplicate": "The same image twice under one label.",
+    "across data sets": "The same image in two data sets; the one of the earlier data set stays.",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """A picture on the page."""
+    """An image on the page."""
 
     url: str
     text: str
@@ -55,7 +55,7 @@ def write_curation_page(
     before: Catalog,
     after: Catalog,
     ledger: Ledger,
-    pictures: Pictures,
+    images: Images,
     pairs: Pairs,
     relation: Int[np.ndarray, " p"],
     config: CurateConfig,
@@ -67,8 +67,8 @@ def write_curation_page(
         before: the catalog as it was read.
         after: the same rows with refined labels.
         ledger: which rows were dropped.
-        pictures: those of the catalog, and behind them those of the evaluation sets.
-        pairs: pictures found twice.
+        images: those of the catalog, and behind them those of the evaluation sets.
+        pairs: images found twice.
         relation: of each pair, an index into :data:`RELATIONS`.
         config: what was asked for.
     """
@@ -79,13 +79,13 @@ def write_curation_page(
         for field in dataclasses.fields(config)
         if getattr(config, field.name) != getattr(default, field.name)
     }
-    page = _Page(after, ledger, pictures)
+    page = _Page(after, ledger, images)
     quarantined = ledger.dropped_rows("unreadable")
     return write_page(
         result.report,
         "curation.html",
         title=f"Curation: {result.path.name}",
-        facts={"pictures": f"{len(result.catalog):,} of {len(before):,} stay", **facts},
+        facts={"images": f"{len(result.catalog):,} of {len(before):,} stay", **facts},
         counts=result.counts,
         dropped=[(number, rule, MEANINGS[rule]) for rule, number in result.dropped.items()],
         published=result.published,
@@ -109,26 +109,26 @@ def _as_text(value: object) -> str:
 
 
 class _Page:
-    """Pictures for the page."""
+    """Images for the page."""
 
-    def __init__(self, catalog: Catalog, ledger: Ledger, pictures: Pictures) -> None:
-        self.catalog, self.ledger, self.pictures = catalog, ledger, pictures
+    def __init__(self, catalog: Catalog, ledger: Ledger, images: Images) -> None:
+        self.catalog, self.ledger, self.images = catalog, ledger, images
         self.is_kept = ledger.is_kept
 
     def shown(self, row: int, text: str = "") -> Shown:
         """A row of the catalog or the evaluation sets."""
         try:
-            url = picture_url(self.pictures.decode(row))
+            url = image_url(self.images.decode(row))
         except ImageError:
-            url = picture_url(Path(self.pictures.path(row)))  # the grey square
+            url = image_url(Path(self.images.path(row)))  # the grey square
         if row >= len(self.catalog):
-            return Shown(url, text or "evaluation set", Path(self.pictures.path(row)).name)
+            return Shown(url, text or "evaluation set", Path(self.images.path(row)).name)
         label, role = (self.catalog.table[name][row].as_py() for name in ("label", "role"))
         dropped = not self.is_kept[row]
         return Shown(url, text or role, label or "", dropped)
 
     def samples(self, kept: Int[np.ndarray, " k"]) -> dict[str, list[Shown]]:
-        """A few pictures of each domain, of different classes where there are as many."""
+        """A few images of each domain, of different classes where there are as many."""
         found = {}
         domains = self.catalog.table["domain"].combine_chunks().dictionary_encode()
         codes = np.asarray(domains.indices.fill_null(-1).to_numpy(zero_copy_only=False))
@@ -154,7 +154,7 @@ class _Page:
                 chosen += of_method[order[: NUM_PAIRS // 3 if method else NUM_PAIRS - len(chosen)]].tolist()
             shown = [
                 {
-                    "pictures": sorted(
+                    "images": sorted(
                         (self.shown(int(pairs.first[pair])), self.shown(int(pairs.second[pair]))),
                         key=_is_dropped,
                     ),
@@ -167,7 +167,7 @@ class _Page:
         return found
 
     def doubtful(self, training: np.ndarray) -> list[dict[str, Any]]:
-        """Some pictures dropped for their label, each beside others of its class."""
+        """Some images dropped for their label, each beside others of its class."""
         rows = self.ledger.dropped_rows("noise")
         if not len(rows):
             return []
@@ -176,15 +176,15 @@ class _Page:
         kept = np.flatnonzero(self.is_kept & training)
         return [
             {
-                "picture": self.shown(int(row), self.ledger.reason_of(int(row))),
+                "image": self.shown(int(row), self.ledger.reason_of(int(row))),
                 "others": [self.shown(int(other), " ") for other in kept[classes[kept] == classes[row]][:4]],
             }
             for row in rows[places]
         ]
 
 
-def _is_dropped(picture: Any) -> bool:
-    return bool(picture.is_dropped)
+def _is_dropped(image: Any) -> bool:
+    return bool(image.is_dropped)
 
 
 def _found_by(pairs: Pairs, pair: int) -> str:
@@ -199,7 +199,7 @@ def _found_by(pairs: Pairs, pair: int) -> str:
 def _histograms(
     before: Catalog, after: Catalog, was_there: np.ndarray, is_there: np.ndarray
 ) -> dict[str, Any]:
-    """How many classes have how many training pictures, before and after, a figure a domain."""
+    """How many classes have how many training images, before and after, a figure per domain."""
     import matplotlib.figure
 
     sizes = [_class_sizes(catalog, rows) for catalog, rows in ((before, was_there), (after, is_there))]
@@ -214,7 +214,7 @@ def _histograms(
         for own, name, style in zip(both, ("before", "after"), _STYLES, strict=True):
             alpha = 0.35 if style == "stepfilled" else 1.0
             axes.hist(own, bins=edges.tolist(), label=name, histtype=style, alpha=alpha, linewidth=1.6)
-        axes.set(title=as_drawn(domain), xlabel="pictures a class", ylabel="classes", xscale="log")
+        axes.set(title=as_drawn(domain), xlabel="images per class", ylabel="classes", xscale="log")
         ticks = [tick for tick in (1, 2, 3, 5, 10, 20, 50, 100, 1000, 10000) if tick <= largest]
         axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
         axes.minorticks_off()
@@ -224,7 +224,7 @@ def _histograms(
 
 
 def _class_sizes(catalog: Catalog, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Pictures of each class, by domain."""
+    """Images of each class, by domain."""
     import pyarrow as pa
 
     table = catalog.table.select(["domain", "label"]).filter(pa.array(rows))

@@ -1,6 +1,6 @@
-"""Pairs of pictures that are one: by checksum, by perceptual hash, by embedding.
+"""Pairs of images that are one: by checksum, by perceptual hash, by embedding.
 
-Everything here counts in rows of one list: the catalog's pictures, and behind them those of the evaluation
+Everything here counts in rows of one list: the catalog's images, and behind them those of the evaluation
 sets it is held against. Copies of one file are paired with one of them only, so that a file that is there a
 thousand times gives a thousand pairs and not a million.
 """
@@ -19,19 +19,19 @@ from samething.arrays import Embeddings
 from samething.curate.hashes import Hashes
 from samething.curate.near_embeddings import near_embeddings
 from samething.curate.near_hashes import differing_bits, near_pairs
-from samething.curate.same_picture import DecodeRow, pair_similarities
+from samething.curate.same_image import DecodeRow, pair_similarities
 
 Method: TypeAlias = Literal["exact", "perceptual", "embedding"]
 METHODS: Final[Sequence[Method]] = ("exact", "perceptual", "embedding")
 
 FARTHEST_BITS: Final = 22
-"""Bits in which the hashes of two pictures near in embedding may differ to be looked at; of the demo's crops
-that keep 84 % of a side, the median differs in 20, unrelated pictures in 32 ± 4."""
+"""Bits in which the hashes of two images near in embedding may differ to be looked at; of the demo's crops
+that keep 84 % of a side, the median differs in 20, unrelated images in 32 ± 4."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pairs:
-    """Pairs of rows that show one picture."""
+    """Pairs of rows that show one image."""
 
     first: Int[np.ndarray, " p"]
     second: Int[np.ndarray, " p"]
@@ -138,10 +138,10 @@ def perceptual_pairs(
     Args:
         contents: what is one file.
         hashes: of all rows.
-        decode_row: the picture of a row.
+        decode_row: the image of a row.
         bits: bits of 64 that may differ in a candidate.
         closeness: correlation of the pixels that confirms it; 0 confirms every candidate.
-        mirrored: whether a picture and its mirror image count as one.
+        mirrored: whether an image and its mirror image count as one.
         memory_mib: ceiling in MiB of the search for candidates.
     """
     rows = contents.row_of[hashes.is_hashed[contents.row_of]]
@@ -176,10 +176,10 @@ def embedding_pairs(
         rows: rows that have an embedding, ascending, one of each content.
         embeddings: of those rows.
         hashes: of all rows; candidates whose hashes have nothing in common are not looked at.
-        decode_row: the picture of a row.
+        decode_row: the image of a row.
         similarity: cosine that makes a candidate.
         closeness: correlation of the pixels that confirms it; 0 confirms every candidate.
-        mirrored: whether a picture and its mirror image count as one.
+        mirrored: whether an image and its mirror image count as one.
         memory_mib: ceiling in MiB of the search for candidates.
 
     Returns:
@@ -198,7 +198,7 @@ def embedding_pairs(
 def _least_bits(
     hashes: Hashes, first: Int[np.ndarray, " p"], second: Int[np.ndarray, " p"], *, mirrored: bool
 ) -> tuple[np.ndarray, Bool[np.ndarray, " p"]]:
-    """In how many bits two pictures differ, each taken whole or as the inner part; and whether mirrored."""
+    """In how many bits two images differ, each taken whole or as the inner part; and whether mirrored."""
     own = hashes.perceptual
     bits = np.minimum.reduce(
         [
@@ -296,7 +296,7 @@ def row_ranks(
     tiers: Int[np.ndarray, " n"], datasets: Int[np.ndarray, " n"], num_pixels: Int[np.ndarray, " n"]
 ) -> Int[np.ndarray, " n"]:
     """Place of each row when one of several copies stays: evaluation first, then the earlier data set, then
-    the larger picture, then the earlier row.
+    the larger image, then the earlier row.
 
     >>> row_ranks(np.array([0, 0, 2]), np.array([0, 0, 1]), np.array([10, 90, 10]))
     array([2, 1, 0])

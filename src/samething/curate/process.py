@@ -24,12 +24,12 @@ from samething.curate.duplicates import (
     resolve,
     tiers_of,
 )
-from samething.curate.hashes import Hashes, picture_hashes
+from samething.curate.hashes import Hashes, image_hashes
+from samething.curate.images import Images
 from samething.curate.ledger import Ledger
 from samething.curate.noise import agreement, trained_angles
 from samething.curate.page import write_curation_page
 from samething.curate.pairs import Contents, Pairs, embedding_pairs, exact_pairs, perceptual_pairs, row_ranks
-from samething.curate.pictures import Pictures
 from samething.curate.recipes import find_recipe, published_counts, read_parts
 from samething.curate.refinement import by_attribute, by_clusters
 from samething.curate.result import Curation, DomainCounts
@@ -60,7 +60,7 @@ def curate(
             are written beside it.
         recipe: name of a recipe, instead of catalogs.
         data_root: folder that holds the recipe's data sets.
-        root: folder of the pictures, if they were moved since a single catalog was made.
+        root: folder of the images, if they were moved since a single catalog was made.
         config: a whole configuration.
         changes: fields of :class:`CurateConfig`, on top of the recipe or the configuration.
 
@@ -89,7 +89,7 @@ def curate(
     catalog = joined_catalogs(parts)
     del parts
     if not len(catalog):
-        raise InputError("a catalog without rows", expected="pictures", next_step="check the catalog")
+        raise InputError("a catalog without rows", expected="images", next_step="check the catalog")
     return _Process(catalog, config, output, notes).run(chosen)
 
 
@@ -113,10 +113,10 @@ class _Process:
         self.ledger = Ledger(len(catalog))
         self.is_training = catalog.has_role("train")
         self.against = [evaluation_part(Catalog.read(source)) for source in config.against]
-        self.pictures = Pictures([catalog, *self.against])
+        self.images = Images([catalog, *self.against])
         self.known = KnownFeatures(config.features, scratch=output.parent) if config.features else None
         self.hashes: Hashes | None = None
-        self.sha256 = checksums([catalog, *self.against], self.pictures)
+        self.sha256 = checksums([catalog, *self.against], self.images)
         self.places: Int[np.ndarray, " n"] | None = None
 
     def run(self, recipe: Recipe | None) -> Curation:
@@ -142,29 +142,29 @@ class _Process:
 
     def _hash(self) -> None:
         cache = self.config.hashes or self.output.with_name(f"{self.output.name}.hashes.sqlite")
-        self.hashes = picture_hashes(self.pictures, cache=cache)
+        self.hashes = image_hashes(self.images, cache=cache)
         own = {row: reason for row, reason in self.hashes.unreadable.items() if row < len(self.catalog)}
         self.ledger.drop(np.asarray(list(own), np.int64), "unreadable", list(own.values()))
         if len(self.hashes.unreadable) > len(own):
             self.notes.append(
-                f"{len(self.hashes.unreadable) - len(own):,} pictures of the evaluation sets cannot be read, "
+                f"{len(self.hashes.unreadable) - len(own):,} images of the evaluation sets cannot be read, "
                 "so leaks of them are not found"
             )
         self.sha256 = pa.array(self.hashes.sha256, pa.string())
 
     def _place_features(self, known: KnownFeatures) -> None:
-        self.places = known.rows_of(self.pictures, self.sha256)
+        self.places = known.rows_of(self.images, self.sha256)
         lacking = int((self.places[: len(self.catalog)] < 0)[self.ledger.is_kept].sum())
         if lacking == len(self.catalog):
             raise InputError(
-                f"{self.config.features[0]} holds no picture of the catalog",
-                expected="features of the catalog's pictures",
+                f"{self.config.features[0]} holds no image of the catalog",
+                expected="features of the catalog's images",
                 next_step="make them with: samething features CATALOG",
             )
         others = int((self.places[len(self.catalog) :] < 0).sum())
         for number, of_what in ((lacking, "the catalog"), (others, "the evaluation sets")):
             if number:
-                self.notes.append(f"{number:,} pictures of {of_what} have no features")
+                self.notes.append(f"{number:,} images of {of_what} have no features")
 
     def _find_pairs(self) -> tuple[Pairs, Int[np.ndarray, " p"], Rows]:
         config = self.config
@@ -175,7 +175,7 @@ class _Process:
         nameless = int((contents.of_row < 0).sum()) - (len(self.hashes.unreadable) if self.hashes else 0)
         if nameless:
             self.notes.append(
-                f"{nameless:,} pictures have no checksum in their catalog, so copies of them are not found; "
+                f"{nameless:,} images have no checksum in their catalog, so copies of them are not found; "
                 "--duplicates perceptual reads the files"
             )
         found = [exact_pairs(contents, rows.tiers, rows.ranks)]
@@ -184,7 +184,7 @@ class _Process:
                 perceptual_pairs(
                     contents,
                     self.hashes,
-                    self.pictures.decode,
+                    self.images.decode,
                     bits=config.bits,
                     closeness=config.closeness,
                     mirrored=config.mirrored,
@@ -205,7 +205,7 @@ class _Process:
             described,
             self.known.gathered(self.places[described]),
             self.hashes,
-            self.pictures.decode,
+            self.images.decode,
             similarity=self.config.similarity,
             closeness=self.config.closeness,
             mirrored=self.config.mirrored,
@@ -213,14 +213,14 @@ class _Process:
         )
         if num_crowded:
             self.notes.append(
-                f"{num_crowded:,} pictures have more candidates by embedding than were looked at; a higher "
+                f"{num_crowded:,} images have more candidates by embedding than were looked at; a higher "
                 "--similarity makes fewer"
             )
         return pairs
 
     def _rows(self) -> Rows:
-        """What is known of all pictures."""
-        num_others = len(self.pictures) - len(self.catalog)
+        """What is known of all images."""
+        num_others = len(self.images) - len(self.catalog)
         evaluation = np.full(num_others, EVALUATION, np.int64)
         tiers = np.concatenate([tiers_of(self.catalog), evaluation])
         encoded = self.catalog.table["dataset"].fill_null("").combine_chunks().dictionary_encode()
@@ -248,7 +248,7 @@ class _Process:
             self.catalog,
             rows,
             known.gathered(self.places[rows]),
-            least=max(2, self.config.limits("min_pictures").default or 2),
+            least=max(2, self.config.limits("min_images").default or 2),
             silhouette=self.config.silhouette,
         )
         self.catalog = refined.catalog
@@ -277,24 +277,24 @@ class _Process:
     def _count(self) -> None:
         """The rules on numbers, each on what the one before left."""
         config = self.config
-        least, most, classes = (
-            config.limits(name) for name in ("min_pictures", "max_pictures", "max_classes")
-        )
-        if not (config.min_pictures or config.max_pictures or config.max_classes or config.budget.is_limited):
+        least, most, classes = (config.limits(name) for name in ("min_images", "max_images", "max_classes"))
+        if not (config.min_images or config.max_images or config.max_classes or config.budget.is_limited):
             return
         population = Population.of(self.catalog, seed=config.seed)
         rows = np.flatnonzero(self.ledger.is_kept & self.is_training)
-        if config.min_pictures:
-            kept = population.with_enough_pictures(rows, least)
-            self.ledger.drop_all_but(rows, kept, "too few pictures", f"fewer than {least} in its class")
+        if config.min_images:
+            kept = population.with_enough_images(rows, least)
+            self.ledger.drop_all_but(rows, kept, "too few images", f"fewer than {least} in its class")
             rows = kept
         if config.max_classes:
             kept = population.with_capped_classes(rows, classes)
-            self.ledger.drop_all_but(rows, kept, "too many classes", f"at most {classes} classes a data set")
+            self.ledger.drop_all_but(
+                rows, kept, "too many classes", f"at most {classes} classes per data set"
+            )
             rows = kept
-        if config.max_pictures:
-            kept = population.with_capped_pictures(rows, most)
-            self.ledger.drop_all_but(rows, kept, "too many pictures", f"at most {most} pictures a class")
+        if config.max_images:
+            kept = population.with_capped_images(rows, most)
+            self.ledger.drop_all_but(rows, kept, "too many images", f"at most {most} images per class")
             rows = kept
         kept = population.within_budget(rows, config.budget)
         self.ledger.drop_all_but(rows, kept, "budget", str(config.budget))
@@ -307,9 +307,9 @@ class _Process:
         kept = self.ledger.is_kept
         if not kept.any():
             raise InputError(
-                f"nothing of the {len(self.catalog):,} pictures is left: "
+                f"nothing of the {len(self.catalog):,} images is left: "
                 + ", ".join(f"{number:,} {rule}" for rule, number in self.ledger.counts().items()),
-                expected="pictures that stay",
+                expected="images that stay",
                 next_step="loosen the rule that dropped the most",
             )
         everything = listed([self.catalog, *self.against])
@@ -336,7 +336,7 @@ class _Process:
             with atomic_path(self.output.with_name(f"{self.output.name}.{suffix}.csv")) as partial:
                 pa.csv.write_csv(table, partial)
         write_curation_page(
-            result, self.before, self.catalog, self.ledger, self.pictures, pairs, relation, self.config
+            result, self.before, self.catalog, self.ledger, self.images, pairs, relation, self.config
         )
         curated.write(self.output)  # last: it is the sign that everything is there
         return result
@@ -355,7 +355,7 @@ class _Process:
 def _domain_counts(
     before: Catalog, after: Catalog, is_training: Bool[np.ndarray, " n"], kept: Bool[np.ndarray, " n"]
 ) -> list[DomainCounts]:
-    """Training classes and pictures of each domain; labels before are those before refinement."""
+    """Training classes and images of each domain; labels before are those before refinement."""
     numbers: dict[str, list[tuple[int, int]]] = {}
     for number, (catalog, rows) in enumerate(((before, is_training), (after, is_training & kept))):
         table = catalog.table.select(["domain", "label"]).filter(pa.array(rows))

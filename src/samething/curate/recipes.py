@@ -50,7 +50,7 @@ def read_parts(recipe: Recipe, data_root: Path) -> tuple[list[Catalog], list[str
 
 
 def published_counts(recipe: Recipe, catalog: Catalog) -> list[PublishedCounts]:
-    """What came out of a recipe beside what was published, a row a data set and one for all."""
+    """What came out of a recipe beside what was published, a row per data set and one for all."""
     found = []
     for key in (*recipe.parts, ""):
         table = catalog.table
@@ -61,9 +61,9 @@ def published_counts(recipe: Recipe, catalog: Catalog) -> list[PublishedCounts]:
             PublishedCounts(
                 dataset=key or "all",
                 classes=pc.count_distinct(table["label"]).as_py(),
-                pictures=table.num_rows,
+                images=table.num_rows,
                 published_classes=None if said is None else said.classes,
-                published_pictures=None if said is None else said.pictures,
+                published_images=None if said is None else said.images,
             )
         )
     return found

@@ -27,7 +27,7 @@ LEAST_SILHOUETTE: Final = 0.25
 """Mean silhouette (Rousseeuw 1987) from which a class is split; see docs/curation.md."""
 
 LARGEST_CLASS: Final = 2000
-"""Pictures of a class that are compared with each other at most; larger classes are left whole."""
+"""Images of a class that are compared with each other at most; larger classes are left whole."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,20 +40,20 @@ class Refined:
     num_parts: int
     """What they became."""
     num_without: int = 0
-    """Training pictures whose label stayed because nothing says to which part they belong."""
+    """Training images whose label stayed because nothing says to which part they belong."""
 
     def describe(self) -> str:
         """What happened, in a sentence."""
         text = f"{self.num_split:,} classes were split into {self.num_parts:,}"
         return (
-            f"{text}; {self.num_without:,} pictures have no attribute and keep their label"
+            f"{text}; {self.num_without:,} images have no attribute and keep their label"
             if (self.num_without)
             else text
         )
 
 
 def by_attribute(catalog: Catalog, source: Path) -> Refined:
-    """Labels become ``label/attribute`` where a table names the picture's attribute.
+    """Labels become ``label/attribute`` where a table names the image's attribute.
 
     Args:
         catalog: whose labels are refined, whatever their role.
@@ -62,7 +62,7 @@ def by_attribute(catalog: Catalog, source: Path) -> Refined:
 
     Raises:
         ArtefactError: the table is missing or unreadable.
-        InputError: it lacks a column, names a picture twice, or none of the catalog's.
+        InputError: it lacks a column, names an image twice, or none of the catalog's.
     """
     table = read_table(source)
     image = next((name for name in ("image", "img_path") if name in table.column_names), None)
@@ -77,16 +77,16 @@ def by_attribute(catalog: Catalog, source: Path) -> Refined:
     images = table[image].cast(pa.string()).combine_chunks()
     if pc.count_distinct(images).as_py() < len(images):
         raise InputError(
-            f"{source} names some pictures twice",
-            expected="a row a picture",
-            next_step="keep one row of each picture",
+            f"{source} names some images twice",
+            expected="a row per image",
+            next_step="keep one row of each image",
         )
     places = pc.index_in(catalog.table["image"].combine_chunks(), value_set=images)
     values = table[attribute].cast(pa.string()).combine_chunks().take(places).fill_null("")
     given = pc.not_equal(values, "")
     if not pc.any(given).as_py():
         raise InputError(
-            f"{source} names none of the catalog's pictures "
+            f"{source} names none of the catalog's images "
             f"(for instance {images[0].as_py() if len(images) else '-'})",
             expected=f"paths as in the catalog, such as {catalog.table['image'][0].as_py()}",
             next_step="write the paths relative to the catalog's root",
@@ -104,13 +104,13 @@ def by_clusters(
     """Labels become ``label/1``, ``label/2``, … where a class falls into clearly separate parts.
 
     Average linkage over cosine distances, for 2 to 8 parts; the number with the best mean silhouette wins, if
-    it reaches ``silhouette`` and every part has ``least`` pictures.
+    it reaches ``silhouette`` and every part has ``least`` images.
 
     Args:
         catalog: whose labels are refined.
         rows: rows that are clustered, of training; others of their classes keep the label.
         features: of those rows.
-        least: pictures that a part must have.
+        least: images that a part must have.
         silhouette: mean silhouette from which a class is split, in (-1, 1).
 
     Raises:
@@ -137,7 +137,7 @@ def by_clusters(
 
 
 def _parts(features: FeatureRows, least: int, silhouette: float) -> Int[np.ndarray, " n"]:
-    """Part of each picture, from 1, in the order of their first pictures; 0 for a class that stays whole."""
+    """Part of each image, from 1, in the order of their first images; 0 for a class that stays whole."""
     from sklearn.cluster import AgglomerativeClustering
     from sklearn.metrics import silhouette_score
 

@@ -18,13 +18,13 @@ from samething.curate.ledger import MEANINGS, Rule
 
 @dataclasses.dataclass(frozen=True)
 class DomainCounts:
-    """Training pictures and classes of one domain, before and after."""
+    """Training images and classes of one domain, before and after."""
 
     domain: str
     classes_before: int
     classes_after: int
-    pictures_before: int
-    pictures_after: int
+    images_before: int
+    images_after: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +34,16 @@ class PublishedCounts:
     dataset: str
     """``all`` for everything together."""
     classes: int
-    pictures: int
+    images: int
     published_classes: int | None
-    published_pictures: int | None
+    published_images: int | None
 
     @property
     def difference(self) -> str:
-        """Pictures more or fewer than published, in percent."""
-        if not self.published_pictures:
+        """Images more or fewer than published, in percent."""
+        if not self.published_images:
             return "–"
-        return f"{100 * (self.pictures / self.published_pictures - 1):+.1f} %"
+        return f"{100 * (self.images / self.published_images - 1):+.1f} %"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,13 +56,13 @@ class Curation:
     report: Path
     """The HTML page."""
     counts: Sequence[DomainCounts]
-    """Training pictures a domain."""
+    """Training images per domain."""
     dropped: Mapping[Rule, int]
-    """Dropped pictures by rule; each is a row of ``PATH.dropped.csv``."""
+    """Dropped images by rule; each is a row of ``PATH.dropped.csv``."""
     dropped_table: pa.Table
     """Columns image, label, domain, dataset, role, rule, reason, instead."""
     pairs: Mapping[Relation, int]
-    """Pairs that show one picture, by what they are to each other; each is a row of ``PATH.pairs.csv``."""
+    """Pairs that show one image, by what they are to each other; each is a row of ``PATH.pairs.csv``."""
     pair_table: pa.Table
     """Columns first_… and second_… (image, label, dataset, role), relation, method, score, closeness,
     became."""
@@ -83,12 +83,12 @@ class Curation:
 
     def __rich__(self) -> rich.console.Group:
         escape = rich.markup.escape
-        table = rich.table.Table(title=f"{len(self.catalog):,} pictures in {escape(str(self.path))}")
+        table = rich.table.Table(title=f"{len(self.catalog):,} images in {escape(str(self.path))}")
         table.add_column("domain (training)")
-        for name in ("classes before", "after", "pictures before", "after"):
+        for name in ("classes before", "after", "images before", "after"):
             table.add_column(name, justify="right")
         for row in self.counts:
-            numbers = (row.classes_before, row.classes_after, row.pictures_before, row.pictures_after)
+            numbers = (row.classes_before, row.classes_after, row.images_before, row.images_after)
             table.add_row(escape(row.domain), *(f"{number:,}" for number in numbers))
         parts: list[rich.console.RenderableType] = [table]
         lines = [f"{number:,} dropped: {MEANINGS[rule]}" for rule, number in self.dropped.items()]
@@ -96,20 +96,20 @@ class Curation:
         if self.published:
             parts.append(self._published_table())
         lines += [f"[yellow]note[/yellow] {escape(note)}" for note in self.notes]
-        lines.append(f"why: {escape(str(self.path))}.dropped.csv; pictures: {escape(str(self.report))}")
+        lines.append(f"why: {escape(str(self.path))}.dropped.csv; images: {escape(str(self.report))}")
         return rich.console.Group(*parts, *lines)
 
     def _published_table(self) -> rich.table.Table:
         table = rich.table.Table(title="beside the published numbers")
         table.add_column("data set")
-        for name in ("classes", "published", "pictures", "published", "difference"):
+        for name in ("classes", "published", "images", "published", "difference"):
             table.add_column(name, justify="right")
         for row in self.published:
             said = [
                 "–" if number is None else f"{number:,}"
-                for number in (row.published_classes, row.published_pictures)
+                for number in (row.published_classes, row.published_images)
             ]
             table.add_row(
-                row.dataset, f"{row.classes:,}", said[0], f"{row.pictures:,}", said[1], row.difference
+                row.dataset, f"{row.classes:,}", said[0], f"{row.images:,}", said[1], row.difference
             )
         return table

@@ -1,13 +1,13 @@
-"""Which pictures stay: numbers of pictures a class, of classes a data set, and a budget over domains.
+"""Which images stay: numbers of images per class, of classes per data set, and a budget over domains.
 
 Pure functions from a catalog to the rows that stay, ascending. They look at all rows that they are given,
 whatever their role. A class is a domain and a label; it belongs to the data set of its first row. What is
-drawn depends on the names of pictures and classes and on the seed alone (:mod:`samething.curate.draws`).
+drawn depends on the names of images and classes and on the seed alone (:mod:`samething.curate.draws`).
 
 >>> from pathlib import Path
 >>> rows = [{"image": f"{label}{number}", "label": label} for label in "ab" for number in range(3)]
->>> pictures = Catalog.from_rows(rows[:5], root=Path())
->>> with_enough_pictures(pictures, 3), len(with_capped_pictures(pictures, 1))
+>>> images = Catalog.from_rows(rows[:5], root=Path())
+>>> with_enough_images(images, 3), len(with_capped_images(images, 1))
 (array([0, 1, 2]), 2)
 """
 
@@ -27,7 +27,7 @@ from samething.curate.draws import draws_of
 from samething.errors import InputError
 
 Share: TypeAlias = Literal["proportional", "equal", "temperature"]
-Thin: TypeAlias = Literal["classes", "pictures"]
+Thin: TypeAlias = Literal["classes", "images"]
 
 Rows: TypeAlias = Int[np.ndarray, " r"]
 Kept: TypeAlias = Int[np.ndarray, " k"]
@@ -65,7 +65,7 @@ class Limit:
         Raises:
             InputError: not such a text, a number below 1, or a data set named twice.
 
-        >>> Limit.parsed(["100", "gldv2=10"], name="--max-pictures")
+        >>> Limit.parsed(["100", "gldv2=10"], name="--max-images")
         Limit(default=100, of_dataset={'gldv2': 10})
         """
         numbers: dict[str, int] = {}
@@ -84,20 +84,20 @@ class Limit:
 # ---- a catalog to the rows that stay
 
 
-def with_enough_pictures(catalog: Catalog, least: int | Limit) -> Kept:
-    """Rows of the classes that have at least ``least`` pictures."""
+def with_enough_images(catalog: Catalog, least: int | Limit) -> Kept:
+    """Rows of the classes that have at least ``least`` images."""
     population = Population.of(catalog)
-    return population.with_enough_pictures(population.rows, _limit(least, "least"))
+    return population.with_enough_images(population.rows, _limit(least, "least"))
 
 
-def with_capped_pictures(catalog: Catalog, most: int | Limit, *, seed: int = 0) -> Kept:
-    """Rows of all classes, of each at most ``most`` pictures, drawn at random."""
+def with_capped_images(catalog: Catalog, most: int | Limit, *, seed: int = 0) -> Kept:
+    """Rows of all classes, of each at most ``most`` images, drawn at random."""
     population = Population.of(catalog, seed=seed)
-    return population.with_capped_pictures(population.rows, _limit(most, "most"))
+    return population.with_capped_images(population.rows, _limit(most, "most"))
 
 
 def with_capped_classes(catalog: Catalog, most: int | Limit, *, seed: int = 0) -> Kept:
-    """Rows of at most ``most`` classes a data set, drawn at random."""
+    """Rows of at most ``most`` classes per data set, drawn at random."""
     population = Population.of(catalog, seed=seed)
     return population.with_capped_classes(population.rows, _limit(most, "most"))
 
@@ -107,11 +107,11 @@ class Budget:
     """How much is kept in all, and how it is shared over the domains.
 
     Raises:
-        InputError: pictures and classes are both given, or a number is out of its range.
+        InputError: images and classes are both given, or a number is out of its range.
     """
 
-    pictures: int | None = None
-    """Pictures in all; None for no limit."""
+    images: int | None = None
+    """Images in all; None for no limit."""
     classes: int | None = None
     """Classes in all, instead; None for no limit."""
     share: Share = "proportional"
@@ -120,19 +120,19 @@ class Budget:
     temperature: float = 2.0
     """For ``temperature``; 1 is proportional, large is equal."""
     thin: Thin = "classes"
-    """How a domain is brought to its pictures: fewer ``classes``, each whole; or fewer ``pictures`` a class,
+    """How a domain is brought to its images: fewer ``classes``, each whole; or fewer ``images`` a class,
     all classes kept as far as their smallest number allows."""
     least: int = 1
-    """Pictures that a class must keep to be worth keeping."""
+    """Images that a class must keep to be worth keeping."""
 
     def __post_init__(self) -> None:
-        numbers = [number for number in (self.pictures, self.classes) if number is not None]
+        numbers = [number for number in (self.images, self.classes) if number is not None]
         if len(numbers) == 2 or min(numbers, default=1) < 1 or self.least < 1 or not self.temperature > 0:
             raise InputError(
-                f"a budget of pictures={self.pictures}, classes={self.classes}, "
+                f"a budget of images={self.images}, classes={self.classes}, "
                 f"temperature={self.temperature}, least={self.least}",
-                expected="pictures or classes, not both, from 1; a temperature above 0; least from 1",
-                next_step="give one of --budget-pictures and --budget-classes",
+                expected="images or classes, not both, from 1; a temperature above 0; least from 1",
+                next_step="give one of --budget-images and --budget-classes",
             )
         for name, value, legal in (
             ("share", self.share, get_args(Share)),
@@ -148,15 +148,15 @@ class Budget:
     @property
     def is_limited(self) -> bool:
         """Whether there is a budget at all."""
-        return self.pictures is not None or self.classes is not None
+        return self.images is not None or self.classes is not None
 
     def __str__(self) -> str:
-        what = f"{self.pictures} pictures" if self.classes is None else f"{self.classes} classes"
+        what = f"{self.images} images" if self.classes is None else f"{self.classes} classes"
         return f"{what} in all, shared {self.share}"
 
 
 def within_budget(catalog: Catalog, budget: Budget, *, seed: int = 0) -> Kept:
-    """Rows that a total budget of pictures or classes leaves, shared over the domains."""
+    """Rows that a total budget of images or classes leaves, shared over the domains."""
     population = Population.of(catalog, seed=seed)
     return population.within_budget(population.rows, budget)
 
@@ -200,7 +200,7 @@ def domain_quotas(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Population:
-    """A catalog as numbers: what the rules look at, some 40 bytes a picture."""
+    """A catalog as numbers: what the rules look at, some 40 bytes per image."""
 
     classes: Int[np.ndarray, " n"]
     """Classes 0…, numbered by (domain, label)."""
@@ -208,7 +208,7 @@ class Population:
     """Data set of each class's first row, as an index into ``dataset_names``."""
     class_domain: Int[np.ndarray, " c"]
     """Domain of each class, as an index into ``domain_names``."""
-    picture_draws: UInt64[np.ndarray, " n"]
+    image_draws: UInt64[np.ndarray, " n"]
     class_draws: UInt64[np.ndarray, " c"]
     dataset_names: Sequence[str]
     domain_names: Sequence[str]
@@ -219,15 +219,15 @@ class Population:
         classes = catalog.class_ids()
         firsts = np.empty(int(classes.max(initial=-1)) + 1, np.int64)
         firsts[classes[::-1]] = np.arange(len(classes))[::-1]
-        one_a_class = catalog.table.select(["label", "domain", "dataset"]).take(pa.array(firsts))
-        names = pc.binary_join_element_wise(one_a_class["domain"], one_a_class["label"], "\x1f")
-        datasets, dataset_names = _encoded(one_a_class["dataset"])
-        domains, domain_names = _encoded(one_a_class["domain"])
+        one_per_class = catalog.table.select(["label", "domain", "dataset"]).take(pa.array(firsts))
+        names = pc.binary_join_element_wise(one_per_class["domain"], one_a_class["label"], "\x1f")
+        datasets, dataset_names = _encoded(one_per_class["dataset"])
+        domains, domain_names = _encoded(one_per_class["domain"])
         return cls(
             classes=classes,
             class_dataset=datasets,
             class_domain=domains,
-            picture_draws=draws_of(catalog.table["image"], seed=seed),
+            image_draws=draws_of(catalog.table["image"], seed=seed),
             class_draws=draws_of(names, seed=seed),
             dataset_names=dataset_names,
             domain_names=domain_names,
@@ -239,18 +239,18 @@ class Population:
         return np.arange(len(self.classes))
 
     def sizes(self, rows: Rows) -> Int[np.ndarray, " c"]:
-        """Pictures of each class among some rows."""
+        """Images of each class among some rows."""
         return np.bincount(self.classes[rows], minlength=len(self.class_draws))
 
-    def with_enough_pictures(self, rows: Rows, least: Limit) -> Kept:
-        """See :func:`with_enough_pictures`."""
+    def with_enough_images(self, rows: Rows, least: Limit) -> Kept:
+        """See :func:`with_enough_images`."""
         enough = self.sizes(rows) >= self._class_limits(least, otherwise=0)
         found: np.ndarray = rows[enough[self.classes[rows]]]
         return found
 
-    def with_capped_pictures(self, rows: Rows, most: Limit) -> Kept:
-        """See :func:`with_capped_pictures`."""
-        return self._drawn_pictures(rows, self._class_limits(most, otherwise=_ENDLESS))
+    def with_capped_images(self, rows: Rows, most: Limit) -> Kept:
+        """See :func:`with_capped_images`."""
+        return self._drawn_images(rows, self._class_limits(most, otherwise=_ENDLESS))
 
     def with_capped_classes(self, rows: Rows, most: Limit) -> Kept:
         """See :func:`with_capped_classes`."""
@@ -272,25 +272,25 @@ class Population:
             chosen = self._drawn_classes(present, self.class_domain, quotas)
             found: np.ndarray = rows[chosen[self.classes[rows]]]
             return found
-        if budget.pictures is None:
+        if budget.images is None:
             return rows
         available = np.bincount(self.class_domain[self.classes[rows]], minlength=num_domains)
-        quotas = domain_quotas(available, budget.pictures, share=share, temperature=temperature)
+        quotas = domain_quotas(available, budget.images, share=share, temperature=temperature)
         most = np.zeros(len(sizes), np.int64)
         for domain in range(num_domains):
             own = present[self.class_domain[present] == domain]
             own = own[np.argsort(self.class_draws[own], kind="stable")]
-            thin = _fewer_pictures if budget.thin == "pictures" else _fewer_classes
+            thin = _fewer_images if budget.thin == "images" else _fewer_classes
             most[own] = thin(sizes[own], int(quotas[domain]), budget.least)
-        return self._drawn_pictures(rows, most)
+        return self._drawn_images(rows, most)
 
     def _class_limits(self, limit: Limit, *, otherwise: int) -> Int[np.ndarray, " c"]:
         of_datasets = [_or(limit.of(name), otherwise) for name in self.dataset_names]
         found: np.ndarray = np.asarray(of_datasets, np.int64)[self.class_dataset]
         return found
 
-    def _drawn_pictures(self, rows: Rows, most: Int[np.ndarray, " c"]) -> Kept:
-        """Of each class the pictures with the lowest draws, as many as it may have."""
+    def _drawn_images(self, rows: Rows, most: Int[np.ndarray, " c"]) -> Kept:
+        """Of each class the images with the lowest draws, as many as it may have."""
         classes = self.classes[rows]
         sizes = self.sizes(rows)
         too_many = (sizes > most)[classes]
@@ -298,7 +298,7 @@ class Population:
             return rows
         kept = ~too_many
         own = np.flatnonzero(too_many)
-        order = own[np.lexsort((self.picture_draws[rows[own]], classes[own]))]
+        order = own[np.lexsort((self.image_draws[rows[own]], classes[own]))]
         kept[order[_places(classes[order]) < most[classes[order]]]] = True
         found: np.ndarray = rows[kept]
         return found
@@ -348,14 +348,14 @@ def _places(groups: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
 
 
 def _fewer_classes(sizes: Int[np.ndarray, " c"], quota: int, least: int) -> Int[np.ndarray, " c"]:
-    """Pictures of each class: the first classes whole, the next one in part where that is enough."""
+    """Images of each class: the first classes whole, the next one in part where that is enough."""
     before = np.cumsum(sizes) - sizes
     most = np.clip(quota - before, 0, sizes)
     return np.where(most >= np.minimum(sizes, least), most, 0)
 
 
-def _fewer_pictures(sizes: Int[np.ndarray, " c"], quota: int, least: int) -> Int[np.ndarray, " c"]:
-    """Pictures of each class: the same cap for all, one more for the first ones while the quota lasts."""
+def _fewer_images(sizes: Int[np.ndarray, " c"], quota: int, least: int) -> Int[np.ndarray, " c"]:
+    """Images of each class: the same cap for all, one more for the first ones while the quota lasts."""
     floors = np.minimum(sizes, least)
     fitting = np.cumsum(floors) <= quota
     if not fitting.all():

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
 from samething.catalog import Catalog
-from samething.curate.pictures import Pictures, box_text
+from samething.curate.images import Images, box_text
 from samething.datasets.boxes import BOX_COLUMNS
 from samething.features import FeatureSet
 from samething.files import require_same
@@ -67,8 +67,8 @@ def evaluation_part(catalog: Catalog) -> Catalog:
     return catalog.take(measured) if measured.any() else catalog
 
 
-def checksums(catalogs: Sequence[Catalog], pictures: Pictures) -> pa.Array:
-    """SHA-256 of all rows, with the box of a part of a picture; empty where the catalog has none."""
+def checksums(catalogs: Sequence[Catalog], images: Images) -> pa.Array:
+    """SHA-256 of all rows, with the box of a part of an image; empty where the catalog has none."""
     columns = [catalog.table["sha256"].fill_null("").combine_chunks() for catalog in catalogs]
     whole = pa.concat_arrays(
         [
@@ -81,7 +81,7 @@ def checksums(catalogs: Sequence[Catalog], pictures: Pictures) -> pa.Array:
         return whole
     texts = whole.to_pylist()
     return pa.array(
-        [text and text + box_text(pictures.box(row)) for row, text in enumerate(texts)], pa.string()
+        [text and text + box_text(images.box(row)) for row, text in enumerate(texts)], pa.string()
     )
 
 
@@ -94,7 +94,7 @@ def listed(catalogs: Sequence[Catalog]) -> pa.Table:
 class KnownFeatures:
     """Features of rows, from one folder or several of the same backbone.
 
-    A picture is known by its SHA-256, or by its path where the catalog has none.
+    An image is known by its SHA-256, or by its path where the catalog has none.
 
     Args:
         folders: feature folders.
@@ -119,24 +119,24 @@ class KnownFeatures:
         self._place: dict[str, int] = {}
         start = 0
         for features in self.sets:
-            pictures = Pictures([features.catalog])
-            for row, sha256 in enumerate(checksums([features.catalog], pictures).to_pylist()):
-                for name in (pictures.key(row), sha256):
+            images = Images([features.catalog])
+            for row, sha256 in enumerate(checksums([features.catalog], images).to_pylist()):
+                for name in (images.key(row), sha256):
                     if name:
                         self._place.setdefault(name, start + row)
             start += len(features.rows)
 
-    def rows_of(self, pictures: Pictures, sha256: pa.Array) -> Int[np.ndarray, " n"]:
-        """Place of each picture's features in all folders; -1 where they have none.
+    def rows_of(self, images: Images, sha256: pa.Array) -> Int[np.ndarray, " n"]:
+        """Place of each image's features in all folders; -1 where they have none.
 
         Args:
-            pictures: what is looked for.
+            images: what is looked for.
             sha256: their checksums, as :func:`checksums` gives them.
         """
-        found = np.full(len(pictures), -1, np.int64)
+        found = np.full(len(images), -1, np.int64)
         for row, name in enumerate(sha256.to_pylist()):
             place = self._place.get(name, -1) if name else -1
-            found[row] = self._place.get(pictures.key(row), -1) if place < 0 else place
+            found[row] = self._place.get(images.key(row), -1) if place < 0 else place
         return found
 
     def gathered(self, places: Int[np.ndarray, " r"]) -> Float[np.ndarray, "r w"]:

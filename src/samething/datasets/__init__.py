@@ -16,10 +16,10 @@ from samething.datasets.report import (
     DROPPED_SUFFIX,
     CatalogReport,
     oddities,
-    single_pictures,
+    single_images,
     write_dropped,
 )
-from samething.datasets.survey import survey_pictures
+from samething.datasets.survey import survey_images
 from samething.datasets.table import list_table
 from samething.errors import ArtefactError, InputError
 from samething.files import require_writable
@@ -55,53 +55,53 @@ def catalog(
     seed: int = 0,
     output: Path = Path("catalog.parquet"),
 ) -> CatalogReport:
-    """List pictures and what they show in one table, the catalog, from which everything else starts.
+    """List images and what they show in one table, the catalog, from which everything else starts.
 
     SOURCE is a folder with one sub-folder for each thing; or a table (.csv, .parquet) with the columns
-    img_path,label and optionally domain,dataset,role; or boxes in pictures in the COCO format (.json); or a
-    folder written by Hugging Face's save_to_disk. Every picture's checksum and size are taken. A picture
+    img_path,label and optionally domain,dataset,role; or boxes in images in the COCO format (.json); or a
+    folder written by Hugging Face's save_to_disk. Every image's checksum and size are taken. An image
     that cannot be opened is left out and listed with its reason in OUTPUT.dropped.csv; the exit status is
     then 3. A file that is cut off behind its header is noticed later, when its features are computed, and
     listed there.
 
     In place of SOURCE, --dataset KEY --data-root FOLDER reads a public data set in its official layout
-    (samething datasets lists them). No picture is opened then, because there may be millions: a few are
+    (samething datasets lists them). No image is opened then, because there may be millions: a few are
     looked for, all with --check-files, and --checksums opens them all as for SOURCE.
 
     Whole things are set aside for validation and test, so that the model is measured on things it has never
     seen. A table with a column role (train, val, query, index, query+index) keeps its own division, and so
     does a public data set that has one.
 
-    Running the command again on unchanged pictures gives the same file, byte for byte.
+    Running the command again on unchanged images gives the same file, byte for byte.
 
     Args:
         source: folder with a sub-folder for each thing, or a table (.csv, .parquet) with the columns
             img_path,label[,domain,dataset,role], or a COCO file (.json), or a Hugging Face data set on disk,
-            whose pictures stay inside its files.
+            whose images stay inside its files.
         dataset: key of a public data set to read in place of SOURCE; samething datasets lists them.
         data_root: folder that holds the folders of all public data sets.
         part: of a public data set, only its train, val or test rows (test: queries and index).
         domain: kind of things shown, such as "furniture"; for a folder, or a table without that column. With
             --dataset, for one of several domains: those wanted, separated by commas.
         labels: "folder" takes labels from the sub-folders (a/b for nested ones) or the table; "none" makes
-            each picture its own thing, to be indexed and found but not trained on.
+            each image its own thing, to be indexed and found but not trained on.
         root: folder that the catalog's paths start from. For a table, where its relative paths start; by
             default the table's own folder. For a folder, it or one above it. For COCO, where its file names
             start; by default images beside the file, or the file's own folder.
         margin: added to each side of a box, in percent of the box's width or height; for COCO by default 0,
             for public data sets with boxes by default as the paper cut them.
-        check_files: with --dataset, look for every picture, and leave out those that are missing.
-        checksums: with --dataset, open every picture, take its checksum and size, and leave out those that
+        check_files: with --dataset, look for every image, and leave out those that are missing.
+        checksums: with --dataset, open every image, take its checksum and size, and leave out those that
             cannot be opened.
         val: share of each domain's things for validation, in [0, 1).
         test: share of each domain's things for the test, in [0, 1).
         seed: another number gives another division.
-        output: the catalog to write. Pictures left out are listed with reasons in OUTPUT.dropped.csv, and
+        output: the catalog to write. Images left out are listed with reasons in OUTPUT.dropped.csv, and
             the exit status is then 3.
 
     Raises:
-        InputError: no pictures, or arguments that do not fit together; says what was found.
-        ArtefactError: the source is missing or cannot be read, or none of a table's pictures is there.
+        InputError: no images, or arguments that do not fit together; says what was found.
+        ArtefactError: the source is missing or cannot be read, or none of a table's images is there.
     """
     output = Path(output)
     require_shares(val=val, test=test, seed=seed)
@@ -145,11 +145,11 @@ def _others(source: Path | None, data_root: Path | None, root: Path | None, labe
 def _list(
     source: Path, *, domain: str | None, labels: Labels, root: Path | None, margin: float | None
 ) -> Listing:
-    """The pictures of one's own folder, table, COCO file or Hugging Face data set."""
+    """The images of one's own folder, table, COCO file or Hugging Face data set."""
     if not source.exists():
         raise ArtefactError(
             f"{source} does not exist",
-            expected="a folder of pictures, or a table with img_path,label[,domain,role] (.csv, .parquet)",
+            expected="a folder of images, or a table with img_path,label[,domain,role] (.csv, .parquet)",
             next_step="check the path",
         )
     root = None if root is None else Path(root)
@@ -184,26 +184,26 @@ def _write(
     test: float,
     seed: int,
 ) -> CatalogReport:
-    """Open the pictures if wanted, divide the things, write the catalog and what was left out."""
+    """Open the images if wanted, divide the things, write the catalog and what was left out."""
     require_writable(output)
     result, dropped = listing.catalog, listing.dropped
     if opened:
-        result, unreadable = survey_pictures(listing)
+        result, unreadable = survey_images(listing)
         dropped = (*dropped, *unreadable)
     write_dropped(output, dropped)
     if not len(result):
         raise InputError(
-            f"none of the {len(listing.catalog)} pictures of {what} can be read "
+            f"none of the {len(listing.catalog)} images of {what} can be read "
             f"(for instance {dropped[-1].image}: {dropped[-1].reason})",
-            expected="at least one readable picture",
+            expected="at least one readable image",
             next_step=f"look at the reasons in {output}{DROPPED_SUFFIX}",
         )
     if not listing.has_roles:
         result = result.split_by_class(val=val, test=test, seed=seed)
-    odd = oddities(result, has_labels=labels != "none") if opened else single_pictures(result)
+    odd = oddities(result, has_labels=labels != "none") if opened else single_images(result)
     warnings = [*listing.warnings, *odd]
     if not listing.has_roles and test > 0 and not result.has_role("query+index").any():
-        warnings.append("too few labels with two pictures or more to set any aside for the test")
+        warnings.append("too few labels with two images or more to set any aside for the test")
     result.write(output)
     return CatalogReport(
         catalog=result,

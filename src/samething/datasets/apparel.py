@@ -37,7 +37,7 @@ def read_deep_fashion(source: OfficialFiles) -> pa.Table:
 
 
 def read_hm(source: OfficialFiles) -> pa.Table:
-    """``articles.csv`` (article_id, product_code, …); pictures in folders named by the first three digits."""
+    """``articles.csv`` (article_id, product_code, …); images in folders named by the first three digits."""
     where = "hm_personalized_fashion/articles.csv"
     table = source.csv(where, ("article_id", "product_code"))
     article = table["article_id"]
@@ -71,7 +71,7 @@ def read_fashion200k(source: OfficialFiles) -> pa.Table:
             raise source.malformed(
                 name,
                 f"line {wrong + 1} is {lines[wrong].as_py()!r}",
-                expected="women/…/PRODUCT/PICTURE, the score and the description, separated by tabs",
+                expected="women/…/PRODUCT/IMAGE, the score and the description, separated by tabs",
             )
         path, product = pc.struct_field(found, "path"), pc.struct_field(found, "product")
         parts.append(source.rows(name, image=path, folder="fashion200k/", label=product))
@@ -79,7 +79,7 @@ def read_fashion200k(source: OfficialFiles) -> pa.Table:
 
 
 def read_deep_fashion2(source: OfficialFiles) -> pa.Table:
-    """``annos/<id>.json`` for each picture of ``image/``; a box for each item whose style is above 0."""
+    """``annos/<id>.json`` for each image of ``image/``; a box for each item whose style is above 0."""
     folder = "deepfashion2/annos"
     names = sorted(path.name for path in source.path(folder).glob("*.json"))
     if not names:
@@ -87,7 +87,7 @@ def read_deep_fashion2(source: OfficialFiles) -> pa.Table:
     files: list[str] = []
     labels: list[str] = []
     boxes: list[list[float]] = []
-    with progress_bar("pictures", disable=not rich.console.Console(stderr=True).is_terminal) as progress:
+    with progress_bar("images", disable=not rich.console.Console(stderr=True).is_terminal) as progress:
         for name in progress.track(names, description="annotations"):
             for label, box in _items_of(source, f"{folder}/{name}"):
                 files.append(f"deepfashion2/image/{name.removesuffix('.json')}.jpg")
@@ -125,7 +125,7 @@ def read_in_shop(source: OfficialFiles) -> pa.Table:
     said = source.lines(where)[0].as_py().strip()
     if said != str(table.num_rows):
         raise source.malformed(
-            where, f"says {said} pictures and lists {table.num_rows}", expected="as many lines as it says"
+            where, f"says {said} images and lists {table.num_rows}", expected="as many lines as it says"
         )
     roles = {"train": "train", "query": "query", "gallery": "index"}
     place = pc.index_in(table["status"], value_set=pa.array(list(roles)))
@@ -147,7 +147,7 @@ DEEP_FASHION = Dataset(
     title="DeepFashion, consumer-to-shop (training part)",
     domain="apparel",
     classes=None,
-    pictures=None,
+    images=None,
     licence="research only, not commercial",
     source="https://www.kaggle.com/datasets/sangamman/deepfashion-consumer-to-shop-training",
     get="run: kaggle datasets download sangamman/deepfashion-consumer-to-shop-training, and unpack it into "
@@ -162,7 +162,7 @@ HM = Dataset(
     title="H&M Personalized Fashion",
     domain="apparel",
     classes=47_224,
-    pictures=105_542,
+    images=105_542,
     gigabytes=31.0,
     licence="terms of the competition; research only",
     source="https://www.kaggle.com/competitions/h-and-m-personalized-fashion-recommendations/data",
@@ -171,8 +171,8 @@ HM = Dataset(
     files=("hm_personalized_fashion/articles.csv", "hm_personalized_fashion/images/"),
     layout="data page of the competition",
     reader=read_hm,
-    published=(Published(classes=47_224, pictures=105_542),),
-    note="some 440 articles have no picture; --check-files leaves them out",
+    published=(Published(classes=47_224, images=105_542),),
+    note="some 440 articles have no image; --check-files leaves them out",
 )
 
 FASHION200K = Dataset(
@@ -180,8 +180,8 @@ FASHION200K = Dataset(
     title="Fashion200k",
     domain="apparel",
     classes=None,
-    pictures=None,
-    licence="research only; pictures belong to the shops",
+    images=None,
+    licence="research only; images belong to the shops",
     source="https://github.com/xthan/fashion-200k",
     get="unpack women.tar.gz and the labels folder into fashion200k/",
     files=("fashion200k/women/",),
@@ -194,7 +194,7 @@ DEEP_FASHION2 = Dataset(
     title="DeepFashion2 (training part)",
     domain="apparel",
     classes=None,
-    pictures=None,
+    images=None,
     licence="research only, not commercial",
     source="https://github.com/switchablenorms/DeepFashion2",
     get="fill in the form for the password, and unpack train.zip so that deepfashion2/annos/ and "
@@ -203,7 +203,7 @@ DEEP_FASHION2 = Dataset(
     layout="README of the source, Data Organization",
     reader=read_deep_fashion2,
     margin_percent=2.0,
-    note="a row is an item of clothing: a box in one of 191,961 pictures",
+    note="a row is an item of clothing: a box in one of 191,961 images",
 )
 
 IN_SHOP = Dataset(
@@ -211,7 +211,7 @@ IN_SHOP = Dataset(
     title="DeepFashion, In-shop Clothes Retrieval",
     domain="apparel",
     classes=7_982,
-    pictures=52_712,
+    images=52_712,
     licence="research only, not commercial",
     source="https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html",
     get="unpack img.zip into in_shop/Img/ and put list_eval_partition.txt into in_shop/Eval/",
@@ -220,8 +220,8 @@ IN_SHOP = Dataset(
     reader=read_in_shop,
     has_roles=True,
     published=(
-        Published(where={"role": "train"}, classes=3_997, pictures=25_882),
-        Published(where={"role": "query"}, classes=3_985, pictures=14_218),
-        Published(where={"role": "index"}, classes=3_985, pictures=12_612),
+        Published(where={"role": "train"}, classes=3_997, images=25_882),
+        Published(where={"role": "query"}, classes=3_985, images=14_218),
+        Published(where={"role": "index"}, classes=3_985, images=12_612),
     ),
 )

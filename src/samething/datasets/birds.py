@@ -20,15 +20,15 @@ def read_cub_200(source: OfficialFiles) -> pa.Table:
     if without >= 0:
         raise source.malformed(
             classes_file,
-            f"has no class for the picture {images['id'][without].as_py()} of images.txt",
-            expected="a line for each picture",
+            f"has no class for the image {images['id'][without].as_py()} of images.txt",
+            expected="a line for each image",
         )
     label = classes["class"].take(place)
     wrong = pc.index(pc.match_substring_regex(label, "^[0-9]+$"), False).as_py()
     if wrong >= 0:
         raise source.malformed(
             classes_file,
-            f"picture {images['id'][wrong].as_py()} has the class {label[wrong].as_py()!r}",
+            f"image {images['id'][wrong].as_py()} has the class {label[wrong].as_py()!r}",
             expected="numbers from 1 to 200",
         )
     role = pa.array(np.where(label.cast(pa.int64()).to_numpy() <= 100, "train", "query+index").tolist())
@@ -40,9 +40,9 @@ CUB_200 = Dataset(
     title="CUB-200-2011, split of metric learning",
     domain="birds",
     classes=200,
-    pictures=11_788,
+    images=11_788,
     gigabytes=1.2,
-    licence="research only, not commercial; pictures belong to Flickr's users",
+    licence="research only, not commercial; images belong to Flickr's users",
     source="https://www.vision.caltech.edu/datasets/cub_200_2011/",
     get="unpack CUB_200_2011.tgz, whose folder is CUB_200_2011/",
     files=("CUB_200_2011/images.txt", "CUB_200_2011/image_class_labels.txt", "CUB_200_2011/images/"),
@@ -50,7 +50,7 @@ CUB_200 = Dataset(
     reader=read_cub_200,
     has_roles=True,
     published=(
-        Published(where={"role": "train"}, classes=100, pictures=5_864),
-        Published(where={"role": "query+index"}, classes=100, pictures=5_924),
+        Published(where={"role": "train"}, classes=100, images=5_864),
+        Published(where={"role": "query+index"}, classes=100, images=5_924),
     ),
 )

@@ -1,4 +1,4 @@
-"""Things that are parts of pictures: boxes in the catalog, cut when a picture is read, never own files."""
+"""Things that are parts of images: boxes in the catalog, cut when an image is read, never own files."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def box_columns(
     Args:
         boxes: left, top, right, bottom of each thing in pixels.
         margin_percent: added at each side, in percent of the box's own width or height, at least 0.
-        size: width and height of each picture in pixels, NaN where they are not known; a box ends there.
-            Where they are not known it ends at the picture's edge when it is cut.
+        size: width and height of each image in pixels, NaN where they are not known; a box ends there.
+            Where they are not known it ends at the image's edge when it is cut.
 
     Returns:
         The four box columns of a catalog, int32, rounded to the nearest pixel.
@@ -48,7 +48,7 @@ def box_columns(
     return {name: pa.array(pixels[:, place]) for place, name in enumerate(BOX_COLUMNS)}
 
 
-def coco_rows(source: OfficialFiles, annotations: str, pictures: str, *, names: bool) -> pa.Table:
+def coco_rows(source: OfficialFiles, annotations: str, folder: str, *, names: bool) -> pa.Table:
     """A row for each box of a COCO annotation file.
 
     Boxes without an extent are left out.
@@ -57,7 +57,7 @@ def coco_rows(source: OfficialFiles, annotations: str, pictures: str, *, names: 
         source: where to read; its margin is added to the boxes.
         annotations: the annotation file: ``images`` (id, file_name, width, height), ``annotations``
             (image_id, category_id, bbox as left, top, width, height) and ``categories`` (id, name).
-        pictures: folder that the file names start from, with a slash at its end, or empty.
+        folder: folder that the file names start from, with a slash at its end, or empty.
         names: take the category's name as the label, and not its number.
 
     Raises:
@@ -83,18 +83,18 @@ def coco_rows(source: OfficialFiles, annotations: str, pictures: str, *, names: 
     sizes: list[tuple[float, ...]] = []
     for number, entry in enumerate(content["annotations"]):
         try:
-            picture = images[entry["image_id"]]
+            listed = images[entry["image_id"]]
             left, top, width, height = map(float, entry["bbox"])
             label = categories[entry["category_id"]]["name"] if names else entry["category_id"]
-            size = tuple(float(picture.get(side) or np.nan) for side in ("width", "height"))
+            size = tuple(float(listed.get(side) or np.nan) for side in ("width", "height"))
         except (KeyError, TypeError, ValueError) as error:
             raise source.malformed(
                 annotations,
                 f"annotation {number} cannot be used ({type(error).__name__}: {error})",
-                expected="the image_id of a listed picture, the category_id of a listed category, "
+                expected="the image_id of a listed image, the category_id of a listed category, "
                 "and bbox as [left, top, width, height]",
             ) from error
-        files.append(str(picture["file_name"]))
+        files.append(str(listed["file_name"]))
         labels.append(str(label))
         boxes.append([left, top, left + width, top + height])
         sizes.append(size)
@@ -105,7 +105,7 @@ def coco_rows(source: OfficialFiles, annotations: str, pictures: str, *, names: 
     )
     image = pa.array(files, pa.string())
     rows = source.rows(
-        annotations, image=image, folder=pictures, label=pa.array(labels, pa.string()), **columns
+        annotations, image=image, folder=folder, label=pa.array(labels, pa.string()), **columns
     )
     return without_empty_boxes(rows)
 

@@ -11,7 +11,7 @@ from samething.datasets.description import Dataset, Published
 from samething.datasets.official import OfficialFiles
 from samething.errors import MissingExtraError
 
-_PICTURES: Final = "stanford_cars/cars_train/cars_train/"
+_IMAGES: Final = "stanford_cars/cars_train/cars_train/"
 
 
 def read_stanford_cars(source: OfficialFiles) -> pa.Table:
@@ -27,7 +27,7 @@ def read_stanford_cars_refined(source: OfficialFiles) -> pa.Table:
 def _from_csv(source: OfficialFiles, where: str) -> pa.Table:
     label = "Class" if "Class" in source.header(where) else "Label"
     table = source.csv(where, ("image", label))
-    return source.rows(where, image=table["image"], folder=_PICTURES, label=table[label])
+    return source.rows(where, image=table["image"], folder=_IMAGES, label=table[label])
 
 
 def read_cars196(source: OfficialFiles) -> pa.Table:
@@ -60,17 +60,17 @@ STANFORD_CARS = Dataset(
     title="Stanford Cars (training part)",
     domain="cars",
     classes=196,
-    pictures=8_144,
+    images=8_144,
     gigabytes=1.0,
     licence="research only, not commercial",
     source="https://www.kaggle.com/datasets/jessicali9530/stanford-cars-dataset",
     get="run: kaggle datasets download jessicali9530/stanford-cars-dataset, unpack it into stanford_cars/, "
     "and save cardatasettrain.csv of https://github.com/BotechEngineering/StanfordCarsDatasetCSV as "
     "stanford_cars/sc_train.csv",
-    files=("stanford_cars/sc_train.csv", _PICTURES),
+    files=("stanford_cars/sc_train.csv", _IMAGES),
     layout="https://github.com/BotechEngineering/StanfordCarsDatasetCSV",
     reader=read_stanford_cars,
-    published=(Published(classes=196, pictures=8_144),),
+    published=(Published(classes=196, images=8_144),),
     note="holds test classes of Cars196 and of UnED's cars: never train on it and measure there",
 )
 
@@ -79,18 +79,18 @@ STANFORD_CARS_REFINED = Dataset(
     title="Stanford Cars, model × colour",
     domain="cars",
     classes=1_288,
-    pictures=8_126,
+    images=8_126,
     gigabytes=1.0,
     licence="research only, not commercial",
     source="https://github.com/morrisfl/stanford_cars_refined",
-    get="save data/refined_train.csv of the source as stanford_cars/refined_train.csv; the pictures are "
+    get="save data/refined_train.csv of the source as stanford_cars/refined_train.csv; the images are "
     "those of stanford_cars",
-    files=("stanford_cars/refined_train.csv", _PICTURES),
+    files=("stanford_cars/refined_train.csv", _IMAGES),
     layout="README of the source",
     reader=read_stanford_cars_refined,
-    published=(Published(classes=1_288, pictures=8_126),),
-    note="of these classes 901 have three pictures or more (7,568 pictures); M4D-35k's part is published as "
-    "1.0k classes, 7.3k pictures",
+    published=(Published(classes=1_288, images=8_126),),
+    note="of these classes 901 have three images or more (7,568 images); M4D-35k's part is published as "
+    "1.0k classes, 7.3k images",
 )
 
 CARS196 = Dataset(
@@ -98,7 +98,7 @@ CARS196 = Dataset(
     title="Cars196, split of metric learning",
     domain="cars",
     classes=196,
-    pictures=16_185,
+    images=16_185,
     gigabytes=2.0,
     licence="research only, not commercial",
     source="http://ai.stanford.edu/~jkrause/cars/car_dataset.html",
@@ -108,7 +108,7 @@ CARS196 = Dataset(
     reader=read_cars196,
     has_roles=True,
     published=(
-        Published(where={"role": "train"}, classes=98, pictures=8_054),
-        Published(where={"role": "query+index"}, classes=98, pictures=8_131),
+        Published(where={"role": "train"}, classes=98, images=8_054),
+        Published(where={"role": "query+index"}, classes=98, images=8_131),
     ),
 )

@@ -9,28 +9,28 @@ from samething.datasets.official import OfficialFiles
 
 
 def read_furniture180(source: OfficialFiles) -> pa.Table:
-    """``furniture_180/<class>/<picture>``."""
+    """``furniture_180/<class>/<image>``."""
     return _read(source, "furniture_180", "furniture180_train.csv")
 
 
 def read_storefronts146(source: OfficialFiles) -> pa.Table:
-    """``storefronts_146/<class>/<picture>``."""
+    """``storefronts_146/<class>/<image>``."""
     return _read(source, "storefronts_146", "storefronts146_train.csv")
 
 
 def _read(source: OfficialFiles, folder: str, listing: str) -> pa.Table:
-    """The paper's list of pictures where it is there, else all pictures of all sub-folders."""
+    """The paper's list of images where it is there, else all images of all sub-folders."""
     if source.exists(f"{folder}/{listing}"):
         table = source.csv(f"{folder}/{listing}", ("img_path", "label"))
         return source.rows(
             f"{folder}/{listing}", image=table["img_path"], folder=f"{folder}/", label=table["label"]
         )
     names = source.sub_folders(folder)
-    pictures = [(name, picture) for name in names for picture in source.pictures(f"{folder}/{name}")]
+    images = [(name, image) for name in names for image in source.images(f"{folder}/{name}")]
     return source.rows(
         folder,
-        image=pa.array([f"{folder}/{name}/{picture}" for name, picture in pictures], pa.string()),
-        label=pa.array([name for name, _ in pictures], pa.string()),
+        image=pa.array([f"{folder}/{name}/{image}" for name, image in images], pa.string()),
+        label=pa.array([name for name, _ in images], pa.string()),
     )
 
 
@@ -39,7 +39,7 @@ FURNITURE180 = Dataset(
     title="Furniture 180 (QuData GEmbed)",
     domain="furniture",
     classes=180,
-    pictures=2_687,
+    images=2_687,
     licence="see the source",
     source="https://www.kaggle.com/datasets/andreybeyn/qudata-gembed-furniture-180",
     get="run: kaggle datasets download andreybeyn/qudata-gembed-furniture-180, and unpack it "
@@ -55,7 +55,7 @@ STOREFRONTS146 = Dataset(
     title="Storefronts 146",
     domain="storefronts",
     classes=144,
-    pictures=4_545,
+    images=4_545,
     licence="see the source",
     source="https://www.kaggle.com/datasets/kerrit/storefront-146",
     get="run: kaggle datasets download kerrit/storefront-146, and unpack it into storefronts_146/",

@@ -1,4 +1,4 @@
-"""One's own boxes in pictures: a COCO annotation file."""
+"""One's own boxes in images: a COCO annotation file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def list_coco(
         title=_TITLE,
         domain=domain or "default",
         classes=None,
-        pictures=None,
+        images=None,
         licence="one's own",
         source="one's own files",
         get="write the file again with images (id, file_name), annotations (image_id, category_id, bbox) and "

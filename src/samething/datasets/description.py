@@ -28,7 +28,7 @@ class Published:
     """Columns of the catalog and the value that the part has there; empty for the whole data set."""
     classes: int | None = None
     """Number of instances, None where it is not published."""
-    pictures: int | None = None
+    images: int | None = None
     """Number of rows, None where it is not published."""
     rounded_to: int = 1
     """Published numbers are multiples of this: 100 where a paper says 141.5k."""
@@ -45,21 +45,21 @@ class Published:
         """Whether a table has other numbers than those published, within their rounding.
 
         >>> rows = pa.table({"label": ["a", "a", "b"], "role": ["train", "train", "test"]})
-        >>> Published(where={"role": "train"}, classes=1, pictures=2).differs(rows)
+        >>> Published(where={"role": "train"}, classes=1, images=2).differs(rows)
         False
-        >>> Published(classes=2, pictures=4).differs(rows)
+        >>> Published(classes=2, images=4).differs(rows)
         True
         """
-        pairs = zip((self.classes, self.pictures), self.count(table), strict=True)
+        pairs = zip((self.classes, self.images), self.count(table), strict=True)
         return any(said is not None and abs(said - found) > self.rounded_to / 2 for said, found in pairs)
 
     def describe(self) -> str:
         """The part and its numbers in words.
 
-        >>> Published(where={"role": "train"}, classes=98, pictures=8054).describe()
-        'role train: 98 classes, 8,054 pictures'
+        >>> Published(where={"role": "train"}, classes=98, images=8054).describe()
+        'role train: 98 classes, 8,054 images'
         """
-        numbers = [(self.classes, "classes"), (self.pictures, "pictures")]
+        numbers = [(self.classes, "classes"), (self.images, "images")]
         said = ", ".join(f"{number:,} {unit}" for number, unit in numbers if number is not None)
         part = ", ".join(f"{column} {value}" for column, value in self.where.items())
         return f"{part or 'in all'}: {said}"
@@ -77,12 +77,12 @@ class Dataset:
     """Kind of things shown; ``several`` where a row says its own."""
     classes: int | None
     """Instances in all parts that are read, as published; None where it is not published."""
-    pictures: int | None
-    """Pictures (or boxes in pictures) in all parts that are read, as published; None where it is not."""
+    images: int | None
+    """Images (or boxes in images) in all parts that are read, as published; None where it is not."""
     gigabytes: float | None = None
     """Size of the files on disk, roughly; None where it is not known."""
     licence: str
-    """Terms under which the pictures may be used, shortened; the source has the whole text."""
+    """Terms under which the images may be used, shortened; the source has the whole text."""
     source: str
     """Page to get it from."""
     get: str
@@ -96,7 +96,7 @@ class Dataset:
     has_roles: bool = False
     """Whether its authors divide it into training, validation, queries and index."""
     margin_percent: float | None = None
-    """For boxes in pictures: what is added to each side, in percent of the box; None for whole pictures."""
+    """For boxes in images: what is added to each side, in percent of the box; None for whole images."""
     published: tuple[Published, ...] = ()
     """Sizes to compare what was read with."""
     note: str = ""

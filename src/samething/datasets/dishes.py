@@ -15,10 +15,10 @@ def read_food_rec22(source: OfficialFiles) -> pa.Table:
 
 
 def read_food101(source: OfficialFiles) -> pa.Table:
-    """``meta/test.json``: class → pictures; the paper trains on this part, whose labels were cleaned."""
+    """``meta/test.json``: class → images; the paper trains on this part, whose labels were cleaned."""
     where = "food-101/meta/test.json"
     content = source.json(where)
-    expected = "{class: [class/picture, …], …}"
+    expected = "{class: [class/image, …], …}"
     if not isinstance(content, dict):
         raise source.malformed(where, f"is a {type(content).__name__}", expected=expected)
     images: list[str] = []
@@ -36,7 +36,7 @@ FOOD_REC22 = Dataset(
     title="Food Recognition Benchmark 2022 (training set 2.0)",
     domain="dishes",
     classes=498,
-    pictures=76_491,
+    images=76_491,
     licence="CC BY 4.0",
     source="https://www.aicrowd.com/challenges/food-recognition-benchmark-2022#datasets",
     get="unpack public_training_set_release_2.0.tar.gz as fr22_train_v2/",
@@ -44,7 +44,7 @@ FOOD_REC22 = Dataset(
     layout="dataset page of the challenge (COCO)",
     reader=read_food_rec22,
     margin_percent=2.0,
-    note="a row is a dish: a box in one of 39,962 pictures",
+    note="a row is a dish: a box in one of 39,962 images",
 )
 
 FOOD101 = Dataset(
@@ -52,13 +52,13 @@ FOOD101 = Dataset(
     title="Food-101 (test part)",
     domain="dishes",
     classes=101,
-    pictures=25_250,
+    images=25_250,
     gigabytes=5.0,
-    licence="fair use for research; pictures belong to Foodspotting's users",
+    licence="fair use for research; images belong to Foodspotting's users",
     source="https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/",
     get="unpack food-101.tar.gz as food-101/",
     files=("food-101/meta/test.json", "food-101/images/"),
     layout="README of the archive",
     reader=read_food101,
-    published=(Published(classes=101, pictures=25_250),),
+    published=(Published(classes=101, images=25_250),),
 )

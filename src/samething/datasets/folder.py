@@ -1,4 +1,4 @@
-"""A folder of pictures in which every sub-folder shows one thing."""
+"""A folder of images in which every sub-folder shows one thing."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from pathlib import Path
 from samething.catalog import Catalog
 from samething.datasets.listing import LINKED_FOLDER, NO_SUFFIX, Dropped, Labels, Listing, printable
 from samething.errors import InputError
-from samething.images import find_pictures
+from samething.images import find_images
 
 
 def list_folder(
     folder: Path, *, domain: str | None = None, labels: Labels = "folder", root: Path | None = None
 ) -> Listing:
-    """List the pictures of a folder and its sub-folders, in sorted order.
+    """List the images of a folder and its sub-folders, in sorted order.
 
     Args:
         folder: where to look. Hidden files and folders are passed over, links to folders are not followed.
-        domain: domain of all pictures.
+        domain: domain of all images.
         labels: ``folder`` takes the path of the sub-folder as the label, ``a/b`` for nested ones, and drops
-            pictures that lie in no sub-folder; ``none`` makes each picture its own thing, for the index only.
+            images that lie in no sub-folder; ``none`` makes each image its own thing, for the index only.
         root: the folder that the catalog's paths start from, this one or one above it.
 
     Raises:
-        InputError: no pictures, none in a sub-folder, or a root that does not hold the folder.
+        InputError: no images, none in a sub-folder, or a root that does not hold the folder.
     """
     root = folder if root is None else root
     if not folder.resolve().is_relative_to(root.resolve()):
         raise InputError(
             f"{folder} does not lie in the root {root}",
             expected="the same folder or one above it",
-            next_step="leave --root away, or give a folder that holds the pictures",
+            next_step="leave --root away, or give a folder that holds the images",
         )
     prefix = folder.resolve().relative_to(root.resolve())
     rows: list[dict[str, object]] = []
     dropped: list[Dropped] = []
     passed_over: Counter[str] = Counter()
-    for path, is_picture in find_pictures(folder):
-        if not is_picture:
+    for path, is_image in find_images(folder):
+        if not is_image:
             passed_over[LINKED_FOLDER if path.is_dir() else printable(path.suffix.lower()) or NO_SUFFIX] += 1
             continue
         below = path.relative_to(folder)
@@ -52,7 +52,7 @@ def list_folder(
         else:
             rows.append({"image": image, "label": label})
     if not rows:
-        raise _no_pictures(folder, dropped, passed_over)
+        raise _no_images(folder, dropped, passed_over)
     for row in rows:
         row.update(domain=domain, dataset=printable(folder.resolve().name))
     return Listing(
@@ -63,18 +63,18 @@ def list_folder(
     )
 
 
-def _no_pictures(folder: Path, dropped: list[Dropped], passed_over: Counter[str]) -> InputError:
+def _no_images(folder: Path, dropped: list[Dropped], passed_over: Counter[str]) -> InputError:
     if dropped:
         return InputError(
-            f"{folder} holds {len(dropped)} pictures, but none with a label "
+            f"{folder} holds {len(dropped)} images, but none with a label "
             f"(for instance {dropped[0].image}: {dropped[0].reason})",
-            expected="one sub-folder for each thing, with the pictures of it inside",
-            next_step="sort the pictures into sub-folders; or give --labels none, to index them only",
+            expected="one sub-folder for each thing, with the images of it inside",
+            next_step="sort the images into sub-folders; or give --labels none, to index them only",
         )
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed_over.most_common(5))
     seen = f"{passed_over.total()} other files were seen ({kinds})" if passed_over else "it is empty"
     return InputError(
-        f"{folder} holds no pictures: {seen}",
-        expected="JPEG, PNG, WebP or other pictures in it or in its sub-folders",
+        f"{folder} holds no images: {seen}",
+        expected="JPEG, PNG, WebP or other images in it or in its sub-folders",
         next_step="check the path",
     )

@@ -1,4 +1,4 @@
-"""GPR1200: 1,200 things of six kinds, ten pictures each, all of them queries."""
+"""GPR1200: 1,200 things of six kinds, ten images each, all of them queries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CATEGORIES_OF_A_KIND: Final = 200
 def read_gpr1200(source: OfficialFiles) -> pa.Table:
     """``images/<category>_<name>.jpg``; the kind of a category follows from its number."""
     where = "GPR1200/images"
-    names = pa.array(source.pictures(where), pa.string())
+    names = pa.array(source.images(where), pa.string())
     category = pc.list_element(pc.split_pattern(names, "_", max_splits=1), 0)
     is_known = pc.match_substring_regex(category, "^[0-9]{1,4}$")
     wrong = pc.index(is_known, False).as_py()
@@ -30,7 +30,7 @@ def read_gpr1200(source: OfficialFiles) -> pa.Table:
         raise source.malformed(
             where,
             f"holds {names[wrong].as_py()}",
-            expected="pictures named CATEGORY_NAME.jpg, CATEGORY below 1200",
+            expected="images named CATEGORY_NAME.jpg, CATEGORY below 1200",
         )
     domain = pa.array(np.asarray(_KINDS, dtype=object)[numbers // _CATEGORIES_OF_A_KIND], pa.string())
     return source.rows(
@@ -43,13 +43,13 @@ GPR1200 = Dataset(
     title="GPR1200",
     domain="several",
     classes=1_200,
-    pictures=12_000,
-    licence="research and education only; pictures belong to their owners",
+    images=12_000,
+    licence="research and education only; images belong to their owners",
     source="https://github.com/Visual-Computing/GPR1200",
     get="unpack https://visual-computing.com/files/GPR1200/GPR1200.zip into GPR1200/",
     files=("GPR1200/images/",),
     layout="README of the source",
     reader=read_gpr1200,
     has_roles=True,
-    published=(Published(classes=1_200, pictures=12_000),),
+    published=(Published(classes=1_200, images=12_000),),
 )

@@ -1,6 +1,6 @@
 """One's own benchmark in the form of the Google Universal Image Embedding Challenge: queries and an index.
 
-The challenge's own pictures (5,000 queries, 200,000 in the index) were never published.
+The challenge's own images (5,000 queries, 200,000 in the index) were never published.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from samething.datasets.official import OfficialFiles
 
 
 def read_guiec(source: OfficialFiles) -> pa.Table:
-    """``query/[DOMAIN/]THING/picture`` and ``index/[DOMAIN/]THING/picture``.
+    """``query/[DOMAIN/]THING/image`` and ``index/[DOMAIN/]THING/image``.
 
-    A picture directly in ``index/`` or ``index/DOMAIN/`` (beside folders of things) is a distractor: a thing
+    An image directly in ``index/`` or ``index/DOMAIN/`` (beside folders of things) is a distractor: a thing
     of its own.
     """
     images: list[str] = []
@@ -22,19 +22,19 @@ def read_guiec(source: OfficialFiles) -> pa.Table:
     domains: list[str] = []
     roles: list[str] = []
     for role in ("query", "index"):
-        for domain, thing, path in _pictures_of(source, f"guiec/{role}"):
+        for domain, thing, path in _images_of(source, f"guiec/{role}"):
             if thing is None and role == "query":
                 raise source.malformed(
                     f"guiec/{role}",
                     f"holds {path}, which lies in no folder of a thing",
-                    expected="query/THING/PICTURE or query/DOMAIN/THING/PICTURE",
+                    expected="query/THING/IMAGE or query/DOMAIN/THING/IMAGE",
                 )
             images.append(path)
             labels.append(f"distractor/{path}" if thing is None else f"{domain}/{thing}" if domain else thing)
             domains.append(domain or source.dataset.key)
             roles.append(role)
     if "query" not in roles:
-        raise source.malformed("guiec/query", "holds no pictures", expected="query/THING/PICTURE")
+        raise source.malformed("guiec/query", "holds no images", expected="query/THING/IMAGE")
     return source.rows(
         "guiec",
         image=pa.array(images, pa.string()),
@@ -44,21 +44,21 @@ def read_guiec(source: OfficialFiles) -> pa.Table:
     )
 
 
-def _pictures_of(source: OfficialFiles, folder: str) -> list[tuple[str | None, str | None, str]]:
-    """Domain, thing and path of every picture of a folder."""
+def _images_of(source: OfficialFiles, folder: str) -> list[tuple[str | None, str | None, str]]:
+    """Domain, thing and path of every image of a folder."""
     found: list[tuple[str | None, str | None, str]] = [
-        (None, None, f"{folder}/{name}") for name in source.pictures(folder)
+        (None, None, f"{folder}/{name}") for name in source.images(folder)
     ]
     for name in source.sub_folders(folder):
         below = f"{folder}/{name}"
         things = source.sub_folders(below)
         found += [
-            (name, None, f"{below}/{picture}") if things else (None, name, f"{below}/{picture}")
-            for picture in source.pictures(below)
+            (name, None, f"{below}/{image}") if things else (None, name, f"{below}/{image}")
+            for image in source.images(below)
         ]
         for thing in things:
             found += [
-                (name, thing, f"{below}/{thing}/{picture}") for picture in source.pictures(f"{below}/{thing}")
+                (name, thing, f"{below}/{thing}/{image}") for image in source.images(f"{below}/{thing}")
             ]
     return found
 
@@ -68,10 +68,10 @@ GUIEC = Dataset(
     title="one's own benchmark in the challenge's form",
     domain="several",
     classes=None,
-    pictures=None,
-    licence="one's own; the challenge's pictures were never published",
+    images=None,
+    licence="one's own; the challenge's images were never published",
     source="https://www.kaggle.com/competitions/google-universal-image-embedding",
-    get="sort one's own pictures into guiec/query/DOMAIN/THING/ and guiec/index/DOMAIN/THING/ (the domain "
+    get="sort one's own images into guiec/query/DOMAIN/THING/ and guiec/index/DOMAIN/THING/ (the domain "
     "may be left out)",
     files=("guiec/query/", "guiec/index/"),
     layout="docs/datasets.md",

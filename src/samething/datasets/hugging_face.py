@@ -1,7 +1,7 @@
-"""A Hugging Face data set on disk (``save_to_disk``): its pictures, labels and splits.
+"""A Hugging Face data set on disk (``save_to_disk``): its images, labels and splits.
 
 Written is a folder a split with ``dataset_info.json`` (the types of the columns), ``state.json`` (the names
-of the Arrow files) and the files, and above several splits a ``dataset_dict.json``. Pictures are structs of
+of the Arrow files) and the files, and above several splits a ``dataset_dict.json``. Images are structs of
 bytes and path inside the files. They stay there: the catalog names cells, which are read where they lie.
 """
 
@@ -38,7 +38,7 @@ def is_hugging_face(folder: Path) -> bool:
 
 
 def list_hugging_face(folder: Path, *, domain: str | None = None, labels: Labels = "folder") -> Listing:
-    """A row for each picture of a data set, or of all its splits; no picture is opened.
+    """A row for each image of a data set, or of all its splits; no image is opened.
 
     The label is the column named label, or the first of class labels, by name; a column domain is kept.
     Splits named train, validation, test, query or index give the roles; other names, or one split alone, give
@@ -46,12 +46,12 @@ def list_hugging_face(folder: Path, *, domain: str | None = None, labels: Labels
 
     Args:
         folder: written by ``save_to_disk``; the catalog's root.
-        domain: domain of all pictures, where there is no such column.
-        labels: ``none`` makes each picture its own thing, for the index only.
+        domain: domain of all images, where there is no such column.
+        labels: ``none`` makes each image its own thing, for the index only.
 
     Raises:
         ArtefactError: a file is missing or cannot be read.
-        InputError: there is no column of pictures, or none of labels, or no row has both.
+        InputError: there is no column of images, or none of labels, or no row has both.
     """
     names = _splits(folder)
     role_of = {name: _ROLES.get(name.lower()) for name in names}
@@ -64,7 +64,7 @@ def list_hugging_face(folder: Path, *, domain: str | None = None, labels: Labels
         for part in _parts(folder, name, domain=domain, labels=labels):
             table = part.append_column("role", pa.repeat(pa.scalar(role), part.num_rows))
             kept = np.ones(len(table), dtype=bool)
-            for column, what in (("image", "picture"), ("label", "label")):
+            for column, what in (("image", "image"), ("label", "label")):
                 blank = pc.equal(pc.fill_null(table[column], ""), "").to_numpy()
                 for number in np.flatnonzero(blank & kept):
                     image = table["image"][int(number)].as_py() or ""
@@ -75,7 +75,7 @@ def list_hugging_face(folder: Path, *, domain: str | None = None, labels: Labels
     rows = pa.concat_tables(tables)
     if not rows.num_rows:
         raise InputError(
-            f"{folder} holds no pictures with a label",
+            f"{folder} holds no images with a label",
             expected="at least one",
             next_step="check the data set",
         )
@@ -98,7 +98,7 @@ def _splits(folder: Path) -> list[str]:
 
 
 def _parts(folder: Path, split: str, *, domain: str | None, labels: Labels) -> Iterator[pa.Table]:
-    """Picture, label and domain of the rows of each Arrow file of a split."""
+    """Image, label and domain of the rows of each Arrow file of a split."""
     info, state = read_json(folder / split / "dataset_info.json"), read_json(folder / split / "state.json")
     features, files = info.get("features") or {}, state.get("_data_files") or []
     if state.get("_indices_files"):
@@ -111,7 +111,7 @@ def _parts(folder: Path, split: str, *, domain: str | None, labels: Labels) -> I
         own_path = pc.struct_field(cells, "path").cast(pa.string())
         has_bytes = pc.is_valid(pc.struct_field(cells, "bytes"))
         address = [f"arrow://{image}/{row}::{below}" for row in range(table.num_rows)]
-        # a picture that is only referred to is a file of its own
+        # an image that is only referred to is a file of its own
         place = pc.if_else(has_bytes, pa.array(address, pa.string()), own_path)
         own_domain = table["domain"].cast(pa.string()) if "domain" in table.column_names else None
         yield pa.table(
@@ -126,7 +126,7 @@ def _parts(folder: Path, split: str, *, domain: str | None, labels: Labels) -> I
 
 
 def _columns(folder: Path, features: Mapping[str, Any], labels: Labels) -> tuple[str, str | None]:
-    """The columns of pictures and of labels."""
+    """The columns of images and of labels."""
     kinds = {name: kind.get("_type") if isinstance(kind, dict) else None for name, kind in features.items()}
     image = next((name for name, kind in kinds.items() if kind == "Image"), None)
     label = next(
@@ -134,20 +134,20 @@ def _columns(folder: Path, features: Mapping[str, Any], labels: Labels) -> tuple
         next((name for name, kind in kinds.items() if kind == "ClassLabel"), None),
     )
     lacking = [
-        *(["pictures"] if image is None else []),
+        *(["images"] if image is None else []),
         *(["labels"] if label is None and labels != "none" else []),
     ]
     if image is None or lacking:
         raise InputError(
             f"{folder} has the columns {', '.join(features)}, none of {' and none of '.join(lacking)}",
             expected="a column of the type Image, and one of the type ClassLabel or named label",
-            next_step="rename the column to label, or give --labels none to index the pictures only",
+            next_step="rename the column to label, or give --labels none to index the images only",
         )
     return image, None if labels == "none" else label
 
 
 def _struct(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The cells of pictures as structs of bytes and path; plain bytes and plain paths are taken too."""
+    """The cells of images as structs of bytes and path; plain bytes and plain paths are taken too."""
     kind = column.type
     if pa.types.is_struct(kind):
         return column
@@ -170,8 +170,8 @@ def _texts(column: pa.ChunkedArray, kind: Mapping[str, Any]) -> pa.ChunkedArray:
         except pa.ArrowException as error:
             raise InputError(
                 f"its labels are {column.type} ({error})",
-                expected="texts or numbers, one a picture",
-                next_step="write a column label with one label a picture",
+                expected="texts or numbers, one per image",
+                next_step="write a column label with one label per image",
             ) from error
     number = column.cast(pa.int64())
     is_named = pc.and_(pc.greater_equal(number, 0), pc.less(number, len(names)))

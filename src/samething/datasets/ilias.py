@@ -17,7 +17,7 @@ import rich.console
 from samething.datasets.description import Dataset, Published
 from samething.datasets.official import OfficialFiles, joined
 from samething.errors import ArtefactError
-from samething.images import PICTURE_SUFFIXES
+from samething.images import IMAGE_SUFFIXES
 from samething.images.shards import tar_members
 from samething.progress import progress_bar
 
@@ -31,12 +31,12 @@ def read_ilias_core(source: OfficialFiles) -> pa.Table:
 
 
 def read_ilias(source: OfficialFiles) -> pa.Table:
-    """Queries, positives, and the pictures of all shards in ``yfcc100m/``."""
+    """Queries, positives, and the images of all shards in ``yfcc100m/``."""
     return pa.concat_tables([*_core(source), *_distractors(source, None)])
 
 
 def read_mini_ilias(source: OfficialFiles) -> pa.Table:
-    """Queries, positives, and those pictures of the shards that ``mini_ilias_yfcc100m_ids.txt`` names."""
+    """Queries, positives, and those images of the shards that ``mini_ilias_yfcc100m_ids.txt`` names."""
     wanted = pc.utf8_trim_whitespace(source.lines(_MINI))
     return pa.concat_tables([*_core(source), *_distractors(source, wanted)])
 
@@ -56,7 +56,7 @@ def _core(source: OfficialFiles) -> Iterator[pa.Table]:
             raise source.malformed(
                 where,
                 f"line {wrong + 1} is {lines[wrong].as_py()!r}",
-                expected=f"THING/{folder}/PICTURE.jpg[,…]",
+                expected=f"THING/{folder}/IMAGE.jpg[,…]",
             )
         thing = pc.struct_field(found, "thing")
         yield source.rows(where, image=identifier, folder="ilias/ilias_core/", label=thing, role=role)
@@ -73,7 +73,7 @@ def _distractors(source: OfficialFiles, wanted: pa.Array | None) -> Iterator[pa.
         for path in progress.track(shards, description="distractors"):
             where = f"{_SHARDS}/{path.name}"
             names = pa.array(
-                source.pictures(where) if path.is_dir() else _pictures_in(source, where), pa.string()
+                source.images(where) if path.is_dir() else _images_in(source, where), pa.string()
             )
             if wanted is not None:
                 keys = pc.replace_substring_regex(names, r"\.[^/]*$", "")  # as WebDataset does
@@ -86,30 +86,30 @@ def _distractors(source: OfficialFiles, wanted: pa.Array | None) -> Iterator[pa.
                 image = joined(f"{where}/", names) if path.is_dir() else joined("tar://", names, f"::{where}")
                 yield source.rows(where, image=image, label=label, role="index")
     if not count:
-        found = "hold no pictures" if wanted is None else f"hold none of the pictures that {_MINI} names"
+        found = "hold no images" if wanted is None else f"hold none of the images that {_MINI} names"
         raise source.malformed(_SHARDS, f"its {len(shards)} shards {found}", expected="the official shards")
 
 
-def _pictures_in(source: OfficialFiles, where: str) -> list[str]:
-    """Names of the pictures in a tar file; only the headers are read."""
+def _images_in(source: OfficialFiles, where: str) -> list[str]:
+    """Names of the images in a tar file; only the headers are read."""
     try:
         names = tar_members(str(source.path(where)))
     except ArtefactError as error:
         raise source.malformed(
             where, "is no whole, uncompressed tar file", expected=error.expected
         ) from error
-    return [name for name in names if PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES]
+    return [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
 
 
-_LICENCE: Final = "own pictures CC BY 4.0, others each its own; distractors CC (YFCC100M)"
+_LICENCE: Final = "own images CC BY 4.0, others each its own; distractors CC (YFCC100M)"
 _CORE: Final = (
     "ilias/image_ids/image_query_ids.txt",
     "ilias/image_ids/positive_ids.txt",
     "ilias/ilias_core/",
 )
 _PUBLISHED: Final = (
-    Published(where={"role": "query"}, classes=1_000, pictures=1_232),
-    Published(where={"role": "index"}, classes=1_000, pictures=4_715),
+    Published(where={"role": "query"}, classes=1_000, images=1_232),
+    Published(where={"role": "index"}, classes=1_000, images=4_715),
 )
 
 ILIAS_CORE = Dataset(
@@ -117,7 +117,7 @@ ILIAS_CORE = Dataset(
     title="ILIAS without distractors",
     domain="ilias",
     classes=1_000,
-    pictures=5_947,
+    images=5_947,
     licence=_LICENCE,
     source="https://vrg.fel.cvut.cz/ilias_data/",
     get="run download/download_ilias.sh of https://github.com/ilias-vrg/ilias with the folder ilias (its "
@@ -134,12 +134,12 @@ ILIAS = Dataset(
     title="ILIAS",
     domain="ilias",
     classes=1_000,
-    pictures=100_005_947,
+    images=100_005_947,
     gigabytes=6_300.0,
     licence=_LICENCE,
     source="https://vrg.fel.cvut.cz/ilias_data/",
     get="run download/download_ilias.sh of https://github.com/ilias-vrg/ilias with the folder ilias and the "
-    "number of shards (of 100,000 pictures each)",
+    "number of shards (of 100,000 images each)",
     files=(*_CORE, f"{_SHARDS}/"),
     layout="https://github.com/ilias-vrg/ilias, download/README.md",
     reader=read_ilias,
@@ -152,7 +152,7 @@ MINI_ILIAS = Dataset(
     title="mini-ILIAS",
     domain="ilias",
     classes=1_000,
-    pictures=5_005_947,
+    images=5_005_947,
     licence=_LICENCE,
     source="https://vrg.fel.cvut.cz/ilias_data/",
     get="run download/download_ilias.sh of https://github.com/ilias-vrg/ilias with the folder ilias, and "

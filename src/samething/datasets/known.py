@@ -46,8 +46,8 @@ DATASETS: Final[dict[str, Dataset]] = {
 """Key → data set. To add one, put a row here: ``DATASETS["mine"] = Dataset(…)``."""
 # fmt: on
 
-# Pictures that are looked for, evenly spaced; looking for millions takes minutes on a network disk.
-_PICTURES_LOOKED_AT: Final = 64
+# Images that are looked for, evenly spaced; looking for millions takes minutes on a network disk.
+_IMAGES_LOOKED_AT: Final = 64
 
 _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "train": ("train",),
@@ -81,7 +81,7 @@ def read_dataset(
     margin: float | None = None,
     check_files: bool = False,
 ) -> Listing:
-    """Read a public data set from its official layout; no picture is opened.
+    """Read a public data set from its official layout; no image is opened.
 
     Args:
         key: a key of :data:`DATASETS`.
@@ -89,14 +89,14 @@ def read_dataset(
         part: ``train``, ``val``, ``test`` (queries and index), or ``all`` of them.
         domains: for a data set of several domains, those wanted; empty for all.
         margin: around boxes, in percent of the box; by default the data set's own.
-        check_files: look for every picture, and leave out those that are missing.
+        check_files: look for every image, and leave out those that are missing.
 
     Returns:
-        The catalog with what was left out and why. Where the numbers are not the published ones, or pictures
+        The catalog with what was left out and why. Where the numbers are not the published ones, or images
         looked at are missing, the warnings say so.
 
     Raises:
-        ArtefactError: a file or folder of the official layout is missing, or all pictures looked at are.
+        ArtefactError: a file or folder of the official layout is missing, or all images looked at are.
         InputError: a file is not as promised, or the arguments do not fit together.
     """
     dataset = find_dataset(key)
@@ -116,7 +116,7 @@ def read_dataset(
     table = _of_part(source, table)
     warnings = [
         f"{dataset.title}, {published.describe()} are published; here there are "
-        "{:,} classes, {:,} pictures".format(*published.count(table))
+        "{:,} classes, {:,} images".format(*published.count(table))
         for published in dataset.published
         if _is_read(published.where, source, table) and published.differs(table)
     ]
@@ -140,7 +140,7 @@ def _require_fitting(dataset: Dataset, *, domains: tuple[str, ...], margin: floa
             f"--margin {margin:g} for {dataset.title}",
             expected="a percentage in [0, 100]"
             if dataset.margin_percent is not None
-            else "no margin: its rows are whole pictures, not boxes",
+            else "no margin: its rows are whole images, not boxes",
             next_step="give another margin" if dataset.margin_percent is not None else "leave --margin away",
         )
     if domains and dataset.domain != "several":
@@ -154,7 +154,7 @@ def _require_fitting(dataset: Dataset, *, domains: tuple[str, ...], margin: floa
 def _of_part(source: OfficialFiles, table: pa.Table) -> pa.Table:
     """The rows of the part and the domains wanted."""
     kept = np.ones(table.num_rows, dtype=bool)
-    # a reader that reads a part alone gives its pictures the roles they have there
+    # a reader that reads a part alone gives its images the roles they have there
     if source.part != "all" and "split" not in table.column_names:
         roles = pa.array(_PARTS[source.part])
         kept &= pc.is_in(table["role"], value_set=roles).to_numpy()
@@ -184,7 +184,7 @@ def _is_read(where: Mapping[str, str], source: OfficialFiles, table: pa.Table) -
 
 
 def _without_repeats(table: pa.Table) -> tuple[pa.Table, list[Dropped]]:
-    """The rows without those that repeat another's picture, box and role."""
+    """The rows without those that repeat another's image, box and role."""
     keys = ["image", "role", *(name for name in BOX_COLUMNS if name in table.column_names)]
     rows = pa.array(np.arange(table.num_rows))
     first = (
@@ -208,7 +208,7 @@ def _without_repeats(table: pa.Table) -> tuple[pa.Table, list[Dropped]]:
 
 
 def _without_missing(table: pa.Table, data_root: Path) -> tuple[pa.Table, list[Dropped]]:
-    """The rows whose pictures are there; each folder is listed once, faster than asking for each file."""
+    """The rows whose images are there; each folder is listed once, faster than asking for each file."""
     names: dict[str, frozenset[str]] = {}
     there = np.ones(table.num_rows, dtype=bool)
     row = 0
@@ -234,25 +234,25 @@ def _listed(folder: Path) -> frozenset[str]:
 
 
 def _look_at_some(source: OfficialFiles, table: pa.Table) -> list[str]:
-    """Look for pictures evenly spaced over the rows.
+    """Look for images evenly spaced over the rows.
 
     Raises:
         ArtefactError: none of them is there.
     """
-    places = np.unique(np.linspace(0, table.num_rows - 1, _PICTURES_LOOKED_AT).astype(np.int64))
+    places = np.unique(np.linspace(0, table.num_rows - 1, _IMAGES_LOOKED_AT).astype(np.int64))
     images = table["image"].take(pa.array(places)).to_pylist()
     gone = [image for image in images if not source.exists(container_of(image))]
     if len(gone) == len(images):
         raise ArtefactError(
-            f"{source.dataset.title}: none of {len(images)} pictures looked for is there, for instance "
+            f"{source.dataset.title}: none of {len(images)} images looked for is there, for instance "
             f"{source.path(gone[0])}",
-            expected="the pictures beside the annotation, as in the official layout: "
+            expected="the images beside the annotation, as in the official layout: "
             + ", ".join(source.dataset.files),
             next_step=source.how_to_get(),
         )
     if not gone:
         return []
     return [
-        f"of {len(images)} pictures looked for, {len(gone)} are missing, for instance {gone[0]}; "
+        f"of {len(images)} images looked for, {len(gone)} are missing, for instance {gone[0]}; "
         "--check-files looks for all and leaves the missing ones out"
     ]

@@ -10,7 +10,7 @@ from samething.datasets.official import OfficialFiles, joined
 
 
 def read_gldv2(source: OfficialFiles) -> pa.Table:
-    """``train.csv`` (id, landmark_id); a picture is three folders deep, by the first digits of its id."""
+    """``train.csv`` (id, landmark_id); an image is three folders deep, by the first digits of its id."""
     where = "google_landmark_recognition_2021/train.csv"
     table = source.csv(where, ("id", "landmark_id"))
     ids = table["id"]
@@ -30,14 +30,14 @@ GLDV2 = Dataset(
     title="Google Landmarks v2 (cleaned training set)",
     domain="landmarks",
     classes=81_313,
-    pictures=1_580_470,
+    images=1_580_470,
     gigabytes=105.0,
-    licence="annotations CC BY 4.0; pictures CC or public domain, each its own",
+    licence="annotations CC BY 4.0; images CC or public domain, each its own",
     source="https://www.kaggle.com/c/landmark-recognition-2021/data",
     get="run: kaggle competitions download -c landmark-recognition-2021, and unpack it into "
     "google_landmark_recognition_2021/",
     files=("google_landmark_recognition_2021/train.csv", "google_landmark_recognition_2021/train/"),
     layout="data page of the challenge; https://github.com/cvdfoundation/google-landmark",
     reader=read_gldv2,
-    published=(Published(classes=81_313, pictures=1_580_470),),
+    published=(Published(classes=81_313, images=1_580_470),),
 )

@@ -1,4 +1,4 @@
-"""What a reader of one's own pictures hands over: the pictures it found and those it had to leave out."""
+"""What a reader of one's own images hands over: the images it found and those it had to leave out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NO_SUFFIX: Final = "without suffix"
 
 @dataclasses.dataclass(frozen=True)
 class Dropped:
-    """One picture that did not get into the catalog."""
+    """One image that did not get into the catalog."""
 
     image: str
     """Path as in the catalog; bytes that are no UTF-8 appear as ``\\xNN``."""
@@ -29,18 +29,18 @@ class Dropped:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Listing:
-    """Pictures found, not yet opened."""
+    """Images found, not yet opened."""
 
     catalog: Catalog
     has_roles: bool
-    """Whether the source says itself which pictures are for training, queries and the index."""
+    """Whether the source says itself which images are for training, queries and the index."""
     dropped: tuple[Dropped, ...] = ()
     rows: Int[np.ndarray, " n"] | None = None
     """Row of the source table for each row of the catalog; none for a folder."""
     passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Number of other files by suffix."""
     warnings: tuple[str, ...] = ()
-    """What looks odd: missing pictures, numbers that are not the published ones."""
+    """What looks odd: missing images, numbers that are not the published ones."""
 
 
 def printable(path: str | os.PathLike[str]) -> str:

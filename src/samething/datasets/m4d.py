@@ -43,21 +43,21 @@ M4D_35K = Dataset(
     title="M4D-35k",
     domain="several",
     classes=34_800,
-    pictures=328_400,
+    images=328_400,
     licence="that of its four parts: research only",
     source="https://github.com/morrisfl/UniFEx",
-    get="save data/m4d-35k_train.csv of the source in the data root; the pictures are those of products_10k, "
+    get="save data/m4d-35k_train.csv of the source in the data root; the images are those of products_10k, "
     "gldv2, deep_fashion and stanford_cars, in the same data root",
     files=("m4d-35k_train.csv", *(f"{name}/" for name in _PARTS)),
     layout="README and src/datasets/m4d35k.py of the source",
     reader=read_m4d_35k,
     has_roles=True,  # all of it is for training, as published
     published=(
-        Published(where={"dataset": "products_10k"}, classes=9_500, pictures=141_500, rounded_to=100),
-        Published(where={"dataset": "gldv2"}, classes=10_000, pictures=79_200, rounded_to=100),
-        Published(where={"dataset": "deep_fashion"}, classes=14_300, pictures=100_400, rounded_to=100),
-        Published(where={"dataset": "stanford_cars"}, classes=1_000, pictures=7_300, rounded_to=100),
-        Published(classes=34_800, pictures=328_400, rounded_to=100),
+        Published(where={"dataset": "products_10k"}, classes=9_500, images=141_500, rounded_to=100),
+        Published(where={"dataset": "gldv2"}, classes=10_000, images=79_200, rounded_to=100),
+        Published(where={"dataset": "deep_fashion"}, classes=14_300, images=100_400, rounded_to=100),
+        Published(where={"dataset": "stanford_cars"}, classes=1_000, images=7_300, rounded_to=100),
+        Published(classes=34_800, images=328_400, rounded_to=100),
     ),
     note="published numbers are rounded to 100",
 )

@@ -19,7 +19,7 @@ import pyarrow.csv
 from samething.datasets.description import Dataset, Part
 from samething.errors import ArtefactError, InputError
 from samething.files import Json
-from samething.images import PICTURE_SUFFIXES
+from samething.images import IMAGE_SUFFIXES
 
 # Objects of a JSON list that are Python objects at the same time.
 _OBJECTS_AT_A_TIME: Final = 65_536
@@ -245,12 +245,12 @@ class OfficialFiles:
         """Names of the folders in a folder, sorted; hidden ones are passed over."""
         return sorted(entry.name for entry in self._scan(relative) if entry.is_dir())
 
-    def pictures(self, relative: str) -> list[str]:
-        """Names of the pictures in a folder, sorted; hidden ones are passed over."""
+    def images(self, relative: str) -> list[str]:
+        """Names of the images in a folder, sorted; hidden ones are passed over."""
         return sorted(
             entry.name
             for entry in self._scan(relative)
-            if Path(entry.name).suffix.lower() in PICTURE_SUFFIXES and not entry.is_dir()
+            if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not entry.is_dir()
         )
 
     def _scan(self, relative: str) -> list[os.DirEntry[str]]:
@@ -287,17 +287,17 @@ class OfficialFiles:
             **more: further columns.
 
         Raises:
-            InputError: there are no rows, or one has no picture or no label; says which.
+            InputError: there are no rows, or one has no image or no label; says which.
         """
         num_rows = len(image)
         if not num_rows:
-            raise self.malformed(where, "lists no pictures", expected="at least one row")
-        for name, column in (("picture", image), ("label", label)):
+            raise self.malformed(where, "lists no images", expected="at least one row")
+        for name, column in (("image", image), ("label", label)):
             blank = pc.equal(pc.utf8_trim_whitespace(pc.fill_null(column, "")), "")
             row = pc.index(blank, True).as_py()
             if row >= 0:
                 raise self.malformed(
-                    where, f"row {row} has no {name}", expected="a picture and a label in every row"
+                    where, f"row {row} has no {name}", expected="an image and a label in every row"
                 )
 
         prefix = f"{self.dataset.key}/" if self.label_prefix is None else self.label_prefix

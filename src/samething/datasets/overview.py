@@ -46,11 +46,11 @@ class DatasetsReport:
         if self.in_full:
             return rich.console.Group(*(_description(row, self.data_root) for row in self.rows))
         where = "" if self.data_root is None else f" below {self.data_root}"
-        head = _columns("key", "domain", "classes", "pictures", "GB")
+        head = _columns("key", "domain", "classes", "images", "GB")
         lines = [f"[bold]{head}  on disk[/bold]{rich.markup.escape(where)}"]
         for row in self.rows:
             dataset = row.dataset
-            numbers = map(_number, (dataset.classes, dataset.pictures, dataset.gigabytes))
+            numbers = map(_number, (dataset.classes, dataset.images, dataset.gigabytes))
             lines.append(f"{_columns(dataset.key, dataset.domain, *numbers)}  {_coloured(row.state)}")
             lines.append(f"  [dim]{rich.markup.escape(dataset.licence)}[/dim]")
             lines.append(f"  [dim]{rich.markup.escape(dataset.source)}[/dim]")
@@ -95,8 +95,8 @@ def datasets(*keys: str, data_root: Path | None = None) -> DatasetsReport:
     return DatasetsReport(data_root=data_root, rows=rows, in_full=bool(keys))
 
 
-def _columns(key: str, domain: str, classes: str, pictures: str, gigabytes: str) -> str:
-    return f"{key:<22} {domain:<15} {classes:>8} {pictures:>12} {gigabytes:>7}"
+def _columns(key: str, domain: str, classes: str, images: str, gigabytes: str) -> str:
+    return f"{key:<22} {domain:<15} {classes:>8} {images:>12} {gigabytes:>7}"
 
 
 def _number(value: float | None) -> str:
@@ -116,7 +116,7 @@ def _description(row: Presence, data_root: Path | None) -> rich.table.Table:
     table.add_column(overflow="fold")
     table.add_row("domain", dataset.domain)
     table.add_row("classes", _number(dataset.classes))
-    table.add_row("pictures", _number(dataset.pictures))
+    table.add_row("images", _number(dataset.images))
     for published in dataset.published:
         table.add_row("", escape(published.describe()))
     table.add_row("gigabytes", _number(dataset.gigabytes))

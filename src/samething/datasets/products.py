@@ -10,14 +10,14 @@ from samething.datasets.official import OfficialFiles
 
 
 def read_products_10k(source: OfficialFiles) -> pa.Table:
-    """``train.csv`` (name, class, group), pictures in ``train/``."""
+    """``train.csv`` (name, class, group), images in ``train/``."""
     where = "products-10k/train.csv"
     table = source.csv(where, ("name", "class"))
     return source.rows(where, image=table["name"], folder="products-10k/train/", label=table["class"])
 
 
 def read_shopee(source: OfficialFiles) -> pa.Table:
-    """``train.csv`` (posting_id, image, image_phash, title, label_group), pictures in ``train_images/``."""
+    """``train.csv`` (posting_id, image, image_phash, title, label_group), images in ``train_images/``."""
     where = "shopee/train.csv"
     table = source.csv(where, ("image", "label_group"))
     return source.rows(where, image=table["image"], folder="shopee/train_images/", label=table["label_group"])
@@ -62,14 +62,14 @@ PRODUCTS_10K = Dataset(
     title="Products-10K",
     domain="packaged goods",
     classes=9_691,
-    pictures=141_931,
+    images=141_931,
     licence="research only, not commercial",
     source="https://products-10k.github.io",
     get="run: kaggle competitions download -c products-10k, and unpack it into products-10k/",
     files=("products-10k/train.csv", "products-10k/train/"),
     layout="https://products-10k.github.io/challenge.html",
     reader=read_products_10k,
-    published=(Published(classes=9_691, pictures=141_931),),
+    published=(Published(classes=9_691, images=141_931),),
 )
 
 SHOPEE = Dataset(
@@ -77,7 +77,7 @@ SHOPEE = Dataset(
     title="Shopee product matching",
     domain="packaged goods",
     classes=11_014,
-    pictures=34_250,
+    images=34_250,
     gigabytes=1.8,
     licence="terms of the competition; research only",
     source="https://www.kaggle.com/competitions/shopee-product-matching/data",
@@ -85,8 +85,8 @@ SHOPEE = Dataset(
     files=("shopee/train.csv", "shopee/train_images/"),
     layout="data page of the competition",
     reader=read_shopee,
-    published=(Published(classes=11_014, pictures=34_250),),
-    note="34,250 offers; several offers use the same picture, and a picture is one row",
+    published=(Published(classes=11_014, images=34_250),),
+    note="34,250 offers; several offers use the same image, and an image is one row",
 )
 
 RP2K = Dataset(
@@ -94,7 +94,7 @@ RP2K = Dataset(
     title="RP2K (retail products)",
     domain="packaged goods",
     classes=None,
-    pictures=None,
+    images=None,
     licence="research only, not commercial",
     source="https://www.pinlandata.com/rp2k_dataset/",
     get="unpack the training folder into rp2k/train/ and list it in rp2k/train.csv with the columns "
@@ -102,7 +102,7 @@ RP2K = Dataset(
     files=("rp2k/train.csv", "rp2k/train/"),
     layout="https://github.com/morrisfl/UniFEx, src/datasets",
     reader=read_rp2k,
-    note="384,311 pictures of 2,388 products in all its parts",
+    note="384,311 images of 2,388 products in all its parts",
 )
 
 SOP = Dataset(
@@ -110,9 +110,9 @@ SOP = Dataset(
     title="Stanford Online Products",
     domain="packaged goods",
     classes=22_634,
-    pictures=120_053,
+    images=120_053,
     gigabytes=3.1,
-    licence="research only; pictures belong to eBay's sellers",
+    licence="research only; images belong to eBay's sellers",
     source="https://cvgl.stanford.edu/projects/lifted_struct/",
     get="unpack Stanford_Online_Products.zip as stanford_online_products/",
     files=("stanford_online_products/Ebay_train.txt", "stanford_online_products/Ebay_test.txt"),
@@ -120,7 +120,7 @@ SOP = Dataset(
     reader=read_sop,
     has_roles=True,
     published=(
-        Published(where={"role": "train"}, classes=11_318, pictures=59_551),
-        Published(where={"role": "query+index"}, classes=11_316, pictures=60_502),
+        Published(where={"role": "train"}, classes=11_318, images=59_551),
+        Published(where={"role": "query+index"}, classes=11_316, images=60_502),
     ),
 )

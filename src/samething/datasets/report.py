@@ -31,40 +31,40 @@ class CatalogReport:
     path: Path
     """The file written."""
     dropped: tuple[Dropped, ...]
-    """Pictures left out; also in ``PATH.dropped.csv``."""
+    """Images left out; also in ``PATH.dropped.csv``."""
     warnings: tuple[str, ...]
-    """What looks odd: the same picture under two labels, labels with one picture only, …"""
+    """What looks odd: the same image under two labels, labels with one image only, …"""
     passed_over: Mapping[str, int]
-    """Number of files that are no pictures, by suffix."""
+    """Number of files that are no images, by suffix."""
 
     @property
     def counts(self) -> list[dict[str, object]]:
-        """Rows of ``domain``, ``role``, ``instances`` and ``pictures``."""
+        """Rows of ``domain``, ``role``, ``instances`` and ``images``."""
         return self.catalog.counts()
 
     @property
     def exit_status(self) -> int:
-        """0 when every picture is in the catalog, 3 when some were dropped."""
+        """0 when every image is in the catalog, 3 when some were dropped."""
         return 3 if self.dropped else 0
 
     def __rich__(self) -> rich.console.Group:
         escape = rich.markup.escape
-        table = rich.table.Table(title=f"{len(self.catalog):,} pictures in {escape(str(self.path))}")
+        table = rich.table.Table(title=f"{len(self.catalog):,} images in {escape(str(self.path))}")
         for name in ("domain", "role"):
             table.add_column(name)
-        for name in ("things", "pictures"):
+        for name in ("things", "images"):
             table.add_column(name, justify="right")
         for row in self.counts:
             table.add_row(
-                escape(str(row["domain"])), str(row["role"]), f"{row['instances']:,}", f"{row['pictures']:,}"
+                escape(str(row["domain"])), str(row["role"]), f"{row['instances']:,}", f"{row['images']:,}"
             )
         lines = [f"[yellow]warning[/yellow] {escape(line)}" for line in _shortened(self.warnings)]
         if self.passed_over:
             kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in self.passed_over.items())
-            lines.append(f"[dim]passed over, no pictures: {escape(kinds)}[/dim]")
+            lines.append(f"[dim]passed over, no images: {escape(kinds)}[/dim]")
         if self.dropped:
             where = escape(f"{self.path}{DROPPED_SUFFIX}")
-            lines.append(f"[red]pictures dropped: {len(self.dropped):,}[/red], listed in {where}:")
+            lines.append(f"[red]images dropped: {len(self.dropped):,}[/red], listed in {where}:")
             reasons = [f"{entry.image}: {entry.reason}" for entry in self.dropped]
             lines += [f"  {escape(line)}" for line in _shortened(reasons)]
         return rich.console.Group(table, *lines)
@@ -81,30 +81,30 @@ def oddities(catalog: Catalog, *, has_labels: bool) -> list[str]:
 
     Args:
         catalog: with checksums.
-        has_labels: whether its labels mean anything; if not, only the pictures themselves are looked at.
+        has_labels: whether its labels mean anything; if not, only the images themselves are looked at.
     """
     if not has_labels:
         return []
     found = [str(problem) for problem in catalog.problems(check_files=False)]
-    found += single_pictures(catalog)
+    found += single_images(catalog)
     if len(np.unique(catalog.class_ids())) < 2:
         found.append("there is one label only; training needs at least two")
     return found
 
 
-def single_pictures(catalog: Catalog) -> list[str]:
-    """Which labels cannot be trained on because they have one picture only."""
+def single_images(catalog: Catalog) -> list[str]:
+    """Which labels cannot be trained on because they have one image only."""
     training = catalog.take(catalog.has_role("train"))
     classes = training.class_ids()
     single = training.strings("label")[np.bincount(classes)[classes] == 1]
     if not len(single):
         return []
     examples = ", ".join(single[:3]) + (", …" if len(single) > 3 else "")
-    return [f"labels with one picture only, which cannot be trained on: {len(single)} ({examples})"]
+    return [f"labels with one image only, which cannot be trained on: {len(single)} ({examples})"]
 
 
 def write_dropped(target: Path, dropped: tuple[Dropped, ...]) -> None:
-    """Write the pictures left out beside the catalog, or remove the list of an earlier run."""
+    """Write the images left out beside the catalog, or remove the list of an earlier run."""
     path = Path(f"{target}{DROPPED_SUFFIX}")
     if not dropped:
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Opening every listed picture once: its checksum, its sides, and whether it is a picture at all."""
+"""Opening every listed image once: its checksum, its sides, and whether it is an image at all."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from samething.images import Source, dimensions, located
 # Reading waits for the disk more than it computes, so more threads than cores pay.
 _NUM_THREADS: Final = min(32, 4 * (os.cpu_count() or 1))
 
-# Pictures handed to the threads at a time; a million waiting tasks would take gigabytes.
-_PICTURES_AT_A_TIME: Final = 4096
+# Images handed to the threads at a time; a million waiting tasks would take gigabytes.
+_IMAGES_AT_A_TIME: Final = 4096
 
 
-def survey_pictures(listing: Listing) -> tuple[Catalog, list[Dropped]]:
-    """Fill in width, height and SHA-256, and leave out what has no readable picture header.
+def survey_images(listing: Listing) -> tuple[Catalog, list[Dropped]]:
+    """Fill in width, height and SHA-256, and leave out what has no readable image header.
 
     Progress is shown on stderr where that is a terminal.
     """
     catalog = listing.catalog
     images = catalog.strings("image")
-    # a picture of several rows (its boxes, its roles) is opened once
+    # an image of several rows (its boxes, its roles) is opened once
     once, rows_once = np.unique(images, return_inverse=True)
     sources = [Source(located(catalog.root, image)) for image in once]
     results = list(_with_progress(_look_at_all(sources), len(sources)))
@@ -55,7 +55,7 @@ def survey_pictures(listing: Listing) -> tuple[Catalog, list[Dropped]]:
 
 
 def _look_at(source: Source) -> tuple[int, int, str] | str:
-    """Width, height and SHA-256 of a picture, or the reason why it cannot be used."""
+    """Width, height and SHA-256 of an image, or the reason why it cannot be used."""
     try:
         if source.is_remote:
             content = source.read()
@@ -70,8 +70,8 @@ def _look_at(source: Source) -> tuple[int, int, str] | str:
 
 def _look_at_all(sources: Sequence[Source]) -> Iterator[tuple[int, int, str] | str]:
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        for start in range(0, len(sources), _PICTURES_AT_A_TIME):
-            yield from pool.map(_look_at, sources[start : start + _PICTURES_AT_A_TIME])
+        for start in range(0, len(sources), _IMAGES_AT_A_TIME):
+            yield from pool.map(_look_at, sources[start : start + _IMAGES_AT_A_TIME])
 
 
 def _with_progress(
@@ -79,5 +79,5 @@ def _with_progress(
 ) -> Iterator[tuple[int, int, str] | str]:
     console = rich.console.Console(stderr=True)
     yield from rich.progress.track(
-        results, "reading pictures", total=total, console=console, disable=not console.is_terminal
+        results, "reading images", total=total, console=console, disable=not console.is_terminal
     )

@@ -1,4 +1,4 @@
-"""An annotation file: a CSV or Parquet table with a picture a row, or a catalog made before."""
+"""An annotation file: a CSV or Parquet table with an image per row, or a catalog made before."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def list_table(
 
     Args:
         source: a ``.csv`` or ``.parquet`` file.
-        domain: domain of all pictures, for a table that has no such column.
-        labels: ``folder`` reads the column ``label``; ``none`` makes each picture its own thing, for the
+        domain: domain of all images, for a table that has no such column.
+        labels: ``folder`` reads the column ``label``; ``none`` makes each image its own thing, for the
             index only.
         root: the folder that relative paths in the table start from; by default the table's own, or the one
             that a catalog names.
@@ -62,7 +62,7 @@ def list_table(
 
 
 def _without_labels(source: Path, table: pa.Table, root: Path | None) -> Catalog:
-    """The table's pictures, each its own thing, in the index; its labels and roles are left aside."""
+    """The table's images, each its own thing, in the index; its labels and roles are left aside."""
     if is_own_format(table):
         root = Catalog.read(source, root=root).root
     column = next((name for name in ("image", "img_path") if name in table.column_names), None)

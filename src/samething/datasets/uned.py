@@ -20,16 +20,16 @@ from samething.errors import InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UnedDomain:
-    """One domain: its folders of pictures, and the published size of each of its JSON files."""
+    """One domain: its folders of images, and the published size of each of its JSON files."""
 
     folders: tuple[str, ...]
-    """Folders below ``images/`` that hold its pictures."""
+    """Folders below ``images/`` that hold its images."""
     sizes: Mapping[str, int]
-    """Split → number of pictures; a split is a file ``info_files/<domain>/<split>.json``."""
+    """Split → number of images; a split is a file ``info_files/<domain>/<split>.json``."""
     train_classes: int
     one_numbering: bool = False
-    """Whether the class numbers of all splits mean the same things, because test pictures are searched for
-    among training pictures. Elsewhere training and test share no class, or number them on their own."""
+    """Whether the class numbers of all splits mean the same things, because test images are searched for
+    among training images. Elsewhere training and test share no class, or number them on their own."""
 
 
 DOMAINS: Final[Mapping[str, UnedDomain]] = {
@@ -75,10 +75,10 @@ DOMAINS: Final[Mapping[str, UnedDomain]] = {
 
 
 def splits(domain: str, part: Part) -> dict[str, str]:
-    """Which JSON files of a domain make up a part, and the role of their pictures.
+    """Which JSON files of a domain make up a part, and the role of their images.
 
     ``val`` alone gives the authors' validation protocol, as queries and index; together with the rest
-    (``all``) its pictures have the role ``val``.
+    (``all``) its images have the role ``val``.
 
     >>> splits("inshop", "test")
     {'test': 'query', 'index': 'index'}
@@ -99,12 +99,12 @@ def splits(domain: str, part: Part) -> dict[str, str]:
 def read_uned(source: OfficialFiles) -> pa.Table:
     """``info_files/<domain>/<split>.json``: lists of {path, class_id}, a class_id being a number or several.
 
-    The column ``split`` keeps the authors' name of the file. A picture with several classes has the first as
+    The column ``split`` keeps the authors' name of the file. An image with several classes has the first as
     its label, and all of them in the column ``labels``. The Met's index is its training set: with all parts
-    read, those pictures have two rows.
+    read, those images have two rows.
 
     Raises:
-        ArtefactError: a JSON file or a picture folder is missing.
+        ArtefactError: a JSON file or an image folder is missing.
         InputError: an entry is not as promised, or a domain is none of UnED's.
     """
     unknown = sorted({*source.domains} - {*DOMAINS})
@@ -142,7 +142,7 @@ def _read_split(source: OfficialFiles, domain: str, split: str, role: str) -> It
         if not batch:
             if first:
                 return
-            raise source.malformed(where, "lists no pictures", expected="at least one entry")
+            raise source.malformed(where, "lists no images", expected="at least one entry")
         paths: list[Any] = [entry.get("path") for entry in batch]
         classes = [entry.get("class_id", entry.get("class")) for entry in batch]
         for number, (path, value) in enumerate(zip(paths, classes, strict=True)):
@@ -217,11 +217,11 @@ UNED = Dataset(
     title="UnED",
     domain="several",
     classes=None,
-    pictures=sum(sum(domain.sizes.values()) for domain in DOMAINS.values())
+    images=sum(sum(domain.sizes.values()) for domain in DOMAINS.values())
     - DOMAINS["met"].sizes["small_index"],
     licence="each of its eight parts has its own, most for research only",
     source="https://cmp.felk.cvut.cz/univ_emb/",
-    get="unpack info_files.zip of the source into uned/, and the pictures of each data set into uned/images/ "
+    get="unpack info_files.zip of the source into uned/, and the images of each data set into uned/images/ "
     "as its README shows; some of the domains will do, with --domain cars,met",
     files=("uned/info_files/", "uned/images/"),
     layout="https://github.com/nikosips/Universal-Image-Embeddings",
@@ -231,7 +231,7 @@ UNED = Dataset(
         Published(
             where={"domain": name, "split": split},
             classes=domain.train_classes if split == "train" else None,
-            pictures=number,
+            images=number,
         )
         for name, domain in DOMAINS.items()
         for split, number in domain.sizes.items()

@@ -28,7 +28,7 @@ from samething.embedder.codes import Coder, Codes
 from samething.embedder.sources import fetch, is_url, model_folder
 from samething.errors import ArtefactError, ImageError, InputError
 from samething.files import Json, Manifest, file_sha256, read_json, read_manifest
-from samething.images import Picture, Preprocessing, decode, prepare
+from samething.images import ImageLike, Preprocessing, decode, prepare
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -52,19 +52,19 @@ WITH_GRAPH: Final = frozenset({"folder", "hub", "sentence-transformers"})
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddedBatch:
-    """Embeddings of some of the pictures given, and the reasons why others have none."""
+    """Embeddings of some of the images given, and the reasons why others have none."""
 
     positions: list[int]
-    """Which of the pictures given the vectors belong to, counted from 0."""
+    """Which of the images given the vectors belong to, counted from 0."""
     vectors: Embeddings
     """Unit-length float32, one row a position."""
     unreadable: dict[int, ImageError]
-    """Position of each picture that could not be read, with the error."""
+    """Position of each image that could not be read, with the error."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Embedder:
-    """A model that turns pictures into unit-length vectors."""
+    """A model that turns images into unit-length vectors."""
 
     folder: Path
     manifest: Manifest
@@ -79,7 +79,7 @@ class Embedder:
 
         Args:
             model: a model folder, or the id ``owner/name[@revision]`` of one on the Hugging Face hub.
-            num_threads: threads for one picture's arithmetic; by default all cores.
+            num_threads: threads for one image's arithmetic; by default all cores.
 
         Raises:
             ArtefactError: a file is missing, cut short, damaged or of a newer format, the folder is
@@ -110,7 +110,7 @@ class Embedder:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How pictures are prepared."""
+        """How images are prepared."""
         return Preprocessing.from_json(self.config["backbone"]["preprocessing"])
 
     @property
@@ -118,31 +118,31 @@ class Embedder:
         """How the model was written: format, input, precision, prefix, codes."""
         return form_of(self.config)
 
-    def embed(self, pictures: Sequence[Picture], *, batch_size: int | None = None) -> Embeddings:
-        """Unit-length float32 embeddings (n, d), one row a picture.
+    def embed(self, images: Sequence[ImageLike], *, batch_size: int | None = None) -> Embeddings:
+        """Unit-length float32 embeddings (n, d), one row per image.
 
         Args:
-            pictures: paths, http or https URLs, bytes of files, Pillow images or uint8 arrays
+            images: paths, http or https URLs, bytes of files, Pillow images or uint8 arrays
                 (height, width[, 3]), of any size and in any mixture.
-            batch_size: pictures a batch; by default four a core, from 8 to 32, which was fastest where it was
-                measured.
+            batch_size: images per batch; by default four per core, from 8 to 32, which was fastest
+                where it was measured.
 
         Raises:
-            ImageError: a picture cannot be read; use :meth:`embed_stream` to go on past such pictures.
+            ImageError: an image cannot be read; use :meth:`embed_stream` to go on past such images.
         """
-        result = np.empty((len(pictures), self.dim), np.float32)
-        for batch in self.embed_stream(pictures, batch_size=batch_size):
+        result = np.empty((len(images), self.dim), np.float32)
+        for batch in self.embed_stream(images, batch_size=batch_size):
             for error in batch.unreadable.values():
                 raise error
             result[batch.positions] = batch.vectors
         return result
 
     def embed_stream(
-        self, pictures: Iterable[Picture], *, batch_size: int | None = None
+        self, images: Iterable[ImageLike], *, batch_size: int | None = None
     ) -> Iterator[EmbeddedBatch]:
-        """Embed any number of pictures, a batch at a time; one bad picture costs only itself.
+        """Embed any number of images, a batch at a time; one bad image costs only itself.
 
-        Pictures are decoded in threads while the batch before is computed; at most two batches are in memory.
+        Images are decoded in threads while the batch before is computed; at most two batches are in memory.
 
         Raises:
             InputError: a batch size below 1.
@@ -151,7 +151,7 @@ class Embedder:
             batch_size = min(32, max(8, 4 * (os.cpu_count() or 1)))
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}", expected="at least 1", next_step="leave it out")
-        preprocessing, numbered = self._outside_preprocessing, enumerate(pictures)
+        preprocessing, numbered = self._outside_preprocessing, enumerate(images)
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             waiting = [pool.submit(_prepared, *item, preprocessing) for item in islice(numbered, batch_size)]
             while waiting:
@@ -166,17 +166,17 @@ class Embedder:
 
     @property
     def _outside_preprocessing(self) -> Preprocessing | None:
-        """What is done to a picture before the graph; None where the graph resizes by itself."""
+        """What is done to an image before the graph; None where the graph resizes by itself."""
         return self.preprocessing if self.form["input"] == "pixels" else None
 
-    def _embed_all(self, pictures: list[np.ndarray]) -> Embeddings:
-        """Vectors of pictures whose sizes may differ: one call of the graph for each size."""
-        vectors = np.empty((len(pictures), self.dim), np.float32)
+    def _embed_all(self, images: list[np.ndarray]) -> Embeddings:
+        """Vectors of images whose sizes may differ: one call of the graph for each size."""
+        vectors = np.empty((len(images), self.dim), np.float32)
         by_size: dict[tuple[int, ...], list[int]] = {}
-        for place, pixels in enumerate(pictures):
+        for place, pixels in enumerate(images):
             by_size.setdefault(pixels.shape, []).append(place)
         for places in by_size.values():
-            vectors[places] = self.embed_pixels(np.stack([pictures[place] for place in places]))
+            vectors[places] = self.embed_pixels(np.stack([images[place] for place in places]))
         return vectors
 
     def embed_pixels(self, pixels: PixelBatch) -> Embeddings:
@@ -213,7 +213,7 @@ def open_graph(graph: Path, num_threads: int | None = None) -> onnxruntime.Infer
 
     Args:
         graph: the file.
-        num_threads: threads for one picture's arithmetic; by default all cores.
+        num_threads: threads for one image's arithmetic; by default all cores.
 
     Raises:
         ArtefactError: onnxruntime cannot read it.
@@ -289,12 +289,12 @@ def require_whole(folder: Path, manifest: Manifest, names: Sequence[str]) -> Non
 
 
 def _prepared(
-    position: int, picture: Picture, preprocessing: Preprocessing | None
+    position: int, image: ImageLike, preprocessing: Preprocessing | None
 ) -> tuple[int, Pixels | ImageError]:
     try:
-        image = decode(fetch(str(picture)) if is_url(picture) else picture)
+        upright = decode(fetch(str(image)) if is_url(image) else image)
         if preprocessing is not None:
-            return position, prepare(image, preprocessing)
+            return position, prepare(upright, preprocessing)
     except ImageError as error:
         return position, error
-    return position, np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    return position, np.ascontiguousarray(np.asarray(upright).transpose(2, 0, 1))

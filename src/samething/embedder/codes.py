@@ -1,4 +1,4 @@
-"""Embeddings in fewer bytes: one byte a number, one bit a number, or product quantisation.
+"""Embeddings in fewer bytes: one byte a number, one bit per number, or product quantisation.
 
 A coder is fitted to training embeddings when a model is exported. It maps unit-length vectors (n, d) to rows
 of bytes and back to approximate unit-length vectors; scores are cosines with what comes back.
@@ -66,7 +66,7 @@ class Coder:
             raise InputError(
                 f"product quantisation fitted to {len(vectors)} vectors",
                 expected=f"at least {NUM_CENTRES}, one for each centre",
-                next_step="choose int8 or binary, or train on more pictures",
+                next_step="choose int8 or binary, or train on more images",
             )
         rng = np.random.default_rng(seed)
         parts = _parts(vectors.astype(np.float32))

@@ -1,4 +1,4 @@
-"""Where models and pictures come from when they are not on this disk: the model hub and the web."""
+"""Where models and images come from when they are not on this disk: the model hub and the web."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HUB_FILES: Final = ("manifest.json", "config.json", "model.onnx*", "codes.npz")
 
 TIMEOUT_S: Final = 20.0
 MAX_BYTES: Final = 64 * 2**20
-"""Larger downloads are refused: no picture that :func:`samething.images.decode` accepts needs as much."""
+"""Larger downloads are refused: no image that :func:`samething.images.decode` accepts needs as much."""
 
 
 def model_folder(model: Path | str) -> Path:
@@ -64,13 +64,13 @@ def _snapshot(huggingface_hub: Any, name: str, revision: str | None) -> str:
         raise
 
 
-def is_url(picture: object) -> bool:
-    """Whether a picture is given by its address on the web.
+def is_url(image: object) -> bool:
+    """Whether an image is given by its address on the web.
 
     >>> is_url("https://example.org/a.jpg"), is_url("a.jpg")
     (True, False)
     """
-    return isinstance(picture, str) and picture.lower().startswith(("http://", "https://"))
+    return isinstance(image, str) and image.lower().startswith(("http://", "https://"))
 
 
 def fetch(url: str, *, timeout_s: float = TIMEOUT_S, max_bytes: int = MAX_BYTES) -> bytes:
@@ -91,13 +91,13 @@ def fetch(url: str, *, timeout_s: float = TIMEOUT_S, max_bytes: int = MAX_BYTES)
             error.close()  # it is the answer itself, with an open connection
         raise ImageError(
             f"{url} cannot be fetched ({reason})",
-            expected="the address of a picture that may be read",
-            next_step="open the address in a browser; a page around a picture is not the picture",
+            expected="the address of an image that may be read",
+            next_step="open the address in a browser; a page around an image is not the image",
         ) from error
     if len(content) > max_bytes:
         raise ImageError(
             f"{url} has more than {max_bytes // 2**20} MiB",
-            expected="a picture file of a usual size",
+            expected="an image file of a usual size",
             next_step="download it and scale it down",
         )
     return content

@@ -64,7 +64,7 @@ def evaluate(
     no_match: float | None = None,
     precision: Precision = "float64",
 ) -> Comparison | EvaluationResult:
-    """Measure retrieval on the test pictures: runs side by side, or any model's embeddings.
+    """Measure retrieval on the test images: runs side by side, or any model's embeddings.
 
     Every query is searched for in one index over all domains (--merged) or in the index of its own domain
     (--per-domain); a hit has the query's label and domain. Printed are the protocol's metrics (mMP@5, R@1 and
@@ -74,12 +74,12 @@ def evaluate(
         runs: finished run folders whose features are of the same catalog.
         embeddings: a .npy of floats (n, d) in catalog order, instead of runs; any model's. Or UnED's
             descriptors (.json).
-        catalog: with embeddings: the table img_path,label,domain,role; the pictures need not exist.
+        catalog: with embeddings: the table img_path,label,domain,role; the images need not exist.
         protocol: guiec, uned, ilias, metric-learning, or custom with --metrics: see docs/evaluation.md.
         metrics: with the custom protocol: mmp@K, r@K, p@K, map@K, map, map@r, r-precision.
         distractors: with embeddings: .npy files of further index rows, which match nothing; read in blocks.
         json: write all numbers here.
-        html: with runs: write a report with pictures and plots here, about the first run.
+        html: with runs: write a report with images and plots here, about the first run.
         descriptors: write the first run's embeddings as UnED's evaluation program reads them.
         merged: print the numbers of one index over all domains, or those of an index a domain.
         baselines: with runs: also the backbone at full width, average-pooled and PCA.

@@ -1,4 +1,4 @@
-"""What a result looks like picture by picture: hits, failures, near-misses, confusions, a map."""
+"""What a result looks like image by image: hits, failures, near-misses, confusions, a map."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NUM_HITS: Final = 6
 
 @dataclasses.dataclass(frozen=True)
 class ShownHit:
-    """A picture that a query found."""
+    """An image that a query found."""
 
     path: Path
     label: str
@@ -40,7 +40,7 @@ class ShownQuery:
 
 @dataclasses.dataclass(frozen=True)
 class MapPoint:
-    """A picture at its place on the map; both coordinates in [0, 1]."""
+    """An image at its place on the map; both coordinates in [0, 1]."""
 
     path: Path
     label: str
@@ -51,7 +51,7 @@ class MapPoint:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Analysis:
-    """One embedding of a catalog's test pictures, looked at picture by picture in the merged index."""
+    """One embedding of a catalog's test images, looked at image by image in the merged index."""
 
     catalog: Catalog
     queries: Int[np.ndarray, " q"]
@@ -183,7 +183,7 @@ class Analysis:
 def map_of(
     embeddings: Embeddings, catalog: Catalog, *, count: int = 400, seed: int = 0
 ) -> tuple[list[MapPoint], str]:
-    """A map of some index pictures, whole things together, and how it was made.
+    """A map of some index images, whole things together, and how it was made.
 
     t-SNE of cosine distances where scikit-learn is installed, else the two principal components.
     """

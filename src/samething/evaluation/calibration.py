@@ -109,7 +109,7 @@ class Calibration:
             raise InputError(
                 f"{len(scores)} queries of which {int(is_right.sum())} found the right thing first",
                 expected="queries with finite scores, some right and some wrong",
-                next_step="calibrate on more validation pictures",
+                next_step="calibrate on more validation images",
             )
         order = np.argsort(-scores, kind="stable")
         ranked, hits = scores[order], np.cumsum(is_right[order])

@@ -27,10 +27,10 @@ def evaluate_files(
     distractors: Sequence[Path] = (),
     show_progress: bool = False,
 ) -> EvaluationResult:
-    """Evaluate any model's embeddings from two files; the pictures themselves need not exist.
+    """Evaluate any model's embeddings from two files; the images themselves need not exist.
 
     Args:
-        embeddings: a ``.npy`` file of floats, one row a picture in catalog order, or UnED's descriptors in a
+        embeddings: a ``.npy`` file of floats, one row per image in catalog order, or UnED's descriptors in a
             ``.json`` file.
         catalog: a table with ``img_path,label,domain,role`` (``.csv``) or a catalog (``.parquet``); roles are
             ``query``, ``index`` and ``query+index``.
@@ -45,10 +45,10 @@ def evaluate_files(
         ArtefactError: a file is missing or unreadable.
         InputError: as in :func:`evaluate_embeddings`, naming both files where they do not fit.
     """
-    rows, pictures = read_embeddings(embeddings, catalog)
+    rows, images = read_embeddings(embeddings, catalog)
     result = evaluate_embeddings(
         rows,
-        pictures,
+        images,
         precision=precision,
         rules=rules,
         distractors=distractors,
@@ -61,14 +61,14 @@ def evaluate_files(
 
 def read_embeddings(embeddings: Path, catalog: Path) -> tuple[Embeddings, Catalog]:
     """Embeddings and the catalog of what they show; arguments and errors as in :func:`evaluate_files`."""
-    pictures = Catalog.read(Path(catalog))
+    images = Catalog.read(Path(catalog))
     if Path(embeddings).suffix.lower() == ".json":
-        return embeddings_of(read_descriptors(Path(embeddings)), pictures), pictures
+        return embeddings_of(read_descriptors(Path(embeddings)), images), images
     rows = open_embeddings(Path(embeddings))
-    if len(rows) != len(pictures):
+    if len(rows) != len(images):
         raise InputError(
-            f"{embeddings} has {len(rows)} rows and {catalog} has {len(pictures)}",
-            expected="one embedding a row of the catalog, in its order",
-            next_step="embed the pictures of this catalog again, or give the catalog they were embedded from",
+            f"{embeddings} has {len(rows)} rows and {catalog} has {len(images)}",
+            expected="one embedding per row of the catalog, in its order",
+            next_step="embed the images of this catalog again, or give the catalog they were embedded from",
         )
-    return rows, pictures
+    return rows, images

@@ -14,7 +14,7 @@ from samething.errors import InputError
 from samething.retrieval import exact_topk
 
 _MOST_PAIRS: Final = 2**28
-"""Pairs of pictures for which re-ranking holds numbers at once: 1 GiB each matrix."""
+"""Pairs of images for which re-ranking holds numbers at once: 1 GiB each matrix."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,14 +95,14 @@ def reciprocal_reranking(
     """k-reciprocal re-ranking: entries that see each other among their nearest come first.
 
     Zhong, Zheng, Cao and Li, *Re-ranking Person Re-identification with k-reciprocal Encoding* (CVPR 2017),
-    equations 3 to 12: the k1-reciprocal neighbours of each picture, widened by those of half their depth that
+    equations 3 to 12: the k1-reciprocal neighbours of each image, widened by those of half their depth that
     overlap by two thirds, weighted by ``exp(-d)``, averaged over the k2 nearest, and compared by Jaccard
     distance; ``own_share`` is the weight of the first distance. Distances are ``1 - cosine`` among gallery
     entries and to the query alone: queries do not see each other, so that the answer to one does not depend
-    on which others are asked. k1 is smaller than the paper's 20, because an instance has few pictures here.
+    on which others are asked. k1 is smaller than the paper's 20, because an instance has few images here.
 
     Raises:
-        InputError: there are so many pictures that the matrices do not fit.
+        InputError: there are so many images that the matrices do not fit.
     """
     asked, entries = _unit(queries), _unit(gallery)
     if len(entries) ** 2 > _MOST_PAIRS or len(entries) * len(asked) > _MOST_PAIRS:
@@ -113,7 +113,7 @@ def reciprocal_reranking(
         )
     depth = min(k1 + 1, len(entries))
     among = exact_topk(entries, entries, depth, precision="float32", normalised=True)
-    # a picture is its own first neighbour, also where a copy of it ties
+    # an image is its own first neighbour, also where a copy of it ties
     forward = np.where(among.indices == np.arange(len(entries))[:, None], -1, among.indices)
     neighbours = [np.concatenate([[row], own[own >= 0][:k1]]) for row, own in enumerate(forward)]
     sets = [set(own.tolist()) for own in neighbours]

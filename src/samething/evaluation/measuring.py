@@ -1,4 +1,4 @@
-"""How well embeddings find the same thing: queries x index -> numbers a domain.
+"""How well embeddings find the same thing: queries x index -> numbers per domain.
 
 Where a protocol has both, an index holds all domains (*merged*: a hit needs the same label and the same
 domain) or one (*per_domain*). A query that is also in the index never retrieves itself, by row and not by
@@ -36,9 +36,9 @@ def evaluate_embeddings(
     gain: Gain | None = None,
     show_progress: bool = False,
 ) -> EvaluationResult:
-    """Search the index pictures of a catalog with its query pictures, by the rules of a protocol.
+    """Search the index images of a catalog with its query images, by the rules of a protocol.
 
-    A catalog may have a column ``labels``, a list of strings: further labels of the picture in its domain. A
+    A catalog may have a column ``labels``, a list of strings: further labels of the image in its domain. A
     hit then shares one with the query.
 
     Args:
@@ -48,7 +48,7 @@ def evaluate_embeddings(
         precision: ``float64`` is exact and repeatable, ``float32`` faster (see :mod:`samething.retrieval`).
         num_resamples: bootstrap resamples behind each interval, at least 1.
         role: ``test`` uses the roles ``query``, ``index`` and ``query+index``; ``val`` searches the
-            validation pictures among themselves.
+            validation images among themselves.
         memory_mib: ceiling of the search's working memory in MiB, beyond the embeddings of queries and index.
         rules: a protocol's name or its rules.
         distractors: further ``.npy`` files of index rows that are relevant to nothing, of no domain;
@@ -173,14 +173,14 @@ def rows_by_role(
     """
     if role == "val":
         queries = index = np.flatnonzero(catalog.has_role("val"))
-        wanted = "pictures with the role val"
+        wanted = "images with the role val"
     else:
         queries = np.flatnonzero(catalog.has_role("query", "query+index"))
         index = np.flatnonzero(catalog.has_role("index", "query+index"))
-        wanted = "pictures with the roles query and index, or query+index"
+        wanted = "images with the roles query and index, or query+index"
     if len(queries) == 0 or len(index) == 0:
         raise InputError(
-            f"a catalog with {len(queries)} query pictures and {len(index)} index pictures",
+            f"a catalog with {len(queries)} query images and {len(index)} index images",
             expected=wanted,
             next_step="set the role column of the catalog",
         )
@@ -198,8 +198,8 @@ def rows_by_role(
 def _check(embeddings: Embeddings, catalog: Catalog, num_resamples: int, rules: Rules) -> None:
     if len(embeddings) != len(catalog):
         raise InputError(
-            f"{len(embeddings)} embeddings for a catalog of {len(catalog)} pictures",
-            expected="one embedding a row of the catalog, in its order",
+            f"{len(embeddings)} embeddings for a catalog of {len(catalog)} images",
+            expected="one embedding per row of the catalog, in its order",
             next_step="give the catalog that the embeddings were made from",
         )
     if num_resamples < 1:
@@ -255,7 +255,7 @@ def open_embeddings(source: Path) -> np.ndarray:
         ArtefactError: it is missing or damaged.
         InputError: it holds something else.
     """
-    expected = "a .npy file of float16, float32 or float64, one row a picture"
+    expected = "a .npy file of float16, float32 or float64, one row per image"
     if not source.is_file():
         raise ArtefactError(f"{source} is not a file", expected=expected, next_step="check the path")
     try:

@@ -1,4 +1,4 @@
-"""How well a threshold fitted to validation pictures tells "no match" on test pictures."""
+"""How well a threshold fitted to validation images tells "no match" on test images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from samething.retrieval import Relevant, exact_topk
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoMatch:
-    """A calibration and what it does on the test pictures.
+    """A calibration and what it does on the test images.
 
     Every test query with a positive is asked twice: against the whole index, where there is a right answer,
     and against the index without its own thing, where "no match" is the right answer.
@@ -30,7 +30,7 @@ class NoMatch:
     calibration: Calibration
     """For an index of the size of the test's."""
     fitted: Calibration
-    """As fitted to the validation pictures, for an index of their size."""
+    """As fitted to the validation images, for an index of their size."""
     precision: float
     """Of the answers given to both questions, the share that is right."""
     precision_interval: tuple[float, float]
@@ -116,18 +116,18 @@ def fit_calibration(
     target_precision: float = 0.95,
     sure: bool = True,
 ) -> Calibration:
-    """A calibration from the validation pictures, each asked with and without its own thing in the index.
+    """A calibration from the validation images, each asked with and without its own thing in the index.
 
     It holds for an index as large as theirs; :meth:`Calibration.for_index` makes it one for a larger index.
 
     Args:
         embeddings: one row a catalog row.
-        catalog: with validation pictures, which are queries and index.
+        catalog: with validation images, which are queries and index.
         target_precision: share of the answers that is to be right.
         sure: as in :meth:`Calibration.fit`.
 
     Raises:
-        InputError: there are no validation pictures, or all answers are right or all wrong.
+        InputError: there are no validation images, or all answers are right or all wrong.
     """
     best, right, wrong = best_answers(embeddings, catalog, role="val")
     return Calibration.fit(
@@ -141,7 +141,7 @@ def fit_calibration(
 
 
 def measure_no_match(embeddings: Embeddings, catalog: Catalog, *, target_precision: float = 0.95) -> NoMatch:
-    """Fit on the validation pictures for an index of the test's size, measure on the test pictures.
+    """Fit on the validation images for an index of the test's size, measure on the test images.
 
     Raises:
         InputError: as :func:`fit_calibration`; or no test query has a positive.

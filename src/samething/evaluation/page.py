@@ -1,4 +1,4 @@
-"""The HTML report: one self-contained file with tables, curves, a map and pictures."""
+"""The HTML report: one self-contained file with tables, curves, a map and images."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_report(
         comparison: the embeddings that were compared.
         featured: name of the embedding that the report is about.
         records: lines of the run's metrics.jsonl, for the curves.
-        queries: queries with their hits, for the picture grid.
+        queries: queries with their hits, for the image grid.
         facts: what was made from what, shown as a list.
         analysis: of the featured embedding, for similarities, failures, near-misses and confusions.
         embeddings: with ``analysis``: rows of its catalog, for the map.
@@ -67,7 +67,7 @@ _COLOURS: Final = (
 
 
 def _looked_at(analysis: Analysis | None, embeddings: Embeddings | None) -> dict[str, Any]:
-    """What the page shows picture by picture."""
+    """What the page shows image by image."""
     if analysis is None:
         return {"histogram": None, "points": [], "worst": [], "near_misses": [], "confusions": None}
     names, counts, totals = analysis.confusions()

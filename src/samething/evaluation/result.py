@@ -49,7 +49,7 @@ class EvaluationResult:
     merged: Mapping[Metric, PerQuery]
     """Each metric's value for each query in [0, 1]; NaN where the index holds nothing that is relevant."""
     per_domain: Mapping[Metric, PerQuery]
-    """The same with one index a domain."""
+    """The same with one index per domain."""
     num_resamples: int = 2000
     """Bootstrap resamples behind each interval."""
     rules: Rules = RULES["default"]
@@ -68,7 +68,7 @@ class EvaluationResult:
         return self.rules.scopes
 
     def values(self, metric: Metric, *, protocol: Protocol | None = None) -> PerQuery:
-        """One value a query; without ``protocol`` the first that was searched.
+        """One value per query; without ``protocol`` the first that was searched.
 
         Raises:
             InputError: the metric or the index is none of this result's.
@@ -261,7 +261,7 @@ class EvaluationResult:
 
 def title_of_scope(protocol: Protocol) -> str:
     """The index searched, in words."""
-    return "one index over all domains" if protocol == "merged" else "one index a domain"
+    return "one index over all domains" if protocol == "merged" else "one index per domain"
 
 
 def cell(result: EvaluationResult, metric: Metric, domain: str, protocol: Protocol) -> str:

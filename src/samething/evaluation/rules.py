@@ -18,7 +18,7 @@ from samething.retrieval import Distance
 Metric: TypeAlias = str
 """``mmp@K``, ``r@K``, ``p@K``, ``map@K``, ``map``, ``map@r`` or ``r-precision``."""
 Protocol: TypeAlias = Literal["merged", "per_domain"]
-"""One index over all domains, or one a domain."""
+"""One index over all domains, or one per domain."""
 ProtocolName: TypeAlias = Literal["default", "guiec", "uned", "ilias", "metric-learning", "custom"]
 
 METRICS: Final[tuple[Metric, ...]] = ("mmp@5", "r@1", "map")
@@ -71,7 +71,7 @@ def require_metric(metric: str) -> None:
 
 
 def value_of(metric: Metric, ranks: Int[np.ndarray, " p"], counts: NumRelevant) -> PerQuery:
-    """One metric, one value a query; NaN where nothing is relevant.
+    """One metric, one value per query; NaN where nothing is relevant.
 
     >>> value_of("r@2", np.array([2, 5]), np.array([2]))
     array([1.])

@@ -38,11 +38,11 @@ def compare_runs(
     no_match: float | None = None,
     precision: Precision = "float64",
 ) -> Comparison:
-    """Evaluate runs on the test pictures of their common catalog.
+    """Evaluate runs on the test images of their common catalog.
 
     The baselines, for each backbone among the runs: its features at full width, average-pooled to the run's
     dimension (the paper's zero-shot baseline), and their principal components, fitted to the training
-    pictures.
+    images.
 
     Args:
         folders: finished runs.
@@ -57,7 +57,7 @@ def compare_runs(
 
     Raises:
         ArtefactError: a run's features are nowhere.
-        InputError: the catalogs differ, hold no test pictures (or no validation pictures where they are
+        InputError: the catalogs differ, hold no test images (or no validation images where they are
             needed), or a gain is unknown.
     """
     runs, feature_sets, catalog, tested = _opened(folders, features)
@@ -104,7 +104,7 @@ def compare_runs(
 
 
 def run_embeddings(folder: Path, *, moved: Sequence[Path] = ()) -> tuple[Embeddings, Catalog]:
-    """Embeddings of the test pictures of a run's catalog, and these pictures."""
+    """Embeddings of the test images of a run's catalog, and these images."""
     runs, feature_sets, catalog, tested = _opened([folder], moved)
     return runs[0].head.embed(np.asarray(feature_sets[0].rows[tested])), catalog.take(tested)
 
@@ -123,7 +123,7 @@ def write_run_page(target: Path, folder: Path, comparison: Comparison, *, moved:
         records=run.records,
         queries=analysis.examples(15),
         facts={
-            "test pictures": f"{len(catalog):,} of {len(np.unique(catalog.class_ids())):,} things",
+            "test images": f"{len(catalog):,} of {len(np.unique(catalog.class_ids())):,} things",
             "domains": ", ".join(catalog.domains),
             "backbone": f"{run.features().backbone['name']}, frozen",
             "head": f"{run.config.embedding_dim}-d {run.config.head}, {run.config.loss}",
@@ -143,7 +143,7 @@ def _within(
 def _opened(
     folders: Sequence[Path], moved: Sequence[Path]
 ) -> tuple[list[Run], list[FeatureSet], Catalog, Bool[np.ndarray, " n"]]:
-    """Runs, their features, their common catalog and which of its pictures are for the test."""
+    """Runs, their features, their common catalog and which of its images are for the test."""
     runs = [Run.open(folder, moved=moved) for folder in folders]
     feature_sets = [run.features() for run in runs]
     catalog = feature_sets[0].catalog
@@ -157,8 +157,8 @@ def _opened(
     tested = catalog.has_role("query", "index", "query+index")
     if not tested.any():
         raise InputError(
-            f"the catalog of {runs[0].folder} has no test pictures",
-            expected="pictures with the roles query and index, or query+index",
+            f"the catalog of {runs[0].folder} has no test images",
+            expected="images with the roles query and index, or query+index",
             next_step="make the catalog with a share for the test: samething catalog FOLDER --test 0.2",
         )
     return runs, feature_sets, catalog, tested

@@ -61,7 +61,7 @@ def read_descriptors(source: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 def write_descriptors(target: Path, embeddings: Embeddings, catalog: Catalog) -> Path:
-    """Write the embeddings of a catalog's test pictures as UnED's evaluation program reads them."""
+    """Write the embeddings of a catalog's test images as UnED's evaluation program reads them."""
     content: dict[str, dict[str, list[list[list[float]]]]] = {}
     for domain, splits in _rows_by_split(catalog).items():
         content[domain] = {
@@ -97,7 +97,7 @@ def embeddings_of(descriptors: Mapping[str, Mapping[str, np.ndarray]], catalog: 
             if given is None or len(given) != len(rows):
                 raise InputError(
                     f"{0 if given is None else len(given)} descriptors of {domain}/{split}",
-                    expected=f"{len(rows)}, one for each of the catalog's pictures, in its order",
+                    expected=f"{len(rows)}, one for each of the catalog's images, in its order",
                     next_step="give the catalog of the info files that the descriptors were made from",
                 )
             result[rows] = given

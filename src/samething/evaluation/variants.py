@@ -53,10 +53,10 @@ def stored_as(
     return unit
 
 
-def bytes_a_picture(dim: int, dtype: str) -> int:
+def bytes_per_image(dim: int, dtype: str) -> int:
     """What one embedding takes.
 
-    >>> [bytes_a_picture(64, dtype) for dtype in DTYPES]
+    >>> [bytes_per_image(64, dtype) for dtype in DTYPES]
     [256, 128, 64, 8]
     """
     return {"float32": 4 * dim, "float16": 2 * dim, "int8": dim, "binary": -(-dim // 8)}[dtype]
@@ -102,7 +102,7 @@ def sweep(
     }
     variants[name] = rows
     for dtype in DTYPES[1:]:
-        label = f"{name} {dtype} ({bytes_a_picture(full, dtype)} bytes)"
+        label = f"{name} {dtype} ({bytes_per_image(full, dtype)} bytes)"
         variants[label] = stored_as(rows, train, dtype)
     return variants
 

@@ -71,7 +71,7 @@ def export(
     """Write a model folder: ONNX, safetensors, configuration and a card, checked against torch.
 
     Smaller and faster forms (--precision, --dim, --codes, --preprocessing-inside) are measured against the
-    model in float32 on the test pictures; one that loses more than the tolerance is refused.
+    model in float32 on the test images; one that loses more than the tolerance is refused.
 
     Args:
         run: the finished run folder.
@@ -82,9 +82,9 @@ def export(
         format: folder; hub (as folder, for the Hugging Face hub); guiec (the challenge's submission.zip);
             sentence-transformers; torch-export or aot-inductor (a program for torch alone).
         head_only: keep only the head in model.safetensors; model.onnx is always whole.
-        preprocessing_inside: let model.onnx take pictures of any size and resize them itself.
+        preprocessing_inside: let model.onnx take images of any size and resize them itself.
         precision: of the weights; float16 halves the file, int8 quarters it and computes in whole numbers,
-            calibrated on training pictures.
+            calibrated on training images.
         dim: keep the first numbers of the embedding only; good where --matryoshka-dims trained them.
         codes: how vectors are kept: float32, int8, binary or pq (product quantisation, 4 numbers a byte).
         average: further runs whose weights are averaged with the first (a model soup); same start, same
@@ -108,7 +108,7 @@ def export(
 
     form = Form(
         format=format,
-        input="pictures" if preprocessing_inside else "pixels",
+        input="images" if preprocessing_inside else "pixels",
         precision=precision,
         dim=dim,
         codes=codes,

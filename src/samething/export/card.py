@@ -45,7 +45,8 @@ def configuration(
             "datasets": sorted(set(training.strings("dataset"))),
             "domains": training.domains,
             "num_classes": run.manifest.content["num_classes"],
-            "num_pictures": run.manifest.content["num_pictures"],
+            # runs of version 0.1 say pictures
+            "num_images": run.manifest.content.get("num_images", run.manifest.content.get("num_pictures")),
             "best_validation_mmp@5": run.best_score,
             "mix": dict(source.mix) if source.mix else None,
         },

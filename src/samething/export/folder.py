@@ -32,11 +32,11 @@ from samething.export.parity import (
     Parity,
     changes_of,
     decoded,
-    embed_pictures,
+    embed_images,
     evaluate_both,
+    images_per_second,
     measured_role,
-    pictures_per_second,
-    prepared_pictures,
+    prepared_images,
     rows_of,
 )
 from samething.export.programs import require_guiec_dim, write_program
@@ -64,9 +64,9 @@ from samething.training.run import Run
 LARGEST_DIFFERENCE: Final = 1e-4
 """Largest difference of any number between the exported model's vectors and torch's."""
 NUM_CHECKED: Final = 16
-"""Pictures that the exported model is checked on."""
+"""Images that the exported model is checked on."""
 NUM_CALIBRATION: Final = 256
-"""Training pictures that decide the ranges of whole numbers."""
+"""Training images that decide the ranges of whole numbers."""
 LEAST_QUESTIONS: Final = 100
 """Validation queries that scores are calibrated on at least."""
 NO_MATCH_PRECISION: Final = 0.5
@@ -228,14 +228,14 @@ def _write_files(
     model = EmbeddingModel(source.backbone, head).eval()
     catalog = source.features.catalog
     preprocessing = source.backbone.preprocessing
-    if preprocessing.views and (not form.has_graph or form.input == "pictures"):
+    if preprocessing.views and (not form.has_graph or form.input == "images"):
         raise InputError(
-            f"--format {form.format} with features of several views a picture",
-            expected="features of one view: this form prepares pictures by itself",
+            f"--format {form.format} with features of several views per image",
+            expected="features of one view: this form prepares images by itself",
             next_step="use --format folder without --preprocessing-inside, or features of one view",
         )
-    pixels = prepared_pictures(catalog, preprocessing, NUM_CHECKED)
-    if len(pixels) < 2:  # the pictures may have moved since; noise still compares the arithmetic
+    pixels = prepared_images(catalog, preprocessing, NUM_CHECKED)
+    if len(pixels) < 2:  # the images may have moved since; noise still compares the arithmetic
         shape = (NUM_CHECKED, 3, *preprocessing.shape)
         pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     parity: Parity | None = None
@@ -307,7 +307,7 @@ def _written_form(output: Path, graph: Path, source: Source, head: Any, form: Fo
         graphs.halve_weights(graph)
     elif form.precision == "int8":
         graphs.quantise(graph, _calibration_pixels(source))
-    if form.input == "pictures":
+    if form.input == "images":
         graphs.with_preprocessing_inside(graph, preprocessing)
     coder = None
     if form.code_kind is not None:
@@ -334,12 +334,12 @@ def _calibration_pixels(source: Source) -> np.ndarray:
     catalog = source.features.catalog
     catalog.require_files()
     training = catalog.take(catalog.has_role("train"))
-    pixels = prepared_pictures(training, source.backbone.preprocessing, NUM_CALIBRATION)
+    pixels = prepared_images(training, source.backbone.preprocessing, NUM_CALIBRATION)
     if len(pixels) < graphs.CALIBRATION_BATCH:
         raise ArtefactError(
-            f"{len(pixels)} training pictures can be read",
+            f"{len(pixels)} training images can be read",
             expected=f"at least {graphs.CALIBRATION_BATCH}: they decide the ranges of the whole numbers",
-            next_step="put the pictures back where the catalog says they are, or use --precision float16",
+            next_step="put the images back where the catalog says they are, or use --precision float16",
         )
     return pixels
 
@@ -348,7 +348,7 @@ def _calibration_pixels(source: Source) -> np.ndarray:
 
 
 def _test_vectors(source: Source, head: Any) -> tuple[Embeddings, Catalog] | None:
-    """Vectors of the test pictures from the cached features; None where there are none."""
+    """Vectors of the test images from the cached features; None where there are none."""
     catalog = source.features.catalog
     asked = catalog.has_role("query", "query+index").any() and catalog.has_role("index", "query+index").any()
     if not asked or not source.described:
@@ -358,7 +358,7 @@ def _test_vectors(source: Source, head: Any) -> tuple[Embeddings, Catalog] | Non
 
 
 def _no_match(source: Source, head: Any, form: Form) -> NoMatch | None:
-    """What scores mean, by the validation pictures, and how true that is of the test pictures.
+    """What scores mean, by the validation images, and how true that is of the test images.
 
     None where they are too few or too hard for any answer to be sure enough, and where scores are other ones
     than the head's own.
@@ -373,7 +373,7 @@ def _no_match(source: Source, head: Any, form: Form) -> NoMatch | None:
     embeddings = head.embed(np.asarray(source.features.rows[rows]))
     try:
         found = measure_no_match(embeddings, catalog.take(rows), target_precision=NO_MATCH_PRECISION)
-    except InputError:  # no pictures of a role, or all answers right: nothing to learn from
+    except InputError:  # no images of a role, or all answers right: nothing to learn from
         return None
     fitted = found.fitted
     enough = fitted.num_with_positive >= LEAST_QUESTIONS and math.isfinite(fitted.threshold)
@@ -389,7 +389,7 @@ def _measured(
         known = _test_vectors(source, head)
         if known is None and not source.described and measured_role(catalog) == "test":
             tested = catalog.take(rows_of(catalog, "test"))
-            vectors, readable = embed_pictures(embedder, tested)
+            vectors, readable = embed_images(embedder, tested)
             known = vectors[readable], tested.take(readable)
         return (evaluate_embeddings(*known) if known else None), None
     role = measured_role(catalog)
@@ -402,9 +402,9 @@ def _measured(
     if source.described:
         before = source.head.embed(np.asarray(source.features.rows[rows]))
     else:
-        before, readable = embed_pictures(reference, tested)
+        before, readable = embed_images(reference, tested)
     if form.changes_arithmetic or not source.described:
-        after, read = embed_pictures(embedder, tested)
+        after, read = embed_images(embedder, tested)
         readable &= read
     else:
         after = head.embed(np.asarray(source.features.rows[rows]))
@@ -422,7 +422,7 @@ def _measured(
             4 * source.head.embedding_dim,
             embedder.coder.num_bytes if embedder.coder else 4 * head.embedding_dim,
         ),
-        pictures_per_s=_speeds(reference, embedder, tested, form),
+        images_per_s=_speeds(reference, embedder, tested, form),
         queries_coded=queries_coded,
     )
     return (second if role == "test" else None), parity
@@ -435,15 +435,13 @@ def _graph_bytes(graph: Path) -> int:
 def _speeds(
     reference: Embedder, embedder: Embedder, tested: Catalog, form: Form
 ) -> tuple[float, float] | None:
-    """Pictures a second of both graphs where their arithmetic differs, in whole numbers' own batches."""
-    if form.precision == "float32" or form.input == "pictures":
+    """Images a second of both graphs where their arithmetic differs, in whole numbers' own batches."""
+    if form.precision == "float32" or form.input == "images":
         return None
-    pixels = prepared_pictures(tested, reference.preprocessing, 16)
+    pixels = prepared_images(tested, reference.preprocessing, 16)
     if len(pixels) == 0:
         return None
-    speeds = pictures_per_second(
-        {"before": reference, "after": embedder}, {"before": pixels, "after": pixels}
-    )
+    speeds = images_per_second({"before": reference, "after": embedder}, {"before": pixels, "after": pixels})
     return speeds["before"], speeds["after"]
 
 

@@ -25,8 +25,8 @@ class Form:
     """``folder``: ONNX, safetensors, configuration, card; ``hub``: the same for the Hugging Face hub;
     ``guiec``: the challenge's submission.zip; ``sentence-transformers``; ``torch-export`` and
     ``aot-inductor``: programs for torch."""
-    input: Literal["pixels", "pictures"] = "pixels"
-    """``pixels``: prepared squares; ``pictures``: any size, resized inside the graph."""
+    input: Literal["pixels", "images"] = "pixels"
+    """``pixels``: prepared squares; ``images``: any size, resized inside the graph."""
     precision: ModelPrecision = "float32"
     """Type of the weights; ``int8`` computes in whole numbers too."""
     dim: int | None = None
@@ -41,7 +41,7 @@ class Form:
         plain_graph = self.format in ("folder", "hub")
         for flag, asked, possible, formats in (
             (f"--precision {self.precision}", self.precision != "float32", plain_graph, "folder or hub"),
-            ("--preprocessing-inside", self.input == "pictures", plain_graph, "folder or hub"),
+            ("--preprocessing-inside", self.input == "images", plain_graph, "folder or hub"),
             ("--head-only", self.head_only, plain_graph, "folder or hub"),
             (f"--codes {self.codes}", self.codes != _ONE_CODE, graph, "folder, hub or sentence-transformers"),
         ):
@@ -65,7 +65,7 @@ class Form:
     @property
     def changes_arithmetic(self) -> bool:
         """Whether vectors are computed otherwise than by the float32 graph from prepared pixels."""
-        return self.precision != "float32" or self.input == "pictures"
+        return self.precision != "float32" or self.input == "images"
 
     @property
     def loses(self) -> bool:

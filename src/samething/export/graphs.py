@@ -65,13 +65,13 @@ def quantise(graph: Path, pixels: PixelBatch) -> None:
 
     Args:
         graph: maps ``pixels`` to ``vectors``.
-        pixels: prepared pictures whose activations decide the ranges (static quantisation).
+        pixels: prepared images whose activations decide the ranges (static quantisation).
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
-        """The pictures, a batch at a time."""
+        """The images, a batch at a time."""
 
         def __init__(self) -> None:
             self.batches: Iterator[dict[str, Any]] = (
@@ -133,7 +133,7 @@ def _nodes_of_input_and_head(model: onnx.ModelProto) -> list[str]:
 
 
 def with_preprocessing_inside(graph: Path, preprocessing: Preprocessing) -> None:
-    """Let a graph take pictures of any size, uint8 (b, 3, height, width) named ``pictures``, in place.
+    """Let a graph take images of any size, uint8 (b, 3, height, width) named ``images``, in place.
 
     The arithmetic is that of :func:`samething.images.prepare` with two differences: Pillow rounds to whole
     numbers between its two passes, and strips longer than 64 times their width are not cut first.
@@ -145,7 +145,7 @@ def with_preprocessing_inside(graph: Path, preprocessing: Preprocessing) -> None
         raise InputError(
             f"--preprocessing-inside for the filter {preprocessing.interpolation}",
             expected=" or ".join(_RESIZE_MODES),
-            next_step="leave it out: the embedder prepares pictures by itself",
+            next_step="leave it out: the embedder prepares images by itself",
         )
     model = onnx.load(graph)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
@@ -166,7 +166,7 @@ def _joined(front: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _preprocessing_graph(preprocessing: Preprocessing, *, opset: int, ir_version: int) -> onnx.ModelProto:
-    """``pictures`` uint8 (b, 3, height, width) to ``pixels`` uint8 (b, 3, size, size)."""
+    """``images`` uint8 (b, 3, height, width) to ``pixels`` uint8 (b, 3, size, size)."""
     size = preprocessing.size
     nodes: list[onnx.NodeProto] = []
     constants: list[onnx.TensorProto] = []
@@ -180,7 +180,7 @@ def _preprocessing_graph(preprocessing: Preprocessing, *, opset: int, ir_version
         nodes.append(helper.make_node(kind, inputs, [output], name=f"resize.node.{name}", **attributes))
         return output
 
-    sides = node("Shape", ["pictures"], "sides", start=2, end=4)
+    sides = node("Shape", ["images"], "sides", start=2, end=4)
     if preprocessing.resize == "squash":
         target = constant("target", [size, size])
     elif preprocessing.resize == "longer_side_pad":
@@ -196,7 +196,7 @@ def _preprocessing_graph(preprocessing: Preprocessing, *, opset: int, ir_version
         shortest = node("ReduceMin", [sides, constant("axis", [0])], "shortest", keepdims=1)
         longer = node("Mul", [sides, constant("short", [short])], "longer")
         target = node("Div", [longer, shortest], "target")
-    floats = node("Cast", ["pictures"], "floats", to=TensorProto.FLOAT)
+    floats = node("Cast", ["images"], "floats", to=TensorProto.FLOAT)
     resized = node(
         "Resize",
         [floats, "", "", target],
@@ -220,14 +220,14 @@ def _preprocessing_graph(preprocessing: Preprocessing, *, opset: int, ir_version
         end = node("Add", [start, constant("size_again", [size, size])], "end")
         clipped = node("Slice", [clipped, start, end, constant("axes", [2, 3])], "cropped")
     node("Cast", [clipped], "pixels", to=TensorProto.UINT8)
-    picture = helper.make_tensor_value_info("pictures", TensorProto.UINT8, ["batch", 3, "height", "width"])
+    image = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 3, "height", "width"])
     pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", 3, size, size])
-    graph = helper.make_graph(nodes, "preprocessing", [picture], [pixels], constants)
+    graph = helper.make_graph(nodes, "preprocessing", [image], [pixels], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
 
 
-def _padded(preprocessing: Preprocessing, node: Any, constant: Any, pictures: str, target: str) -> str:
-    """The picture in the middle of a square of the mean colour; subtracting it first makes the fill zero."""
+def _padded(preprocessing: Preprocessing, node: Any, constant: Any, images: str, target: str) -> str:
+    """The image in the middle of a square of the mean colour; subtracting it first makes the fill zero."""
     size = preprocessing.size
     colour = np.asarray([round(255 * channel) for channel in preprocessing.mean], np.float32)
     fill = constant("fill", colour[None, :, None, None], np.float32)
@@ -235,7 +235,7 @@ def _padded(preprocessing: Preprocessing, node: Any, constant: Any, pictures: st
     before = node("Div", [spare, constant("two", [2])], "before")
     after = node("Sub", [spare, before], "after")
     pads = node("Concat", [before, after], "pads", axis=0)
-    relative = node("Sub", [pictures, fill], "relative")
+    relative = node("Sub", [images, fill], "relative")
     padded = node(
         "Pad", [relative, pads, constant("nothing", 0, np.float32), constant("axes", [2, 3])], "padded"
     )

@@ -46,7 +46,7 @@ class Parity:
     """A form of a model against the same model in float32 at full length."""
 
     measured_on: Role
-    """``test``: query and index pictures; ``val``: validation pictures, where there is no test."""
+    """``test``: query and index images; ``val``: validation images, where there is no test."""
     changes: Mapping[str, Change]
     """A domain each, and ``mean``: the plain mean over domains. One index over all domains."""
     tolerance: float
@@ -55,11 +55,11 @@ class Parity:
     """Size of the graph with its weights: of the reference, of this form."""
     vector_bytes: tuple[int, int]
     """Size of a stored vector, likewise."""
-    pictures_per_s: tuple[float, float] | None
-    """Prepared pictures a second through the graph on this machine; None where the graph's arithmetic is the
+    images_per_s: tuple[float, float] | None
+    """Prepared images per second through the graph on this machine; None where the graph's arithmetic is the
     same."""
     queries_coded: bool = False
-    """Whether queries were coded as well as the index, as they must be where a picture is both."""
+    """Whether queries were coded as well as the index, as they must be where an image is both."""
 
     @property
     def fall(self) -> float:
@@ -74,7 +74,7 @@ class Parity:
     def to_json(self) -> dict[str, Json]:
         """Plain JSON values."""
         value: dict[str, Json] = dataclasses.asdict(self)
-        for name in ("model_bytes", "vector_bytes", "pictures_per_s"):
+        for name in ("model_bytes", "vector_bytes", "images_per_s"):
             value[name] = list(value[name]) if value[name] is not None else None
         return {**value, "fall": self.fall, "within_tolerance": self.within_tolerance}
 
@@ -82,7 +82,7 @@ class Parity:
     def from_json(cls, value: Mapping[str, Json]) -> Parity:
         """The inverse of :meth:`to_json`."""
         fields = {field.name: value[field.name] for field in dataclasses.fields(cls)}
-        for name in ("model_bytes", "vector_bytes", "pictures_per_s"):
+        for name in ("model_bytes", "vector_bytes", "images_per_s"):
             fields[name] = tuple(fields[name]) if fields[name] is not None else None
         fields["changes"] = {name: Change(**change) for name, change in fields["changes"].items()}
         return cls(**fields)
@@ -92,8 +92,8 @@ class Parity:
         before, after = (size / 1e6 for size in self.model_bytes)
         long, short = self.vector_bytes
         caption = f"graph {before:.1f} → {after:.1f} MB; vector {long} → {short} bytes"
-        if self.pictures_per_s:
-            caption += f"; {self.pictures_per_s[0]:.0f} → {self.pictures_per_s[1]:.0f} pictures/s"
+        if self.images_per_s:
+            caption += f"; {self.images_per_s[0]:.0f} → {self.images_per_s[1]:.0f} images/s"
         table = Table(title="against float32 at full length, mMP@5 %", caption=caption, box=SIMPLE_HEAD)
         for column in ("domain", "queries", "before", "after", "change (95 %)"):
             table.add_column(column, justify="left" if column == "domain" else "right")
@@ -153,7 +153,7 @@ def changes_of(before: EvaluationResult, after: EvaluationResult) -> dict[str, C
 
 
 def measured_role(catalog: Catalog) -> Role:
-    """The pictures that a form is measured on: test, or validation where there is no test.
+    """The images that a form is measured on: test, or validation where there is no test.
 
     Raises:
         InputError: neither.
@@ -163,31 +163,31 @@ def measured_role(catalog: Catalog) -> Role:
     if catalog.has_role("val").any():
         return "val"
     raise InputError(
-        "a catalog without test and validation pictures",
-        expected="pictures to measure on what this form of the model costs",
+        "a catalog without test and validation images",
+        expected="images to measure on what this form of the model costs",
         next_step="make the catalog with --test or --val, or export in float32 at full length",
     )
 
 
 def rows_of(catalog: Catalog, role: Role) -> np.ndarray:
-    """Catalog rows of a role's pictures, as a mask."""
+    """Catalog rows of a role's images, as a mask."""
     if role == "val":
         return catalog.has_role("val")
     return catalog.has_role("query", "index", "query+index")
 
 
-def embed_pictures(embedder: Embedder, catalog: Catalog) -> tuple[Embeddings, np.ndarray]:
-    """Vectors of a catalog's pictures and which rows could be read.
+def embed_images(embedder: Embedder, catalog: Catalog) -> tuple[Embeddings, np.ndarray]:
+    """Vectors of a catalog's images and which rows could be read.
 
     Raises:
-        ArtefactError: the pictures have moved, or none of them can be read.
+        ArtefactError: the images have moved, or none of them can be read.
     """
     from samething.progress import progress_bar
 
     catalog.require_files()
     vectors = np.zeros((len(catalog), embedder.dim), np.float32)
     readable = np.zeros(len(catalog), dtype=bool)
-    with progress_bar("pictures") as progress:
+    with progress_bar("images") as progress:
         task = progress.add_task("parity", total=len(catalog))
         for batch in embedder.embed_stream(catalog.sources):
             rows = batch.positions
@@ -196,15 +196,15 @@ def embed_pictures(embedder: Embedder, catalog: Catalog) -> tuple[Embeddings, np
             progress.advance(task, len(batch.positions) + len(batch.unreadable))
     if not readable.any():
         raise ArtefactError(
-            "none of the pictures can be read",
-            expected="the pictures that the run was evaluated on",
+            "none of the images can be read",
+            expected="the images that the run was evaluated on",
             next_step="put them back where the catalog says they are",
         )
     return vectors, readable
 
 
 def decoded(coder: Coder, vectors: Embeddings, catalog: Catalog, role: Role) -> tuple[Embeddings, bool]:
-    """Vectors as they come back from their bytes; queries stay whole where no picture is query and index."""
+    """Vectors as they come back from their bytes; queries stay whole where no image is query and index."""
     coded = coder.decode(coder.encode(vectors))
     if role == "val" or catalog.has_role("query+index").any():
         return coded, True
@@ -215,20 +215,20 @@ def decoded(coder: Coder, vectors: Embeddings, catalog: Catalog, role: Role) -> 
 def evaluate_both(
     before: Float[np.ndarray, "n full"], after: Float[np.ndarray, "n short"], catalog: Catalog, role: Role
 ) -> tuple[EvaluationResult, EvaluationResult]:
-    """Both embeddings of the same pictures on the same queries."""
+    """Both embeddings of the same images on the same queries."""
     results = (evaluate_embeddings(vectors, catalog, role=role) for vectors in (before, after))
     first, second = results
     return first, second
 
 
-def pictures_per_second(
+def images_per_second(
     embedders: Mapping[str, Embedder], pixels: Mapping[str, PixelBatch]
 ) -> dict[str, float]:
-    """Pictures a second through each graph: medians of turns, in batches of 16.
+    """Images a second through each graph: medians of turns, in batches of 16.
 
     Args:
         embedders: the graphs, by name.
-        pixels: what each one is fed, by the same names; up to 16 pictures of one size.
+        pixels: what each one is fed, by the same names; up to 16 images of one size.
     """
     times: dict[str, list[float]] = {name: [] for name in embedders}
     for _ in range(SPEED_ROUNDS + 1):
@@ -239,8 +239,8 @@ def pictures_per_second(
     return {name: 1 / statistics.median(each[1:]) for name, each in times.items()}
 
 
-def prepared_pictures(catalog: Catalog, preprocessing: Preprocessing, count: int) -> PixelBatch:
-    """Evenly chosen pictures of a catalog as pixels; those that cannot be read are passed over."""
+def prepared_images(catalog: Catalog, preprocessing: Preprocessing, count: int) -> PixelBatch:
+    """Evenly chosen images of a catalog as pixels; those that cannot be read are passed over."""
     from samething.errors import ImageError
     from samething.images import decode, prepare
 

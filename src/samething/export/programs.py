@@ -33,14 +33,14 @@ ProgramFormat: TypeAlias = Literal["guiec", "torch-export", "aot-inductor"]
 LARGEST_GUIEC_DIM: Final = 64
 """Numbers in an embedding that the challenge accepts."""
 LEAST_COSINE: Final = 0.98
-"""Between the challenge's model, which resizes by itself, and the same picture prepared by Pillow."""
+"""Between the challenge's model, which resizes by itself, and the same image prepared by Pillow."""
 FILES: Final = {"guiec": "submission.zip", "torch-export": "model.pt2", "aot-inductor": "model.pt2"}
 SCRIPT_NAME: Final = "saved_model.pt"
 _TIMEOUT_S: Final = 600
 
 
 class PreparedInside(nn.Module):
-    """A picture of any size, resized, cropped and embedded: uint8 (b, 3, height, width) to vectors (b, d).
+    """An image of any size, resized, cropped and embedded: uint8 (b, 3, height, width) to vectors (b, d).
 
     The arithmetic of :func:`samething.images.prepare` in torch; Pillow rounds between its two passes, this
     only after them.
@@ -63,9 +63,9 @@ class PreparedInside(nn.Module):
         self.register_buffer("fill", fill.view(1, 3, 1, 1))
 
     @no_type_check  # a checking wrapper would hide this module's names from the script compiler
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Unit-length vectors."""
-        height, width = pictures.shape[2], pictures.shape[3]
+        height, width = images.shape[2], images.shape[3]
         size = self.size
         new_height, new_width = size, size
         if self.resize == "longer_side_pad":
@@ -76,7 +76,7 @@ class PreparedInside(nn.Module):
             shorter = min(height, width)
             new_height, new_width = self.short * height // shorter, self.short * width // shorter
         pixels = F.interpolate(
-            pictures.float(),
+            images.float(),
             size=[new_height, new_width],
             mode=self.mode,
             align_corners=False,
@@ -105,7 +105,7 @@ def write_program(
         model: what is written.
         output: the folder; the file's name is in :data:`FILES`.
         kind: which program.
-        pixels: prepared pictures to check it on, at least two.
+        pixels: prepared images to check it on, at least two.
 
     Raises:
         InputError: more dimensions than the challenge accepts.
@@ -162,10 +162,10 @@ def _write_submission(
         scripted.save(str(file))
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
             archive.write(file, SCRIPT_NAME)
-    # doubled, a prepared picture is one of another size that must give nearly the same vector
-    pictures = [np.repeat(np.repeat(picture, 2, axis=1), 2, axis=2) for picture in pixels[:4]]
-    found = in_fresh_process(_HOST_SEQUENCE, output / FILES["guiec"], [picture[None] for picture in pictures])
-    expected = np.stack([_resized_here(model, picture) for picture in pictures])
+    # doubled, a prepared image is one of another size that must give nearly the same vector
+    images = [np.repeat(np.repeat(image, 2, axis=1), 2, axis=2) for image in pixels[:4]]
+    found = in_fresh_process(_HOST_SEQUENCE, output / FILES["guiec"], [image[None] for image in images])
+    expected = np.stack([_resized_here(model, image) for image in images])
     cosines = (np.stack(found) * expected).sum(axis=1)
     if cosines.min() < LEAST_COSINE:
         raise ArtefactError(
@@ -177,17 +177,17 @@ def _write_submission(
 
 
 def _resized_here(
-    model: EmbeddingModel, picture: UInt8[np.ndarray, "3 height width"]
+    model: EmbeddingModel, image: UInt8[np.ndarray, "3 height width"]
 ) -> Float[np.ndarray, " d"]:
     from samething.images import decode, prepare
 
-    prepared = prepare(decode(np.ascontiguousarray(picture.transpose(1, 2, 0))), model.backbone.preprocessing)
+    prepared = prepare(decode(np.ascontiguousarray(image.transpose(1, 2, 0))), model.backbone.preprocessing)
     with torch.inference_mode():
         vector: np.ndarray = model(torch.from_numpy(prepared[None]))[0].numpy()
     return vector
 
 
-# The calls of the challenge's host: load, evaluation mode, one picture at its own size, first output row.
+# The calls of the challenge's host: load, evaluation mode, one image at its own size, first output row.
 _HOST_SEQUENCE: Final = """
 import sys, zipfile, tempfile, numpy as np, torch
 for name in ("samething", "timm", "torchvision", "open_clip"):
@@ -274,14 +274,14 @@ def in_fresh_process(
         code: reads the program's path, an ``.npz`` of inputs and the path of an ``.npz`` of outputs from its
             arguments.
         program: the file to load.
-        inputs: pictures, each a call.
+        inputs: images, each a call.
 
     Raises:
         ArtefactError: it failed there; the error's last line is given.
     """
     with tempfile.TemporaryDirectory() as folder:
         given, made = Path(folder) / "given.npz", Path(folder) / "made.npz"
-        named: dict[str, Any] = {f"{number:04d}": picture for number, picture in enumerate(inputs)}
+        named: dict[str, Any] = {f"{number:04d}": image for number, image in enumerate(inputs)}
         np.savez(given, **named)
         # isolated: neither this folder nor PYTHONPATH is searched
         arguments = [sys.executable, "-I", "-c", code, str(program.resolve()), str(given), str(made)]

@@ -53,9 +53,9 @@ def _write_backbone(backbone: Backbone, folder: Path) -> None:
     preprocessing = backbone.preprocessing
     if preprocessing.resize == "longer_side_pad":
         raise InputError(
-            "--format sentence-transformers of a model whose pictures are padded to a square",
+            "--format sentence-transformers of a model whose images are padded to a square",
             expected="the resize policies short_side_crop or squash, which timm's transform has",
-            next_step="describe the pictures with --resize squash, or export without --format",
+            next_step="describe the images with --resize squash, or export without --format",
         )
     write_json(
         folder / "config.json",

@@ -42,7 +42,7 @@ def mixed_source(
         run: the first run.
         others: further runs to average with it.
         soup: ``uniform``: all of them; ``greedy``: best validation first, each kept only if the average
-            with it does not get worse on the validation pictures.
+            with it does not get worse on the validation images.
         interpolate: share of the trained weights, in [0, 1]; the rest is the common start.
         weights: the backbone's checkpoint, if the features were made from one.
 
@@ -200,16 +200,16 @@ def _at_final_width(head: Head, run: Run, features: FeatureSet) -> Head:
 
 
 def greedy_choice(runs: Sequence[Run], ends: Sequence[Head], features: FeatureSet) -> list[int]:
-    """Places of the runs whose average is best on the validation pictures, chosen one by one.
+    """Places of the runs whose average is best on the validation images, chosen one by one.
 
     Raises:
-        InputError: no validation pictures, or fine-tuned runs, whose average has no cached features.
+        InputError: no validation images, or fine-tuned runs, whose average has no cached features.
     """
     val = np.flatnonzero(features.catalog.has_role("val"))
     if len(val) == 0 or is_tuned(runs[0]):
         raise InputError(
-            "--soup greedy " + ("of fine-tuned runs" if len(val) else "without validation pictures"),
-            expected="runs over one frozen backbone, and validation pictures to choose by",
+            "--soup greedy " + ("of fine-tuned runs" if len(val) else "without validation images"),
+            expected="runs over one frozen backbone, and validation images to choose by",
             next_step="use --soup uniform",
         )
     rows, catalog = np.asarray(features.rows[val]), features.catalog.take(val)

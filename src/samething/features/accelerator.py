@@ -14,7 +14,7 @@ from samething.backbones import Backbone
 from samething.backbones.runtimes import PARITY_COSINE, parity_cosine
 
 # Compiling takes a minute or more, once; a job that is done in a few minutes is done before it pays.
-COMPILE_FROM_PICTURES: Final = 100_000
+COMPILE_FROM_IMAGES: Final = 100_000
 
 # bfloat16 has float32's range: networks whose activations leave float16's (DINOv3) need it. float16 is more
 # precise, and the choice where bfloat16 is not precise enough.
@@ -109,7 +109,7 @@ def choose_accelerator(
     sample: UInt8[torch.Tensor, "b 3 height width"],
     *,
     batch_size: int,
-    num_pictures: int,
+    num_images: int,
     name: str | None = None,
     device: str = "cuda",
 ) -> tuple[str, Accelerator]:
@@ -117,9 +117,9 @@ def choose_accelerator(
 
     Args:
         backbone: the frozen network.
-        sample: prepared pictures of the job.
+        sample: prepared images of the job.
         batch_size: the largest batch.
-        num_pictures: how many pictures the job has; many make compiling pay.
+        num_images: how many images the job has; many make compiling pay.
         name: the precision a folder began with; it is taken again, whatever it is.
         device: where to compute.
 
@@ -132,7 +132,7 @@ def choose_accelerator(
             continue
         if device == "cuda" and dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported():
             continue
-        compiled = device == "cuda" and num_pictures >= COMPILE_FROM_PICTURES
+        compiled = device == "cuda" and num_images >= COMPILE_FROM_IMAGES
         accelerator = Accelerator(
             backbone, batch_size=batch_size, device=device, dtype=dtype, compiled=compiled
         )

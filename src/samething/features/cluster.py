@@ -23,20 +23,20 @@ from samething.backbones.runtimes import RuntimeName, choose_runtime
 from samething.errors import ArtefactError, MissingExtraError
 from samething.features.accelerator import choose_accelerator
 from samething.features.describing import Description
-from samething.features.pictures import Batch, PictureReader, read_one_batch
+from samething.features.workers import Batch, ImageReader, read_one_batch
 from samething.files import Json
 
 # A task of Ray sends what it has when it ends: few batches each, so that little is lost with a machine.
 _BATCHES_A_TASK: Final = 4
 
-# A picture that ends every process that decodes it would be tried for ever.
+# An image that ends every process that decodes it would be tried for ever.
 _TRIES_A_TASK: Final = 8
 
-_SAMPLE_PICTURES: Final = 16
+_SAMPLE_IMAGES: Final = 16
 
 
 def describe_on_cluster(
-    reader: PictureReader,
+    reader: ImageReader,
     backbone: Backbone,
     batches: Mapping[int, list[int]],
     *,
@@ -48,7 +48,7 @@ def describe_on_cluster(
     """Describe batches on a cluster; they come in the order in which they are ready.
 
     Args:
-        reader: what prepares a row; its pictures must be readable from all machines.
+        reader: what prepares a row; its images must be readable from all machines.
         backbone: the frozen network; it is sent to the workers, which need no weights of their own.
         batches: numbers of the batches, and the catalog rows of each.
         address: ``local`` for this machine alone, or the address of a running cluster.
@@ -196,7 +196,7 @@ class _Describer:
     def __init__(self, job: list[Any], name: str, batch_size: int) -> None:
         import ray
 
-        torch.set_num_threads(1)  # one worker a core
+        torch.set_num_threads(1)  # one worker per core
         self.reader, self.backbone = ray.get(job[0])
         self.name, self.batch_size = name, batch_size
         self.describe: Callable[[torch.Tensor], np.ndarray] | None = None
@@ -215,12 +215,12 @@ class _Describer:
 
 
 def _choose(job: list[Any], rows: list[int], runtime: str, batch_size: int) -> dict[str, Json]:
-    """What computes fastest there, tried on the first pictures that can be read, and what was measured."""
+    """What computes fastest there, tried on the first images that can be read, and what was measured."""
     import ray
 
     reader, backbone = ray.get(job[0])
-    for start in range(0, len(rows), _SAMPLE_PICTURES):
-        read = read_one_batch(reader, 0, rows[start : start + _SAMPLE_PICTURES])
+    for start in range(0, len(rows), _SAMPLE_IMAGES):
+        read = read_one_batch(reader, 0, rows[start : start + _SAMPLE_IMAGES])
         if read.rows:
             return _made(backbone, torch.from_numpy(read.pixels), runtime, batch_size)[0]
     return {"name": "torch"}
@@ -231,7 +231,7 @@ def _made(
 ) -> tuple[dict[str, Json], Callable[[torch.Tensor], np.ndarray]]:
     if torch.cuda.is_available() and (runtime in ("auto", "torch") or runtime.startswith("cuda-")):
         name, accelerator = choose_accelerator(
-            backbone, sample, batch_size=batch_size, num_pictures=0, name=runtime
+            backbone, sample, batch_size=batch_size, num_images=0, name=runtime
         )
         return {"name": name, "device": "cuda"}, accelerator.describe
     choice: RuntimeName = runtime  # type: ignore[assignment]  # checked where it was given

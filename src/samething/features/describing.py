@@ -13,7 +13,7 @@ from jaxtyping import Float
 from samething.backbones import Backbone
 from samething.backbones.runtimes import Runtime, RuntimeName, choose_runtime
 from samething.features.accelerator import Accelerator, choose_accelerator
-from samething.features.pictures import Batch, PictureStream
+from samething.features.workers import Batch, ImageStream
 from samething.files import Json
 
 Description: TypeAlias = tuple[Batch, Float[np.ndarray, "b w"]]
@@ -21,15 +21,15 @@ Description: TypeAlias = tuple[Batch, Float[np.ndarray, "b w"]]
 
 
 def describe_all(
-    stream: PictureStream,
+    stream: ImageStream,
     backbone: Backbone,
     *,
     runtime: str,
-    num_pictures: int,
+    num_images: int,
     chosen: Callable[[dict[str, Json]], None],
     made: Runtime | None = None,
 ) -> Iterator[Description]:
-    """Describe every batch of a stream; what computes is chosen on the first batch with a picture.
+    """Describe every batch of a stream; what computes is chosen on the first batch with an image.
 
     On a CPU each batch is complete before the next is begun. On a GPU one is always under way, so a killed
     run loses two.
@@ -38,7 +38,7 @@ def describe_all(
         stream: the batches.
         backbone: the frozen network.
         runtime: what computes, as in :func:`samething.backbones.runtimes.choose_runtime`.
-        num_pictures: pictures of the whole job.
+        num_images: images of the whole job.
         chosen: is told what was chosen and what was measured (``name``, ``device``, …), before the first
             features.
         made: a runtime that is ready, instead of a choice.
@@ -55,12 +55,12 @@ def describe_all(
             sample = torch.from_numpy(batch.pixels)
             if _on_gpu(runtime):
                 name, accelerator = choose_accelerator(
-                    backbone, sample, batch_size=stream.batch_size, num_pictures=num_pictures, name=runtime
+                    backbone, sample, batch_size=stream.batch_size, num_images=num_images, name=runtime
                 )
                 describe, record = accelerator.describe, {"name": name, "device": "cuda"}
             else:
                 choice: RuntimeName = runtime  # type: ignore[assignment]  # checked where it was given
-                made = choose_runtime(backbone, sample, runtime=choice, num_pictures=num_pictures)
+                made = choose_runtime(backbone, sample, runtime=choice, num_images=num_images)
                 describe, record = made.describe, made.record
             chosen(record)
         if accelerator is None:

@@ -1,4 +1,4 @@
-"""What a job would take in time, memory and disk, measured on a sample of its own pictures."""
+"""What a job would take in time, memory and disk, measured on a sample of its own images."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import dataclasses
 class Estimate:
     """What computing the features of a catalog would take."""
 
-    num_pictures: int
-    """Pictures of the catalog."""
+    num_images: int
+    """Images of the catalog."""
     num_to_compute: int
-    """Pictures that would go through the backbone; the others are there already or the same as another."""
+    """Images that would go through the backbone; the others are there already or the same as another."""
     width: int
     """Numbers in a feature."""
     num_sampled: int
-    """Pictures that were measured."""
+    """Images that were measured."""
     num_unreadable: int
-    """Pictures of the sample that could not be read."""
-    pictures_per_s: float
+    """Images of the sample that could not be read."""
+    images_per_s: float
     """Rate once the job is under way; 0 if nothing is to be computed."""
     start_s: float
     """Seconds until then: hashing what has no hash, starting processes, choosing what computes."""
     time_s: float
     """Seconds for the whole job."""
     memory_bytes: int
-    """Largest memory of this process and its workers; it does not grow with the number of pictures."""
+    """Largest memory of this process and its workers; it does not grow with the number of images."""
     pixels_bytes: int
-    """Of these, prepared pictures on their way."""
+    """Of these, prepared images on their way."""
     disk_bytes: int
     """Size of the finished folder."""
     disk_peak_bytes: int
@@ -41,16 +41,16 @@ class Estimate:
     def __rich__(self) -> str:
         """What a person wants to know before starting."""
         if not self.num_to_compute:
-            return f"nothing to compute: the features of all {self.num_pictures:,} pictures are there"
+            return f"nothing to compute: the features of all {self.num_images:,} images are there"
         lines = [
-            f"[bold]{self.num_to_compute:,}[/bold] of {self.num_pictures:,} pictures to describe, "
+            f"[bold]{self.num_to_compute:,}[/bold] of {self.num_images:,} images to describe, "
             f"{self.width} numbers each (nothing was written)",
-            f"  time    {_duration(self.time_s)} ({self.pictures_per_s:,.0f} pictures/s with {self.runtime}, "
+            f"  time    {_duration(self.time_s)} ({self.images_per_s:,.0f} images/s with {self.runtime}, "
             f"after {_duration(self.start_s)} to start)",
-            f"  memory  {_size(self.memory_bytes)}, of it {_size(self.pixels_bytes)} for decoded pictures",
+            f"  memory  {_size(self.memory_bytes)}, of it {_size(self.pixels_bytes)} for decoded images",
             f"  disk    {_size(self.disk_bytes)}, while it is made {_size(self.disk_peak_bytes)}; "
             f"{_size(self.disk_free_bytes)} are free",
-            f"  measured on {self.num_sampled:,} pictures",
+            f"  measured on {self.num_sampled:,} images",
         ]
         if self.num_unreadable:
             lines.append(f"  [yellow]{self.num_unreadable:,} of these could not be read[/yellow]")

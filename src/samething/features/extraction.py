@@ -21,8 +21,8 @@ from samething.features.describing import Description, describe_all
 from samething.features.estimate import Estimate
 from samething.features.folder import JOB_NAME, KIND, FeatureSet, made_from
 from samething.features.generation import Generation, computed_keys, finish
-from samething.features.pictures import PictureReader, PictureStream
 from samething.features.trial import estimate
+from samething.features.workers import ImageReader, ImageStream
 from samething.files import claim_folder, disk_errors, file_sha256, is_finished, only_one_writer, write_json
 from samething.images import Decoding, ResizePolicy, Source
 from samething.progress import progress_bar
@@ -41,7 +41,7 @@ class Work:
         if self.batch_size < 1 or (self.num_workers is not None and self.num_workers < 0):
             raise InputError(
                 f"batch_size={self.batch_size}, num_workers={self.num_workers}",
-                expected="a batch of at least 1 picture, and no or some worker processes",
+                expected="a batch of at least 1 image, and no or some worker processes",
                 next_step="give other numbers, or leave them out",
             )
 
@@ -68,8 +68,8 @@ def extract(
     """Compute the features of a catalog into a folder; see :func:`samething.features.features`."""
     if len(catalog) == 0:
         raise InputError(
-            "a catalog without pictures",
-            expected="at least one picture",
+            "a catalog without images",
+            expected="at least one image",
             next_step="make another with: samething catalog FOLDER",
         )
     backbone = load_backbone(backbone, weights=weights, resize=resize, **options)
@@ -101,7 +101,7 @@ def extract(
             return previous
         finish(
             generation, job, computed, reasons,
-            num_parameters=backbone.num_parameters, pictures_per_second=rate,
+            num_parameters=backbone.num_parameters, images_per_second=rate,
         )  # fmt: skip
     return dataclasses.replace(FeatureSet.open(folder), num_computed=num_computed)
 
@@ -142,11 +142,11 @@ def _hash_or_nothing(source: Source) -> str:
     try:
         return file_sha256(path) if path.is_file() else ""  # a pipe would never end
     except OSError:
-        return ""  # the picture is listed with its reason later
+        return ""  # the image is listed with its reason later
 
 
 def _compute_blocks(generation: Generation, backbone: Backbone, work: Work) -> tuple[int, float | None]:
-    """Write the blocks that are missing; returns how many pictures were described, and how many a second.
+    """Write the blocks that are missing; returns how many images were described, and how many per second.
 
     The rate is None of fewer than three batches: the first only starts the clock, since it waits for all that
     is done once, and what was decoded meanwhile flatters the second.
@@ -156,7 +156,7 @@ def _compute_blocks(generation: Generation, backbone: Backbone, work: Work) -> t
         return 0, None
     num_described = 0
     ticks: list[tuple[float, int]] = []
-    with progress_bar("pictures") as progress:
+    with progress_bar("images") as progress:
         task = progress.add_task("features", total=len(generation.todo))
         progress.advance(task, len(generation.todo) - sum(map(len, missing.values())))
         for batch, features in _described(generation, backbone, missing, work):
@@ -173,7 +173,7 @@ def _compute_blocks(generation: Generation, backbone: Backbone, work: Work) -> t
 def _described(
     generation: Generation, backbone: Backbone, missing: dict[int, list[int]], work: Work
 ) -> Iterator[Description]:
-    reader = PictureReader(generation.catalog, generation.copies, backbone.preprocessing)
+    reader = ImageReader(generation.catalog, generation.copies, backbone.preprocessing)
     if work.cluster is not None:
         from samething.features.cluster import describe_on_cluster
 
@@ -188,10 +188,10 @@ def _described(
         )
         return
     yield from describe_all(
-        PictureStream(reader, missing, num_workers=work.num_decoders),
+        ImageStream(reader, missing, num_workers=work.num_decoders),
         backbone,
         runtime=generation.pinned_runtime or work.runtime,
-        num_pictures=sum(map(len, missing.values())),
+        num_images=sum(map(len, missing.values())),
         chosen=lambda record: write_json(generation.runtime, record),
     )
 

@@ -5,9 +5,9 @@ Layout::
     features/NAME/
       job.json                    what the folder is for (backbone, preprocessing, dtype); written first
       data-<catalog>/             one generation, named after the catalog's fingerprint
-        features.npy              float16 (n, w), one row a readable picture, in catalog order
+        features.npy              float16 (n, w), one row a readable image, in catalog order
         catalog.parquet           the catalog of those rows
-        unreadable.csv            image,reason of the pictures left out
+        unreadable.csv            image,reason of the images left out
         blocks/                   finished batches while a run is under way; removed at the end
       manifest.json               names the finished generation; written last
 """
@@ -37,7 +37,7 @@ JOB_NAME: Final = "job.json"
 
 @dataclasses.dataclass(frozen=True)
 class Unreadable:
-    """A picture that could not be read, and why."""
+    """An image that could not be read, and why."""
 
     image: str
     reason: str
@@ -55,11 +55,11 @@ class FeatureSet:
     rows: FeatureRows
     """float16 (n, w), memory-mapped, in catalog order."""
     catalog: Catalog
-    """The pictures of the rows; those that could not be read are not in it."""
+    """The images of the rows; those that could not be read are not in it."""
     unreadable: tuple[Unreadable, ...]
-    """The pictures left out, with reasons."""
+    """The images left out, with reasons."""
     num_computed: int = 0
-    """Pictures that went through the backbone in this run; 0 when the folder was only read."""
+    """Images that went through the backbone in this run; 0 when the folder was only read."""
 
     @classmethod
     def open(cls, folder: Path) -> FeatureSet:
@@ -84,14 +84,14 @@ class FeatureSet:
         shape = (manifest.content["num_rows"], manifest.made_from["backbone"]["width"])
         if rows.shape != shape or len(catalog) != len(rows):
             raise ArtefactError(
-                f"{folder} holds {rows.shape} features for {len(catalog)} pictures",
+                f"{folder} holds {rows.shape} features for {len(catalog)} images",
                 expected=f"the {shape} of its manifest",
                 next_step=f"remove {folder} and compute the features again",
             )
         return cls(folder, manifest, rows, catalog, unreadable)
 
     def subset(self, chosen: Bool[np.ndarray, " n"]) -> FeatureSet:
-        """The features of some pictures, held in memory; its identity says which pictures they are."""
+        """The features of some images, held in memory; its identity says which images they are."""
         catalog = self.catalog.take(chosen)
         manifest = dataclasses.replace(
             self.manifest, made_from={**self.manifest.made_from, "catalog": catalog.fingerprint}
@@ -108,12 +108,12 @@ class FeatureSet:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How the pictures were prepared."""
+        """How the images were prepared."""
         return Preprocessing.from_json(self.backbone["preprocessing"])
 
     @property
     def exit_status(self) -> int:
-        """0, or 3 when pictures were left out."""
+        """0, or 3 when images were left out."""
         return 3 if self.unreadable else 0
 
     def __rich__(self) -> str:
@@ -124,28 +124,28 @@ class FeatureSet:
             f"in {rich.markup.escape(str(self.folder))} ({done})"
         ]
         if self.unreadable:
-            lines.append(f"[yellow]{len(self.unreadable):,} pictures could not be read:[/yellow]")
+            lines.append(f"[yellow]{len(self.unreadable):,} images could not be read:[/yellow]")
             lines += [f"  {rich.markup.escape(str(bad))}" for bad in self.unreadable[:5]]
             where = self.folder / str(self.manifest.content["data"]) / "unreadable.csv"
             lines.append(f"  all of them: {rich.markup.escape(str(where))}")
         return "\n".join(lines)
 
 
-def write_unreadable(target: Path, pictures: list[Unreadable]) -> None:
-    """Write the list of pictures left out."""
+def write_unreadable(target: Path, images: list[Unreadable]) -> None:
+    """Write the list of images left out."""
     with target.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["image", "reason"])
-        writer.writerows((picture.image, picture.reason) for picture in pictures)
+        writer.writerows((image.image, image.reason) for image in images)
 
 
 def read_unreadable(source: Path) -> Iterator[Unreadable]:
-    """Read the list of pictures left out."""
+    """Read the list of images left out."""
     with source.open(newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
             yield Unreadable(row["image"], row["reason"])
 
 
 def made_from(backbone: Mapping[str, Any]) -> dict[str, Json]:
-    """What decides the numbers in a feature folder, whichever pictures it holds."""
+    """What decides the numbers in a feature folder, whichever images it holds."""
     return {"backbone": dict(backbone), "dtype": "float16"}

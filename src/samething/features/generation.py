@@ -1,4 +1,4 @@
-"""One catalog's features in the making: which pictures are to be described, and the blocks that are done."""
+"""One catalog's features in the making: which images are to be described, and the blocks that are done."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from samething.catalog import Catalog
 from samething.errors import InputError
 from samething.features.folder import FORMAT_VERSION, KIND, FeatureSet, Unreadable, write_unreadable
-from samething.features.pictures import Batch
+from samething.features.workers import Batch
 from samething.files import Json, Manifest, atomic_path, file_sha256, read_json, write_json, write_manifest
 
 RUNTIME_NAME: Final = "runtime.json"
@@ -29,13 +29,13 @@ class Generation:
     data: Path
     previous: FeatureSet | None
     keys: np.ndarray
-    """Identity of each catalog row's picture: its SHA-256, or its path where there was no file to hash."""
+    """Identity of each catalog row's image: its SHA-256, or its path where there was no file to hash."""
     reused: dict[str, int]
     """Key to row of the previous generation."""
     todo: list[int]
-    """Catalog rows to compute: the first row of each picture that is not reused."""
+    """Catalog rows to compute: the first row of each image that is not reused."""
     copies: dict[int, list[int]]
-    """Rows that show the same picture as a row to compute, itself included; only where there are several."""
+    """Rows that show the same image as a row to compute, itself included; only where there are several."""
     batch_size: int
 
     @classmethod
@@ -54,7 +54,7 @@ class Generation:
         """
         name = f"data-{catalog.fingerprint}"
         if previous is not None and previous.manifest.content["data"] == name:
-            name += "-again"  # pictures that could not be read are tried again; what is finished stays whole
+            name += "-again"  # images that could not be read are tried again; what is finished stays whole
         data = folder / name
         batch_size = _pinned_batch_size(data / "blocks", batch_size, write=write)
         keys = catalog.keys()
@@ -152,7 +152,7 @@ def finish(
     reasons: dict[int, str],
     *,
     num_parameters: int,
-    pictures_per_second: float | None,
+    images_per_second: float | None,
 ) -> None:
     """Gather blocks and reused rows in catalog order, switch the manifest, then remove what is left over."""
     readable = np.array([key in computed or key in generation.reused for key in generation.keys])
@@ -161,12 +161,12 @@ def finish(
     if not readable.any():
         shutil.rmtree(generation.data)  # so that the next run looks at the files again
         raise InputError(
-            f"none of the {len(readable):,} pictures could be read (the first: {unreadable[0]})",
-            expected="at least one readable picture",
-            next_step="check the files; pictures that were moved are found again with --root",
+            f"none of the {len(readable):,} images could be read (the first: {unreadable[0]})",
+            expected="at least one readable image",
+            next_step="check the files; images that were moved are found again with --root",
         )
-    if pictures_per_second is None and generation.previous is not None:
-        pictures_per_second = generation.previous.manifest.content.get("pictures_per_second")
+    if images_per_second is None and generation.previous is not None:
+        images_per_second = generation.previous.manifest.content.get("images_per_second")
     _gather(generation, np.flatnonzero(readable), job["backbone"]["width"])
     generation.catalog.take(readable).write(generation.data / "catalog.parquet")
     write_unreadable(generation.data / "unreadable.csv", unreadable)
@@ -176,7 +176,7 @@ def finish(
         "num_unreadable": len(unreadable),
         "sha256": file_sha256(generation.data / "features.npy"),
         "num_backbone_parameters": num_parameters,
-        "pictures_per_second": pictures_per_second,
+        "images_per_second": images_per_second,
         **_runtime_of(generation),
     }
     made = {**job, "catalog": generation.catalog.fingerprint}
@@ -200,7 +200,7 @@ def _runtime_of(generation: Generation) -> dict[str, Json]:
 
 
 def computed_keys(generation: Generation) -> tuple[set[str], dict[int, str]]:
-    """Pictures that the blocks hold a feature of, and for the other catalog rows the reasons."""
+    """Images that the blocks hold a feature of, and for the other catalog rows the reasons."""
     computed: set[str] = set()
     reasons: dict[int, str] = {}
     for number in range(len(generation.batches)):

@@ -16,10 +16,10 @@ from samething.errors import InputError
 from samething.features.describing import describe_all
 from samething.features.estimate import Estimate
 from samething.features.generation import Generation
-from samething.features.pictures import PictureReader, PictureStream
+from samething.features.workers import ImageReader, ImageStream
 from samething.files import Json
 
-# Enough for a steady rate, and an end for large pictures and large networks.
+# Enough for a steady rate, and an end for large images and large networks.
 SAMPLE_BATCHES: Final = 12
 SAMPLE_S: Final = 30.0
 
@@ -32,7 +32,7 @@ def estimate(
 ) -> Estimate:
     """Do a sample of a job without writing anything, and say what the whole would take.
 
-    The sample is drawn at random from the pictures that are not done; the job's own pipeline describes it.
+    The sample is drawn at random from the images that are not done; the job's own pipeline describes it.
     The first batches, during which the pipeline fills, count as starting.
 
     Args:
@@ -51,14 +51,14 @@ def estimate(
     size = generation.batch_size
     sample = [missing[place] for place in order[: size * (fill + SAMPLE_BATCHES)]]
     batches = {at: sample[at * size : (at + 1) * size] for at in range(-(-len(sample) // size))}
-    reader = PictureReader(generation.catalog, generation.copies, backbone.preprocessing)
-    stream = PictureStream(reader, batches, num_workers=num_workers)
+    reader = ImageReader(generation.catalog, generation.copies, backbone.preprocessing)
+    stream = ImageStream(reader, batches, num_workers=num_workers)
     records: list[dict[str, Json]] = []
     ticks: list[tuple[float, int]] = []
     num_bad = num_sampled = 0
     memory = 0
     for batch, _ in describe_all(
-        stream, backbone, runtime=runtime, num_pictures=len(missing), chosen=records.append
+        stream, backbone, runtime=runtime, num_images=len(missing), chosen=records.append
     ):
         num_bad += len(batch.reasons)
         num_sampled += len(batches[batch.number])
@@ -68,18 +68,18 @@ def estimate(
             break
     if missing and not records and not generation.reused:
         raise InputError(
-            f"none of {num_sampled:,} pictures could be read",
-            expected="pictures to measure on",
-            next_step="check the files; pictures that were moved are found again with --root",
+            f"none of {num_sampled:,} images could be read",
+            expected="images to measure on",
+            next_step="check the files; images that were moved are found again with --root",
         )
     rate, start_s = _rate_and_start(ticks, fill)
     return Estimate(
-        num_pictures=len(generation.catalog),
+        num_images=len(generation.catalog),
         num_to_compute=len(missing),
         width=backbone.width,
         num_sampled=num_sampled,
         num_unreadable=num_bad,
-        pictures_per_s=rate,
+        images_per_s=rate,
         start_s=before_s + start_s,
         time_s=before_s + start_s + (len(missing) / rate if rate else 0.0),
         memory_bytes=memory,
@@ -92,7 +92,7 @@ def estimate(
 
 
 def _rate_and_start(ticks: list[tuple[float, int]], fill: int) -> tuple[float, float]:
-    """Pictures a second once the pipeline is full, and what the beginning took beyond that, in seconds.
+    """Images a second once the pipeline is full, and what the beginning took beyond that, in seconds.
 
     >>> _rate_and_start([(5.0, 64), (5.5, 128), (6.0, 192), (6.5, 256)], 2)
     (128.0, 4.5)

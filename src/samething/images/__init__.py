@@ -1,19 +1,19 @@
-"""One picture, from any file to the pixels a backbone sees: the only decoding path of the project.
+"""One image, from any file to the pixels a backbone sees: the only decoding path of the project.
 
-Training, indexing and querying all go through :func:`decode` and :func:`prepare`, so a picture looks the
+Training, indexing and querying all go through :func:`decode` and :func:`prepare`, so an image looks the
 same to the model whenever it is met. :func:`read_pixels` does both in one call, and knows a faster way whose
 pixels differ by 2 of 255 at most.
 """
 
 from __future__ import annotations
 
-from samething.images.decoding import FORMATS, MAX_PIXELS, Picture, clipped, decode
+from samething.images.decoding import FORMATS, MAX_PIXELS, ImageLike, clipped, decode
 from samething.images.listing import (
-    PICTURE_SUFFIXES,
+    IMAGE_SUFFIXES,
     dimensions,
-    find_picture_files,
-    find_pictures,
-    is_picture_file,
+    find_image_files,
+    find_images,
+    is_image_file,
     thumbnail,
 )
 from samething.images.pixels import read_pixels
@@ -29,11 +29,11 @@ from samething.images.sources import Box, Source, container_of, is_url, located
 
 __all__ = [
     "FORMATS",
+    "IMAGE_SUFFIXES",
     "MAX_PIXELS",
-    "PICTURE_SUFFIXES",
     "Box",
     "Decoding",
-    "Picture",
+    "ImageLike",
     "Preprocessing",
     "ResizePolicy",
     "Source",
@@ -41,9 +41,9 @@ __all__ = [
     "container_of",
     "decode",
     "dimensions",
-    "find_picture_files",
-    "find_pictures",
-    "is_picture_file",
+    "find_image_files",
+    "find_images",
+    "is_image_file",
     "is_url",
     "located",
     "normalise",

@@ -1,4 +1,4 @@
-"""One picture, from any file to upright 8-bit RGB, by Pillow: the reference path."""
+"""One image, from any file to upright 8-bit RGB, by Pillow: the reference path."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from samething.errors import ImageError
 from samething.images.sources import Box, Source
 
-Picture: TypeAlias = str | Path | bytes | Image.Image | np.ndarray | Source
+ImageLike: TypeAlias = str | Path | bytes | Image.Image | np.ndarray | Source
 """A path, the bytes of a file, a Pillow image, a uint8 array (height, width[, 3]), or a catalog's source."""
 
 MAX_PIXELS: Final = 89_478_485
-"""Pictures with more pixels are refused before they are unpacked (Pillow's own threshold)."""
+"""Images with more pixels are refused before they are unpacked (Pillow's own threshold)."""
 
 # fmt: off
 # What is tried on a file, whatever its name. A closed list, because Pillow would start Ghostscript on some
@@ -43,43 +43,43 @@ TURNS: Final[dict[object, Image.Transpose]] = {
 }
 
 
-def decode(picture: Picture, *, max_pixels: int = MAX_PIXELS, box: Box | None = None) -> Image.Image:
-    """Decode one picture to upright 8-bit RGB. Safe to call from several threads at once.
+def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, box: Box | None = None) -> Image.Image:
+    """Decode one image to upright 8-bit RGB. Safe to call from several threads at once.
 
     EXIF orientation is applied, transparency is laid on white, 16-bit and float values are scaled to 8 bits,
-    CMYK, grey and palette pictures become RGB, and of an animated file the first frame is taken. Colour
+    CMYK, grey and palette images become RGB, and of an animated file the first frame is taken. Colour
     profiles are not applied, as in the pipelines that the backbones were trained with.
 
     Pillow's warnings about odd metadata pass through: filters are the application's to set, and changing
     them here would race with other threads.
 
     Args:
-        picture: a path, the bytes of a file, a Pillow image (its current frame), a uint8 array
+        image: a path, the bytes of a file, a Pillow image (its current frame), a uint8 array
             (height, width[, 3]), or the source of a catalog row, whose box is cut out.
-        max_pixels: refuse larger pictures before they are unpacked. Pillow refuses files of more than twice
+        max_pixels: refuse larger images before they are unpacked. Pillow refuses files of more than twice
             its own ``Image.MAX_IMAGE_PIXELS`` in any case.
-        box: the part to cut out, in pixels of the upright picture; what lies outside of it is left away.
+        box: the part to cut out, in pixels of the upright image; what lies outside of it is left away.
 
     Raises:
-        ImageError: not a picture, damaged, empty, too large or not readable, or a box that holds none of it;
+        ImageError: not an image, damaged, empty, too large or not readable, or a box that holds none of it;
             the message says which.
     """
-    if isinstance(picture, Source):
-        box = box or picture.box
-        name = str(picture)
-        picture = picture.read() if picture.is_remote else name
+    if isinstance(image, Source):
+        box = box or image.box
+        name = str(image)
+        image = image.read() if image.is_remote else name
     else:
-        name = name_of(picture)
-    if isinstance(picture, np.ndarray):
-        image = _from_array(picture)
+        name = name_of(image)
+    if isinstance(image, np.ndarray):
+        upright = _from_array(image)
     else:
-        with opened(picture, max_pixels=max_pixels, name=name) as encoded:
-            image = _to_rgb(encoded)
-    return image if box is None else image.crop(clipped(box, image.width, image.height, name=name))
+        with opened(image, max_pixels=max_pixels, name=name) as encoded:
+            upright = _to_rgb(encoded)
+    return upright if box is None else upright.crop(clipped(box, upright.width, upright.height, name=name))
 
 
-def clipped(box: Box, width: int, height: int, *, name: str = "the picture") -> Box:
-    """The part of a box that lies inside a picture.
+def clipped(box: Box, width: int, height: int, *, name: str = "the image") -> Box:
+    """The part of a box that lies inside an image.
 
     Raises:
         ImageError: nothing does.
@@ -91,7 +91,7 @@ def clipped(box: Box, width: int, height: int, *, name: str = "the picture") -> 
     if inside.left >= inside.right or inside.top >= inside.bottom:
         raise ImageError(
             f"{name} has {width:,} × {height:,} pixels, and none of them is in the box {tuple(box)}",
-            expected="a box (left, top, right, bottom) with pixels of the upright picture in it",
+            expected="a box (left, top, right, bottom) with pixels of the upright image in it",
             next_step="correct the box in the catalog",
         )
     return inside
@@ -99,24 +99,24 @@ def clipped(box: Box, width: int, height: int, *, name: str = "the picture") -> 
 
 @contextlib.contextmanager
 def opened(
-    picture: str | Path | bytes | Image.Image, *, max_pixels: int, name: str | None = None
+    image: str | Path | bytes | Image.Image, *, max_pixels: int, name: str | None = None
 ) -> Iterator[Image.Image]:
-    """A picture with its header read and its size checked; whatever goes wrong inside is an ImageError."""
-    name = name or name_of(picture)
+    """An image with its header read and its size checked; whatever goes wrong inside is an ImageError."""
+    name = name or name_of(image)
     try:
         with contextlib.ExitStack() as stack:
-            if isinstance(picture, Image.Image):
-                image = picture
+            if isinstance(image, Image.Image):
+                encoded = image
             else:
-                stream = stack.enter_context(_stream(picture, name))
-                image = stack.enter_context(Image.open(stream, formats=_formats()))
-            _check_size(image, name=name, max_pixels=max_pixels)
-            yield image
+                stream = stack.enter_context(_stream(image, name))
+                encoded = stack.enter_context(Image.open(stream, formats=_formats()))
+            _check_size(encoded, name=name, max_pixels=max_pixels)
+            yield encoded
     except ImageError:
         raise
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{name} is not a picture in a known format",
+            f"{name} is not an image in a known format",
             expected=f"one of {', '.join(FORMATS)}",
             next_step="convert or remove the file",
         ) from error
@@ -127,18 +127,18 @@ def opened(
     except Exception as error:  # a decoder may raise nearly anything on a damaged file
         raise ImageError(
             f"{name} is damaged or of a kind that cannot be decoded ({error or type(error).__name__})",
-            expected="a whole picture file",
+            expected="a whole image file",
             next_step="replace or remove the file",
         ) from error
 
 
-def name_of(picture: str | Path | bytes | Image.Image | np.ndarray) -> str:
-    """What errors call a picture."""
-    if isinstance(picture, bytes):
+def name_of(image: str | Path | bytes | Image.Image | np.ndarray) -> str:
+    """What errors call an image."""
+    if isinstance(image, bytes):
         return "the bytes given"
-    if isinstance(picture, np.ndarray):
+    if isinstance(image, np.ndarray):
         return "the array"
-    return "the Pillow image" if isinstance(picture, Image.Image) else str(picture)
+    return "the Pillow image" if isinstance(image, Image.Image) else str(image)
 
 
 def _formats() -> list[str]:
@@ -147,25 +147,25 @@ def _formats() -> list[str]:
 
 
 @contextlib.contextmanager
-def _stream(picture: str | Path | bytes, name: str) -> Iterator[BinaryIO]:
+def _stream(image: str | Path | bytes, name: str) -> Iterator[BinaryIO]:
     """The bytes of a file; refuses what is empty, missing or no regular file (a pipe would never end)."""
-    empty = ImageError(f"{name} is empty", expected="a picture", next_step="replace or remove the file")
-    if isinstance(picture, bytes):
-        if not picture:
+    empty = ImageError(f"{name} is empty", expected="an image", next_step="replace or remove the file")
+    if isinstance(image, bytes):
+        if not image:
             raise empty
-        yield io.BytesIO(picture)
+        yield io.BytesIO(image)
         return
     try:
-        status = Path(picture).stat()
+        status = Path(image).stat()
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f"{name} is not a file", expected="a picture file", next_step="check the path")
+            raise ImageError(f"{name} is not a file", expected="an image file", next_step="check the path")
         if status.st_size == 0:
             raise empty
-        stream = Path(picture).open("rb")  # noqa: SIM115 (closed below)
+        stream = Path(image).open("rb")  # noqa: SIM115 (closed below)
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         raise ImageError(
             f"{name}: {getattr(error, 'strerror', None) or error}",
-            expected="a readable picture file",
+            expected="a readable image file",
             next_step="check the path and its permissions",
         ) from error
     with stream:
@@ -175,7 +175,7 @@ def _stream(picture: str | Path | bytes, name: str) -> Iterator[BinaryIO]:
 def _check_size(image: Image.Image, *, name: str, max_pixels: int) -> None:
     width, height = image.size
     if width * height == 0:
-        raise ImageError(f"{name} has no pixels", expected="a picture", next_step="remove the file")
+        raise ImageError(f"{name} has no pixels", expected="an image", next_step="remove the file")
     if width * height > max_pixels:
         raise _too_large(name, f"{width:,} × {height:,} = {width * height:,}", max_pixels)
 
@@ -184,7 +184,7 @@ def _too_large(name: str, size: str, max_pixels: int) -> ImageError:
     return ImageError(
         f"{name} has {size} pixels",
         expected=f"at most {max_pixels:,} pixels",
-        next_step="scale the picture down",
+        next_step="scale the image down",
     )
 
 
@@ -213,9 +213,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn a picture the way its EXIF orientation says.
+    """Turn an image the way its EXIF orientation says.
 
-    Not ``ImageOps.exif_transpose``, which also rewrites the metadata and so fails on pictures whose pixels
+    Not ``ImageOps.exif_transpose``, which also rewrites the metadata and so fails on images whose pixels
     are whole but whose metadata is not.
     """
     image.load()  # first, because Pillow turns TIFF files by itself while loading

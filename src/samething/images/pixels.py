@@ -1,4 +1,4 @@
-"""From any picture to a backbone's pixels in one call, exactly as the reference or as fast as possible."""
+"""From any image to a backbone's pixels in one call, exactly as the reference or as fast as possible."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from samething.arrays import Pixels
 from samething.errors import MissingExtraError
-from samething.images.decoding import MAX_PIXELS, Picture, clipped, decode, name_of, opened, orientation
+from samething.images.decoding import MAX_PIXELS, ImageLike, clipped, decode, name_of, opened, orientation
 from samething.images.preparing import RESAMPLING, Preprocessing, canvas, laid_out, layout_of, prepare
 from samething.images.sources import Box, Source
 
@@ -19,11 +19,11 @@ _TORCH_MODES: Final = ("bicubic", "bilinear")
 
 
 def read_pixels(
-    picture: Picture, preprocessing: Preprocessing, *, max_pixels: int = MAX_PIXELS, box: Box | None = None
+    image: ImageLike, preprocessing: Preprocessing, *, max_pixels: int = MAX_PIXELS, box: Box | None = None
 ) -> Pixels:
-    """Decode and prepare a picture to uint8 (3, height, width), as ``preprocessing.decoding`` says.
+    """Decode and prepare an image to uint8 (3, height, width), as ``preprocessing.decoding`` says.
 
-    ``exact`` is ``prepare(decode(picture))``. ``fast`` unpacks JPEG files with libjpeg-turbo's own buffers
+    ``exact`` is ``prepare(decode(image))``. ``fast`` unpacks JPEG files with libjpeg-turbo's own buffers
     and resizes with torch's antialiased filter on bytes; whatever that cannot do (CMYK, damaged files, other
     formats, Lanczos) goes the reference's way, so what is refused and why never differs. On photographs no
     pixel differs by more than 2 of 255 (tests/test_images_fast.py). ``scaled`` changes more.
@@ -33,17 +33,17 @@ def read_pixels(
         MissingExtraError: ``fast`` or ``scaled`` without torch or simplejpeg.
     """
     if preprocessing.decoding == "exact":
-        return prepare(decode(picture, max_pixels=max_pixels, box=box), preprocessing)
+        return prepare(decode(image, max_pixels=max_pixels, box=box), preprocessing)
     try:
         import simplejpeg  # noqa: F401  (asked for here, where its absence is not taken for a damaged file)
     except ImportError as error:
         raise MissingExtraError("simplejpeg", extra="train") from error
-    if isinstance(picture, Source):
-        box = box or picture.box
-        name, picture = str(picture), picture.read()
+    if isinstance(image, Source):
+        box = box or image.box
+        name, image = str(image), image.read()
     else:
-        name = name_of(picture)
-    array, size = _unpacked(picture, preprocessing, max_pixels, box, name)
+        name = name_of(image)
+    array, size = _unpacked(image, preprocessing, max_pixels, box, name)
     if preprocessing.views:
         return canvas([_prepared(array, size, view) for view in preprocessing.views], preprocessing)
     return _prepared(array, size, preprocessing)
@@ -61,20 +61,20 @@ def _prepared(
 
 
 def _unpacked(
-    picture: Picture, preprocessing: Preprocessing, max_pixels: int, box: Box | None, name: str
+    image: ImageLike, preprocessing: Preprocessing, max_pixels: int, box: Box | None, name: str
 ) -> tuple[UInt8[np.ndarray, "tall wide 3"], tuple[int, int]]:
     """Upright RGB pixels with their box cut out, and the full size that they have before any scaling."""
     jpeg = None
-    if isinstance(picture, bytes):
-        with opened(picture, max_pixels=max_pixels, name=name) as image:
-            if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+    if isinstance(image, bytes):
+        with opened(image, max_pixels=max_pixels, name=name) as encoded:
+            if encoded.format in ("JPEG", "MPO") and encoded.mode in ("RGB", "L"):
                 # the base class's method: that of MPO files would look for further frames
-                turn = orientation(lambda: Image.Image.getexif(image))
-                jpeg = _turbo(picture, image.size, turn, preprocessing, boxed=box is not None)
+                turn = orientation(lambda: Image.Image.getexif(encoded))
+                jpeg = _turbo(image, encoded.size, turn, preprocessing, boxed=box is not None)
     if jpeg is None:
-        image = decode(picture, max_pixels=max_pixels)
+        upright = decode(image, max_pixels=max_pixels)
         # a copy, because torch wants to be allowed to write
-        jpeg = np.array(image), image.size
+        jpeg = np.array(upright), upright.size
     array, (width, height) = jpeg
     if box is not None:
         inside = clipped(box, width, height, name=name)

@@ -1,4 +1,4 @@
-"""A decoded picture to the pixels a backbone sees, and the choice of how."""
+"""A decoded image to the pixels a backbone sees, and the choice of how."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LONGEST_STRIP: Final = 64
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How a decoded picture becomes a backbone's input."""
+    """How a decoded image becomes a backbone's input."""
 
     size: int
     """Side of the square input, in pixels."""
@@ -51,9 +51,9 @@ class Preprocessing:
     place: tuple[float, float] = (0.5, 0.5)
     """Where ``short_side_crop`` cuts: shares of the spare room left of it and above it, in [0, 1]."""
     flip: bool = False
-    """Mirror the prepared picture, left for right."""
+    """Mirror the prepared image, left for right."""
     views: tuple[Preprocessing, ...] = ()
-    """Several preparations of the same picture, one below the other on a canvas; the other fields are then
+    """Several preparations of the same image, one below the other on a canvas; the other fields are then
     those of the canvas: its width is ``size``, the widest view's, and each view is normalised by its own
     ``mean`` and ``std``."""
 
@@ -88,7 +88,7 @@ class Preprocessing:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width of a prepared picture, in pixels."""
+        """Height and width of a prepared image, in pixels."""
         if self.views:
             return sum(view.shape[0] for view in self.views), max(view.shape[1] for view in self.views)
         return self.size, self.size
@@ -124,7 +124,7 @@ _LATER_FIELDS: Final = ("decoding", "place", "flip", "views")
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
-    """Resize and crop a decoded picture to uint8 (3, height, width): (3, size, size), or a canvas of views.
+    """Resize and crop a decoded image to uint8 (3, height, width): (3, size, size), or a canvas of views.
 
     The arithmetic is Pillow's antialiased resampling and torchvision's rounding of sides and crop offsets,
     so that the pixels equal those of timm's evaluation transform. Only strips longer than 64 times their
@@ -141,18 +141,18 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the pixels of a picture come to lie in a backbone's square input."""
+    """How the pixels of an image come to lie in a backbone's square input."""
 
     cut: Box | None
-    """Part of the picture to resize; None for all of it."""
+    """Part of the image to resize; None for all of it."""
     resized: tuple[int, int]
     """Width and height after resizing."""
     offset: tuple[int, int]
-    """Left and top of the square in the resized picture; negative where the square reaches beyond it."""
+    """Left and top of the square in the resized image; negative where the square reaches beyond it."""
 
 
 def layout_of(width: int, height: int, preprocessing: Preprocessing) -> Layout:
-    """The layout of a picture of that size.
+    """The layout of an image of that size.
 
     >>> layout_of(640, 480, Preprocessing(size=224, crop_fraction=0.875))
     Layout(cut=None, resized=(341, 256), offset=(58, 16))
@@ -181,7 +181,7 @@ def layout_of(width: int, height: int, preprocessing: Preprocessing) -> Layout:
 def laid_out(
     resized: UInt8[np.ndarray, "tall wide 3"], layout: Layout, preprocessing: Preprocessing
 ) -> Pixels:
-    """Cut the square out of the resized picture, or put the picture into it; uint8 (3, size, size)."""
+    """Cut the square out of the resized image, or put the image into it; uint8 (3, size, size)."""
     size, (left, top) = preprocessing.size, layout.offset
     if left >= 0 and top >= 0:
         square = resized[top : top + size, left : left + size]
@@ -196,7 +196,7 @@ def laid_out(
 
 
 def canvas(views: Sequence[UInt8[np.ndarray, "3 _ _"]], preprocessing: Preprocessing) -> Pixels:
-    """Views of one picture, one below the other; what a narrower one leaves free is black and never read."""
+    """Views of one image, one below the other; what a narrower one leaves free is black and never read."""
     pixels = np.zeros((3, *preprocessing.shape), np.uint8)
     top = 0
     for view in views:
@@ -223,5 +223,5 @@ def normalise(pixels: PixelBatch, preprocessing: Preprocessing) -> Float[np.ndar
 
 
 def to_batch(pixels: list[Pixels]) -> UInt8[np.ndarray, "b 3 height width"]:
-    """Stack prepared pictures of one size."""
+    """Stack prepared images of one size."""
     return np.stack(pixels)

@@ -1,6 +1,6 @@
-"""Pictures inside larger files: members of tar shards, cells of Parquet and Arrow tables.
+"""Images inside larger files: members of tar shards, cells of Parquet and Arrow tables.
 
-A process keeps the last few files open with their lists of contents, so that reading one picture after
+A process keeps the last few files open with their lists of contents, so that reading one image after
 another costs one read each.
 """
 
@@ -27,7 +27,7 @@ _lock = threading.RLock()
 
 
 class _Shard(Protocol):
-    """An open file with pictures in it."""
+    """An open file with images in it."""
 
     def read(self, member: str, max_bytes: int) -> bytes: ...
 
@@ -35,7 +35,7 @@ class _Shard(Protocol):
 
 
 def read_member(kind: str, member: str, container: str, max_bytes: int) -> bytes:
-    """The bytes of one picture.
+    """The bytes of one image.
 
     Args:
         kind: ``tar``, ``parquet`` or ``arrow``.
@@ -150,12 +150,12 @@ class _Rows:
 
 
 def _cell_bytes(cell: Any) -> bytes:
-    """Bytes of a cell; Hugging Face keeps a picture as a struct of bytes and path."""
+    """Bytes of a cell; Hugging Face keeps an image as a struct of bytes and path."""
     value = cell.as_py()
     if isinstance(value, dict):
         value = value.get("bytes") or _path_bytes(value.get("path"))
     if isinstance(value, str):
-        raise ValueError(f"the cell holds text ({value[:60]!r}) and no picture")
+        raise ValueError(f"the cell holds text ({value[:60]!r}) and no image")
     return bytes(value or b"")
 
 

@@ -1,9 +1,9 @@
-"""Where a picture is: a file, a URL, or a member of a shard; and which part of it is meant.
+"""Where an image is: a file, a URL, or a member of a shard; and which part of it is meant.
 
 A location is one of
 
 ======================================  ====================================================
-``/path/to/picture.jpg``                a file
+``/path/to/image.jpg``                a file
 ``s3://…``, ``gs://…``, ``https://…``    any URL that fsspec can open
 ``tar://MEMBER::SHARD``                 a member of an uncompressed tar file (WebDataset)
 ``parquet://COLUMN/ROW::TABLE``         a cell of a Parquet file: bytes, or a struct with bytes
@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple
 from samething.errors import ImageError, MissingExtraError, SamethingError
 
 MAX_BYTES: Final = 1 << 30
-"""Larger picture files are refused: they would be held in memory whole."""
+"""Larger image files are refused: they would be held in memory whole."""
 
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -43,7 +43,7 @@ _EXTRAS: Final = dict.fromkeys(("aiohttp", "s3fs", "gcsfs", "adlfs"), "remote")
 
 
 class Box(NamedTuple):
-    """A part of an upright picture, in pixels; ``right`` and ``bottom`` are the first that are left out."""
+    """A part of an upright image, in pixels; ``right`` and ``bottom`` are the first that are left out."""
 
     left: int
     top: int
@@ -53,12 +53,12 @@ class Box(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One picture of a catalog."""
+    """One image of a catalog."""
 
     location: str
     """A path, a URL or a member of a shard; see the module."""
     box: Box | None = None
-    """The part to look at; None for the whole picture."""
+    """The part to look at; None for the whole image."""
 
     def __str__(self) -> str:
         return self.location
@@ -70,11 +70,11 @@ class Source:
 
     @property
     def container(self) -> str:
-        """The file that the picture is in: the shard of a member, else its own."""
+        """The file that the image is in: the shard of a member, else its own."""
         return container_of(self.location)
 
     def read(self, *, max_bytes: int = MAX_BYTES) -> bytes:
-        """The bytes of the picture file.
+        """The bytes of the image file.
 
         Raises:
             ImageError: missing, empty, too large, not readable or not a file.
@@ -125,25 +125,25 @@ def _read_file(path: Path, max_bytes: int) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f"{path} is not a file", expected="a picture file", next_step="check the path")
+            raise ImageError(f"{path} is not a file", expected="an image file", next_step="check the path")
         _check_bytes(str(path), status.st_size, max_bytes)
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         raise ImageError(
             f"{path}: {getattr(error, 'strerror', None) or error}",
-            expected="a readable picture file",
+            expected="a readable image file",
             next_step="check the path and its permissions",
         ) from error
 
 
 def _check_bytes(name: str, num_bytes: int, max_bytes: int) -> None:
     if num_bytes == 0:
-        raise ImageError(f"{name} is empty", expected="a picture", next_step="replace or remove the file")
+        raise ImageError(f"{name} is empty", expected="an image", next_step="replace or remove the file")
     if num_bytes > max_bytes:
         raise ImageError(
             f"{name} has {num_bytes:,} bytes",
             expected=f"at most {max_bytes:,} bytes",
-            next_step="scale the picture down",
+            next_step="scale the image down",
         )
 
 
@@ -174,7 +174,7 @@ def _unreachable(location: str, error: Exception) -> ImageError:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     return ImageError(
         f"{location}: {reason}",
-        expected="a picture that can be fetched",
+        expected="an image that can be fetched",
         next_step="check the URL and the permissions, then run the same command again",
     )
 

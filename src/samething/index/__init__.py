@@ -1,4 +1,4 @@
-"""The index: vectors and metadata of a picture collection, tied to the model that made them.
+"""The index: vectors and metadata of an image collection, tied to the model that made them.
 
 :func:`create_index` and :func:`open_index` choose the engine by the location: a folder, or a URL whose scheme
 is a key of :data:`ENGINES`.

@@ -25,7 +25,7 @@ _BULKY: Final = ".lance"
 
 
 class Checksums:
-    """A list of the files below a folder with size and SHA-256, one JSON object a line.
+    """A list of the files below a folder with size and SHA-256, one JSON object per line.
 
     Lines are only ever appended, by the one process that holds the index's lock. A line that a killed
     process left unfinished is dropped by the next writer; what it stood for was never acknowledged.
@@ -76,7 +76,7 @@ class Checksums:
         except (ValueError, KeyError, TypeError) as error:
             raise ArtefactError(
                 f"{self.listing} is damaged ({error})",
-                expected="one JSON object a line, as samething wrote them",
+                expected="one JSON object per line, as samething wrote them",
                 next_step="restore it from a copy, or make the index again",
             ) from error
         self._num_bytes_read += len(added)

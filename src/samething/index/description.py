@@ -26,13 +26,13 @@ ColumnKind: TypeAlias = Literal["text", "texts", "integer", "number"]
 """``texts`` is a list of texts; a filter lets a row through that has any of the values."""
 
 Items: TypeAlias = Table | Iterable[Mapping[str, Any]]
-"""Metadata, one row a picture: an Arrow table or one mapping a row. All but ``id`` may be absent or null."""
+"""Metadata, one row per image: an Arrow table or a mapping per row. All but ``id`` may be absent or null."""
 
 NORM_TOLERANCE: Final = 1e-3
 """How far from 1 a vector's length may be. Rounding to float16 moves it by less than 5e-4."""
 
 COLUMNS: Final[Mapping[str, str]] = {
-    "id": "text",  # identity of the picture, such as the SHA-256 of its file
+    "id": "text",  # identity of the image, such as the SHA-256 of its file
     "path": "text",
     "label": "text",
     "domain": "text",
@@ -117,7 +117,7 @@ def unit_vectors(vectors: Float[np.ndarray, "n d"], *, dim: int) -> Float[np.nda
     if vectors.ndim != 2 or vectors.shape[1] != dim:
         raise InputError(
             f"vectors of shape {vectors.shape}",
-            expected=f"one row a picture and {dim} columns, the dimension of this index",
+            expected=f"one row per image and {dim} columns, the dimension of this index",
             next_step="check that the vectors come from the model of this index",
         )
     if not np.issubdtype(vectors.dtype, np.floating):

@@ -101,7 +101,7 @@ class Verification:
 
 
 class AbstractIndex(abc.ABC):
-    """Vectors and metadata of a picture collection, bound to the model that made the vectors.
+    """Vectors and metadata of an image collection, bound to the model that made the vectors.
 
     When ``add`` or ``delete`` returns, the change outlives the process. Other processes may read and write
     the same index at the same time; every call sees all that was acknowledged before it began.
@@ -220,7 +220,7 @@ class AbstractIndex(abc.ABC):
         Args:
             vectors: float, finite, of length 1 within ``NORM_TOLERANCE``; scaled to length 1 and kept as
                 float32.
-            items: metadata, one row a vector.
+            items: metadata, one row per vector.
             model_fingerprint: identity of the model that made the vectors, checked if given.
 
         Raises:
@@ -234,7 +234,7 @@ class AbstractIndex(abc.ABC):
         if table.num_rows != len(vectors):
             raise InputError(
                 f"{len(vectors)} vectors and {table.num_rows} rows of metadata",
-                expected="one row a vector",
+                expected="one row per vector",
                 next_step="check how the two were made",
             )
         last_of_id = {name: row for row, name in enumerate(table["id"].to_pylist())}

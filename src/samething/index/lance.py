@@ -275,7 +275,7 @@ class LanceIndex(AbstractIndex):
 
         Args:
             recall: share of the exact nearest rows that is to be found, in (0, 1].
-            k: neighbours a query.
+            k: neighbours per query.
             num_queries: rows of the index to ask for.
 
         Raises:

@@ -60,7 +60,7 @@ class RecallReport:
         way = f"{self.num_probes} of {self.num_cells} cells" if self.num_probes else "exact search"
         return (
             f"{way}: recall@{self.k} {self.recall:.4f} (asked for {self.target:g}), "
-            f"{self.latency_ms:.2f} ms a query; exact search {self.exact_latency_ms:.2f} ms "
+            f"{self.latency_ms:.2f} ms per query; exact search {self.exact_latency_ms:.2f} ms "
             f"({self.num_rows:,} rows, {self.num_queries} queries)"
         )
 
@@ -143,7 +143,7 @@ def choose_probes(
         sample: rows to ask for; a row does not count as its own neighbour.
         target: recall to reach, in (0, 1].
         num_cells: number of cells.
-        k: neighbours a query.
+        k: neighbours per query.
     """
     require_recall(target)
     expected, exact_times = [], []

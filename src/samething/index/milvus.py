@@ -276,7 +276,7 @@ class MilvusIndex(AbstractIndex):
         return Hits(ids, scores, self._rows(list(ids.ravel()), columns))
 
     def _nearest(self, queries: Queries, k: int, chosen: str) -> list[tuple[list[str], list[float]]]:
-        """Ids and scores of each query's hits; asks for more where copies of one picture fill the list."""
+        """Ids and scores of each query's hits; asks for more where copies of one image fill the list."""
         limit = min(k + _SPARE, _MOST_FETCHED)
         while True:
             with self._server_errors():

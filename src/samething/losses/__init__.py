@@ -6,7 +6,7 @@ Pick one by name::
     loss = MarginHead(embedding_dim=64, num_classes=100, margin=margin, num_centers=3)
     loss(embeddings, labels).backward()
 
-``docs/losses.md`` has a section a loss.
+``docs/losses.md`` has a section per loss.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def build_margin(
     Args:
         name: a key of ``LOSSES``.
         num_classes: C; handed on to the margins that ask for it.
-        class_counts: training pictures of each class; only ``dynm-arcface`` needs them.
+        class_counts: training images of each class; only ``dynm-arcface`` needs them.
         options: the margin's own keyword options, such as ``scale`` and ``margin_radians``.
 
     Raises:
@@ -79,7 +79,7 @@ def build_margin(
     if "class_counts" in accepted and (class_counts is None or len(class_counts) != num_classes):
         raise InputError(
             f"{'no' if class_counts is None else len(class_counts)} class counts for {num_classes} classes",
-            expected=f"one number of training pictures a class for the loss {name!r}",
+            expected=f"one number of training images per class for the loss {name!r}",
             next_step="pass class_counts, counted on the training catalog",
         )
     checked = {key: _checked_option(name, constructor, key, value) for key, value in options.items()}

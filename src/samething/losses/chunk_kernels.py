@@ -1,8 +1,8 @@
 """Compiles ``chunk_kernels.c`` with this machine's C compiler, in half a second, and calls it.
 
 torch.compile was tried first. It took 16 s for the first of these functions, and what it writes vectorises
-neither comparisons into bytes nor a look at a number's bits: 15 and 20 ms a step for the two passes that take
-2.3 and 1.8 here (in cache, 34,800 classes, three centres, batch 128).
+neither comparisons into bytes nor a look at a number's bits: 15 and 20 ms per step for the two passes that
+take 2.3 and 1.8 here (in cache, 34,800 classes, three centres, batch 128).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Margins that depend on how many pictures a class has: rare classes get the wide ones."""
+"""Margins that depend on how many images a class has: rare classes get the wide ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cosine_margins(
     classes have the same size none is larger than the rarest, so n_i = 0 and every margin is m_max.
 
     Raises:
-        InputError: a class without pictures.
+        InputError: a class without images.
 
     >>> cosine_margins([3, 5, 7], margin_min_radians=0.2, margin_max_radians=0.5).round(3).tolist()
     [0.5, 0.35, 0.2]
@@ -36,11 +36,11 @@ def inverse_root_margins(
 ) -> Float[np.ndarray, " c"]:
     """``m_i = a·n_i^(-1/4) + b``, with a and b such that the rarest class gets m_max and the largest m_min.
 
-    The form of Ha et al., arXiv 2010.05350 (n_i is the number of pictures, not normalised). It falls
+    The form of Ha et al., arXiv 2010.05350 (n_i is the number of images, not normalised). It falls
     steeply among the rare classes and is flat among the large ones. With equal sizes every margin is m_max.
 
     Raises:
-        InputError: a class without pictures.
+        InputError: a class without images.
 
     >>> margins = inverse_root_margins([1, 16, 81], margin_min_radians=0.1, margin_max_radians=0.5)
     >>> margins.round(3).tolist()
@@ -55,8 +55,8 @@ def _counts(class_counts: Sequence[int]) -> Float[np.ndarray, " c"]:
     if counts.ndim != 1 or len(counts) == 0 or counts.min() < 1:
         raise InputError(
             f"class_counts of {counts.size} numbers, some below 1" if counts.size else "no class_counts",
-            expected="the number of training pictures of every class, at least 1 each",
-            next_step="leave out classes without pictures, and number the others from 0",
+            expected="the number of training images of every class, at least 1 each",
+            next_step="leave out classes without images, and number the others from 0",
         )
     return counts
 

@@ -9,10 +9,10 @@ with the embeddings, reduced and multiplied back before the next one is touched.
   row's every logit is far below it.)
 * The gradient of a logit is ``p_ij = e_ij / S_i``, and S_i is known only after the last chunk. It is a factor
   of the row, so it moves from the [batch, classes] side to the [batch, d] side of each product.
-* The right class of a row is one number a row. It is computed on its own, in the weights' precision; in the
+* The right class of a row is one number per row. It is computed on its own, in the weights' precision; in the
   sweep its place is empty. ``1 - p_iy`` is then a sum over the others and not a difference of near equals.
-* Between the passes one number a class and row is kept, ``e_ij``, and which sub-centre was nearest, in k - 1
-  bytes. The [classes, k, batch] matrices live for a chunk and never leave the cache.
+* Between the passes one number per class and row is kept, ``e_ij``, and which sub-centre was nearest, in
+  k - 1 bytes. The [classes, k, batch] matrices live for a chunk and never leave the cache.
 * The gradient by the unit class vector, its projection through the normalisation and the optimiser's step
   follow one another while the chunk's weights are in cache.
 """

@@ -43,8 +43,8 @@ class FusedMarginStep:
     same way. Prefixes and sampled dimensions are parts of the class weights, each copied to a buffer of its
     own and swept in turn. On a GPU the step *is* autograd, under the same call; :meth:`covers` tells.
 
-    Between its two passes it keeps 4 + k - 1 bytes a class and row of the batch (k sub-centres; 2 + k - 1 in
-    bfloat16; compiled, one byte instead of k - 1): 27 MB for 34,800 classes, k = 3 and a batch of 128. Above
+    Between its two passes it keeps 4 + k - 1 bytes per class and row of the batch (k sub-centres; 2 + k - 1
+    in bfloat16; compiled, one byte instead of k - 1): 27 MB for 34,800 classes, k = 3 and batch 128. Above
     ``workspace_bytes`` it keeps a chunk's worth only: 1 M classes take a workspace of some 20 MB.
 
     Args:

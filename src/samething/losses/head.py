@@ -31,7 +31,7 @@ class MarginHead(nn.Module):
         embedding_dim: d.
         num_classes: C, at least 2.
         margin: what makes the target harder; :func:`samething.losses.build_margin` builds one by name.
-        num_centers: k ≥ 1 sub-centres a class.
+        num_centers: k ≥ 1 sub-centres per class.
         prefixes: Matryoshka training (Kusupati et al., arXiv 2205.13147): the loss is the mean over these
             leading parts of the embedding, such as (16, 32, 64), each with cosines and a margin of its own.
             Empty means the whole embedding.
@@ -64,7 +64,7 @@ class MarginHead(nn.Module):
         super().__init__()
         _check(embedding_dim >= 1, "embedding_dim", embedding_dim, "at least 1")
         _check(num_classes >= 2, "num_classes", num_classes, "at least 2 classes")
-        _check(num_centers >= 1, "num_centers", num_centers, "at least 1 sub-centre a class")
+        _check(num_centers >= 1, "num_centers", num_centers, "at least 1 sub-centre per class")
         _check(0 < dimension_fraction <= 1, "dimension_fraction", dimension_fraction, "a part in (0, 1]")
         _check(0 < class_fraction <= 1, "class_fraction", class_fraction, "a part in (0, 1]")
         _check(min(margin_growth) >= 0, "margin_growth", margin_growth, "two multiples ≥ 0")

@@ -6,8 +6,8 @@ push them. The functions take ``cosines [b, c]``, of each embedding with each cl
 right class of each row; angles are radians. Whatever a loss remembers from earlier batches (a scale, a
 mean) is an argument: the modules in :mod:`samething.losses.margins` keep it.
 
-Two details hold everywhere. The derivative of acos is infinite at cosine ±1; there it is taken as zero, so a
-picture that equals its class centre has a finite gradient. And nothing is clipped away from ±1 before the
+Two details hold everywhere. The derivative of acos is infinite at cosine ±1; there it is taken as zero, so an
+image that equals its class centre has a finite gradient. And nothing is clipped away from ±1 before the
 margin, except by AdaFace, whose definition says so.
 """
 
@@ -141,14 +141,14 @@ def arcface_logits(
 ) -> Float[Tensor, "b c"]:
     """``z_y = s·cos(θ_y + m)``, ``z_j = s·cos θ_j`` (ArcFace, Deng et al., arXiv 1801.07698, eq. 3).
 
-    Beyond θ_y = π - m the target is ``cos θ_y - m·sin m``, see :func:`arcface_target`. With a margin a row
+    Beyond θ_y = π - m the target is ``cos θ_y - m·sin m``, see :func:`arcface_target`. With a margin per row
     this is also the loss with class-size dynamic margin: pass ``class_margins[labels]``.
 
     Args:
         cosines: cosine of each embedding with each class, or with its nearest sub-centre, in [-1, 1].
         labels: the right class of each row.
         scale: s > 0, without unit.
-        margin_radians: m in [0, π/2], one number or one a row.
+        margin_radians: m in [0, π/2], one number or one per row.
 
     >>> theta = torch.tensor([[1.0, 2.0]])
     >>> z = arcface_logits(theta.cos(), torch.tensor([0]), scale=1.0, margin_radians=0.5)
@@ -293,7 +293,7 @@ def is_hard(cosines: Float[Tensor, "b c"], hard_above: Float[Tensor, " b"]) -> F
 def adaface_qualities(
     norms: Float[Tensor, " b"], *, h: float, norm_mean: float | Tensor, norm_std: float | Tensor
 ) -> Float[Tensor, " b"]:
-    """``q = clip((‖z‖ - μ)/(σ + ε)·h, -1, 1)``: a picture's quality, read from its embedding's length.
+    """``q = clip((‖z‖ - μ)/(σ + ε)·h, -1, 1)``: an image's quality, read from its embedding's length.
 
     >>> lengths = torch.tensor([20.0, 45.0, 120.0])
     >>> adaface_qualities(lengths, h=0.5, norm_mean=20.0, norm_std=50.0 - 1e-3).tolist()
@@ -313,7 +313,7 @@ def adaface_logits(
 ) -> Float[Tensor, "b c"]:
     """``z_y = s·(cos(θ_y + g_angle) - g_add)``, ``z_j = s·cos θ_j`` (AdaFace, Kim et al., arXiv 2204.00964).
 
-    ``g_angle = -m·q`` and ``g_add = m·q + m``: like ArcFace for a poor picture (q = -1), like CosFace for a
+    ``g_angle = -m·q`` and ``g_add = m·q + m``: like ArcFace for a poor image (q = -1), like CosFace for a
     middling one (q = 0). As in the authors' code all cosines are first clipped to ±(1 - 10⁻³), with no
     gradient beyond, and the target's angle to [10⁻³, π - 10⁻³].
 

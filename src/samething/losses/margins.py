@@ -1,6 +1,6 @@
 """Margins: the part of a loss that is not the class weights.
 
-A margin sees a batch in two steps. First :meth:`Margin.prepare` gets one number or two a row (the cosine
+A margin sees a batch in two steps. First :meth:`Margin.prepare` gets one number or two per row (the cosine
 with the right class, the embedding's length), moves whatever the margin remembers, and returns a
 :class:`RowContext`. Then the margin is *elementwise*: a row's similarity with each class depends on that one
 cosine and the row's context alone. So the classes may be visited in any order and in pieces, and
@@ -42,7 +42,7 @@ from samething.losses.processes import gather_rows
 
 @dataclass(frozen=True, kw_only=True)
 class BatchRows:
-    """What a margin is told about a batch: one number or two a row; no gradient inside."""
+    """What a margin is told about a batch: one number or two per row; no gradient inside."""
 
     target_cosines: Float[Tensor, " b"]
     """Cosine of each embedding with its own class (the nearest of its sub-centres)."""
@@ -233,7 +233,7 @@ class DynamicArcFace(Margin):
     """ArcFace with wider margins for rarer classes (arXiv 2409.13513), with any number of sub-centres.
 
     Args:
-        class_counts: training pictures of each class, in the order of the labels.
+        class_counts: training images of each class, in the order of the labels.
         scale: s > 0.
         margin_min_radians: margin of the largest class, in [0, π/2].
         margin_max_radians: margin of the rarest class, at least the other.
@@ -405,11 +405,11 @@ class CurricularFace(Margin):
 
 
 class AdaFace(Margin):
-    """The margin follows a picture's quality, read from its embedding's length (arXiv 2204.00964).
+    """The margin follows an image's quality, read from its embedding's length (arXiv 2204.00964).
 
     The mean and standard deviation of the lengths (clipped to [0.001, 100], n - 1 in the denominator) are
     running: 20 and 100 at first, then ``μ ← momentum·batch + (1 - momentum)·μ`` at each training step before
-    use. A batch of one picture has no deviation and leaves σ alone. No gradient flows through the lengths.
+    use. A batch of one image has no deviation and leaves σ alone. No gradient flows through the lengths.
 
     Args:
         scale: s > 0.

@@ -14,7 +14,7 @@ def num_processes() -> int:
 
 
 def gather_rows(rows: Shaped[Tensor, " b"]) -> Shaped[Tensor, " all"]:
-    """One number a row, of all processes, in rank order; ``rows`` itself when there is one process.
+    """One number per row, of all processes, in rank order; ``rows`` itself when there is one process.
 
     Batches may differ in length between processes. Nothing is differentiated through.
     """

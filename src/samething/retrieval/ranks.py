@@ -146,7 +146,7 @@ class RankCounter:
     """Counts the entries ahead of each query's relevant ones, block of gallery by block of gallery.
 
     Args:
-        queries: one row a query.
+        queries: one row per query.
         gallery: rows that hold the relevant entries.
         relevant: which of them.
         leave_out: gallery row that each query may not retrieve; -1 for none.
@@ -306,10 +306,10 @@ def _num_ahead(
 
 
 def _block_sizes(num_queries: int, num_entries: int, width: int, memory_mib: int) -> tuple[int, int]:
-    """Queries and gallery rows a block: half of the memory for scores and products, a quarter for rows."""
+    """Queries and gallery rows per block: half of the memory for scores and products, a quarter for rows."""
     memory = memory_mib * 2**20
     most_rows = memory // 8 // (BYTES_PER_COORDINATE * max(1, width))
     num_columns = max(1, min(num_entries, most_rows, _LARGEST_BLOCK))
-    # scores and two temporary products of 8 bytes a pair, and what is counted in one row
+    # scores and two temporary products of 8 bytes per pair, and what is counted in one row
     num_rows = max(1, min(num_queries, most_rows, memory // 2 // (24 * num_columns)))
     return num_rows, num_columns

@@ -59,8 +59,8 @@ def exact_topk(
     Args:
         queries: float16, float32 or float64 rows.
         gallery: rows to search, of any of these types.
-        k: entries a query, at least 1.
-        leave_out: gallery row that each query may not retrieve, such as its own picture; -1 for none.
+        k: entries per query, at least 1.
+        leave_out: gallery row that each query may not retrieve, such as its own image; -1 for none.
         normalised: rows have norm 1 already and are not normalised again; norms off by over 1e-3 are refused.
         memory_mib: ceiling in MiB of the working memory beyond arguments and result. In float64 the scores of
             one query are always held, 8 bytes a gallery row. Less memory converts the rows more often.
@@ -141,10 +141,10 @@ def _score_blocks(
 
 
 def _block_sizes(num_queries: int, num_entries: int, width: int, memory_mib: int) -> tuple[int, int]:
-    """Queries and gallery rows a block: half of the memory for scores, the rest for what is temporary."""
+    """Queries and gallery rows per block: half of the memory for scores, the rest for what is temporary."""
     memory = memory_mib * 2**20
     most_rows = memory // 8 // (BYTES_PER_COORDINATE * max(1, width))
     num_rows = max(1, min(num_queries, most_rows, memory // 2 // (8 * max(1, num_entries))))
-    # the products of a block: two matrices of 8 bytes a pair
+    # the products of a block: two matrices of 8 bytes per pair
     num_columns = max(1, min(num_entries, most_rows, memory // 8 // (16 * num_rows)))
     return num_rows, num_columns

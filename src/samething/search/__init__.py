@@ -45,31 +45,31 @@ def index(
     domain: str = "default",
     root: Path | None = None,
 ) -> Searcher:
-    """Make or grow a searchable index of folders of pictures, or of catalogs.
+    """Make or grow a searchable index of folders of images, or of catalogs.
 
-    Of a catalog with test roles the index and query+index pictures are taken, of any other all. The same
-    picture in several places is stored once. A killed run goes on where it stopped; pictures that cannot be
+    Of a catalog with test roles the index and query+index images are taken, of any other all. The same
+    image in several places is stored once. A killed run goes on where it stopped; images that cannot be
     read are listed and left out. What was indexed stays: samething index sync also drops what was deleted.
-    Of a feature folder the pictures' features go through the model's head, which skips its backbone.
+    Of a feature folder the images' features go through the model's head, which skips its backbone.
 
     Args:
-        source: folders of pictures (labels are the sub-folders), catalogs (.parquet or .csv), or feature
+        source: folders of images (labels are the sub-folders), catalogs (.parquet or .csv), or feature
             folders of the model's own backbone.
-        model: the model folder that embeds the pictures, or the hub id of a model.
+        model: the model folder that embeds the images, or the hub id of a model.
         output: the index folder, or the URL of a distributed engine: milvus://HOST:PORT/COLLECTION.
-        domain: domain of a folder's pictures.
-        root: folder of a catalog's pictures, if they were moved.
+        domain: domain of a folder's images.
+        root: folder of a catalog's images, if they were moved.
 
     Returns:
         The searcher over the index.
 
     Raises:
-        InputError: no pictures.
+        InputError: no images.
         FingerprintError: the index was made by another model.
     """
     if not source:
         raise InputError(
-            "no pictures to index",
+            "no images to index",
             expected="one or more folders or catalogs",
             next_step="samething index FOLDER --model MODEL",
         )
@@ -100,14 +100,14 @@ def sync(
 ) -> Searcher:
     """Bring an index up to date with its folders and catalogs.
 
-    New and changed pictures are embedded, deleted ones are dropped, moved and renamed ones are followed by
+    New and changed images are embedded, deleted ones are dropped, moved and renamed ones are followed by
     their content. Files whose size and time of change are as they were are not read.
 
     Args:
         index: the index folder, or the URL of a distributed engine.
         source: all its folders and catalogs; by default those that the index folder remembers.
         model: the model folder, if it was moved since the index was made.
-        domain: domain of the pictures of folders named here.
+        domain: domain of the images of folders named here.
         watch: go on watching the folders and keep the index current until interrupted.
 
     Returns:
@@ -121,7 +121,7 @@ def sync(
     if not collections:
         raise InputError(
             f"{index} does not say which folders it follows",
-            expected="the folders and catalogs whose pictures it holds",
+            expected="the folders and catalogs whose images it holds",
             next_step=f"name all of them: samething index sync {index} FOLDER …",
         )
     searcher = Searcher.open(index, model=model).update(collections, drop=True)
@@ -138,13 +138,13 @@ def tune(
 ) -> RecallReport | str:
     """Choose how a large index is searched, by a recall measured on its own vectors.
 
-    Searches are exact until this is called, which needs the vectors in memory: 350 MB a million. Afterwards
+    Searches are exact until this is called, which needs the vectors in memory: 350 MB per million. Afterwards
     they are approximate; those with a filter stay exact.
 
     Args:
         index: the index folder.
-        recall: share of the exact nearest pictures that is to be found.
-        k: neighbours a query that the recall is about.
+        recall: share of the exact nearest images that is to be found.
+        k: neighbours per query that the recall is about.
         exact: search exactly again, instead.
 
     Raises:
@@ -190,7 +190,7 @@ def _num_bytes(folder: Path) -> int:
 
 
 def find(
-    *picture: str | Path,
+    *image: str | Path,
     index: str | Path = "index",
     model: str | Path | None = None,
     k: int = 5,
@@ -204,36 +204,36 @@ def find(
     output: Path | None = None,
     thumbnails: bool = False,
 ) -> Matches:
-    """Find the pictures of an index that show the same thing as a picture.
+    """Find the images of an index that show the same thing as an image.
 
     Args:
-        picture: the picture to look for: a file, a URL, or the word clipboard; several of one thing are one
+        image: the image to look for: a file, a URL, or the word clipboard; several of one thing are one
             query.
         index: the index folder, or the URL of a distributed engine.
         model: the model folder, if it was moved since the index was made.
         k: number of matches.
-        label: look for what the index knows by this label, instead of a picture.
-        crop: the part of the picture to look for: left, top, right and bottom in pixels.
-        combine: what several pictures ask for: what is like all of them (mean), or like any of them (max).
-        domain: look among the pictures of these domains only.
-        with_label: look among the pictures of these labels only.
-        folder: look among the pictures below this folder only.
+        label: look for what the index knows by this label, instead of an image.
+        crop: the part of the image to look for: left, top, right and bottom in pixels.
+        combine: what several images ask for: what is like all of them (mean), or like any of them (max).
+        domain: look among the images of these domains only.
+        with_label: look among the images of these labels only.
+        folder: look among the images below this folder only.
         where: further conditions: COLUMN=TEXT, or for numbers COLUMN=LOW..HIGH, either end open; a date may
             stand for a number, such as modified=2024-01-01.. .
         output: also write the matches here, as .json, .csv or .html.
-        thumbnails: show the pictures, in a terminal that can.
+        thumbnails: show the images, in a terminal that can.
 
     Returns:
         The matches, best first.
 
     Raises:
-        ImageError: a picture cannot be read.
+        ImageError: an image cannot be read.
         FingerprintError: the model is not the index's own.
     """
     from samething.search.conditions import conditions
 
-    if not picture and label is None:
-        raise InputError("nothing to look for", expected="a picture, or --label", next_step="name a picture")
+    if not image and label is None:
+        raise InputError("nothing to look for", expected="an image, or --label", next_step="name an image")
     searcher = Searcher.open(index, model=model)
     chosen: Where = conditions(
         searcher.index.description,
@@ -243,17 +243,17 @@ def find(
         where=where or (),
     )
     if label is not None:
-        if picture or crop is not None:
+        if image or crop is not None:
             raise InputError(
-                f"--label {label} and a picture", expected="one of them", next_step="leave one out"
+                f"--label {label} and an image", expected="one of them", next_step="leave one out"
             )
         found = searcher.find_label(label, k=k, where=chosen, combine=combine)
     else:
         box = None if crop is None else Box(*crop)
-        found = searcher.find(*picture, k=k, where=chosen, crop=box, combine=combine)
+        found = searcher.find(*image, k=k, where=chosen, crop=box, combine=combine)
     if output is not None:
-        first = Path(picture[0]) if picture and Path(picture[0]).is_file() else None
-        found.write(output, query_picture=first)
+        first = Path(image[0]) if image and Path(image[0]).is_file() else None
+        found.write(output, query_image=first)
     if thumbnails:
         import rich.console
 
@@ -270,7 +270,7 @@ def duplicates(
 
     Args:
         index: the index folder, or the URL of a distributed engine.
-        min_score: similarity from which two pictures count as near-duplicates, at most 1.
+        min_score: similarity from which two images count as near-duplicates, at most 1.
         output: also write the groups here, as JSON.
 
     Raises:
@@ -291,22 +291,22 @@ def rebuild(
     source: list[Path] | None = None,
     domain: str = "default",
 ) -> Searcher:
-    """Embed all pictures of an index anew with another model, then let the result take the index's place.
+    """Embed all images of an index anew with another model, then let the result take the index's place.
 
     The old index is searched until the new one is whole; the change is one step. A killed rebuild goes on
-    where it stopped when it is run again with the same model. Pictures that are gone are left out.
+    where it stopped when it is run again with the same model. Images that are gone are left out.
 
     Args:
         index: the index folder, or the URL of a distributed engine.
         model: the new model's folder, or its hub id.
-        source: the folders and catalogs to take the pictures from, instead of the files that the index knows.
-        domain: domain of the pictures of folders named with --source.
+        source: the folders and catalogs to take the images from, instead of the files that the index knows.
+        domain: domain of the images of folders named with --source.
 
     Returns:
         The searcher over the new index.
 
     Raises:
-        InputError: none of the pictures can be read.
+        InputError: none of the images can be read.
     """
     from samething.search.syncing import known_files
 
@@ -322,8 +322,8 @@ def rebuild(
         added += successor.num_added
         if successor.index.count() == 0 and files:
             raise InputError(
-                f"none of the {len(files):,} pictures of {index} can be read",
-                expected="the pictures where the index knows them",
+                f"none of the {len(files):,} images of {index} can be read",
+                expected="the images where the index knows them",
                 next_step=f"name their new place: samething index rebuild {index} --model {model} --source …",
             )
         if successor.index.take_place(old):

@@ -1,4 +1,4 @@
-"""Which pictures an index is made of: folders and catalogs, and what a file looks like from outside."""
+"""Which images an index is made of: folders and catalogs, and what a file looks like from outside."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, Final
 from samething.catalog import Catalog
 from samething.errors import ImageError, InputError
 from samething.files import Json, file_sha256
-from samething.images import Box, Source, find_picture_files, is_url
+from samething.images import Box, Source, find_image_files, is_url
 from samething.index import ColumnKind
 
 FILE_COLUMNS: Final[Mapping[str, ColumnKind]] = {
@@ -34,7 +34,7 @@ _CATALOG_OWN: Final = frozenset(
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureFile:
+class ImageFile:
     """One file (or URL) of a collection, as it looks without being read."""
 
     path: str
@@ -47,7 +47,7 @@ class PictureFile:
     mark: str = ""
     """Changes when the content does: size and time of change, or what a server says; empty: unknown."""
     box: tuple[int, int, int, int] | None = None
-    """The part of the picture that is meant."""
+    """The part of the image that is meant."""
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
     """Further columns of a catalog."""
 
@@ -68,7 +68,7 @@ class PictureFile:
         return {name: value for name, value in kept.items() if value not in (None, "")}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Json]) -> PictureFile:
+    def from_json(cls, value: Mapping[str, Json]) -> ImageFile:
         """The inverse of :meth:`to_json`."""
         box = value.get("box")
         return cls(**{**value, "box": tuple(box) if box else None, "label": value.get("label", "")})
@@ -76,47 +76,47 @@ class PictureFile:
 
 @dataclasses.dataclass(frozen=True)
 class Collection:
-    """A folder of pictures, or a catalog, that an index follows."""
+    """A folder of images, or a catalog, that an index follows."""
 
     location: Path
     """The folder, or the catalog's file."""
     domain: str = "default"
-    """Domain of a folder's pictures."""
+    """Domain of a folder's images."""
     root: Path | None = None
-    """Folder of a catalog's pictures, if they were moved."""
+    """Folder of a catalog's images, if they were moved."""
 
-    def files(self) -> list[PictureFile]:
-        """Every picture file, in a fixed order; nothing is read but the names and what the disk says of them.
+    def files(self) -> list[ImageFile]:
+        """Every image file, in a fixed order; nothing is read but the names and what the disk says of them.
 
         Raises:
-            InputError: the folder is not there or holds no picture.
+            InputError: the folder is not there or holds no image.
         """
         if self.location.is_dir():
             return self._of_folder()
         if not self.location.exists():
             raise InputError(
                 f"{self.location} does not exist",
-                expected="a folder of pictures, or a catalog",
+                expected="a folder of images, or a catalog",
                 next_step="check the path; nothing was changed. A folder on another disk may not be mounted",
             )
         return self._of_catalog()
 
-    def _of_folder(self) -> list[PictureFile]:
+    def _of_folder(self) -> list[ImageFile]:
         folder = Path(os.path.abspath(self.location))  # noqa: PTH100 - links stay as the user named them
         start = len(str(folder).rstrip("/")) + 1
         found = [
             _on_disk(path, status, label=path[start:].rpartition("/")[0], domain=self.domain)
-            for path, status in find_picture_files(folder)
+            for path, status in find_image_files(folder)
         ]
         if not found:
             raise InputError(
-                f"no pictures in {self.location}",
-                expected="a folder with JPEG, PNG, WebP or other pictures, also in sub-folders",
+                f"no images in {self.location}",
+                expected="a folder with JPEG, PNG, WebP or other images, also in sub-folders",
                 next_step="check the path",
             )
         return found
 
-    def _of_catalog(self) -> list[PictureFile]:
+    def _of_catalog(self) -> list[ImageFile]:
         catalog = Catalog.read(self.location, root=self.root)
         catalog.require_files()
         searchable = catalog.has_role("index", "query+index")
@@ -130,7 +130,7 @@ class Collection:
             place = {"label": labels[row], "domain": domains[row], "metadata": metadata}
             place["box"] = None if source.box is None else tuple(source.box)
             if is_url(source.location):
-                found.append(PictureFile(source.location, mark=source.version(), **place))
+                found.append(ImageFile(source.location, mark=source.version(), **place))
             else:
                 path = os.path.abspath(source.location)  # noqa: PTH100
                 found.append(_on_disk(path, _status(path), **place))
@@ -179,13 +179,13 @@ def metadata_columns(catalog: Catalog) -> dict[str, ColumnKind]:
     return kinds
 
 
-def content_ids(files: Iterable[PictureFile]) -> Iterator[tuple[PictureFile, str | ImageError]]:
+def content_ids(files: Iterable[ImageFile]) -> Iterator[tuple[ImageFile, str | ImageError]]:
     """Each file with the identity of what it shows: SHA-256 of its bytes, and box. Reads in threads."""
     with ThreadPoolExecutor() as pool:
         yield from pool.map(_with_content_id, files)
 
 
-def _with_content_id(file: PictureFile) -> tuple[PictureFile, str | ImageError]:
+def _with_content_id(file: ImageFile) -> tuple[ImageFile, str | ImageError]:
     try:
         if is_url(file.path):
             sha256 = hashlib.sha256(file.source.read()).hexdigest()
@@ -200,13 +200,13 @@ def _with_content_id(file: PictureFile) -> tuple[PictureFile, str | ImageError]:
 
 
 def content_id(sha256: str, box: tuple[int, ...] | None) -> str:
-    """Identity of what a picture shows: the SHA-256 of its file, and with a box of file and box."""
+    """Identity of what an image shows: the SHA-256 of its file, and with a box of file and box."""
     if box is None:
         return sha256
     return hashlib.sha256(f"{sha256}\x1f{','.join(map(str, box))}".encode()).hexdigest()
 
 
-def row_of(content_id: str, files: list[PictureFile]) -> dict[str, Any]:
+def row_of(content_id: str, files: list[ImageFile]) -> dict[str, Any]:
     """The columns of a row that say which files show its content; the first of them gives path and label."""
     files = sorted(files, key=lambda file: file.place)
     first = files[0]
@@ -228,9 +228,9 @@ def row_of(content_id: str, files: list[PictureFile]) -> dict[str, Any]:
     }
 
 
-def files_of(text: str) -> list[PictureFile]:
+def files_of(text: str) -> list[ImageFile]:
     """The files of a row, from its column ``files``."""
-    return [PictureFile.from_json(value) for value in json.loads(text)]
+    return [ImageFile.from_json(value) for value in json.loads(text)]
 
 
 def folders_above(path: str) -> list[str]:
@@ -248,15 +248,15 @@ def folders_above(path: str) -> list[str]:
     return found
 
 
-def on_disk(path: str, **place: Any) -> PictureFile:
+def on_disk(path: str, **place: Any) -> ImageFile:
     """A file as the disk describes it, without reading it."""
     return _on_disk(path, _status(path), **place)
 
 
-def _on_disk(path: str, status: os.stat_result | None, **place: Any) -> PictureFile:
+def _on_disk(path: str, status: os.stat_result | None, **place: Any) -> ImageFile:
     if status is None:  # it is listed with its reason when it is read
-        return PictureFile(path, **place)
-    return PictureFile(
+        return ImageFile(path, **place)
+    return ImageFile(
         path,
         size_bytes=status.st_size,
         modified=status.st_mtime,

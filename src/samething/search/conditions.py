@@ -26,7 +26,7 @@ def conditions(
         description: the columns of the index.
         domain: domains to look in.
         label: labels to look among.
-        folder: folder (or URL) above the pictures to look among.
+        folder: folder (or URL) above the images to look among.
         where: COLUMN=TEXT, or COLUMN=LOW..HIGH for a column of numbers.
 
     Raises:
@@ -41,7 +41,7 @@ def conditions(
         if "folders" not in columns:
             raise InputError(
                 f"the folder {folder}",
-                expected="an index that keeps the folders of its pictures",
+                expected="an index that keeps the folders of its images",
                 next_step="make the index again with this version",
             )
         text = str(folder)

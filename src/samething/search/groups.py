@@ -1,4 +1,4 @@
-"""Near-duplicates of a whole index: groups of pictures that look alike, whatever their files are called."""
+"""Near-duplicates of a whole index: groups of images that look alike, whatever their files are called."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _QUERIES_AT_A_TIME = 512
 
 @dataclasses.dataclass(frozen=True)
 class DuplicateGroup:
-    """Pictures of which each is as similar to another of the group as was asked for."""
+    """Images of which each is as similar to another of the group as was asked for."""
 
     items: tuple[Mapping[str, Any], ...]
     """Metadata of each, by path."""
@@ -35,14 +35,14 @@ class Duplicates:
     groups: tuple[DuplicateGroup, ...]
     """Largest first."""
     min_score: float
-    num_pictures: int
-    """Pictures that were compared."""
+    num_images: int
+    """Images that were compared."""
 
     def to_json(self) -> dict[str, Json]:
         """Plain values."""
         return {
             "min_score": self.min_score,
-            "num_pictures": self.num_pictures,
+            "num_images": self.num_images,
             "groups": [
                 {"lowest": group.lowest, "items": [dict(item) for item in group.items]}
                 for group in self.groups
@@ -50,18 +50,15 @@ class Duplicates:
         }
 
     def __rich__(self) -> rich.table.Table:
-        """A row a picture, a line between groups."""
+        """A row per image, a line between groups."""
         table = rich.table.Table(
             title=Text(
-                f"{len(self.groups):,} groups among {self.num_pictures:,} pictures, "
-                f"similarity ≥ {self.min_score}"
+                f"{len(self.groups):,} groups among {self.num_images:,} images, similarity ≥ {self.min_score}"
             ),
             title_justify="left",
         )
-        for name in ("group", "lowest", "label", "picture"):
-            table.add_column(
-                name, justify="left" if name in ("label", "picture") else "right", overflow="fold"
-            )
+        for name in ("group", "lowest", "label", "image"):
+            table.add_column(name, justify="left" if name in ("label", "image") else "right", overflow="fold")
         for number, group in enumerate(self.groups, start=1):
             for place, item in enumerate(group.items):
                 first = (str(number), f"{group.lowest:.3f}") if place == 0 else ("", "")
@@ -71,9 +68,9 @@ class Duplicates:
 
 
 def near_duplicates(index: AbstractIndex, *, min_score: float, k: int = 20) -> Duplicates:
-    """Group the pictures of an index whose similarity is at least ``min_score``.
+    """Group the images of an index whose similarity is at least ``min_score``.
 
-    Each picture is linked with its ``k`` nearest; the groups are what the links connect. Files of equal
+    Each image is linked with its ``k`` nearest; the groups are what the links connect. Files of equal
     content are one row of the index and are listed with it.
 
     Raises:
@@ -97,7 +94,7 @@ def near_duplicates(index: AbstractIndex, *, min_score: float, k: int = 20) -> D
         return name
 
     ids = sorted(items)
-    with progress_bar("pictures") as progress:
+    with progress_bar("images") as progress:
         task = progress.add_task("compare", total=len(ids))
         for start in range(0, len(ids), _QUERIES_AT_A_TIME):
             part = ids[start : start + _QUERIES_AT_A_TIME]

@@ -1,4 +1,4 @@
-"""Vectors of pictures whose features are on disk: the head alone computes them, without the backbone."""
+"""Vectors of images whose features are on disk: the head alone computes them, without the backbone."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def is_feature_folder(location: Path) -> bool:
 
 
 class KnownVectors:
-    """The vectors that a model gives to the pictures of a feature folder, by the pictures' content."""
+    """The vectors that a model gives to the images of a feature folder, by the images' content."""
 
     def __init__(self, embedder: Embedder, location: Path) -> None:
-        """Open the folder and compare a few of its pictures with what the whole model says of them.
+        """Open the folder and compare a few of its images with what the whole model says of them.
 
         Raises:
             FingerprintError: the features are not of the model's backbone.
@@ -72,7 +72,7 @@ class KnownVectors:
         return unit
 
     def _require_agreement(self, embedder: Embedder) -> None:
-        """A fine-tuned backbone, or pictures that changed since, would give vectors of another model."""
+        """A fine-tuned backbone, or images that changed since, would give vectors of another model."""
         names = list(self._row_of)
         for name in names[:: max(1, len(names) // _SAMPLE)][:_SAMPLE]:
             row = self._row_of[name]
@@ -107,7 +107,7 @@ def _linear_head(
         raise FingerprintError(
             f"features in {features.folder} whose {', '.join(differing)} differ from the model's",
             expected=f"features of the backbone {backbone['name']} as the model {embedder.name!r} uses it",
-            next_step="index the pictures themselves, or a folder of the model's own features",
+            next_step="index the images themselves, or a folder of the model's own features",
         )
     form = embedder.form
     path = embedder.folder / "model.safetensors"
@@ -118,7 +118,7 @@ def _linear_head(
             f"a feature folder and the model {embedder.name!r} with a head of kind "
             f"{embedder.config['head']['kind']!r}",
             expected="a model with a linear head, in the plain form, with its model.safetensors",
-            next_step="index the catalog or the pictures instead: samething index CATALOG --model MODEL",
+            next_step="index the catalog or the images instead: samething index CATALOG --model MODEL",
         )
     with safe_open(path, "numpy") as stream:
         stored = {name: stream.get_tensor(name) for name in stream.keys() if name.startswith("head.")}  # noqa: SIM118

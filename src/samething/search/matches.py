@@ -24,7 +24,7 @@ from samething.pages import write_page
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """One picture found."""
+    """One image found."""
 
     rank: int
     """Place in the result, from 1."""
@@ -39,7 +39,7 @@ class Match:
     probability: float | None = None
     """Probability that it shows the same thing, where the model was calibrated."""
     copies: tuple[str, ...] = ()
-    """Other places with the same picture."""
+    """Other places with the same image."""
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further columns of the index."""
 
@@ -59,7 +59,7 @@ class Matches:
     threshold: float | None = None
     """Score below which the model says that there is no match; None where it was not calibrated."""
     looked_for: tuple[str, ...] = ()
-    """Ids of pictures of the index that were looked for, which are no matches; at most 24 of them."""
+    """Ids of images of the index that were looked for, which are no matches; at most 24 of them."""
 
     @property
     def is_no_match(self) -> bool:
@@ -92,7 +92,7 @@ class Matches:
             )
         return stream.getvalue()
 
-    def write(self, target: Path, *, query_picture: Path | None = None) -> Path:
+    def write(self, target: Path, *, query_image: Path | None = None) -> Path:
         """Write the matches in the format that the file's name asks for: .json, .csv or .html.
 
         Raises:
@@ -106,7 +106,7 @@ class Matches:
         elif suffix == ".csv":
             write_text(target, self.to_csv())
         elif suffix in (".html", ".htm"):
-            write_page(target, "matches.html", found=self, query_picture=query_picture, path=Path)
+            write_page(target, "matches.html", found=self, query_image=query_image, path=Path)
         else:
             raise InputError(
                 f"the output {target}",
@@ -125,7 +125,7 @@ class Matches:
             **({"same thing": _percent} if has_probability else {}),
             "label": lambda match: match.label,
             "domain": lambda match: match.domain,
-            "picture": _picture,
+            "image": _image,
         }
         for name in columns:
             is_number = name in ("#", "score", "same thing")
@@ -151,16 +151,16 @@ def _short(path: str) -> str:
     return path.removeprefix(f"{Path.cwd()}{os.sep}")
 
 
-def _picture(match: Match) -> str:
+def _image(match: Match) -> str:
     more = len(match.copies)
     return _short(match.path) + (f"  (and {more} {'copy' if more == 1 else 'copies'})" if more else "")
 
 
-NO_THUMBNAIL: Final = "the terminal shows no pictures"
+NO_THUMBNAIL: Final = "the terminal shows no images"
 
 
 def with_thumbnails(found: Matches, *, width: int = 24) -> Any:
-    """The matches with small pictures beside them, in a terminal that can (kitty, iTerm, sixel).
+    """The matches with small images beside them, in a terminal that can (kitty, iTerm, sixel).
 
     Raises:
         MissingExtraError: the package textual-image is not installed.

@@ -1,4 +1,4 @@
-"""What one can look for: a picture from anywhere, a part of it, several pictures of one thing, or a label."""
+"""What one can look for: an image from anywhere, a part of it, several images of one thing, or a label."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from PIL import Image, ImageGrab
 from samething.embedder import Embedder
 from samething.embedder.sources import fetch, is_url
 from samething.errors import ImageError, InputError
-from samething.images import Box, Picture, decode
+from samething.images import Box, ImageLike, decode
 from samething.index import AbstractIndex
 
 CLIPBOARD = "clipboard"
-"""Name of a query that is the picture in the clipboard."""
+"""Name of a query that is the image in the clipboard."""
 
 
-def opened(picture: Picture, *, crop: Box | None = None) -> Image.Image:
-    """A query's picture, decoded: a path, a URL, the word ``clipboard``, bytes, a Pillow image or an array.
+def opened(image: ImageLike, *, crop: Box | None = None) -> Image.Image:
+    """A query's image, decoded: a path, a URL, the word ``clipboard``, bytes, a Pillow image or an array.
 
     Raises:
         ImageError: it cannot be read.
     """
-    if is_url(picture):
-        return decode(fetch(str(picture)), box=crop)
-    if isinstance(picture, str) and picture == CLIPBOARD and not Path(CLIPBOARD).exists():
+    if is_url(image):
+        return decode(fetch(str(image)), box=crop)
+    if isinstance(image, str) and image == CLIPBOARD and not Path(CLIPBOARD).exists():
         return decode(_clipboard(), box=crop)
-    return decode(picture, box=crop)
+    return decode(image, box=crop)
 
 
-def _clipboard() -> Picture:
+def _clipboard() -> ImageLike:
     try:
         content: Any = ImageGrab.grabclipboard()
     except (OSError, NotImplementedError) as error:
         raise ImageError(
             f"the clipboard cannot be read ({error})",
             expected="a desktop with a clipboard (on Linux with wl-paste or xclip)",
-            next_step="save the picture and give its path",
+            next_step="save the image and give its path",
         ) from error
     if isinstance(content, list) and content:  # files that were copied
         return Path(content[0])
     if not isinstance(content, Image.Image):
         raise ImageError(
-            "the clipboard holds no picture",
-            expected="a picture or a picture file that was copied",
+            "the clipboard holds no image",
+            expected="an image or an image file that was copied",
             next_step="copy it again, or give its path",
         )
     return content
@@ -55,38 +55,38 @@ def _clipboard() -> Picture:
 
 def query_vector(
     embedder: Embedder,
-    pictures: Sequence[Picture],
+    images: Sequence[ImageLike],
     *,
     crop: Box | None = None,
 ) -> Float[np.ndarray, "m d"]:
-    """Unit-length embeddings of the pictures of one query, a row each.
+    """Unit-length embeddings of the images of one query, a row each.
 
     Raises:
         ImageError: one of them cannot be read.
         InputError: none given, or a crop of several.
     """
-    if not pictures:
-        raise InputError("no picture to look for", expected="one or more", next_step="name a picture")
-    if crop is not None and len(pictures) > 1:
+    if not images:
+        raise InputError("no image to look for", expected="one or more", next_step="name an image")
+    if crop is not None and len(images) > 1:
         raise InputError(
-            f"a crop and {len(pictures)} pictures",
-            expected="one picture with a crop",
-            next_step="cut the pictures yourself, or give one of them",
+            f"a crop and {len(images)} images",
+            expected="one image with a crop",
+            next_step="cut the images yourself, or give one of them",
         )
-    vectors: Float[np.ndarray, "m d"] = embedder.embed([opened(picture, crop=crop) for picture in pictures])
+    vectors: Float[np.ndarray, "m d"] = embedder.embed([opened(image, crop=crop) for image in images])
     return vectors
 
 
 def together(
     vectors: Float[np.ndarray, "m d"], *, combine: Literal["mean", "max"]
 ) -> Float[np.ndarray, "q d"]:
-    """The queries to send: the mean direction of several pictures, or each of them for the best of each.
+    """The queries to send: the mean direction of several images, or each of them for the best of each.
 
     >>> together(np.eye(2, dtype=np.float32), combine="mean").round(3).tolist()
     [[0.7070000171661377, 0.7070000171661377]]
 
     Raises:
-        InputError: pictures whose mean has no direction.
+        InputError: images whose mean has no direction.
     """
     if combine == "max" or len(vectors) == 1:
         return vectors
@@ -94,8 +94,8 @@ def together(
     length = float(np.linalg.norm(mean))
     if length < 1e-6:
         raise InputError(
-            "pictures that have nothing in common",
-            expected="several pictures of one thing",
+            "images that have nothing in common",
+            expected="several images of one thing",
             next_step="give fewer of them, or --combine max",
         )
     direction: Float[np.ndarray, "q d"] = (mean / length).astype(np.float32)[None]
@@ -103,7 +103,7 @@ def together(
 
 
 def vectors_of_label(index: AbstractIndex, label: str) -> tuple[list[str], Float[np.ndarray, "m d"]]:
-    """Ids and vectors of the index's own pictures of a thing.
+    """Ids and vectors of the index's own images of a thing.
 
     Raises:
         InputError: the index has no such label.

@@ -17,10 +17,10 @@ from samething.embedder import Embedder
 from samething.errors import ArtefactError, ImageError
 from samething.evaluation.calibration import Calibration
 from samething.files import read_json, write_json
-from samething.images import Box, Picture, decode, thumbnail
+from samething.images import Box, ImageLike, decode, thumbnail
 from samething.index import AbstractIndex, Where, open_index
 from samething.progress import progress_bar
-from samething.search.collection import Collection, PictureFile, row_of
+from samething.search.collection import Collection, ImageFile, row_of
 from samething.search.known import KnownVectors
 from samething.search.matches import Match, Matches
 from samething.search.queries import query_vector, together, vectors_of_label
@@ -43,7 +43,7 @@ class Changes:
     """What a call did to an index."""
 
     num_added: int = 0
-    """Pictures embedded and stored."""
+    """Images embedded and stored."""
     num_kept: int = 0
     """Files that were in the index already, unchanged."""
     num_moved: int = 0
@@ -53,7 +53,7 @@ class Changes:
     num_read: int = 0
     """Files that were read to learn their content."""
     unreadable: tuple[tuple[str, str], ...] = ()
-    """Path and reason of each picture that could not be read."""
+    """Path and reason of each image that could not be read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,33 +95,33 @@ class Searcher:
 
     def find(
         self,
-        *pictures: Picture,
+        *images: ImageLike,
         k: int = 5,
         where: Where | None = None,
         crop: Box | None = None,
         combine: Combine = "mean",
     ) -> Matches:
-        """The ``k`` pictures of the index that look most like the same thing.
+        """The ``k`` images of the index that look most like the same thing.
 
         Args:
-            pictures: a path, a URL, the word ``clipboard``, the bytes of a file, a Pillow image or a uint8
+            images: a path, a URL, the word ``clipboard``, the bytes of a file, a Pillow image or a uint8
                 array; several of one thing are one query.
             k: number of matches.
             where: columns and what is allowed in them, such as ``{"domain": "cars"}``.
-            crop: the part of the picture to look for, in pixels of the upright picture.
-            combine: what several pictures ask for: what is like all of them (mean), or like any (max).
+            crop: the part of the image to look for, in pixels of the upright image.
+            combine: what several images ask for: what is like all of them (mean), or like any (max).
 
         Raises:
-            ImageError: a picture cannot be read.
+            ImageError: an image cannot be read.
             InputError: an argument that does not fit.
         """
-        vectors = query_vector(self.embedder, pictures, crop=crop)
-        return self.find_vectors(vectors, name=_shown(pictures), k=k, where=where, combine=combine)
+        vectors = query_vector(self.embedder, images, crop=crop)
+        return self.find_vectors(vectors, name=_shown(images), k=k, where=where, combine=combine)
 
     def find_label(
         self, label: str, *, k: int = 5, where: Where | None = None, combine: Combine = "mean"
     ) -> Matches:
-        """What looks like the index's own pictures of a thing, those left out.
+        """What looks like the index's own images of a thing, those left out.
 
         Raises:
             InputError: the index has no such label.
@@ -132,7 +132,7 @@ class Searcher:
         )
 
     def find_row(self, row_id: str, *, k: int = 5, where: Where | None = None) -> Matches:
-        """What looks like a picture of the index, itself left out.
+        """What looks like an image of the index, itself left out.
 
         Raises:
             InputError: the index has no such row.
@@ -153,7 +153,7 @@ class Searcher:
     ) -> Matches:
         """The matches of one query that is embedded already, as one vector or several.
 
-        ``leave_out`` are the ids of the pictures whose vectors they are, where these are the index's own.
+        ``leave_out`` are the ids of the images whose vectors they are, where these are the index's own.
         """
         left_out = set(leave_out)
         hits = self.index.search(together(vectors, combine=combine), k + len(left_out), where=where)
@@ -199,14 +199,14 @@ class Searcher:
         drop: bool = False,
         on_progress: Callable[[int, int], object] | None = None,
     ) -> Searcher:
-        """Store the pictures of folders and catalogs that the index does not hold yet, and follow moved ones.
+        """Store the images of folders and catalogs that the index does not hold yet, and follow moved ones.
 
         What was stored stays stored if the process is killed; the next call goes on after it.
 
         Args:
-            collections: where the pictures are.
+            collections: where the images are.
             drop: whether rows without a file leave the index: then ``collections`` must be all there are.
-            on_progress: told how many pictures are embedded so far, and of how many.
+            on_progress: told how many images are embedded so far, and of how many.
 
         Returns:
             This searcher with the counts of what was done.
@@ -216,7 +216,7 @@ class Searcher:
 
     def update_files(
         self,
-        files: Sequence[PictureFile],
+        files: Sequence[ImageFile],
         *,
         drop: bool = False,
         known: Sequence[KnownVectors] = (),
@@ -249,7 +249,7 @@ class Searcher:
         num_added = 0
         if not waiting:
             return num_added
-        with progress_bar("pictures") as progress:
+        with progress_bar("images") as progress:
             task = progress.add_task("index", total=len(waiting))
             for start in range(0, len(waiting), _ROWS_A_WRITE):
                 part = waiting[start : start + _ROWS_A_WRITE]
@@ -265,11 +265,11 @@ class Searcher:
 
     def _embedded(
         self,
-        part: list[tuple[str, list[PictureFile]]],
+        part: list[tuple[str, list[ImageFile]]],
         unreadable: list[tuple[str, str]],
         known: Sequence[KnownVectors],
     ) -> tuple[list[Embeddings], list[dict[str, Any]]]:
-        """Vectors and rows of pictures; from features where there are any."""
+        """Vectors and rows of images; from features where there are any."""
         vectors: list[Embeddings] = []
         rows: list[dict[str, Any]] = []
         for source in known:
@@ -304,7 +304,7 @@ class Searcher:
 
     @property
     def num_added(self) -> int:
-        """Pictures that the call that made this object embedded and stored."""
+        """Images that the call that made this object embedded and stored."""
         return self.changes.num_added
 
     @property
@@ -314,12 +314,12 @@ class Searcher:
 
     @property
     def unreadable(self) -> tuple[tuple[str, str], ...]:
-        """Path and reason of each picture that could not be read."""
+        """Path and reason of each image that could not be read."""
         return self.changes.unreadable
 
     @property
     def exit_status(self) -> int:
-        """0, or 3 when pictures were left out."""
+        """0, or 3 when images were left out."""
         return 3 if self.unreadable else 0
 
     def __rich__(self) -> str:
@@ -331,19 +331,19 @@ class Searcher:
         if done.num_dropped:
             counts.append(f"{done.num_dropped:,} dropped")
         lines = [
-            f"[bold]{self.index.count():,}[/bold] pictures in {escape(str(self.index.location))}, embedded "
+            f"[bold]{self.index.count():,}[/bold] images in {escape(str(self.index.location))}, embedded "
             f"by {escape(self.embedder.name)} ({', '.join(counts)})"
         ]
         if self.unreadable:
-            lines.append(f"[yellow]{len(self.unreadable):,} pictures could not be read:[/yellow]")
+            lines.append(f"[yellow]{len(self.unreadable):,} images could not be read:[/yellow]")
             lines += [escape(f"  {path}: {reason}") for path, reason in self.unreadable[:5]]
         return "\n".join(lines)
 
 
 def _described(
-    content_id: str, files: list[PictureFile], unreadable: list[tuple[str, str]]
+    content_id: str, files: list[ImageFile], unreadable: list[tuple[str, str]]
 ) -> dict[str, Any] | None:
-    """A picture's row with size and thumbnail; None, and listed, when it cannot be read."""
+    """An image's row with size and thumbnail; None, and listed, when it cannot be read."""
     try:
         image = decode(files[0].source)
     except ImageError as error:
@@ -354,8 +354,8 @@ def _described(
     return {**row_of(content_id, files), **size, "thumbnail": small}
 
 
-def _shown(pictures: Sequence[Picture]) -> str:
-    names = [str(picture) if isinstance(picture, str | Path) else "the picture given" for picture in pictures]
+def _shown(images: Sequence[ImageLike]) -> str:
+    names = [str(image) if isinstance(image, str | Path) else "the image given" for image in images]
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 

@@ -1,8 +1,8 @@
-"""Bringing an index up to date with its pictures, with as little reading and embedding as can be.
+"""Bringing an index up to date with its images, with as little reading and embedding as can be.
 
 A file whose size and time of change are as they were is not read. One that moved or was renamed is known by
 its content and keeps its vector. New rows are stored before old ones go, so that a killed run leaves every
-picture findable, and the next run goes on after what was stored.
+image findable, and the next run goes on after what was stored.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Sequence
 
 from samething.errors import ImageError, InputError
 from samething.index import AbstractIndex
-from samething.search.collection import FILE_COLUMNS, PictureFile, content_ids, files_of
+from samething.search.collection import FILE_COLUMNS, ImageFile, content_ids, files_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What has to be done."""
 
-    new: dict[str, list[PictureFile]]
+    new: dict[str, list[ImageFile]]
     """Content that has no row yet, with its files; it is embedded."""
-    changed: dict[str, list[PictureFile]]
+    changed: dict[str, list[ImageFile]]
     """Rows whose files are others than before; they keep their vectors."""
     gone: list[str]
     """Rows without a file."""
@@ -35,7 +35,7 @@ class Plan:
     """Files that were read to learn their content."""
 
 
-def make_plan(index: AbstractIndex, found: Sequence[PictureFile], *, drop: bool) -> Plan:
+def make_plan(index: AbstractIndex, found: Sequence[ImageFile], *, drop: bool) -> Plan:
     """Compare the files that there are with those that the index knows.
 
     Args:
@@ -48,7 +48,7 @@ def make_plan(index: AbstractIndex, found: Sequence[PictureFile], *, drop: bool)
     """
     rows = _known_rows(index)
     content_of: dict[str, str] = {}
-    known: dict[str, PictureFile] = {}
+    known: dict[str, ImageFile] = {}
     for name, files in rows.items():
         for file in files:
             known[file.place], content_of[file.place] = file, name
@@ -58,7 +58,7 @@ def make_plan(index: AbstractIndex, found: Sequence[PictureFile], *, drop: bool)
         for place, file in present.items()
         if file.mark and place in known and file.mark == known[place].mark
     }
-    after: dict[str, list[PictureFile]] = {}
+    after: dict[str, list[ImageFile]] = {}
     for place in same:
         after.setdefault(content_of[place], []).append(present[place])
     if not drop:
@@ -88,13 +88,13 @@ def make_plan(index: AbstractIndex, found: Sequence[PictureFile], *, drop: bool)
     )
 
 
-def _differ(files: list[PictureFile], others: list[PictureFile]) -> bool:
+def _differ(files: list[ImageFile], others: list[ImageFile]) -> bool:
     if len(files) == len(others) == 1:
         return files != others
     return {file.place: file for file in files} != {file.place: file for file in others}
 
 
-def known_files(index: AbstractIndex) -> list[PictureFile]:
+def known_files(index: AbstractIndex) -> list[ImageFile]:
     """Every file that an index knows.
 
     Raises:
@@ -103,7 +103,7 @@ def known_files(index: AbstractIndex) -> list[PictureFile]:
     return [file for files in _known_rows(index).values() for file in files]
 
 
-def _known_rows(index: AbstractIndex) -> dict[str, list[PictureFile]]:
+def _known_rows(index: AbstractIndex) -> dict[str, list[ImageFile]]:
     if not FILE_COLUMNS.keys() <= index.description.extra_columns.keys():
         raise InputError(
             f"the index {index.location} was made by an earlier version and does not know its files",

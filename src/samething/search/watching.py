@@ -32,14 +32,12 @@ def watch_collections(searcher: Searcher, collections: Sequence[Collection]) -> 
     console.print(f"watching {', '.join(places)}; stop with Ctrl-C", highlight=False)
     own = Path(searcher.index.location).absolute()
 
-    def concerns_pictures(change: object, path: str) -> bool:
+    def concerns_images(change: object, path: str) -> bool:
         del change
         return not Path(path).is_relative_to(own)  # an index inside the folder it follows
 
     try:
-        for _ in watchfiles.watch(
-            *places, watch_filter=concerns_pictures, debounce=500, raise_interrupt=False
-        ):
+        for _ in watchfiles.watch(*places, watch_filter=concerns_images, debounce=500, raise_interrupt=False):
             try:
                 searcher = searcher.update(collections, drop=True)
             except InputError as error:

@@ -113,7 +113,7 @@ async function search() {
     } else {
       const form = new FormData();
       const pictures = state.files || [await wholePicture(state.similar, asking.signal)];
-      for (const picture of state.crop ? pictures.slice(0, 1) : pictures) form.append("picture", picture, "picture");
+      for (const picture of state.crop ? pictures.slice(0, 1) : pictures) form.append("image", picture, "image");
       for (const [name, value] of filters()) form.append(name, value);
       if (state.crop) form.append("crop", state.crop.join(","));
       found = await ask("/search", { method: "POST", body: form, signal: asking.signal });
@@ -350,7 +350,7 @@ byId("anyway").addEventListener("click", () => { byId("threshold").value = 0; st
 function showInfo(info) {
   state.info = info;
   const names = Object.entries(info.domains);
-  byId("about").textContent = `${info.num_pictures.toLocaleString("en")} pictures${names.length > 1 ? ` of ${names.length} domains` : ""}`;
+  byId("about").textContent = `${info.num_images.toLocaleString("en")} pictures${names.length > 1 ? ` of ${names.length} domains` : ""}`;
   const pressed = new Set([...document.querySelectorAll("#domains [aria-pressed=true]")].map((chip) => chip.value));
   byId("domains").replaceChildren(...names.map(([name, count]) => {
     const chip = element("button", "chip", name || "no domain");

@@ -80,7 +80,7 @@ async function showIndex() {
     const [info, status] = [await ask("/info"), await ask("/status")];
     showInfo(info);
     fillFacts(byId("facts"), [
-      ["Pictures", status.num_pictures.toLocaleString("en")],
+      ["Pictures", status.num_images.toLocaleString("en")],
       ["Labels", info.num_labels.toLocaleString("en")],
       ["Model", `${info.model}, ${info.dim} numbers a picture`],
       ["Place", status.location],
@@ -128,7 +128,7 @@ byId("sync").addEventListener("click", async () => {
 byId("add").addEventListener("submit", async (event) => {
   event.preventDefault();
   const form = new FormData();
-  form.append("picture", byId("add-file").files[0], "picture");
+  form.append("image", byId("add-file").files[0], "image");
   form.append("label", byId("add-label").value.trim());
   form.append("domain", byId("add-domain").value.trim());
   byId("add-state").textContent = "Adding …";

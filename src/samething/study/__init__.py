@@ -41,18 +41,18 @@ def datasets(
 ) -> StudyResult:
     """Choose the data sets to train on, on validation instances that no head has seen.
 
-    Each mix of groups trains a head with at most the budget of pictures, for the same number of steps. Groups
+    Each mix of groups trains a head with at most the budget of images, for the same number of steps. Groups
     are added while the best one helps for certain (the 95 % interval of the paired gain lies above 0), then
-    those that do not help are dropped. Written are the ranking, the gain of each group a domain,
+    those that do not help are dropped. Written are the ranking, the gain of each group per domain,
     substitutions, score against budget, and chosen.json with chosen.parquet, the catalog to train on. At the
     end the choice is compared once, on the test instances, with taking everything at the same budget.
 
     Args:
-        features: the feature folder; its catalog has train, val and test pictures.
+        features: the feature folder; its catalog has train, val and test images.
         output: the study folder; a killed study goes on there.
         by: what a group is: a domain or a data set.
-        budget: training pictures of a mix, at most; by default half of those there are.
-        cap: most pictures a class that are tried for each group; several are each tried, 0 is none.
+        budget: training images of a mix, at most; by default half of those there are.
+        cap: most images per class that are tried for each group; several are each tried, 0 is none.
         share: how the budget is shared over domains, as in samething curate.
         leave_one_domain_out: answer the queries of each domain by heads trained without it, to choose for
             unseen domains; a domain takes a training of its own.
@@ -63,7 +63,7 @@ def datasets(
         seed: of the draws; trainings use the numbers from it on.
 
     Raises:
-        InputError: no validation or test pictures, instances in both, fewer than two groups.
+        InputError: no validation or test images, instances in both, fewer than two groups.
         FingerprintError: the folder is of another study or of other features.
     """
     from samething.features import FeatureSet
@@ -103,17 +103,17 @@ def losses(
     did not use, and all are looked at once on the test instances.
 
     Args:
-        features: the feature folder; its catalog has train, val and test pictures.
+        features: the feature folder; its catalog has train, val and test images.
         output: the study folder; a killed study goes on there. optuna.log in it opens in Optuna's dashboard.
         loss: names of the losses that are compared, by default all.
-        trials: trials a loss.
+        trials: trials per loss.
         seeds: trainings of the best of each.
-        epochs: passes over the training pictures in every training.
+        epochs: passes over the training images in every training.
         embedding_dim: numbers in an embedding.
         seed: of the searches.
 
     Raises:
-        InputError: an unknown loss, no validation or test pictures, instances in both.
+        InputError: an unknown loss, no validation or test images, instances in both.
         FingerprintError: the folder is of another study or of other features.
     """
     from samething.losses import LOSSES
@@ -143,14 +143,14 @@ def backbones(
     validation instances; the test instances are looked at once.
 
     Args:
-        features: feature folders of one catalog, one a backbone.
+        features: feature folders of one catalog, one per backbone.
         output: the study folder; a killed study goes on there.
         dim: numbers in the short embeddings.
         seeds: trainings of each linear probe.
-        epochs: passes over the training pictures.
+        epochs: passes over the training images.
 
     Raises:
-        InputError: folders of different catalogs, no validation or test pictures, instances in both.
+        InputError: folders of different catalogs, no validation or test images, instances in both.
         FingerprintError: the folder is of another study or of other features.
     """
     from samething.study.backbone_comparison import run_backbone_study

@@ -108,7 +108,7 @@ def _of_one_catalog(folders: Sequence[Path]) -> dict[str, FeatureSet]:
             raise InputError(
                 f"{found.folder} and {opened[0].folder} are features of different catalogs",
                 expected="features of one catalog, so that all backbones are asked the same questions",
-                next_step="make them from one catalog; pictures that one of them could not read count too",
+                next_step="make them from one catalog; images that one of them could not read count too",
             )
         full = name if names.count(name) == 1 else f"{name} {_way_of(found.backbone)}"
         named[full if full not in named else f"{full} in {found.folder.name}"] = found
@@ -166,9 +166,9 @@ def _asked(
 
 
 def _cost(found: FeatureSet) -> tuple[float, float]:
-    """Parameters, and pictures a second; NaN where the folder does not say."""
+    """Parameters, and images per second; NaN where the folder does not say."""
     content = found.manifest.content
-    numbers = (content.get("num_backbone_parameters"), content.get("pictures_per_second"))
+    numbers = (content.get("num_backbone_parameters"), content.get("images_per_second"))
     parameters, rate = (math.nan if number is None else float(number) for number in numbers)
     return parameters, rate
 
@@ -193,7 +193,7 @@ def _concluded(
             rows.append(
                 {
                     "backbone": name, "way": way, "width": width, "parameters": parameters,
-                    "pictures_per_second": rate, **val.row(on_val[name, way]), **test.row(values),
+                    "images_per_second": rate, **val.row(on_val[name, way]), **test.row(values),
                 }
             )  # fmt: skip
             cells.append(
@@ -217,14 +217,14 @@ def _concluded(
     others = {name: test.difference(probes[name], probes[best]).high for name in probes if name != best}
     findings.append(said_of_others(others))
     if any(math.isnan(_cost(found)[1]) for found in feature_sets.values()):
-        findings.append("Pictures a second are not recorded in these feature folders: shown as –.")
+        findings.append("Images a second are not recorded in these feature folders: shown as –.")
     table = Table(
         "Backbones",
-        ["backbone", "way", "numbers", "M parameters", "pictures/s", "validation mMP@5 %", "test mMP@5 %",
+        ["backbone", "way", "numbers", "M parameters", "images/s", "validation mMP@5 %", "test mMP@5 %",
          "test, minus full width"],
         cells,
         note="In brackets 95 % bootstrap intervals over queries. Linear probe: a linear map trained with "
-        "NormFace on the training pictures, mean over seeds. Chosen on validation, looked at once on test.",
+        "NormFace on the training images, mean over seeds. Chosen on validation, looked at once on test.",
         best=rows.index(probe),
     )  # fmt: skip
     result = StudyResult(
@@ -260,7 +260,7 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     figures = {}
     for title, key, label, sign in (
         ("Score against size", "parameters", "parameters of the backbone", 1),
-        ("Score against speed", "pictures_per_second", "pictures a second; area: parameters", -1),
+        ("Score against speed", "images_per_second", "images per second; area: parameters", -1),
     ):
         known = [row for row in rows if not math.isnan(row[key])]
         if not known:

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 
 from samething.arrays import PerQuery
 from samething.catalog import Catalog
-from samething.curate.rules import Budget, Share, with_capped_pictures, with_enough_pictures, within_budget
+from samething.curate.rules import Budget, Share, with_capped_images, with_enough_images, within_budget
 from samething.errors import InputError
 from samething.features import FeatureSet
 from samething.files import Json
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 By: TypeAlias = Literal["domain", "dataset"]
 Part: TypeAlias = tuple[str, int]
-"""A group, and the most pictures of a class that are taken of it; 0 for all."""
+"""A group, and the most images of a class that are taken of it; 0 for all."""
 Mix: TypeAlias = Sequence[Part]
 
 
@@ -47,7 +47,7 @@ class Terms:
 
     by: By
     budget: int
-    """Training pictures, at most, of every mix."""
+    """Training images, at most, of every mix."""
     caps: tuple[int, ...]
     """Caps that are tried for each group; 0 for none."""
     share: Share
@@ -55,16 +55,16 @@ class Terms:
     leave_one_domain_out: bool
     seed: int
 
-    def check(self, num_pictures: int) -> None:
+    def check(self, num_images: int) -> None:
         """Refuse what cannot be asked.
 
         Raises:
             InputError: a number out of its range.
         """
-        if not 4 <= self.budget <= num_pictures or self.num_seeds < 1 or min(self.caps, default=-1) < 0:
+        if not 4 <= self.budget <= num_images or self.num_seeds < 1 or min(self.caps, default=-1) < 0:
             raise InputError(
                 f"--budget {self.budget} --seeds {self.num_seeds} --cap {' '.join(map(str, self.caps))}",
-                expected=f"a budget from 4 to the {num_pictures:,} training pictures there are, a seed or "
+                expected=f"a budget from 4 to the {num_images:,} training images there are, a seed or "
                 "more, and caps from 0 (none)",
                 next_step="change --budget, --seeds or --cap",
             )
@@ -92,7 +92,7 @@ class Mixer:
         groups = tuple(sorted(set(map(str, train.strings(terms.by)))))
         if len(groups) < 2:
             raise InputError(
-                f"{len(groups)} {terms.by} with training pictures in {features.folder}",
+                f"{len(groups)} {terms.by} with training images in {features.folder}",
                 expected="at least two to choose from",
                 next_step="choose the other with --by domain or --by dataset, or join catalogs",
             )
@@ -110,7 +110,7 @@ class Mixer:
 
         Args:
             mix: the groups, each with its cap.
-            budget: pictures, instead of that of the terms.
+            budget: images, instead of that of the terms.
             without: a domain of which nothing is taken.
         """
         return mixed_rows(
@@ -124,7 +124,7 @@ class Mixer:
         )
 
     def trained(self, rows: Int[np.ndarray, " n"], seed: int, work: Path, *, budget: int) -> Head:
-        """A head trained for as many steps as a full budget takes, however many pictures there are.
+        """A head trained for as many steps as a full budget takes, however many images there are.
 
         A mix from which nothing can be learned (fewer than two classes) is answered by the average pool.
         """
@@ -177,7 +177,7 @@ class Mixer:
         return Gain(found.difference, found.low, found.high)
 
     def tested(self, mixes: Mapping[str, Mix], questions: Questions) -> dict[str, PerQuery]:
-        """Test scores of some mixes, a value a query and seed; not kept here."""
+        """Test scores of some mixes, a value per query and seed; not kept here."""
         found = {}
         for name, mix in mixes.items():
             for seed in range(self.terms.num_seeds):
@@ -193,14 +193,14 @@ def mixed_rows(
 ) -> Int[np.ndarray, " n"]:
     """Rows of a catalog that a mix trains on, ascending.
 
-    Classes of one picture are left out, then each group is capped, then the whole is brought to its budget,
+    Classes of one image are left out, then each group is capped, then the whole is brought to its budget,
     shared over the domains, by leaving out whole classes.
 
     Args:
         catalog: its rows with the role train are looked at.
         mix: the groups, each with its cap.
         by: the column that names the group.
-        budget: pictures, at most.
+        budget: images, at most.
         share: how the budget is shared over the domains (:class:`samething.curate.rules.Budget`).
         seed: of the draws.
         without: a domain of which nothing is taken.
@@ -213,12 +213,12 @@ def mixed_rows(
     for group, cap in mix:
         rows = np.flatnonzero(usable & (group_of == group))
         if len(rows):
-            rows = rows[with_enough_pictures(catalog.take(rows), 2)]
+            rows = rows[with_enough_images(catalog.take(rows), 2)]
         if len(rows) and cap:
-            rows = rows[with_capped_pictures(catalog.take(rows), cap, seed=seed)]
+            rows = rows[with_capped_images(catalog.take(rows), cap, seed=seed)]
         kept.append(rows)
     together = np.sort(np.concatenate(kept)) if kept else np.empty(0, np.int64)
     if len(together) > budget:
-        limit = Budget(pictures=budget, share=share, least=2)
+        limit = Budget(images=budget, share=share, least=2)
         together = together[within_budget(catalog.take(together), limit, seed=seed)]
     return together.astype(np.int64)

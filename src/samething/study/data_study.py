@@ -27,7 +27,7 @@ BUDGET_SHARES: Final = (0.25, 0.5, 1.0)
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What was found on validation pictures."""
+    """What was found on validation images."""
 
     mix: tuple[Part, ...]
     steps: Sequence[Step[Part]]
@@ -60,10 +60,10 @@ def run_data_study(
             findings = _found(mixer, min_gain, bar)
         chosen = {
             "groups": [
-                {terms.by: group, "most_pictures_a_class": cap or None} for group, cap in findings.mix
+                {terms.by: group, "most_images_per_class": cap or None} for group, cap in findings.mix
             ],
             "by": terms.by,
-            "budget_pictures": terms.budget,
+            "budget_images": terms.budget,
         }
         mixes = {"chosen": findings.mix, "everything": mixer.everything}
         seen = folder.tested(chosen, lambda: mixer.tested(mixes, test))
@@ -74,7 +74,7 @@ def run_data_study(
 
 
 def _found(mixer: Mixer, min_gain: float, bar: Any) -> Findings:
-    """Everything that is asked on validation pictures, in order; what is in the log is not asked again."""
+    """Everything that is asked on validation images, in order; what is in the log is not asked again."""
     task = bar.add_task("selection", total=None)
 
     def compare(first: Sequence[Part], second: Sequence[Part] | None) -> Gain:
@@ -131,16 +131,16 @@ def _difference_of_domains(mixer: Mixer, first: Sequence[Part], second: Sequence
 
 
 def _write_choice(mixer: Mixer, mix: Sequence[Part], chosen: dict[str, Any]) -> None:
-    """chosen.json, and the catalog whose training pictures are the chosen ones."""
+    """chosen.json, and the catalog whose training images are the chosen ones."""
     terms, catalog = mixer.terms, mixer.features.catalog
     kept = ~catalog.has_role("train")
     kept[mixer.rows(mix)] = True
     catalog.take(kept).write(mixer.folder.folder / "chosen.parquet")
     caps = tuple(f"{group}={cap}" for group, cap in mix if cap) if terms.by == "dataset" else ()
     curate = {
-        "min_pictures": [2],
-        "max_pictures": list(caps),
-        "budget_pictures": terms.budget,
+        "min_images": [2],
+        "max_images": list(caps),
+        "budget_images": terms.budget,
         "share": terms.share,
         "seed": terms.seed,
     }
@@ -172,14 +172,14 @@ def _concluded(
     shown = {name: percent(test.mean(values), test.interval(values)) for name, values in on_test.items()}
     findings_said = [
         f"Chosen: {'; '.join(map(named, findings.mix))}.",
-        f"On untouched test instances, at the same budget of {terms.budget:,} pictures: "
+        f"On untouched test instances, at the same budget of {terms.budget:,} images: "
         f"{shown['chosen']} % mMP@5, taking everything {shown['everything']} %; difference "
         f"{shown_difference(difference)} points: {verdict}.",
         _why_it_ended(findings.steps),
     ]
     rows = [
         {
-            "what": name, "num_pictures": len(mixer.rows(mix)), **val.row(on_val[name]),
+            "what": name, "num_images": len(mixer.rows(mix)), **val.row(on_val[name]),
             **test.row(on_test[name]),
         }
         for name, mix in (("chosen", findings.mix), ("everything", mixer.everything))
@@ -199,7 +199,7 @@ def _concluded(
             f"fingerprint {mixer.features.manifest.fingerprint}",
             "groups": f"{terms.by}: {', '.join(mixer.groups)}",
             "budget": f"{terms.budget:,} of {int(mixer.features.catalog.has_role('train').sum()):,} training "
-            f"pictures, shared {terms.share}; the same number of steps for every mix",
+            f"images, shared {terms.share}; the same number of steps for every mix",
             "caps": ", ".join("none" if not cap else f"{cap} a class" for cap in terms.caps),
             "asked": f"{len(val.domain_of):,} validation queries"
             + (", each domain by heads trained without it" if terms.leave_one_domain_out else "")
@@ -212,7 +212,7 @@ def _concluded(
     )
     figures = {
         "Score against budget, validation": lines_figure(
-            findings.curves, x_label="training pictures, at most", y_label="validation mMP@5 %"
+            findings.curves, x_label="training images, at most", y_label="validation mMP@5 %"
         )
     }
     if ranked := _ranked(findings):
@@ -254,7 +254,7 @@ def _tables(
     tables = [
         Table(
             "Chosen against everything, at the same budget",
-            ["mix", "pictures", "validation %", "test %", *(f"test {one}" for one in test.domains)],
+            ["mix", "images", "validation %", "test %", *(f"test {one}" for one in test.domains)],
             [
                 [
                     name, f"{len(mixer.rows(mix)):,}",
@@ -293,7 +293,7 @@ def _tables(
                     ]
                     for group in _ranked(findings)
                 ],
-                note="The mix with the group minus the mix without it, at the same budget: pictures of one "
+                note="The mix with the group minus the mix without it, at the same budget: images of one "
                 "group take the place of others'.",
             )
         )

@@ -4,14 +4,14 @@ Layout::
 
     studies/NAME/
       config.json       the question, and the fingerprint of the features it is asked about; written first
-      log.jsonl         a line a trial: what was tried, its seed, its score for every query; only appended
+      log.jsonl         a line per trial: what was tried, its seed, its score for every query; only appended
       runs/             the training under way; empty otherwise
       results.parquet   the result table
       report.md, report.html
       manifest.json     written last
 
 The log is what a study remembers: a trial that is in it is not run again, and one look at the test
-pictures is all there is.
+images is all there is.
 """
 
 from __future__ import annotations
@@ -138,22 +138,22 @@ class StudyFolder:
     def tested(
         self, chosen: Mapping[str, Json], measure: Callable[[], Mapping[str, PerQuery]]
     ) -> dict[str, PerQuery]:
-        """The one look at the test pictures; a second look returns what the first one saw.
+        """The one look at the test images; a second look returns what the first one saw.
 
         Args:
-            chosen: what was chosen on validation pictures, as JSON.
+            chosen: what was chosen on validation images, as JSON.
             measure: a score for every test query, for each of the things that are compared.
 
         Raises:
-            ArtefactError: the test pictures have been looked at for another choice.
+            ArtefactError: the test images have been looked at for another choice.
         """
         plain = json.loads(canonical(dict(chosen)))
         for record in self.trials.values():
             if record["tried"].get("part") == "test" and record["tried"]["chosen"] != plain:
                 raise ArtefactError(
-                    f"the test pictures were looked at in {self.folder} for another choice",
-                    expected="one look at the test pictures, when everything has been chosen",
-                    next_step="start a new study with -o, on test pictures that were not looked at",
+                    f"the test images were looked at in {self.folder} for another choice",
+                    expected="one look at the test images, when everything has been chosen",
+                    next_step="start a new study with -o, on test images that were not looked at",
                 )
         tried = {"part": "test", "chosen": plain}
         if canonical(tried) not in self.trials:

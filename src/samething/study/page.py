@@ -52,7 +52,7 @@ class StudyResult:
     rows: Sequence[Mapping[str, Any]]
     """The result table as numbers; shares in [0, 1]."""
     chosen: Mapping[str, Any]
-    """What was chosen on the validation pictures, as JSON."""
+    """What was chosen on the validation images, as JSON."""
     num_new: int = 0
     """Trials that were run now, rather than found in the log."""
 
@@ -160,7 +160,7 @@ class Point:
 
 
 def bubble_figure(points: Sequence[Point], *, x_label: str, y_label: str) -> Any:
-    """Scores over a logarithmic axis: a number a thing, a colour a series, filled and joined on the front."""
+    """Scores over a logarithmic axis: a number per thing, a colour per series, filled and joined in front."""
     import matplotlib.figure
     from matplotlib.lines import Line2D
 

@@ -1,4 +1,4 @@
-"""What a study asks of an embedding: the same queries every time, of validation or of test pictures."""
+"""What a study asks of an embedding: the same queries every time, of validation or of test images."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ METRIC: Final = "mmp@5"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Questions:
-    """The queries of one part of a catalog, and the pictures they are searched among."""
+    """The queries of one part of a catalog, and the images they are searched among."""
 
     part: Literal["val", "test"]
     rows: Float[np.ndarray, "p w"]
     """Features of the part."""
     catalog: Catalog
-    """Its p pictures."""
+    """Its p images."""
     domains: tuple[str, ...]
     domain_of: Int[np.ndarray, " q"]
     """Domain of each query, as a position in ``domains``."""
@@ -54,7 +54,7 @@ class Questions:
         queries = catalog.has_role("val") if part == "val" else catalog.has_role("query", "query+index")
         if not queries.any():
             raise InputError(
-                f"no {'validation' if part == 'val' else 'test'} pictures in {features.folder}",
+                f"no {'validation' if part == 'val' else 'test'} images in {features.folder}",
                 expected="a catalog with the roles train, val, query and index",
                 next_step="make it with shares for both: samething catalog FOLDER --val 0.1 --test 0.2",
             )
@@ -114,8 +114,8 @@ def trained_head(
 
     Args:
         features: all of them.
-        rows: those trained on, whatever is left of their classes with two pictures.
-        config: how; the last head counts, since validation pictures are asked afterwards.
+        rows: those trained on, whatever is left of their classes with two images.
+        config: how; the last head counts, since validation images are asked afterwards.
         folder: for checkpoints.
     """
     from samething.training.data import TrainingData
@@ -134,7 +134,7 @@ def trained_head(
 
 
 def baseline_head(features: FeatureSet, kind: Literal["average", "pca"], dim: int) -> Head:
-    """Average pooling of the feature's numbers, or principal components of the training pictures."""
+    """Average pooling of the feature's numbers, or principal components of the training images."""
     from samething.heads import HeadConfig, fitted_head
 
     train = np.asarray(features.rows[features.catalog.has_role("train")])

@@ -28,7 +28,7 @@ def train(
     weights: Path | None = None,
     **overrides: Any,
 ) -> Run:
-    """Train a head on the ``train`` pictures of a feature folder and validate it on the ``val`` pictures.
+    """Train a head on the ``train`` images of a feature folder and validate it on the ``val`` images.
 
     A killed run continues from its last checkpoint and ends with the same weights as an undisturbed one.
 

@@ -51,7 +51,7 @@ def train(
     options: Annotated[TrainOptions, Parameter(name="*")] = _UNCHANGED,  # type: ignore[valid-type]
     finetune: Annotated[FinetuneOptions, Parameter(name="*")] = _FROZEN,  # type: ignore[valid-type]
 ) -> Any:
-    """Train a head on the train pictures of a feature folder and validate it on the val pictures.
+    """Train a head on the train images of a feature folder and validate it on the val images.
 
     A killed run continues from its last checkpoint and ends with the same weights as an undisturbed one. The
     recipe sets every option; options given beside it change it. Several processes or GPUs share each batch

@@ -20,7 +20,7 @@ class TrainConfig:
     loss: str = "arcface"
     """normface, cosface, arcface, dynm-arcface, liarcface, adacos, curricularface or adaface."""
     num_centers: int = 1
-    """Sub-centres a class; above 1 the loss becomes its sub-centre form."""
+    """Sub-centres per class; above 1 the loss becomes its sub-centre form."""
     scale: float | None = None
     """s, the factor of the cosines; by default the loss's own."""
     margin: float | None = None
@@ -36,7 +36,7 @@ class TrainConfig:
     """Numbers in an embedding."""
     train_dim: int = 0
     """Numbers in an embedding while it is trained; at the end its principal components over the training
-    pictures bring it to embedding_dim. 0: the same."""
+    images bring it to embedding_dim. 0: the same."""
     members: int = 1
     """Heads that are trained one after the other from the seeds seed, seed + 1, …; the principal components
     of all their embeddings together bring them to embedding_dim, as one linear map."""
@@ -70,7 +70,7 @@ class TrainConfig:
     """Course of the learning rate after the warm-up."""
     warmup: float = 2.0
     """Length of the warm-up, in warmup_unit."""
-    warmup_unit: Literal["epochs", "steps", "pictures"] = "epochs"
+    warmup_unit: Literal["epochs", "steps", "images"] = "epochs"
     """What warmup counts."""
     warmup_shape: Literal["linear", "exponential"] = "linear"
     """Course of the warm-up."""
@@ -89,15 +89,15 @@ class TrainConfig:
     an eighth to a quarter faster, the same up to rounding."""
 
     epochs: float = 40.0
-    """Passes over the training pictures."""
+    """Passes over the training images."""
     iterations: int | None = None
     """Number of steps, instead of epochs."""
     batch_size: int = 256
-    """Pictures a step, over all processes."""
+    """Images a step, over all processes."""
     sampling: Literal[
         "shuffled", "block-shuffled", "class-balanced", "domain-balanced", "domain-round-robin"
     ] = "shuffled"
-    """How pictures are drawn; block-shuffled is for features that are larger than memory."""
+    """How images are drawn; block-shuffled is for features that are larger than memory."""
     sampling_temperature: float = 1.0
     """For domain-balanced: 1 is proportional to the size of the domains, large is equal shares."""
     margin_growth: tuple[float, float] = (1.0, 1.0)
@@ -113,7 +113,7 @@ class TrainConfig:
     """Epochs between two validations by mMP@5 on unseen instances; a checkpoint is written at each."""
     checkpoint_every: float = 0.0
     """Further checkpoints, so many checkpoint_unit apart, for long runs; 0: none."""
-    checkpoint_unit: Literal["epochs", "steps", "pictures"] = "epochs"
+    checkpoint_unit: Literal["epochs", "steps", "images"] = "epochs"
     """What checkpoint_every counts."""
     keep_checkpoints: bool = False
     """Keep the head of every checkpoint as checkpoints/head-STEP.safetensors."""
@@ -122,7 +122,7 @@ class TrainConfig:
     keep: Literal["best", "last"] = "best"
     """Which head is the result: that of the best validation, or the last."""
     seed: int = 0
-    """Decides initial weights, order of the pictures and dropout."""
+    """Decides initial weights, order of the images and dropout."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -210,7 +210,7 @@ _RANGES: Final = (
 
 
 def demo() -> TrainConfig:
-    """Sub-Center ArcFace for a few thousand pictures: seconds on two cores."""
+    """Sub-Center ArcFace for a few thousand images: seconds on two cores."""
     return TrainConfig(num_centers=2)
 
 
@@ -223,7 +223,7 @@ def paper() -> TrainConfig:
     """The winning recipe of Florek et al., GCPR 2024.
 
     Dropout 0.2, Linear(w, 64), Sub-Center ArcFace with k = 3, s = 30, m = 0.5; Adam with L2 decay 1e-4,
-    batch 128, 10 epochs, linear warm-up over one epoch to 2e-2, cosine a step to 1e-3, seed 42; the last
+    batch 128, 10 epochs, linear warm-up over one epoch to 2e-2, cosine per step to 1e-3, seed 42; the last
     epoch counts.
     """
     return TrainConfig(

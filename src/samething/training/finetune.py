@@ -1,4 +1,4 @@
-"""Fine-tuning: the head first on cached features, then head and backbone on pictures.
+"""Fine-tuning: the head first on cached features, then head and backbone on images.
 
 A fine-tuned run is a run folder like any other, with these beside it::
 
@@ -7,7 +7,7 @@ A fine-tuned run is a run folder like any other, with these beside it::
       checkpoints/finetune.pt  everything needed to go on
       backbone.safetensors     the tuned backbone, in timm's layout
       head-start.safetensors   the head that fine-tuning began with
-      catalog.parquet          the pictures
+      catalog.parquet          the images
       features/                their features by the tuned backbone: what evaluate and export read
 """
 
@@ -160,7 +160,7 @@ class Finetuner:
         """The class weights of the first stage.
 
         Where principal components shortened the head, the classes begin at the mean embeddings of their
-        pictures: those that were learned have the longer form.
+        images: those that were learned have the longer form.
         """
         trained = self.first.margin_head
         if self.head.embedding_dim == trained.weight.shape[1]:
@@ -244,7 +244,7 @@ class Finetuner:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             coming = submit(pool, wanted[0]) if wanted else []
             for place, rows in enumerate(wanted):
-                pixels = np.stack([picture.result() for picture in coming])
+                pixels = np.stack([image.result() for image in coming])
                 coming = submit(pool, wanted[place + 1]) if place + 1 < len(wanted) else []
                 yield self.data.classes[rows], pixels
 
@@ -371,7 +371,7 @@ def _pixels(source: Source, preprocessing: Preprocessing) -> UInt8[np.ndarray, "
 
 
 def _finish(folder: Path, tuner: Finetuner, made_from: dict[str, Any]) -> None:
-    """Write weights, describe every picture by the tuned backbone, and finish the run."""
+    """Write weights, describe every image by the tuned backbone, and finish the run."""
     num_trained = sum(p.numel() for group in tuner.unfrozen.groups for p in group[1])
     backbone, head = tuner.result()
     state = {name: value.contiguous() for name, value in backbone.network.state_dict().items()}

@@ -23,9 +23,9 @@ class FinetuneConfig:
     """lp-ft: head, classes and backbone learn together; locked-head: the backbone alone, as the challenge's
     winner did."""
     tune_epochs: float = 3.0
-    """Passes over the training pictures with the backbone unfrozen."""
+    """Passes over the training images with the backbone unfrozen."""
     tune_batch_size: int = 32
-    """Pictures a step of fine-tuning."""
+    """Images a step of fine-tuning."""
     tune_learning_rate: float = 1e-3
     """Highest learning rate of head and classes while the backbone learns."""
     backbone_rate: float = 1e-2

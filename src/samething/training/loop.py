@@ -236,21 +236,21 @@ class Trainer:
                 progress.advance(task, len(batches[position]))
 
     def _progress_bar(self) -> Progress:
-        """Pictures done, of all, and a second; loss; validation score; time left."""
+        """Images done, of all, and a second; loss; validation score; time left."""
         bar = progress_bar(
-            "pictures", "{task.fields[loss]} {task.fields[score]}", disable=not distributed.is_first()
+            "images", "{task.fields[loss]} {task.fields[score]}", disable=not distributed.is_first()
         )
         bar.add_task(
             "train",
-            total=self._num_pictures(self.num_steps),
-            completed=self._num_pictures(self.step),
+            total=self._num_images(self.num_steps),
+            completed=self._num_images(self.step),
             loss="",
             score="" if self.best_score is None else f"best mMP@5 {self.best_score:.1%}",
         )
         return bar
 
-    def _num_pictures(self, num_steps: int) -> int:
-        """Pictures that so many steps look at; epochs of one length are assumed."""
+    def _num_images(self, num_steps: int) -> int:
+        """Images that so many steps look at; epochs of one length are assumed."""
         sizes = [len(batch) for batch in self._epoch(0)]
         epochs, rest = divmod(num_steps, self.steps_per_epoch)
         return epochs * sum(sizes) + sum(sizes[:rest])
@@ -472,7 +472,7 @@ def _finish(
         "width": head.width,
         "head": dataclasses.asdict(head.config),
         "num_classes": len(data.class_counts),
-        "num_pictures": len(data.rows),
+        "num_images": len(data.rows),
         "num_steps": trained.num_steps,
         "num_head_parameters": sum(parameter.numel() for parameter in head.parameters()),
         "num_class_parameters": trained.num_class_parameters,

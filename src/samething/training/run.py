@@ -4,7 +4,7 @@ Layout::
 
     runs/NAME/
       config.json             the configuration and what it was trained on; written first
-      metrics.jsonl           one line a record: loss and learning rate, validation scores
+      metrics.jsonl           one line per record: loss and learning rate, validation scores
       checkpoints/last.pt     everything needed to go on
       checkpoints/head-*.safetensors   the head after so many steps, with keep_checkpoints
       head.safetensors        the trained head

@@ -51,6 +51,6 @@ def checkpoint_steps(config: TrainConfig, *, steps_per_epoch: int) -> int | None
 def _steps(length: float, unit: str, config: TrainConfig, steps_per_epoch: int) -> int:
     if unit == "steps":
         return round(length)
-    if unit == "pictures":
+    if unit == "images":
         return round(length / config.batch_size)
     return round(length * steps_per_epoch)

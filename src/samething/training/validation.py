@@ -1,4 +1,4 @@
-"""How good a head is on the validation pictures, quickly."""
+"""How good a head is on the validation images, quickly."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def validation_scores(embeddings: Embeddings, catalog: Catalog) -> tuple[float, 
 
 
 def scores_by_domain(embeddings: Embeddings, catalog: Catalog) -> dict[str, tuple[float, float]]:
-    """mMP@5 and R@1 a domain of pictures searched among each other, in one index over all domains.
+    """mMP@5 and R@1 a domain of images searched among each other, in one index over all domains.
 
-    A picture does not find itself; pictures without another one of their instance do not count, nor do
+    An image does not find itself; images without another one of their instance do not count, nor do
     domains that have no others.
 
     Args:
-        embeddings: unit-length (v, d), one row a picture.
-        catalog: the v validation pictures.
+        embeddings: unit-length (v, d), one row per image.
+        catalog: the v validation images.
     """
     instances = catalog.class_ids()
     own = np.arange(len(embeddings))

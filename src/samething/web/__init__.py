@@ -60,7 +60,7 @@ def serve(
     """Serve an index as a page and a REST interface, until interrupted.
 
     Only this machine reaches it, and it only answers questions, unless a token is given: then who has it may
-    add and delete pictures, and the server may be bound elsewhere, where everything needs the token.
+    add and delete images, and the server may be bound elsewhere, where everything needs the token.
 
     Args:
         index: the index folder, or the URL of a distributed engine.
@@ -68,8 +68,8 @@ def serve(
         port: port to bind to; 0 takes a free one.
         token: secret of at least 16 characters; by default the environment variable SAMETHING_TOKEN.
         model: the model folder, if it was moved since the index was made.
-        allow_urls: let queries be addresses of pictures on the public internet, which the server fetches.
-        uploads: folder that keeps the pictures which are added; by default one in the index folder.
+        allow_urls: let queries be addresses of images on the public internet, which the server fetches.
+        uploads: folder that keeps the images which are added; by default one in the index folder.
         host_name: further names under which the server may be addressed, such as that of a proxy before it.
         max_megabytes: largest upload.
         max_waiting: uploads at work at once; more are told to come back.

@@ -28,14 +28,14 @@ from samething.search.conditions import conditions
 from samething.web.batching import BusyError
 from samething.web.guards import COOKIE, Access, Guard, Limits, same_token
 from samething.web.projection import drawn
-from samething.web.service import Service, UnknownPictureError, plain
+from samething.web.service import Service, UnknownImageError, plain
 
 STATIC: Final = Path(__file__).parent.parent / "static"
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class MatchAnswer(pydantic.BaseModel):
-    """One picture found."""
+    """One image found."""
 
     rank: int
     score: float = pydantic.Field(description="cosine similarity to the query, in [-1, 1]")
@@ -44,7 +44,7 @@ class MatchAnswer(pydantic.BaseModel):
     label: str
     domain: str
     probability: float | None = pydantic.Field(description="that it shows the same thing, if calibrated")
-    copies: list[str] = pydantic.Field(description="other places with the same picture")
+    copies: list[str] = pydantic.Field(description="other places with the same image")
     metadata: dict[str, Any]
 
 
@@ -54,7 +54,7 @@ class SearchAnswer(pydantic.BaseModel):
     query: str
     no_match: bool = pydantic.Field(description="nothing found is likely to be the same thing")
     threshold: float | None = pydantic.Field(description="score below which there is no match, if calibrated")
-    looked_for: list[str] = pydantic.Field(description="ids of the index's own pictures that were looked for")
+    looked_for: list[str] = pydantic.Field(description="ids of the index's own images that were looked for")
     matches: list[MatchAnswer]
 
 
@@ -67,7 +67,7 @@ class ErrorAnswer(pydantic.BaseModel):
 
 
 class DeleteRequest(pydantic.BaseModel):
-    """Which pictures to delete."""
+    """Which images to delete."""
 
     ids: list[str] = pydantic.Field(max_length=10_000)
 
@@ -92,18 +92,18 @@ class Metrics:
             "samething_request_seconds", "Time to answer", ["route"], registry=self.registry
         )
         self.batches = prometheus_client.Histogram(
-            "samething_batch_pictures", "Pictures embedded together", buckets=(1, 2, 4, 8),
+            "samething_batch_images", "Images embedded together", buckets=(1, 2, 4, 8),
             registry=self.registry,
         )  # fmt: skip
 
     def watch(self, service: Service) -> None:
-        """Also tell how many pictures wait and how many there are."""
+        """Also tell how many images wait and how many there are."""
         waiting = prometheus_client.Gauge(
-            "samething_waiting_pictures", "Pictures waiting for the model", registry=self.registry
+            "samething_waiting_images", "Images waiting for the model", registry=self.registry
         )
         waiting.set_function(lambda: service.batcher.num_waiting)
         rows = prometheus_client.Gauge(
-            "samething_index_pictures", "Pictures in the index", registry=self.registry
+            "samething_index_images", "Images in the index", registry=self.registry
         )
         rows.set_function(service.searcher.index.count)
 
@@ -130,8 +130,8 @@ def create_app(
         searcher: the index and its model.
         token: what changes need, and everything if ``is_public``; None: no changes.
         is_public: whether others than this machine's users reach it.
-        allow_urls: whether a query may be the address of a picture on the public internet.
-        uploads: folder of the pictures that are added; by default ``uploads`` in the index folder.
+        allow_urls: whether a query may be the address of an image on the public internet.
+        uploads: folder of the images that are added; by default ``uploads`` in the index folder.
         limits: how much requests may take.
         host_names: names under which it may be addressed; None: any.
 
@@ -159,7 +159,7 @@ def create_app(
     app = fastapi.FastAPI(
         title="samething",
         version=samething.__version__,
-        description="Find the same thing in a picture collection.",
+        description="Find the same thing in an image collection.",
         docs_url=None,
         redoc_url=None,
         lifespan=closing,
@@ -174,7 +174,7 @@ def create_app(
     )  # fmt: skip
     app.state.service, app.state.metrics, app.state.token = service, metrics, token
     app.include_router(_asking)
-    app.include_router(_pictures)
+    app.include_router(_images)
     app.include_router(_changing)
     app.include_router(_pages, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=STATIC))
@@ -214,7 +214,7 @@ async def _on_error(request: fastapi.Request, error: Exception) -> Response:
     assert isinstance(error, SamethingError)
     status = 400
     for kind, its_status in (
-        (BusyError, 429), (UnknownPictureError, 404), (MissingExtraError, 404), (ArtefactError, 503),
+        (BusyError, 429), (UnknownImageError, 404), (MissingExtraError, 404), (ArtefactError, 503),
     ):  # fmt: skip
         if isinstance(error, kind):
             status = its_status
@@ -309,57 +309,55 @@ def _box(crop: str | None) -> Box | None:
     return Box(left, top, right, bottom)
 
 
-@_asking.post("/search", response_model=SearchAnswer, summary="Find the same thing as in a picture")
+@_asking.post("/search", response_model=SearchAnswer, summary="Find the same thing as in an image")
 async def search(
     request: fastapi.Request,
-    picture: Annotated[
-        list[UploadFile] | None, File(description="the picture, or several of one thing")
-    ] = None,
-    url: Annotated[str | None, Form(description="a picture's address, where the server allows it")] = None,
+    image: Annotated[list[UploadFile] | None, File(description="the image, or several of one thing")] = None,
+    url: Annotated[str | None, Form(description="an image's address, where the server allows it")] = None,
     k: Annotated[int, Form(ge=1, description="number of matches")] = 24,
     domain: Annotated[list[str] | None, Form(description="look in these domains only")] = None,
     label: Annotated[list[str] | None, Form(description="look among these labels only")] = None,
     folder: Annotated[str | None, Form(description="look below this folder only")] = None,
     where: Annotated[list[str] | None, Form(description="COLUMN=TEXT or COLUMN=LOW..HIGH")] = None,
     crop: Annotated[str | None, Form(description="the part to look for: left,top,right,bottom")] = None,
-    combine: Annotated[Literal["mean", "max"], Form(description="of several pictures")] = "mean",
+    combine: Annotated[Literal["mean", "max"], Form(description="of several images")] = "mean",
 ) -> Response:
     """The matches, best first. An upload is looked at and forgotten."""
     service = _service(request)
     chosen = _where(service, domain or [], label or [], folder, where or [])
     box, count = _box(crop), _count(service, k)
-    if len(picture or []) > service.limits.max_pictures:
+    if len(image or []) > service.limits.max_images:
         raise InputError(
-            f"{len(picture or [])} pictures",
-            expected=f"at most {service.limits.max_pictures}",
+            f"{len(image or [])} images",
+            expected=f"at most {service.limits.max_images}",
             next_step="send the best of them",
         )
-    contents = [await upload.read() for upload in picture or []]
+    contents = [await upload.read() for upload in image or []]
     if url:
         contents.append(await run_in_threadpool(service.fetched, url))
     if not contents:
-        raise InputError("no picture to look for", expected="an upload", next_step="send a picture")
+        raise InputError("no image to look for", expected="an upload", next_step="send an image")
     found = await service.find(contents, k=count, where=chosen, crop=box, combine=combine)
     return Answer(plain(found))
 
 
 @_asking.get(
-    "/similar/{row_id}", response_model=SearchAnswer, summary="What looks like a picture of the index"
+    "/similar/{row_id}", response_model=SearchAnswer, summary="What looks like an image of the index"
 )
 def similar(request: fastapi.Request, row_id: str, asked: _Asked) -> Response:
-    """The matches, best first, the picture itself left out."""
+    """The matches, best first, the image itself left out."""
     k, where = asked
     return Answer(plain(_service(request).similar(row_id, k=k, where=where)))
 
 
-@_asking.get("/similar", response_model=SearchAnswer, summary="What looks like the pictures of a label")
+@_asking.get("/similar", response_model=SearchAnswer, summary="What looks like the images of a label")
 def similar_to_label(
     request: fastapi.Request,
     to_label: Annotated[str, Query(description="look for what the index knows by this label")],
     asked: _Asked,
-    combine: Annotated[Literal["mean", "max"], Query(description="of several pictures")] = "mean",
+    combine: Annotated[Literal["mean", "max"], Query(description="of several images")] = "mean",
 ) -> Response:
-    """The matches, best first, the label's own pictures left out."""
+    """The matches, best first, the label's own images left out."""
     k, where = asked
     return Answer(plain(_service(request).searcher.find_label(to_label, k=k, where=where, combine=combine)))
 
@@ -371,13 +369,13 @@ def info(request: fastapi.Request) -> Response:
     return Answer({**service.overview(), "can_change": request.app.state.token is not None})
 
 
-@_asking.get("/status", summary="Number of pictures, and what goes on in the background")
+@_asking.get("/status", summary="Number of images, and what goes on in the background")
 def status(request: fastapi.Request) -> Response:
     """The index, the sync and the map as they are now."""
     service = _service(request)
     index = service.searcher.index
     jobs = {name: job.to_json() for name, job in service.jobs.items()}
-    return Answer({"location": str(index.location), "num_pictures": index.count(), **jobs})
+    return Answer({"location": str(index.location), "num_images": index.count(), **jobs})
 
 
 @_asking.get("/health", summary="Whether the server is up")
@@ -393,39 +391,37 @@ def metrics(request: fastapi.Request) -> Response:
     return Response(content, media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
 
-# ---- pictures
+# ---- images
 
-_pictures = fastapi.APIRouter(tags=["pictures"])
-_PICTURE: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"content": {"image/*": {}}, "description": "the picture"},
-    404: {"model": ErrorAnswer, "description": "no such picture"},
+_images = fastapi.APIRouter(tags=["images"])
+_IMAGE: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": {"image/*": {}}, "description": "the image"},
+    404: {"model": ErrorAnswer, "description": "no such image"},
 }
 
 
-@_pictures.get(
-    "/images/{row_id}", response_class=Response, responses=_PICTURE, summary="A picture of the index"
-)
+@_images.get("/images/{row_id}", response_class=Response, responses=_IMAGE, summary="An image of the index")
 def image(
     request: fastapi.Request,
     row_id: str,
     side: Annotated[int | None, Query(ge=16, le=4096, description="longer side at most, in pixels")] = None,
 ) -> Response:
     """JPEG, PNG, WebP and GIF as they are, everything else as JPEG. Only files that the index knows."""
-    content, media_type = _service(request).picture(row_id, side=side)
+    content, media_type = _service(request).image(row_id, side=side)
     return Response(content, media_type=media_type, headers={"cache-control": "private, max-age=3600"})
 
 
-@_pictures.get("/thumbnails/{row_id}", response_class=Response, responses=_PICTURE, summary="A small JPEG")
+@_images.get("/thumbnails/{row_id}", response_class=Response, responses=_IMAGE, summary="A small JPEG")
 def small(request: fastapi.Request, row_id: str) -> Response:
     """The thumbnail that the index keeps, also where the file is gone."""
     content = _service(request).row(row_id, ["thumbnail"])["thumbnail"]
     if not content:
-        raise UnknownPictureError(row_id)
+        raise UnknownImageError(row_id)
     return Response(content, media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
 
 
-@_pictures.get("/map", summary="The map of all pictures, as a Bokeh figure")
-def picture_map(request: fastapi.Request, dark: bool = False) -> Response:
+@_images.get("/map", summary="The map of all images, as a Bokeh figure")
+def image_map(request: fastapi.Request, dark: bool = False) -> Response:
     """``figure`` is null while the map is being made: ask again."""
     found = _service(request).map_when_ready()
     return Answer({"figure": None if found is None else drawn(found, dark=dark)})
@@ -436,20 +432,20 @@ def picture_map(request: fastapi.Request, dark: bool = False) -> Response:
 _changing = fastapi.APIRouter(tags=["changes (these need the token)"])
 
 
-@_changing.post("/add", summary="Add a picture", status_code=201)
+@_changing.post("/add", summary="Add an image", status_code=201)
 async def add(
     request: fastapi.Request,
-    picture: Annotated[UploadFile, File()],
+    image: Annotated[UploadFile, File()],
     label: Annotated[str, Form(description="which thing it shows")] = "",
     domain: Annotated[str, Form()] = "default",
 ) -> Response:
     """Keeps the file and makes it searchable; when this is answered, both outlive the server."""
-    content = await picture.read()
+    content = await image.read()
     row_id = await run_in_threadpool(_service(request).add, content, label=label, domain=domain)
     return Answer({"id": row_id}, 201)
 
 
-@_changing.post("/delete", summary="Delete pictures from the index")
+@_changing.post("/delete", summary="Delete images from the index")
 def delete(request: fastapi.Request, wanted: Annotated[DeleteRequest, Body()]) -> Response:
     """Uploaded files are deleted too; files of followed folders stay, and the next sync finds them again."""
     return Answer({"deleted": _service(request).delete(wanted.ids)})
@@ -465,7 +461,7 @@ def sync(request: fastapi.Request) -> Response:
 async def login(
     request: fastapi.Request, token: Annotated[str, Body(embed=True, max_length=500)]
 ) -> Response:
-    """The cookie lets pages show pictures; changes need the token itself."""
+    """The cookie lets pages show images; changes need the token itself."""
     if not same_token(token.encode("utf-8", "replace").decode(), request.app.state.token):
         await asyncio.sleep(0.5)
         return _error(401, "not the token", None, "ask who runs this server")

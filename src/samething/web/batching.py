@@ -18,7 +18,7 @@ from samething.errors import SamethingError
 from samething.images import prepare
 
 MAX_BATCH: Final = 8
-"""Pictures embedded together at most."""
+"""Images embedded together at most."""
 
 
 class BusyError(SamethingError):
@@ -26,28 +26,28 @@ class BusyError(SamethingError):
 
     def __init__(self, num_waiting: int) -> None:
         super().__init__(
-            f"{num_waiting} pictures are waiting already",
+            f"{num_waiting} images are waiting already",
             expected="fewer at a time",
             next_step="try again in a second",
         )
 
 
 def prepared(embedder: Embedder, image: Image.Image) -> Pixels:
-    """A decoded picture as the model's graph takes it: small, so that many can wait in little memory."""
+    """A decoded image as the model's graph takes it: small, so that many can wait in little memory."""
     if embedder.form["input"] == "pixels":
         return prepare(image, embedder.preprocessing)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 class Batcher:
-    """Embeds prepared pictures in one thread; whatever waits is embedded together.
+    """Embeds prepared images in one thread; whatever waits is embedded together.
 
     Nothing is held back to fill a batch: an idle server answers at once, and under load batches grow by
     themselves while the one before is computed.
 
     Args:
         embedder: the model.
-        max_waiting: pictures that may wait; more are refused.
+        max_waiting: images that may wait; more are refused.
         on_batch: told the size of each batch that was computed.
     """
 
@@ -70,21 +70,21 @@ class Batcher:
 
     @property
     def num_waiting(self) -> int:
-        """Pictures that were given and are not embedded yet."""
+        """Images that were given and are not embedded yet."""
         return self._count
 
-    def submit(self, pictures: Sequence[Pixels]) -> list[Future[Float[np.ndarray, " d"]]]:
-        """Ask for the embeddings of prepared pictures.
+    def submit(self, images: Sequence[Pixels]) -> list[Future[Float[np.ndarray, " d"]]]:
+        """Ask for the embeddings of prepared images.
 
         Raises:
             BusyError: too many wait already, or the server is about to stop; none of these was taken.
         """
-        futures: list[Future[Any]] = [Future() for _ in pictures]
+        futures: list[Future[Any]] = [Future() for _ in images]
         with self._guard:
-            if self._closed or self._count + len(pictures) > self._max_waiting:
+            if self._closed or self._count + len(images) > self._max_waiting:
                 raise BusyError(self._count)
-            self._count += len(pictures)
-            for item in zip(pictures, futures, strict=True):
+            self._count += len(images)
+            for item in zip(images, futures, strict=True):
                 self._waiting.put(item)
         return futures
 

@@ -4,7 +4,7 @@
 
     from samething.web.client import Client
     server = Client("http://127.0.0.1:8000")
-    print(server.search("some-picture.jpg")["matches"][0]["label"])
+    print(server.search("some-image.jpg")["matches"][0]["label"])
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Client:
 
     def search(
         self,
-        *pictures: str | Path | bytes,
+        *images: str | Path | bytes,
         k: int = 5,
         domain: Sequence[str] = (),
         label: Sequence[str] = (),
@@ -41,7 +41,7 @@ class Client:
         crop: tuple[int, int, int, int] | None = None,
         combine: str = "mean",
     ) -> dict[str, Json]:
-        """What looks like the same thing as in the pictures: files or their bytes.
+        """What looks like the same thing as in the images: files or their bytes.
 
         Raises:
             InputError: the server refuses it, or does not answer.
@@ -51,14 +51,14 @@ class Client:
             fields += [(name, value) for value in values]
         if crop is not None:
             fields.append(("crop", ",".join(map(str, crop))))
-        return self._json("POST", "/search", *_multipart(fields, pictures))
+        return self._json("POST", "/search", *_multipart(fields, images))
 
     def similar(self, row_id: str, *, k: int = 5) -> dict[str, Json]:
-        """What looks like a picture of the index."""
+        """What looks like an image of the index."""
         return self._json("GET", f"/similar/{urllib.parse.quote(row_id, safe='')}?k={k}")
 
     def similar_to_label(self, label: str, *, k: int = 5, combine: str = "mean") -> dict[str, Json]:
-        """What looks like the index's own pictures of a thing, those left out.
+        """What looks like the index's own images of a thing, those left out.
 
         Raises:
             InputError: the index has no such label.
@@ -67,16 +67,16 @@ class Client:
         return self._json("GET", f"/similar?{asked}")
 
     def image(self, row_id: str) -> bytes:
-        """The bytes of a picture of the index."""
+        """The bytes of an image of the index."""
         return self._ask("GET", f"/images/{urllib.parse.quote(row_id, safe='')}")
 
-    def add(self, picture: str | Path | bytes, *, label: str = "", domain: str = "default") -> str:
-        """Add a picture; its id. Needs the token."""
+    def add(self, image: str | Path | bytes, *, label: str = "", domain: str = "default") -> str:
+        """Add an image; its id. Needs the token."""
         fields = [("label", label), ("domain", domain)]
-        return str(self._json("POST", "/add", *_multipart(fields, [picture]))["id"])
+        return str(self._json("POST", "/add", *_multipart(fields, [image]))["id"])
 
     def delete(self, *ids: str) -> list[str]:
-        """Delete pictures; the ids of those that were there. Needs the token."""
+        """Delete images; the ids of those that were there. Needs the token."""
         body = json.dumps({"ids": ids}).encode()
         return list(self._json("POST", "/delete", body, "application/json")["deleted"])
 
@@ -89,7 +89,7 @@ class Client:
         return self._json("GET", "/info")
 
     def status(self) -> dict[str, Json]:
-        """Number of pictures, and what goes on in the background."""
+        """Number of images, and what goes on in the background."""
         return self._json("GET", "/status")
 
     def _json(self, method: str, path: str, body: bytes | None = None, kind: str = "") -> dict[str, Json]:
@@ -129,23 +129,21 @@ def _refused(address: str, status: int, content: bytes) -> InputError:
     )
 
 
-def _multipart(
-    fields: Sequence[tuple[str, str]], pictures: Sequence[str | Path | bytes]
-) -> tuple[bytes, str]:
+def _multipart(fields: Sequence[tuple[str, str]], images: Sequence[str | Path | bytes]) -> tuple[bytes, str]:
     """A form with files as a request's body, and its content type (RFC 7578)."""
     boundary = secrets.token_hex(16)
     parts = [
         f'Content-Disposition: form-data; name="{name}"\r\n\r\n'.encode() + value.encode()
         for name, value in fields
     ]
-    for picture in pictures:
+    for image in images:
         try:
-            content = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+            content = image if isinstance(image, bytes) else Path(image).read_bytes()
         except OSError as error:
             raise InputError(
-                f"{picture!s}: {error.strerror}", expected="a readable picture", next_step="check the path"
+                f"{image!s}: {error.strerror}", expected="a readable image", next_step="check the path"
             ) from error
-        head = 'Content-Disposition: form-data; name="picture"; filename="picture"\r\n'
+        head = 'Content-Disposition: form-data; name="image"; filename="image"\r\n'
         parts.append(f"{head}Content-Type: application/octet-stream\r\n\r\n".encode() + content)
     body = b"".join(b"--" + boundary.encode() + b"\r\n" + part + b"\r\n" for part in parts)
     return body + b"--" + boundary.encode() + b"--\r\n", f"multipart/form-data; boundary={boundary}"

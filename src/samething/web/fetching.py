@@ -1,4 +1,4 @@
-"""Pictures from addresses that a stranger gave: from the public internet alone, bounded in bytes and time."""
+"""Images from addresses that a stranger gave: from the public internet alone, bounded in bytes and time."""
 
 from __future__ import annotations
 
@@ -117,6 +117,6 @@ def _left(deadline: float) -> float:
 def _not_fetched(url: str, reason: str) -> ImageError:
     return ImageError(
         f"{url[:200]} was not fetched: {reason}",
-        expected="the public address of a picture",
-        next_step="download the picture and upload it",
+        expected="the public address of an image",
+        next_step="download the image and upload it",
     )

@@ -56,15 +56,15 @@ class Limits:
     max_bytes: int = 20 * 2**20
     """Of a request's body."""
     max_pixels: int = 50_000_000
-    """Of a picture, counted before it is unpacked."""
-    max_pictures: int = 8
+    """Of an image, counted before it is unpacked."""
+    max_images: int = 8
     """In one query."""
     max_results: int = 500
     """Matches of one query."""
     timeout_s: float = 30.0
     """For the body to come, and for the answer to be made."""
     max_waiting: int = 64
-    """Uploads at work, and pictures waiting for the model; more are told to come back (429)."""
+    """Uploads at work, and images waiting for the model; more are told to come back (429)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +166,7 @@ class Guard:
 
     @property
     def _too_large(self) -> tuple[int, str, str]:
-        return 413, f"an upload of more than {self._limits.max_bytes:,} bytes", "send a smaller picture"
+        return 413, f"an upload of more than {self._limits.max_bytes:,} bytes", "send a smaller image"
 
     async def _bounded(self, scope: Message, receive: Receive, send: Send) -> tuple[int, str, str] | None:
         """Run the application while its body is counted; the refusal where it is too much or too slow."""

@@ -17,14 +17,14 @@ from samething.files import atomic_path
 from samething.index import AbstractIndex
 
 MAX_POINTS: Final = 20_000
-"""Pictures on a map; of a larger index an even sample."""
+"""Images on a map; of a larger index an even sample."""
 MAP_NAME: Final = "map.npz"
 """File in an index folder that keeps the places of the map."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PictureMap:
-    """Where the pictures of an index are on its map."""
+class ImageMap:
+    """Where the images of an index are on its map."""
 
     ids: list[str]
     places: Float[np.ndarray, "n 2"]
@@ -33,7 +33,7 @@ class PictureMap:
     domains: list[str]
 
 
-def picture_map(index: AbstractIndex) -> PictureMap:
+def image_map(index: AbstractIndex) -> ImageMap:
     """The map of an index; kept in its folder until the index changes."""
     rows = sorted(
         (row["id"], row["label"] or "", row["domain"] or "")
@@ -51,7 +51,7 @@ def picture_map(index: AbstractIndex) -> PictureMap:
         if kept is not None:
             with contextlib.suppress(InputError), atomic_path(kept) as partial, partial.open("wb") as stream:
                 np.savez(stream, model=index.model_fingerprint, ids=np.array(ids, np.str_), places=places)
-    return PictureMap(ids, places, [row[1] for row in rows], [row[2] for row in rows])
+    return ImageMap(ids, places, [row[1] for row in rows], [row[2] for row in rows])
 
 
 def _kept_places(kept: Path, ids: list[str], model: str) -> Float[np.ndarray, "n 2"] | None:
@@ -66,7 +66,7 @@ def _kept_places(kept: Path, ids: list[str], model: str) -> Float[np.ndarray, "n
 
 
 def project(vectors: Embeddings, *, seed: int = 0) -> Float[np.ndarray, "n 2"]:
-    """Two numbers a vector, in [0, 1]: by UMAP where it is installed and there are enough, else by PCA."""
+    """Two numbers per vector, in [0, 1]: by UMAP where it is installed and there are enough, else by PCA."""
     if len(vectors) == 0:
         return np.empty((0, 2))
     places = _umap(vectors, seed) if len(vectors) >= 50 else None
@@ -91,10 +91,10 @@ def _umap(vectors: Embeddings, seed: int) -> Float[np.ndarray, "n 2"] | None:
         return np.asarray(found.fit_transform(vectors), dtype=float)
 
 
-def drawn(pictures: PictureMap, *, dark: bool) -> dict[str, Any]:
+def drawn(images: ImageMap, *, dark: bool) -> dict[str, Any]:
     """A Bokeh figure of the map, as its library in the browser takes it.
 
-    A point shows its picture when pointed at, and leads to what is like it when clicked.
+    A point shows its image when pointed at, and leads to what is like it when clicked.
 
     Raises:
         MissingExtraError: the package bokeh is not installed.
@@ -119,16 +119,16 @@ def drawn(pictures: PictureMap, *, dark: bool) -> dict[str, Any]:
     plot.axis.visible = False
     plot.grid.visible = False
     palette = [*Category20[20][::2], *Category20[20][1::2]]
-    names = sorted(set(pictures.domains))
-    size = float(np.clip(220 / np.sqrt(max(1, len(pictures.ids))), 4, 13))
+    names = sorted(set(images.domains))
+    size = float(np.clip(220 / np.sqrt(max(1, len(images.ids))), 4, 13))
     for place, name in enumerate(names):
-        mine = [row for row, domain in enumerate(pictures.domains) if domain == name]
+        mine = [row for row, domain in enumerate(images.domains) if domain == name]
         source = ColumnDataSource(
             {
-                "x": pictures.places[mine, 0].round(4).tolist(),
-                "y": pictures.places[mine, 1].round(4).tolist(),
-                "id": [pictures.ids[row] for row in mine],
-                "label": [pictures.labels[row] for row in mine],
+                "x": images.places[mine, 0].round(4).tolist(),
+                "y": images.places[mine, 1].round(4).tolist(),
+                "id": [images.ids[row] for row in mine],
+                "label": [images.labels[row] for row in mine],
                 "domain": [name] * len(mine),
             }
         )

@@ -24,7 +24,7 @@ from samething.files import Json
 from samething.images import Box, decode, thumbnail
 from samething.index import Where
 from samething.search import Matches, Searcher
-from samething.search.collection import FILE_COLUMNS, PictureFile, files_of, row_of
+from samething.search.collection import FILE_COLUMNS, ImageFile, files_of, row_of
 from samething.search.searcher import (
     THUMBNAIL_SIDE,
     Combine,
@@ -34,8 +34,8 @@ from samething.search.searcher import (
 from samething.web.batching import Batcher, BusyError, prepared
 from samething.web.fetching import fetch_public
 from samething.web.guards import Limits
-from samething.web.pictures import Uploads, sendable
-from samething.web.projection import PictureMap, picture_map
+from samething.web.projection import ImageMap, image_map
+from samething.web.uploads import Uploads, sendable
 
 _OVERVIEW_S: Final = 60.0
 """How long counts of domains and labels are believed while another process may change the index."""
@@ -43,13 +43,13 @@ _MAX_LABELS: Final = 500
 _MAX_SAMPLES: Final = 12
 
 
-class UnknownPictureError(InputError):
+class UnknownImageError(InputError):
     """An id that the index does not know."""
 
     def __init__(self, row_id: str) -> None:
         super().__init__(
-            f"the picture {row_id[:100]!r}",
-            expected="the id of a picture of this index",
+            f"the image {row_id[:100]!r}",
+            expected="the id of an image of this index",
             next_step="search again: it may have been deleted",
         )
 
@@ -75,8 +75,8 @@ class Service:
     Args:
         searcher: the index and its model.
         limits: how much a request may take.
-        uploads: folder of the pictures that are added; by default one inside the index folder.
-        allow_urls: whether a query may be the address of a picture on the public internet.
+        uploads: folder of the images that are added; by default one inside the index folder.
+        allow_urls: whether a query may be the address of an image on the public internet.
         on_batch: told the size of each batch of queries.
     """
 
@@ -102,7 +102,7 @@ class Service:
         self._changing = threading.Lock()
         self._starting = threading.Lock()
         self._overview: tuple[float, dict[str, Json]] | None = None
-        self._map: PictureMap | None = None
+        self._map: ImageMap | None = None
 
     def close(self) -> None:
         """Finish what waits and stop."""
@@ -120,14 +120,14 @@ class Service:
         crop: Box | None = None,
         combine: Combine = "mean",
     ) -> Matches:
-        """What looks like the same thing as in the pictures, given as the bytes of their files.
+        """What looks like the same thing as in the images, given as the bytes of their files.
 
         Raises:
-            ImageError: one of them is no picture, or too large.
+            ImageError: one of them is no image, or too large.
             BusyError: too many others wait, or it took too long.
         """
         if crop is not None and len(contents) > 1:
-            raise InputError("a crop of several pictures", expected="one", next_step="send one picture")
+            raise InputError("a crop of several images", expected="one", next_step="send one image")
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.limits.timeout_s):
@@ -147,7 +147,7 @@ class Service:
         return prepared(self.searcher.embedder, image)
 
     def fetched(self, url: str) -> bytes:
-        """The picture behind an address.
+        """The image behind an address.
 
         Raises:
             InputError: the server does not fetch addresses.
@@ -155,44 +155,44 @@ class Service:
         """
         if not self.allow_urls:
             raise InputError(
-                "the address of a picture",
+                "the address of an image",
                 expected="an upload: this server fetches no addresses",
-                next_step="upload the picture, or start the server with --allow-urls",
+                next_step="upload the image, or start the server with --allow-urls",
             )
         return fetch_public(url, max_bytes=self.limits.max_bytes, timeout_s=self.limits.timeout_s / 2)
 
     def similar(self, row_id: str, *, k: int, where: Where) -> Matches:
-        """What looks like a picture of the index.
+        """What looks like an image of the index.
 
         Raises:
-            UnknownPictureError: there is none of this id.
+            UnknownImageError: there is none of this id.
         """
         self.row(row_id, [])
         return self.searcher.find_row(row_id, k=k, where=where)
 
     def row(self, row_id: str, columns: list[str]) -> dict[str, Any]:
-        """Columns of a picture of the index.
+        """Columns of an image of the index.
 
         Raises:
-            UnknownPictureError: there is none of this id.
+            UnknownImageError: there is none of this id.
         """
         try:
             found: dict[str, Any] = self.searcher.index.rows([row_id], columns).to_pylist()[0]
         except InputError as error:
-            raise UnknownPictureError(row_id) from error
+            raise UnknownImageError(row_id) from error
         return found
 
-    def picture(self, row_id: str, *, side: int | None) -> tuple[bytes, str]:
-        """Bytes and media type of a picture of the index.
+    def image(self, row_id: str, *, side: int | None) -> tuple[bytes, str]:
+        """Bytes and media type of an image of the index.
 
         Raises:
-            UnknownPictureError: there is none of this id.
+            UnknownImageError: there is none of this id.
             ImageError: its file is gone or damaged.
         """
         knows_files = FILE_COLUMNS.keys() <= self.searcher.index.description.extra_columns.keys()
         row = self.row(row_id, ["path", "files"] if knows_files else ["path"])
-        files = files_of(row["files"]) if row.get("files") else [PictureFile(row["path"] or "")]
-        error: InputError = UnknownPictureError(row_id)
+        files = files_of(row["files"]) if row.get("files") else [ImageFile(row["path"] or "")]
+        error: InputError = UnknownImageError(row_id)
         for file in files:
             try:
                 return sendable(file, max_pixels=self.limits.max_pixels, side=side)
@@ -220,7 +220,7 @@ class Service:
                     del kept[_MAX_SAMPLES:]
         del labels[""]
         found = {
-            "num_pictures": domains.total(),
+            "num_images": domains.total(),
             "model": index.model_name,
             "dim": index.dim,
             "domains": dict(sorted(domains.items())),
@@ -237,10 +237,10 @@ class Service:
     # ---- changing
 
     def add(self, content: bytes, *, label: str, domain: str) -> str:
-        """Keep a picture, embed it and store it; its id.
+        """Keep an image, embed it and store it; its id.
 
         Raises:
-            ImageError: not a picture.
+            ImageError: not an image.
             InputError: an index or place that cannot take it.
         """
         index = self.searcher.index
@@ -260,7 +260,7 @@ class Service:
             remember_collections(index.location, [self.uploads.collection])
             try:
                 others = files_of(self.row(row_id, ["files"])["files"])
-            except UnknownPictureError:
+            except UnknownImageError:
                 others = []
             files = [*(other for other in others if other.place != file.place), file]
             size = {"width": image.width, "height": image.height}
@@ -271,7 +271,7 @@ class Service:
         return row_id
 
     def delete(self, ids: Sequence[str]) -> list[str]:
-        """Delete pictures from the index; the ids of those that were there.
+        """Delete images from the index; the ids of those that were there.
 
         Uploaded files are deleted too. Files of a followed folder stay where they are, and the next sync
         finds them again.
@@ -282,7 +282,7 @@ class Service:
             for row_id in dict.fromkeys(ids):
                 try:
                     row = self.row(row_id, ["files"] if "files" in index.description.columns else [])
-                except UnknownPictureError:
+                except UnknownImageError:
                     continue
                 there.append(row_id)
                 if self.uploads is not None and row.get("files"):
@@ -325,7 +325,7 @@ class Service:
 
     # ---- the map
 
-    def map_when_ready(self) -> PictureMap | None:
+    def map_when_ready(self) -> ImageMap | None:
         """The map, or None while it is being made.
 
         Raises:
@@ -339,8 +339,8 @@ class Service:
 
             def work(job: Job) -> str:
                 del job
-                self._map = picture_map(self.searcher.index)
-                return f"{len(self._map.ids):,} pictures"
+                self._map = image_map(self.searcher.index)
+                return f"{len(self._map.ids):,} images"
 
             self._background("map", work)
         return found

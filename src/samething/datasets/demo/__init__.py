@@ -1,6 +1,6 @@
 """A small multi-domain data set for demonstrations, built from files inside ordinary Python packages.
 
-No picture is shipped or downloaded: icons, logos, emoji, 3-D shapes and sample photographs come out of the
+No image is shipped or downloaded: icons, logos, emoji, 3-D shapes and sample photographs come out of the
 packages of the ``demo`` extra and are drawn on the user's machine. ``docs/demo-data.md`` says what is in it.
 """
 
@@ -18,7 +18,7 @@ from samething.datasets.demo.instances import DOMAINS, SIDE, Instance
 from samething.datasets.demo.journal import add_to_journal, read_journal, remove_journal, start_journal
 from samething.datasets.demo.packages import package_versions
 from samething.datasets.demo.roles import assign_roles
-from samething.datasets.demo.workers import Workers, find_jobs, make_pictures
+from samething.datasets.demo.workers import Workers, find_jobs, make_images
 from samething.errors import ArtefactError, InputError
 from samething.files import (
     MANIFEST_NAME,
@@ -32,39 +32,39 @@ from samething.files import (
     write_manifest,
 )
 
-KIND: Final = "demo-pictures"
+KIND: Final = "demo-images"
 FORMAT_VERSION: Final = 1
 
 GENERATOR_VERSION: Final = 1
-"""Raise it with every change that alters a picture, a name or a role."""
+"""Raise it with every change that alters an image, a name or a role."""
 
 CATALOG_NAME: Final = "catalog.parquet"
 
 DATASET: Final = "demo"
 
-_PICTURES_A_JOB: Final = 40
+_IMAGES_PER_JOB: Final = 40
 """Small enough that all processes end at nearly the same time, large enough to send quickly."""
 
 
-def build_demo_pictures(
+def build_demo_images(
     root: Path,
     *,
     num_workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     limit_per_domain: int | None = None,
 ) -> Catalog:
-    """Build the demo data set: pictures ``root/<domain>/<instance>/<source>`` and ``root/catalog.parquet``.
+    """Build the demo data set: images ``root/<domain>/<instance>/<source>`` and ``root/catalog.parquet``.
 
     The domains are ``icon``, ``logo``, ``emoji``, ``object`` and ``photo``. The split is by instance: 40 % of
     a domain's instances are for training, 10 % for validation, 50 % for the test, with one query each, two
-    from six pictures on. The result depends on the versions of the packages only. A finished data set made
+    from six images on. The result depends on the versions of the packages only. A finished data set made
     from the same versions is returned at once; an interrupted build resumes.
 
     Args:
         root: folder to build in.
         num_workers: number of processes; by default one for each processor this process may use.
-        on_progress: called with the number of pictures done and of all pictures.
-        limit_per_domain: take at most this many instances a domain; a few may turn out unfit.
+        on_progress: called with the number of images done and of all images.
+        limit_per_domain: take at most this many instances per domain; a few may turn out unfit.
 
     Returns:
         The catalog, with the dataset ``demo`` and a further column ``source``: the vendor or the view.
@@ -111,7 +111,7 @@ def _num_processors() -> int:
 
 
 def _finished(root: Path, made_from: dict[str, Json]) -> Catalog | None:
-    """The catalog of a finished data set made from the same things, if all its pictures are there."""
+    """The catalog of a finished data set made from the same things, if all its images are there."""
     if not is_finished(root):
         return None
     manifest = read_manifest(root, kind=KIND, format_version=FORMAT_VERSION)
@@ -128,29 +128,29 @@ def _catalog_in(root: Path) -> Catalog | None:
         return None
     if set(catalog.strings("dataset")) - {DATASET}:
         raise ArtefactError(
-            f"{root / CATALOG_NAME} lists pictures that are not the demo's",
-            expected="a folder of its own for the demo's pictures",
+            f"{root / CATALOG_NAME} lists images that are not the demo's",
+            expected="a folder of its own for the demo's images",
             next_step="choose another folder",
         )
     return catalog
 
 
 def _left_by_an_earlier_build(root: Path, made_from: dict[str, Json]) -> tuple[dict[str, str], set[str]]:
-    """Checksums of the pictures that can be taken over, and the pictures that may have to go."""
+    """Checksums of the images that can be taken over, and the images that may have to go."""
     known: dict[str, str] = {}
     stale: set[str] = set()
     catalog = _catalog_in(root)
     if catalog is not None:
-        pictures = dict(zip(catalog.strings("image"), catalog.strings("sha256"), strict=True))
-        stale.update(pictures)
+        images = dict(zip(catalog.strings("image"), catalog.strings("sha256"), strict=True))
+        stale.update(images)
         if is_finished(root):
             manifest = read_manifest(root, kind=KIND, format_version=FORMAT_VERSION)
             if not differences(made_from, manifest.made_from):
-                known.update(pictures)
-    journal_made_from, pictures = read_journal(root)
-    stale.update(pictures)
+                known.update(images)
+    journal_made_from, images = read_journal(root)
+    stale.update(images)
     if journal_made_from == fingerprint(made_from):
-        known.update(pictures)
+        known.update(images)
     return known, {image for image in stale if image.split("/")[0] in DOMAINS}
 
 
@@ -161,35 +161,35 @@ def _build(
     known: dict[str, str],
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[list[Instance], dict[str, str]]:
-    """Find the instances and make their pictures; instances in catalog order, and checksums by picture."""
+    """Find the instances and make their images; instances in catalog order, and checksums by image."""
     checksums: dict[str, str] = {}
     with Workers(num_workers) as workers:
         instances = [instance for found in workers.results(find_jobs(limit_per_domain)) for instance in found]
         instances.sort(key=lambda instance: (DOMAINS.index(instance.domain), instance.name))
-        num_pictures = sum(len(instance.sources) for instance in instances)
+        num_images = sum(len(instance.sources) for instance in instances)
         jobs = []
         for members in _in_jobs(instances):
             images = [instance.image(source) for instance in members for source in instance.sources]
             known_here = {image: known[image] for image in images if image in known}
-            jobs.append(functools.partial(make_pictures, members, root, known_here))
+            jobs.append(functools.partial(make_images, members, root, known_here))
         for done in workers.results(jobs):
             checksums.update(done)
             add_to_journal(root, done)
             if on_progress is not None:
-                on_progress(len(checksums), num_pictures)
+                on_progress(len(checksums), num_images)
     return instances, checksums
 
 
 def _in_jobs(instances: Sequence[Instance]) -> list[list[Instance]]:
-    """Consecutive instances (of one photograph, for example) with about 40 pictures together."""
+    """Consecutive instances (of one photograph, for example) with about 40 images together."""
     jobs: list[list[Instance]] = []
-    num_pictures = 0
+    num_images = 0
     for instance in instances:
-        if not jobs or num_pictures >= _PICTURES_A_JOB:
+        if not jobs or num_images >= _IMAGES_PER_JOB:
             jobs.append([])
-            num_pictures = 0
+            num_images = 0
         jobs[-1].append(instance)
-        num_pictures += len(instance.sources)
+        num_images += len(instance.sources)
     return jobs
 
 
@@ -215,7 +215,7 @@ def _finish(
     ]
     catalog = Catalog.from_rows(rows, root=root)
     if hasattr(os, "sync"):
-        os.sync()  # the pictures were written without waiting; they must be there before the manifest is
+        os.sync()  # the images were written without waiting; they must be there before the manifest is
     catalog.write(root / CATALOG_NAME)
     write_manifest(
         root,
@@ -223,7 +223,7 @@ def _finish(
             kind=KIND,
             format_version=FORMAT_VERSION,
             made_from=made_from,
-            content={"pictures": len(catalog), "instances": len(instances), "catalog": catalog.fingerprint},
+            content={"images": len(catalog), "instances": len(instances), "catalog": catalog.fingerprint},
         ),
     )
     remove_journal(root)

@@ -1,4 +1,4 @@
-"""Drawings of one thing by several hands: glyphs of fonts and SVG files, and their way onto a picture."""
+"""Drawings of one thing by several hands: glyphs of fonts and SVG files, and their way onto an image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DRAWN_SIDE: Final = 168
 """Drawings are rendered at this size, in pixels: just above the largest size they are placed at."""
 
 SKETCH_SIDE: Final = 24
-"""Two drawings are compared on a raster of this many cells a side."""
+"""Two drawings are compared on a raster of this many cells per side."""
 
 _TURN_DEGREES: Final = 8.0
 _FILL: Final = (0.6, 0.85)
@@ -143,7 +143,7 @@ class DrawnInstance(Instance):
         """Two tones pack best as PNG, more colours as JPEG."""
         return "png" if self.colours == "two_tone" else "jpg"
 
-    def pictures(self, wanted: Collection[str]) -> Iterator[tuple[str, Image.Image]]:
+    def images(self, wanted: Collection[str]) -> Iterator[tuple[str, Image.Image]]:
         """Each drawing turned, scaled and shifted a little, on a ground of its own."""
         for source, drawing in self.drawings:
             if source in wanted:
@@ -166,16 +166,16 @@ def _turned_and_scaled(drawing: Image.Image, random: np.random.Generator) -> Ima
 
 
 def _corner(drawing: Image.Image, random: np.random.Generator) -> tuple[int, int]:
-    """Somewhere to put the drawing, away from the picture's edges."""
+    """Somewhere to put the drawing, away from the image's edges."""
     x, y = random.uniform(0.1, 0.9, 2)
     return int(x * (SIDE - drawing.width)), int(y * (SIDE - drawing.height))
 
 
 def _on_pale_ground(drawing: Image.Image, random: np.random.Generator) -> Image.Image:
     pale = tuple((255 - random.integers(0, 90, 3)).tolist())
-    picture = Image.new("RGB", (SIDE, SIDE), pale)
-    picture.paste(drawing.convert("RGB"), _corner(drawing, random), drawing.getchannel("A"))
-    return picture
+    image = Image.new("RGB", (SIDE, SIDE), pale)
+    image.paste(drawing.convert("RGB"), _corner(drawing, random), drawing.getchannel("A"))
+    return image
 
 
 def _two_tones(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -187,12 +187,12 @@ def _two_tones(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _in_two_tones(silhouette: Image.Image, random: np.random.Generator) -> Image.Image:
-    """A palette picture in 64 steps from one colour to another: edges show no more, and it packs better."""
+    """A palette image in 64 steps from one colour to another: edges show no more, and it packs better."""
     ink, ground = _two_tones(random)
     amount = Image.new("L", (SIDE, SIDE))
     amount.paste(silhouette, _corner(silhouette, random))
     steps = np.arange(64)[:, None] / 63
     palette = np.rint(ground * (1 - steps) + ink * steps).astype(np.uint8)
-    picture = Image.frombytes("P", amount.size, amount.point(lambda value: value // 4).tobytes())
-    picture.putpalette(palette.tobytes())
-    return picture
+    image = Image.frombytes("P", amount.size, amount.point(lambda value: value // 4).tobytes())
+    image.putpalette(palette.tobytes())
+    return image

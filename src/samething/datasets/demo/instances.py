@@ -1,4 +1,4 @@
-"""What every domain of the demo hands over: instances, each of which can make its own pictures."""
+"""What every domain of the demo hands over: instances, each of which can make its own images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 SIDE: Final = 192
-"""Width and height of every demo picture, in pixels."""
+"""Width and height of every demo image, in pixels."""
 
 DOMAINS: Final = ("icon", "logo", "emoji", "object", "photo")
 
@@ -19,7 +19,7 @@ DOMAINS: Final = ("icon", "logo", "emoji", "object", "photo")
 class Instance(abc.ABC):
     """One thing that is seen several times.
 
-    Instances are made when the build is planned, sent to worker processes, and make their pictures there; so
+    Instances are made when the build is planned, sent to worker processes, and make their images there; so
     they hold names, paths and numbers only.
     """
 
@@ -30,7 +30,7 @@ class Instance(abc.ABC):
     @property
     @abc.abstractmethod
     def sources(self) -> tuple[str, ...]:
-        """Names of the instance's pictures, sorted: the vendor of a drawing or the number of a view."""
+        """Names of the instance's images, sorted: the vendor of a drawing or the number of a view."""
 
     @property
     @abc.abstractmethod
@@ -38,10 +38,10 @@ class Instance(abc.ABC):
         """``png`` or ``jpg``."""
 
     @abc.abstractmethod
-    def pictures(self, wanted: Collection[str]) -> Iterator[tuple[str, Image.Image]]:
-        """Make the wanted pictures, each ``SIDE`` × ``SIDE``: pairs of source and picture.
+    def images(self, wanted: Collection[str]) -> Iterator[tuple[str, Image.Image]]:
+        """Make the wanted images, each ``SIDE`` × ``SIDE``: pairs of source and image.
 
-        A picture depends on the instance and its source only, not on what else is wanted.
+        An image depends on the instance and its source only, not on what else is wanted.
         """
 
     @property
@@ -50,7 +50,7 @@ class Instance(abc.ABC):
         return f"{self.domain}/{self.name}"
 
     def image(self, source: str) -> str:
-        """Path of a picture relative to the data set's root, with forward slashes."""
+        """Path of an image relative to the data set's root, with forward slashes."""
         return f"{self.label}/{source}.{self.suffix}"
 
 
@@ -65,7 +65,7 @@ def digest(*key: object) -> int:
 
 
 def generator_for(*key: object) -> np.random.Generator:
-    """The random numbers of one picture: a function of domain, instance and source."""
+    """The random numbers of one image: a function of domain, instance and source."""
     return np.random.default_rng(digest(*key))
 
 

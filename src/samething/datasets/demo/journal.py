@@ -1,6 +1,6 @@
-"""What a build has finished so far: pictures with their checksums, one a line, added to as they come.
+"""What a build has finished so far: images with their checksums, one per line, added to as they come.
 
-A killed build leaves its journal behind. The next build of the same kind reads it and takes over the pictures
+A killed build leaves its journal behind. The next build of the same kind reads it and takes over the images
 whose files still have these checksums; a line or a file that was cut off is made again.
 """
 
@@ -17,7 +17,7 @@ JOURNAL_NAME: Final = ".unfinished.jsonl"
 
 
 def read_journal(folder: Path) -> tuple[str, dict[str, str]]:
-    """The fingerprint of an unfinished build and its checksums by picture; empty when there is none.
+    """The fingerprint of an unfinished build and its checksums by image; empty when there is none.
 
     Lines that are no JSON are passed over: the last one may be cut off.
     """
@@ -42,7 +42,7 @@ def start_journal(folder: Path, made_from: str, checksums: Mapping[str, str]) ->
 
 
 def add_to_journal(folder: Path, checksums: Mapping[str, str]) -> None:
-    """Append finished pictures."""
+    """Append finished images."""
     with disk_errors(folder), (folder / JOURNAL_NAME).open("a", encoding="utf-8") as stream:
         stream.write(_lines(checksums))
 

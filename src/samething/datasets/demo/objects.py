@@ -25,7 +25,7 @@ NUM_OBJECTS: Final = 500
 NUM_VIEWS: Final = 5
 
 _RENDERED_SIDE: Final = 3 * SIDE // 2
-"""The renderer does not smooth edges, so that pictures are made larger and scaled down."""
+"""The renderer does not smooth edges, so that images are made larger and scaled down."""
 
 _FIELD_OF_VIEW_DEGREES: Final = 40.0
 
@@ -49,7 +49,7 @@ class ObjectInstance(Instance):
         """Shades and noise pack best as JPEG."""
         return "jpg"
 
-    def pictures(self, wanted: Collection[str]) -> Iterator[tuple[str, Image.Image]]:
+    def images(self, wanted: Collection[str]) -> Iterator[tuple[str, Image.Image]]:
         """The mesh from a random side each, in random light, before a random gradient."""
         engine, client = _renderer()
         engine.resetSimulation(physicsClientId=client)
@@ -111,22 +111,22 @@ def _view(
     # scaled down as RGBA, so that the ground the renderer drew does not shine through at the edges
     small = np.asarray(Image.fromarray(rgba).resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32)
     cover, tint = small[..., 3:] / 255, random.uniform(0.85, 1.15, 3).astype(np.float32)
-    picture = cover * small[..., :3] * tint + (1 - cover) * _gradient(random)
-    picture += 3 * random.standard_normal(picture.shape, np.float32)
-    return Image.fromarray(picture.round().clip(0, 255).astype(np.uint8))
+    image = cover * small[..., :3] * tint + (1 - cover) * _gradient(random)
+    image += 3 * random.standard_normal(image.shape, np.float32)
+    return Image.fromarray(image.round().clip(0, 255).astype(np.uint8))
 
 
 def _gradient(random: np.random.Generator) -> Float[np.ndarray, "rows columns 3"]:
     first, second = random.uniform(60, 250, (2, 3)).astype(np.float32)
     steps = np.linspace(0, 1, SIDE, dtype=np.float32)[:, None]
     line: np.ndarray = first * (1 - steps) + second * steps
-    # one row, or one column, to be spread over the picture
+    # one row, or one column, to be spread over the image
     return line[:, None] if random.random() < 0.5 else line[None]
 
 
 @functools.lru_cache(maxsize=1)
 def _renderer() -> tuple[Any, int]:
-    """The physics engine, without a window, and its connection; one a process."""
+    """The physics engine, without a window, and its connection; one per process."""
     with _quiet_stderr():
         try:
             import pybullet

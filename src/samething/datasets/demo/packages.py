@@ -31,7 +31,7 @@ DISTRIBUTION_OF_MODULE: Final = {
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages the pictures are made from, by distribution name.
+    """Versions of the packages the images are made from, by distribution name.
 
     Raises:
         MissingExtraError: one of them is not installed.

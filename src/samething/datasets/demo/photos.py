@@ -84,7 +84,7 @@ class PhotoInstance(Instance):
         """Photographs pack best as JPEG."""
         return "jpg"
 
-    def pictures(self, wanted: Collection[str]) -> Iterator[tuple[str, Image.Image]]:
+    def images(self, wanted: Collection[str]) -> Iterator[tuple[str, Image.Image]]:
         """The place from a random viewpoint each, with random exposure, white balance and blur."""
         photograph = _enlarged(self.photograph)
         for source in self.sources:
@@ -175,8 +175,8 @@ def perspective(
     return a, b, c, d, e, f, g, h
 
 
-def _exposed(picture: Image.Image, random: np.random.Generator) -> Image.Image:
-    values = np.asarray(picture, np.float64) / 255
+def _exposed(image: Image.Image, random: np.random.Generator) -> Image.Image:
+    values = np.asarray(image, np.float64) / 255
     values = values ** random.uniform(0.6, 1.6) * random.uniform(0.7, 1.2, 3)
     exposed = Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8))
     return exposed.filter(ImageFilter.GaussianBlur(float(random.uniform(0, 1.6))))

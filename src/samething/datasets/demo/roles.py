@@ -13,20 +13,20 @@ VAL_SHARE: Final = 0.1
 """The rest, half of each domain's instances, is the test."""
 
 TWO_QUERIES_FROM: Final = 6
-"""A test instance with at least this many pictures gives two queries, another one."""
+"""A test instance with at least this many images gives two queries, another one."""
 
 _SEED: Final = 0
 
 
 def assign_roles(instances: Iterable[Instance]) -> dict[str, Role]:
-    """The role of every picture, by its path relative to the root.
+    """The role of every image, by its path relative to the root.
 
     Per domain the instances are ordered by a digest of their names; the first are for training, the next for
-    validation, the rest for the test. Of a test instance, the pictures with the lowest digests are queries,
+    validation, the rest for the test. Of a test instance, the images with the lowest digests are queries,
     the others are the index, of which at least one is left.
 
     Raises:
-        ValueError: a test instance has one picture only.
+        ValueError: a test instance has one image only.
     """
     by_domain: dict[str, list[Instance]] = {}
     for instance in instances:
@@ -49,6 +49,6 @@ def assign_roles(instances: Iterable[Instance]) -> dict[str, Role]:
 def _test_roles(instance: Instance) -> dict[str, Role]:
     images = sorted(map(instance.image, instance.sources), key=lambda image: digest("query", _SEED, image))
     if len(images) < 2:
-        raise ValueError(f"{instance.label} has one picture: a query would have nothing to find")
+        raise ValueError(f"{instance.label} has one image: a query would have nothing to find")
     num_queries = 2 if len(images) >= TWO_QUERIES_FROM else 1
     return {image: "query" if number < num_queries else "index" for number, image in enumerate(images)}

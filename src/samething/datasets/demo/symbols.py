@@ -164,7 +164,7 @@ def find_symbols(limit: int | None) -> list[DrawnInstance]:
     A brand that is a logo is not an icon as well: an instance belongs to one domain.
 
     Args:
-        limit: look at this many names a domain only; fewer than that may pass.
+        limit: look at this many names per domain only; fewer than that may pass.
 
     Raises:
         MissingExtraError, InputError: a package is missing or has another layout.

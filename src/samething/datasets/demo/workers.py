@@ -39,13 +39,13 @@ def find_jobs(limit_per_domain: int | None) -> list[Callable[[], Sequence[Instan
     return [functools.partial(finder, limit_per_domain) for finder in _FINDERS]
 
 
-def make_pictures(instances: Sequence[Instance], root: Path, known: Mapping[str, str]) -> dict[str, str]:
-    """Write the pictures of some instances below ``root``, except those that are there already.
+def make_images(instances: Sequence[Instance], root: Path, known: Mapping[str, str]) -> dict[str, str]:
+    """Write the images of some instances below ``root``, except those that are there already.
 
-    A picture is there when its file has the checksum that ``known`` gives for it.
+    An image is there when its file has the checksum that ``known`` gives for it.
 
     Returns:
-        SHA-256 by path relative to ``root``, of all pictures of the instances.
+        SHA-256 by path relative to ``root``, of all images of the instances.
 
     Raises:
         InputError: the disk is full or may not be written to.
@@ -54,14 +54,14 @@ def make_pictures(instances: Sequence[Instance], root: Path, known: Mapping[str,
     for instance in instances:
         missing = []
         for source in instance.sources:
-            image = instance.image(source)
-            if image in known and _has_checksum(root / image, known[image]):
-                checksums[image] = known[image]
+            path = instance.image(source)
+            if path in known and _has_checksum(root / path, known[path]):
+                checksums[path] = known[path]
             else:
                 missing.append(source)
-        for source, picture in instance.pictures(missing) if missing else ():
-            image = instance.image(source)
-            checksums[image] = _write_picture(root / image, picture)
+        for source, image in instance.images(missing) if missing else ():
+            path = instance.image(source)
+            checksums[path] = _write_image(root / path, image)
     return checksums
 
 
@@ -69,14 +69,14 @@ def _has_checksum(path: Path, sha256: str) -> bool:
     return path.is_file() and file_sha256(path) == sha256
 
 
-def _write_picture(target: Path, picture: Image.Image) -> str:
-    """Write and rename, without waiting for the disk: the checksum tells a picture that was cut off."""
-    assert picture.size == (SIDE, SIDE)
+def _write_image(target: Path, image: Image.Image) -> str:
+    """Write and rename, without waiting for the disk: the checksum tells an image that was cut off."""
+    assert image.size == (SIDE, SIDE)
     buffer = io.BytesIO()
     if target.suffix == ".png":
-        picture.save(buffer, "PNG")
+        image.save(buffer, "PNG")
     else:
-        picture.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+        image.save(buffer, "JPEG", quality=_JPEG_QUALITY)
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL_SUFFIX}")

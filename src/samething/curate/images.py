@@ -1,4 +1,4 @@
-"""The pictures of several catalogs as one list: their files, and the parts of them that are meant."""
+"""The images of several catalogs as one list: their files, and the parts of them that are meant."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from samething.images import decode
 Box: TypeAlias = tuple[int, int, int, int]
 
 
-class Pictures:
+class Images:
     """The rows of several catalogs, one after another; a path is put together when it is asked for."""
 
     def __init__(self, catalogs: Sequence[Catalog]) -> None:
@@ -40,7 +40,7 @@ class Pictures:
         return os.path.normpath(os.path.join(self._roots[part], self._images[part][own].as_py()))  # noqa: PTH118
 
     def box(self, row: int) -> Box | None:
-        """The part of the picture that is meant, in pixels; None for all of it."""
+        """The part of the image that is meant, in pixels; None for all of it."""
         part, own = self._place(row)
         boxes = self._boxes[part]
         if boxes is None or boxes[own, 0] < 0:
@@ -53,7 +53,7 @@ class Pictures:
         return self.path(row) + box_text(self.box(row))
 
     def decode(self, row: int) -> Image.Image:
-        """The row's picture, cut to its box.
+        """The row's image, cut to its box.
 
         Raises:
             ImageError: it cannot be read, or the box lies outside of it.
@@ -62,7 +62,7 @@ class Pictures:
 
 
 def decode_part(path: Path, box: Box | None) -> Image.Image:
-    """A picture, or the part of it in a box.
+    """An image, or the part of it in a box.
 
     Raises:
         ImageError: it cannot be read, or the box lies outside of it.
@@ -75,7 +75,7 @@ def decode_part(path: Path, box: Box | None) -> Image.Image:
     if left >= right or top >= bottom:
         raise ImageError(
             f"{path}: the box {box} lies outside of its {image.width} × {image.height} pixels",
-            expected="a box with an extent inside the picture",
+            expected="a box with an extent inside the image",
             next_step="correct the box columns of the catalog",
         )
     return image.crop((left, top, right, bottom))

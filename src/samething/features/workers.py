@@ -29,21 +29,21 @@ from samething.images import Preprocessing, read_pixels
 # Tasks handed to a worker at a time: with two, it decodes the next batch while its last one is described.
 _TASKS_A_WORKER: Final = 2
 
-# A picture that a worker died on twice is left out; once may have been chance, such as a lack of memory.
-_DEATHS_A_PICTURE: Final = 2
+# An image that a worker died on twice is left out; once may have been chance, such as a lack of memory.
+_DEATHS_PER_IMAGE: Final = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureReader:
-    """Prepares the pictures of a catalog's rows."""
+class ImageReader:
+    """Prepares the images of a catalog's rows."""
 
     catalog: Catalog
     copies: Mapping[int, Sequence[int]]
-    """Rows that show the same picture as a row, itself included; only where there are several."""
+    """Rows that show the same image as a row, itself included; only where there are several."""
     preprocessing: Preprocessing
 
     def read(self, row: int) -> UInt8[np.ndarray, "3 height width"] | dict[int, str]:
-        """Pixels of a row's picture, or the reasons why neither it nor a copy of it can be read."""
+        """Pixels of a row's image, or the reasons why neither it nor a copy of it can be read."""
         reasons = {}
         for place in self.copies.get(row, (row,)):
             pixels = self._pixels(place)
@@ -62,14 +62,14 @@ class PictureReader:
             return read_pixels(content, self.preprocessing, box=source.box)
         except ImageError as error:  # the list names the file beside the reason
             given = error.given.removeprefix(source.location).removeprefix("the bytes given")
-            return given.removeprefix("the picture").lstrip(": ")
+            return given.removeprefix("the image").lstrip(": ")
         except RecursionError as error:
             return f"cannot be decoded ({error})"
 
     def read_batch(
         self, rows: Sequence[int], pixels: UInt8[np.ndarray, "b 3 height width"], reasons: dict[int, str]
     ) -> Iterator[int]:
-        """Fill the front of ``pixels`` with the pictures that can be read; yields each row before it is read.
+        """Fill the front of ``pixels`` with the images that can be read; yields each row before it is read.
 
         Rows that have a reason already are passed over.
         """
@@ -88,7 +88,7 @@ class PictureReader:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """A batch of pictures, prepared."""
+    """A batch of images, prepared."""
 
     number: int
     rows: list[int]
@@ -100,7 +100,7 @@ class Batch:
 
 
 def read_one_batch(
-    reader: PictureReader,
+    reader: ImageReader,
     number: int,
     rows: Sequence[int],
     pixels: UInt8[np.ndarray, "b 3 height width"] | None = None,
@@ -114,11 +114,11 @@ def read_one_batch(
     return Batch(number, good, pixels[: len(good)], reasons)
 
 
-class PictureStream:
-    """Prepares batches of pictures in worker processes, each written by its worker where it is used.
+class ImageStream:
+    """Prepares batches of images in worker processes, each written by its worker where it is used.
 
-    Pixels lie in memory shared by all, of ``num_bytes`` bytes, however many pictures there are. A worker that
-    dies (a decoder that crashes, memory that runs out) is replaced and its batch done again; the picture it
+    Pixels lie in memory shared by all, of ``num_bytes`` bytes, however many images there are. A worker that
+    dies (a decoder that crashes, memory that runs out) is replaced and its batch done again; the image it
     died on, twice, gets a reason like any other. Batches come in the order in which they are ready.
 
     Not torch's DataLoader: that copies each batch through a pipe twice, and ends the job with its worker.
@@ -130,7 +130,7 @@ class PictureStream:
     """
 
     def __init__(
-        self, reader: PictureReader, batches: Mapping[int, Sequence[int]], *, num_workers: int
+        self, reader: ImageReader, batches: Mapping[int, Sequence[int]], *, num_workers: int
     ) -> None:
         self.reader = reader
         self.batches = batches
@@ -143,7 +143,7 @@ class PictureStream:
 
     @property
     def num_bytes(self) -> int:
-        """Memory for prepared pictures."""
+        """Memory for prepared images."""
         return self._num_slots * self.batch_size * math.prod(self._shape)
 
     def memory_bytes(self) -> int:
@@ -206,7 +206,7 @@ class PictureStream:
         row = worker.current
         deaths[row] += 1
         for task, slot in reversed(worker.tasks):
-            if row in task.rows and deaths[row] >= _DEATHS_A_PICTURE:
+            if row in task.rows and deaths[row] >= _DEATHS_PER_IMAGE:
                 reason = f"the process that decoded it ended ({_ending(worker.process.exitcode)})"
                 task.reasons.update(dict.fromkeys(self.reader.copies.get(row, (row,)), reason))
             waiting.appendleft(task)
@@ -233,7 +233,7 @@ class _Task:
 class _Worker:
     """A process that prepares batches, as its parent sees it."""
 
-    def __init__(self, reader: PictureReader, slots: UInt8[np.ndarray, "s b 3 height width"]) -> None:
+    def __init__(self, reader: ImageReader, slots: UInt8[np.ndarray, "s b 3 height width"]) -> None:
         context = multiprocessing.get_context("fork")
         self.connection, theirs = context.Pipe()
         self._current = np.frombuffer(mmap.mmap(-1, 8), np.int64)
@@ -279,7 +279,7 @@ class _Worker:
 def _work(
     connection: multiprocessing.connection.Connection,
     parents: multiprocessing.connection.Connection,
-    reader: PictureReader,
+    reader: ImageReader,
     slots: UInt8[np.ndarray, "s b 3 height width"],
     current: np.ndarray,
 ) -> None:

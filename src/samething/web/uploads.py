@@ -1,4 +1,4 @@
-"""The pictures that the server sends, and those that it is given to keep."""
+"""The images that the server sends, and those that it is given to keep."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from samething.errors import InputError
 from samething.files import atomic_path, write_text
 from samething.images import Box, decode, is_url, thumbnail
 from samething.images.decoding import opened
-from samething.search.collection import Collection, PictureFile, on_disk
+from samething.search.collection import Collection, ImageFile, on_disk
 
 MEDIA_TYPES: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
 """Formats that are sent as they are; every browser shows them and none of them holds script."""
@@ -23,19 +23,19 @@ _MAX_RAW_BYTES: Final = 64 * 2**20
 _CATALOG_NAME: Final = "uploads.csv"
 
 
-def sendable(file: PictureFile, *, max_pixels: int, side: int | None = None) -> tuple[bytes, str]:
-    """A picture file as bytes that any browser shows, and their media type.
+def sendable(file: ImageFile, *, max_pixels: int, side: int | None = None) -> tuple[bytes, str]:
+    """An image file as bytes that any browser shows, and their media type.
 
     What it is is found out from its content, whatever its name says. JPEG, PNG, WebP and GIF files are sent
-    as they are; of everything else, a part of a picture, and a smaller size, a JPEG is made.
+    as they are; of everything else, a part of an image, and a smaller size, a JPEG is made.
 
     Args:
         file: a file that the index knows.
-        max_pixels: refuse larger pictures before they are unpacked.
+        max_pixels: refuse larger images before they are unpacked.
         side: make its longer side at most that many pixels.
 
     Raises:
-        ImageError: it is not there any more, or no picture.
+        ImageError: it is not there any more, or no image.
     """
     content: bytes | Path = fetch(file.path) if is_url(file.path) else Path(file.path)
     if isinstance(content, Path) and content.is_file() and content.stat().st_size <= _MAX_RAW_BYTES:
@@ -50,7 +50,7 @@ def sendable(file: PictureFile, *, max_pixels: int, side: int | None = None) -> 
 
 
 class Uploads:
-    """The folder where uploaded pictures are kept, with a table of their labels that a sync follows.
+    """The folder where uploaded images are kept, with a table of their labels that a sync follows.
 
     A file's name is the SHA-256 of its content: nothing of what the sender calls it is used.
     """
@@ -61,14 +61,14 @@ class Uploads:
 
     @property
     def collection(self) -> Collection:
-        """What an index follows to keep these pictures."""
+        """What an index follows to keep these images."""
         return Collection(self.folder / _CATALOG_NAME)
 
-    def keep(self, content: bytes, *, label: str, domain: str, max_pixels: int) -> tuple[str, PictureFile]:
-        """Store a picture; the identity of its content, and its file.
+    def keep(self, content: bytes, *, label: str, domain: str, max_pixels: int) -> tuple[str, ImageFile]:
+        """Store an image; the identity of its content, and its file.
 
         Raises:
-            ImageError: not a picture.
+            ImageError: not an image.
             InputError: a label or domain that cannot be kept, or a disk that is full.
         """
         for name, text in (("label", label), ("domain", domain)):
@@ -90,7 +90,7 @@ class Uploads:
             self._write([*(row for row in self._rows() if row["image"] != name), _row(name, label, domain)])
         return sha256, on_disk(str(path), label=label, domain=domain)
 
-    def drop(self, files: list[PictureFile]) -> None:
+    def drop(self, files: list[ImageFile]) -> None:
         """Delete those of the files that were uploaded; others are left alone."""
         with self._guard:
             mine = {

@@ -1,4 +1,4 @@
-"""Whether two pictures are one, looked at closely: the last word on a candidate pair.
+"""Whether two images are one, looked at closely: the last word on a candidate pair.
 
 Hashes and embeddings find candidates, and among drawings, renderings and products also pairs that only look
 alike. Here the pixels are compared: one of the two, at 32 × 32, is laid on every place of the other where it
@@ -20,7 +20,7 @@ from samething.errors import ImageError
 from samething.progress import progress_bar
 
 DecodeRow: TypeAlias = Callable[[int], Image.Image]
-"""From a row to its picture; raises ImageError where it cannot be read."""
+"""From a row to its image; raises ImageError where it cannot be read."""
 
 _SIDES: Final = (32, 34, 36, 38)
 """Sides of the whole when 32 of it are shown: crops that keep 100, 94, 89 and 84 % of a side."""
@@ -32,20 +32,20 @@ _COARSE_LOSS: Final = 0.12
 """How much lower the small correlation may be; see docs/curation.md."""
 
 _Scaled: TypeAlias = tuple[np.ndarray, ...]
-"""A picture at each pair of sides, float32 (height, width, 3), row by row; the first is the smallest."""
+"""An image at each pair of sides, float32 (height, width, 3), row by row; the first is the smallest."""
 
 _NUM_REMEMBERED: Final = 8192
-"""Pictures kept small in memory, 21 KB each; a sixteenth as many are kept larger, 230 KB each."""
+"""Images kept small in memory, 21 KB each; a sixteenth as many are kept larger, 230 KB each."""
 
 
 def aligned_similarity(first: Image.Image, second: Image.Image) -> float:
-    """Correlation of the colours of two pictures, at the best way to take one for a crop of the other.
+    """Correlation of the colours of two images, at the best way to take one for a crop of the other.
 
-    From -1 to 1. Crops keep at least 84 % of each side, cut at any place. A flat picture has 0 with all.
+    From -1 to 1. Crops keep at least 84 % of each side, cut at any place. A flat image has 0 with all.
 
     >>> noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3)).astype(np.uint8))
-    >>> picture = noise.resize((200, 200), Image.Resampling.BICUBIC)
-    >>> round(aligned_similarity(picture, picture.crop((10, 0, 190, 190))), 1)
+    >>> image = noise.resize((200, 200), Image.Resampling.BICUBIC)
+    >>> round(aligned_similarity(image, image.crop((10, 0, 190, 190))), 1)
     1.0
     """
     return _similarity(_scaled(first), _scaled(second))
@@ -57,9 +57,9 @@ def pair_similarities(
     """:func:`aligned_similarity` of pairs of files; -1 where one cannot be read. Progress is shown on stderr.
 
     Args:
-        decode_row: the picture of a row.
+        decode_row: the image of a row.
         pairs: two rows, and whether the first is mirrored before; sorted by the first, so
-            that pictures are decoded seldom.
+            that images are decoded seldom.
         least: similarities that are surely lower need not be exact.
     """
     pairs = list(pairs)
@@ -96,10 +96,10 @@ def pair_similarities(
 
 @dataclasses.dataclass(frozen=True)
 class _Windows:
-    """All places of a small grey picture that a part can be laid on; rows of unit length and mean 0."""
+    """All places of a small grey image that a part can be laid on; rows of unit length and mean 0."""
 
     places: Float32[np.ndarray, "w 144"]
-    """The first is the whole picture."""
+    """The first is the whole image."""
     mirrored_whole: Float32[np.ndarray, " 144"]
 
     @classmethod
@@ -143,9 +143,9 @@ def _similarity(first: _Scaled, second: _Scaled) -> float:
     return max(best, *(_best_place(second[0], whole) for whole in first[1:]))
 
 
-def _detail(picture: Float[np.ndarray, "h w 3"]) -> float:
+def _detail(image: Float[np.ndarray, "h w 3"]) -> float:
     """Standard deviation of the channel that varies most, of 255."""
-    return float(picture.std(axis=(0, 1)).max())
+    return float(image.std(axis=(0, 1)).max())
 
 
 def _best_place(part: Float[np.ndarray, "h w 3"], whole: Float[np.ndarray, "h2 w2 3"]) -> float:

