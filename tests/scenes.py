@@ -28,14 +28,14 @@ def write_things(root: Path, *, num_things: int = 8, num_views: int = 4, side: i
     rng = np.random.default_rng(0)
     images = photographs()
     for thing in range(num_things):
-        image = images[thing % len(images)]
-        left = int(rng.integers(0, image.width - 140))
-        top = int(rng.integers(0, image.height - 140))
+        photograph = images[thing % len(images)]
+        left = int(rng.integers(0, photograph.width - 140))
+        top = int(rng.integers(0, photograph.height - 140))
         folder = root / f"thing {thing:02d} é"
         folder.mkdir(parents=True, exist_ok=True)
         for view in range(num_views):
             dx, dy = rng.integers(-8, 9, 2)
-            crop = image.crop((left + 20 + dx, top + 20 + dy, left + 120 + dx, top + 120 + dy))
+            crop = photograph.crop((left + 20 + dx, top + 20 + dy, left + 120 + dx, top + 120 + dy))
             light = np.asarray(crop, float) * rng.uniform(0.7, 1.2)
             image = Image.fromarray(light.clip(0, 255).astype(np.uint8)).resize((side, side))
             image.save(folder / f"view {view}.jpg")

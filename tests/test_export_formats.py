@@ -97,8 +97,8 @@ def test_resizing_in_torch_is_that_of_pillow(resize, interpolation):
 
     scripted = torch.jit.script(PreparedInside(Through(), preprocessing).eval())
     for image in (photographs()[1], photographs()[2].resize((37, 91)), Image.new("RGB", (1, 5), "blue")):
-        image = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None]
-        found = scripted(image)[0].numpy()
+        pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None]
+        found = scripted(pixels)[0].numpy()
         expected = prepare(decode(image), preprocessing).astype(float)
         assert found.shape == expected.shape
         # Pillow rounds and cuts to 0 … 255 between its two passes, which shows at hard edges
