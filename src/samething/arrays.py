@@ -21,6 +21,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Bool, Float, Int, UInt8
 
 FeatureRows: TypeAlias = Float[np.ndarray, "n w"]
@@ -34,3 +35,18 @@ TopIndices: TypeAlias = Int[np.ndarray, "q k"]
 TopScores: TypeAlias = Float[np.ndarray, "q k"]
 Pixels: TypeAlias = UInt8[np.ndarray, "3 height width"]
 PixelBatch: TypeAlias = UInt8[np.ndarray, "b 3 height width"]
+
+
+def unit(rows: Float[np.ndarray, "n d"], dtype: npt.DTypeLike = None) -> Float[np.ndarray, "n d"]:
+    """The rows, each divided by its length, as a new array; a row of zeros stays zeros.
+
+    Args:
+        rows: vectors, of which nothing is changed.
+        dtype: the type to compute in and to return; by default that of the rows.
+
+    >>> unit(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+    [[0.6, 0.8], [0.0, 0.0]]
+    """
+    rows = np.asarray(rows, dtype=dtype)
+    found: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return found

@@ -17,7 +17,7 @@ import torch.distributed
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from samething.arrays import Embeddings, FeatureRows
+from samething.arrays import Embeddings, FeatureRows, unit
 from samething.errors import InputError
 
 HeadKind: TypeAlias = Literal["linear", "batchnorm-linear", "mlp", "average", "pca", "none"]
@@ -316,9 +316,7 @@ def mean_and_covariance(
     width = features.shape[1]
     total, products = np.zeros(width), np.zeros((width, width))
     for _, part in _in_parts(features, rows):
-        exact = part.astype(np.float64)
-        if unit_length:
-            exact /= np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), 1e-12)
+        exact = unit(part, np.float64) if unit_length else part.astype(np.float64)
         total += exact.sum(0)
         products += exact.T @ exact
     num_rows = len(features) if rows is None else len(rows)

@@ -20,7 +20,7 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from samething.arrays import Embeddings, FeatureRows
+from samething.arrays import Embeddings, FeatureRows, unit
 from samething.catalog import Catalog
 from samething.features import FeatureSet
 
@@ -67,32 +67,27 @@ def agreement(
 def _agreement_in_domain(features: FeatureRows, classes: Int[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
     _, classes = np.unique(classes, return_inverse=True)
     sizes = np.bincount(classes)
-    unit = _unit(_unit(features) - _unit(features).mean(axis=0))
+    rows = unit(features, np.float32)
+    rows = unit(rows - rows.mean(axis=0))
     order = np.argsort(classes, kind="stable")
-    sums = np.add.reduceat(unit[order].astype(np.float64), np.cumsum(sizes) - sizes, axis=0).astype(
+    sums = np.add.reduceat(rows[order].astype(np.float64), np.cumsum(sizes) - sizes, axis=0).astype(
         np.float32
     )
-    directions = _unit(sums)
-    others = sums[classes] - unit
-    products = np.einsum("nd,nd->n", unit, others)
+    directions = unit(sums)
+    others = sums[classes] - rows
+    products = np.einsum("nd,nd->n", rows, others)
     own = products / np.maximum(np.linalg.norm(others, axis=1), 1e-6)
     mean = products / np.maximum(sizes[classes] - 1, 1)
     rival = np.full(len(classes), -1.0, np.float32)
     for start in range(0, len(classes), _ROWS_AT_A_TIME):
         block = slice(start, start + _ROWS_AT_A_TIME)
-        cosines = unit[block] @ directions.T
+        cosines = rows[block] @ directions.T
         cosines[:, sizes < 2] = -1  # a class of one image says little about a class
         cosines[np.arange(len(cosines)), classes[block]] = -1
         rival[block] = cosines.max(axis=1)
     scores = own - rival + mean - _class_medians(mean, classes)[classes]
     scores[sizes[classes] < 2] = 0
     found: np.ndarray = scores.astype(np.float32)
-    return found
-
-
-def _unit(rows: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
-    rows = rows.astype(np.float32)
-    found: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
     return found
 
 
@@ -121,9 +116,8 @@ def sub_centre_angles(
         classes: their classes, 0 to c - 1.
         centres: the k centres of each class.
     """
-    unit = _unit(embeddings)
-    directions = _unit(centres.reshape(-1, centres.shape[2])).reshape(centres.shape)
-    cosines = np.einsum("nd,nkd->nk", unit, directions[classes])
+    directions = unit(centres.reshape(-1, centres.shape[2]), np.float32).reshape(centres.shape)
+    cosines = np.einsum("nd,nkd->nk", unit(embeddings, np.float32), directions[classes])
     votes = np.zeros(centres.shape[:2], np.int64)
     np.add.at(votes, (classes, cosines.argmax(axis=1)), 1)
     dominant = votes.argmax(axis=1)[classes]

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int
 
-from samething.arrays import FeatureRows
+from samething.arrays import FeatureRows, unit
 from samething.catalog import Catalog, read_table
 from samething.errors import InputError, MissingExtraError
 from samething.progress import progress_bar
@@ -141,8 +141,8 @@ def _parts(features: FeatureRows, least: int, silhouette: float) -> Int[np.ndarr
     from sklearn.cluster import AgglomerativeClustering
     from sklearn.metrics import silhouette_score
 
-    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    distances = np.clip(1 - unit @ unit.T, 0, 2)
+    rows = unit(features)
+    distances = np.clip(1 - rows @ rows.T, 0, 2)
     np.fill_diagonal(distances, 0)
     best, chosen = silhouette, None
     for number in range(2, min(MOST_PARTS, len(features) // least) + 1):

@@ -22,7 +22,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
-from samething.arrays import Embeddings
+from samething.arrays import Embeddings, unit
 from samething.errors import ArtefactError, InputError
 
 CodeKind: TypeAlias = Literal["int8", "binary", "pq"]
@@ -100,9 +100,7 @@ class Coder:
             centres = self.arrays["centres"]
             parts = [centres[place][codes[:, place]] for place in range(len(centres))]
             vectors = np.concatenate(parts, axis=1)[:, : self.dim]
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        unit: Embeddings = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
-        return unit
+        return unit(vectors)
 
     def write(self, target: Path) -> None:
         """Write to an open temporary path, as ``.npz``."""

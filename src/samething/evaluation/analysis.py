@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from samething.arrays import Embeddings
+from samething.arrays import Embeddings, unit
 from samething.catalog import Catalog
 from samething.evaluation.measuring import label_pairs, labels_of, rows_by_role
 from samething.retrieval import Relevant, exact_topk
@@ -97,8 +97,7 @@ class Analysis:
         wrong = ~is_right & (top.indices >= 0)
         has_wrong = wrong.any(axis=1) & asked
         generator = np.random.default_rng(seed)
-        unit = embeddings.astype(np.float32)
-        unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+        rows = unit(embeddings, np.float32)
         some = generator.permutation(len(relevant.rows))[:20_000]
         left, right = relevant.queries[some], relevant.rows[some]
         others = generator.integers(len(index), size=len(some))
@@ -116,8 +115,8 @@ class Analysis:
             found=np.where(top.indices >= 0, index[np.maximum(top.indices, 0)], -1)[asked],
             scores=top.scores[asked],
             is_right=is_right[asked],
-            same=np.einsum("nd,nd->n", unit[queries[left]], unit[index[right]]),
-            different=np.einsum("nd,nd->n", unit[queries[askers]], unit[index[others]])[other],
+            same=np.einsum("nd,nd->n", rows[queries[left]], rows[index[right]]),
+            different=np.einsum("nd,nd->n", rows[queries[askers]], rows[index[others]])[other],
             best_wrong=top.scores[has_wrong, wrong[has_wrong].argmax(axis=1)],
         )
 
@@ -192,17 +191,16 @@ def map_of(
     order = np.random.default_rng(seed).permutation(np.unique(classes))
     rank = {int(label): place for place, label in enumerate(order)}
     chosen = index[np.argsort([rank[int(label)] for label in classes], kind="stable")][:count]
-    unit = embeddings[chosen].astype(np.float64)
-    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+    rows = unit(embeddings[chosen], np.float64)
     if importlib.util.find_spec("sklearn") and len(chosen) > 30:
         from sklearn.manifold import TSNE
 
         method = "t-SNE, cosine distance, perplexity 15"
-        places = TSNE(metric="cosine", init="pca", perplexity=15, random_state=seed).fit_transform(unit)
+        places = TSNE(metric="cosine", init="pca", perplexity=15, random_state=seed).fit_transform(rows)
     else:
         method = "the two directions of largest variance"
-        centred = unit - unit.mean(axis=0)
-        places = np.zeros((len(unit), 2))
+        centred = rows - rows.mean(axis=0)
+        places = np.zeros((len(rows), 2))
         components = np.linalg.svd(centred, full_matrices=False)[2][:2]
         places[:, : len(components)] = centred @ components.T
     low, high = places.min(axis=0), places.max(axis=0)

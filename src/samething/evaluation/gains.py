@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from jaxtyping import Float, Int
 
-from samething.arrays import Gallery, Queries
+from samething.arrays import Gallery, Queries, unit
 from samething.errors import InputError
 from samething.retrieval import exact_topk
 
@@ -44,10 +44,11 @@ def query_expansion(
     ``q' = q + sum over the n nearest of max(s, 0)^α · g``, all of unit length, and q' brought to unit length
     (Radenović, Tolias and Chum, *Fine-tuning CNN Image Retrieval with No Human Annotation*, TPAMI 2019).
     """
-    asked, entries = _unit(queries), _unit(gallery)
+    asked, entries = unit(queries, np.float32), unit(gallery, np.float32)
     found = exact_topk(asked, entries, num_neighbours, leave_out=leave_out)
     weights = np.where(found.indices >= 0, np.maximum(found.scores, 0) ** alpha, 0)
-    return Refined(_unit(asked + np.einsum("qk,qkd->qd", weights, entries[found.indices])), gallery)
+    expanded = asked + np.einsum("qk,qkd->qd", weights, entries[found.indices])
+    return Refined(unit(expanded, np.float32), gallery)
 
 
 def database_augmentation(
@@ -64,7 +65,7 @@ def database_augmentation(
     Learning of Deep Visual Representations for Image Retrieval* (IJCV 2017). Uses no query.
     """
     del leave_out
-    entries = _unit(gallery)
+    entries = unit(gallery, np.float32)
     return Refined(
         queries,
         query_expansion(
@@ -104,7 +105,7 @@ def reciprocal_reranking(
     Raises:
         InputError: there are so many images that the matrices do not fit.
     """
-    asked, entries = _unit(queries), _unit(gallery)
+    asked, entries = unit(queries, np.float32), unit(gallery, np.float32)
     if len(entries) ** 2 > _MOST_PAIRS or len(entries) * len(asked) > _MOST_PAIRS:
         raise InputError(
             f"re-ranking of {len(asked):,} queries among {len(entries):,} entries",
@@ -166,12 +167,6 @@ def _reciprocal(
         if len(candidate & own) >= 2 / 3 * len(candidate):
             wide |= candidate
     return np.array(sorted(wide))
-
-
-def _unit(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    unit: np.ndarray = rows.astype(np.float32)
-    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
-    return unit
 
 
 GAINS: Final[Mapping[str, Gain]] = {

@@ -7,6 +7,8 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float
 
+from samething.arrays import unit
+
 DTYPES: Final = ("float32", "float16", "int8", "binary")
 
 
@@ -26,10 +28,10 @@ def reduced(
 
     Nothing is subtracted, so that at the full dimension cosines stay what they were.
     """
-    unit_train, unit_rows = _unit(train), _unit(rows)
-    covariance = np.cov(unit_train, rowvar=False)
+    train, rows = unit(train, np.float32), unit(rows, np.float32)
+    covariance = np.cov(train, rowvar=False)
     directions = np.linalg.eigh(np.atleast_2d(covariance))[1][:, ::-1][:, :dim]
-    return _unit(unit_rows @ directions)
+    return unit(rows @ directions, np.float32)
 
 
 def stored_as(
@@ -41,16 +43,16 @@ def stored_as(
     the sign of each coordinate minus its median over training embeddings, as ±1, whose cosine orders as the
     Hamming distance does.
     """
-    unit, unit_train = _unit(rows), _unit(train)
+    rows, train = unit(rows, np.float32), unit(train, np.float32)
     if dtype == "float16":
-        return unit.astype(np.float16).astype(np.float32)
+        return rows.astype(np.float16).astype(np.float32)
     if dtype == "int8":
-        step = np.abs(unit_train).max() / 127
-        steps: np.ndarray = np.clip(np.rint(unit / step), -127, 127).astype(np.float32)
+        step = np.abs(train).max() / 127
+        steps: np.ndarray = np.clip(np.rint(rows / step), -127, 127).astype(np.float32)
         return steps
     if dtype == "binary":
-        return np.where(unit >= np.median(unit_train, axis=0), 1, -1).astype(np.float32)
-    return unit
+        return np.where(rows >= np.median(train, axis=0), 1, -1).astype(np.float32)
+    return rows
 
 
 def bytes_per_image(dim: int, dtype: str) -> int:
@@ -71,21 +73,21 @@ def zero_shot(
     ``first``: the first numbers; ``random``: a fixed random projection; ``PCA`` and ``whitened PCA`` of
     unit-length training features, the latter with every direction scaled to unit variance.
     """
-    unit, unit_train = _unit(rows), _unit(train)
-    width = unit.shape[1]
+    rows, train = unit(rows, np.float32), unit(train, np.float32)
+    width = rows.shape[1]
     starts = [place * width // dim for place in range(dim)]
     stops = [-(-(place + 1) * width // dim) for place in range(dim)]
     bins = list(zip(starts, stops, strict=True))
-    mean = unit_train.mean(axis=0)
-    values, vectors = np.linalg.eigh(np.cov(unit_train, rowvar=False))
+    mean = train.mean(axis=0)
+    values, vectors = np.linalg.eigh(np.cov(train, rowvar=False))
     directions, variances = vectors[:, ::-1][:, :dim], values[::-1][:dim]
-    projected = (unit - mean) @ directions
+    projected = (rows - mean) @ directions
     random = np.random.default_rng(0).standard_normal((width, dim)) / np.sqrt(dim)
     pooled = {
-        "average": np.stack([unit[:, start:stop].mean(axis=1) for start, stop in bins], axis=1),
-        "max": np.stack([unit[:, start:stop].max(axis=1) for start, stop in bins], axis=1),
-        "first": unit[:, :dim],
-        "random": unit @ random,
+        "average": np.stack([rows[:, start:stop].mean(axis=1) for start, stop in bins], axis=1),
+        "max": np.stack([rows[:, start:stop].max(axis=1) for start, stop in bins], axis=1),
+        "first": rows[:, :dim],
+        "random": rows @ random,
         "PCA": projected,
         "whitened PCA": projected / np.sqrt(np.maximum(variances, 1e-12)),
     }
@@ -105,9 +107,3 @@ def sweep(
         label = f"{name} {dtype} ({bytes_per_image(full, dtype)} bytes)"
         variants[label] = stored_as(rows, train, dtype)
     return variants
-
-
-def _unit(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    wide = np.asarray(rows, dtype=np.float32)
-    unit: np.ndarray = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
-    return unit

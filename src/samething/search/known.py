@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float
 
-from samething.arrays import Embeddings
+from samething.arrays import Embeddings, unit
 from samething.embedder import Embedder
 from samething.errors import FingerprintError, ImageError, InputError
 from samething.features.folder import JOB_NAME, FeatureSet
@@ -65,11 +65,8 @@ class KnownVectors:
         mean, scale, weight, bias = self._head
         features = np.asarray(self.features.rows[rows], dtype=np.float32)
         if scale > 0:
-            features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-            features = (features - mean) / scale
-        vectors = features @ weight.T + bias
-        unit: Embeddings = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return unit
+            features = (unit(features) - mean) / scale
+        return unit(features @ weight.T + bias)
 
     def _require_agreement(self, embedder: Embedder) -> None:
         """A fine-tuned backbone, or images that changed since, would give vectors of another model."""
