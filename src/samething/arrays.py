@@ -37,12 +37,13 @@ Pixels: TypeAlias = UInt8[np.ndarray, "3 height width"]
 PixelBatch: TypeAlias = UInt8[np.ndarray, "b 3 height width"]
 
 
-def unit(rows: Float[np.ndarray, "n d"], dtype: npt.DTypeLike = None) -> Float[np.ndarray, "n d"]:
+def unit(rows: Float[np.ndarray, "n d"], dtype: npt.DTypeLike | None = None) -> Float[np.ndarray, "n d"]:
     """The rows, each divided by its length, as a new array; a row of zeros stays zeros.
 
     Args:
         rows: vectors, of which nothing is changed.
-        dtype: the type to compute in and to return; by default that of the rows.
+        dtype: the type to compute in and to return; by default that of the rows,
+            which should then be float32 or wider: in float16 a row of zeros becomes NaN.
 
     >>> unit(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
     [[0.6, 0.8], [0.0, 0.0]]
