@@ -12,7 +12,7 @@ from line import samething
 from samething.catalog import BOX_COLUMNS, Catalog
 from samething.datasets import DATASETS, Dropped, Published, catalog, datasets, read_dataset
 from samething.datasets.boxes import box_columns
-from samething.datasets.known import find_dataset
+from samething.datasets.public import find_dataset
 from samething.datasets.uned import DOMAINS, splits
 from samething.errors import ArtefactError, InputError, SamethingError
 from samething.images import decode

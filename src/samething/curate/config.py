@@ -12,8 +12,8 @@ from samething.curate.near_hashes import LARGEST_DISTANCE
 from samething.curate.noise import LARGEST_ANGLE, LEAST_AGREEMENT, Noise
 from samething.curate.refinement import LEAST_SILHOUETTE
 from samething.curate.rules import Budget, Limit, Share, Thin
-from samething.datasets.description import Published
-from samething.datasets.m4d import M4D_35K
+from samething.datasets.dataset import Published
+from samething.datasets.public import DATASETS
 from samething.errors import InputError
 
 Duplicates: TypeAlias = Literal["none", "exact", "perceptual", "embedding"]
@@ -172,7 +172,7 @@ class Recipe:
 def _published() -> dict[str, Published]:
     # the published table calls the refined cars by the name of their images
     names = {"stanford_cars": "stanford_cars_refined"}
-    found = {row.where.get("dataset", ""): row for row in M4D_35K.published}
+    found = {row.where.get("dataset", ""): row for row in DATASETS["m4d_35k"].published}
     return {names.get(name, name): row for name, row in found.items()}
 
 

@@ -10,8 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
-from samething.catalog import Catalog
-from samething.datasets.boxes import BOX_COLUMNS
+from samething.catalog import BOX_COLUMNS, Catalog
 from samething.errors import ImageError
 from samething.images import decode
 

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from samething.catalog import Catalog
 from samething.curate.config import RECIPES, Recipe
 from samething.curate.result import PublishedCounts
-from samething.datasets.known import DATASETS, read_dataset
+from samething.datasets.public import DATASETS, read_dataset
 from samething.errors import InputError
 
 

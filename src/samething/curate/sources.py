@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
-from samething.catalog import Catalog
+from samething.catalog import BOX_COLUMNS, Catalog
 from samething.curate.images import Images, box_text
-from samething.datasets.boxes import BOX_COLUMNS
 from samething.features import FeatureSet
 from samething.files import require_same
 

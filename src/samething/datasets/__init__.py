@@ -1,4 +1,4 @@
-"""Public data sets and the user's own: one small file each, from the official layout to a catalog."""
+"""Public data sets and the user's own: from the official layout to a catalog."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from samething.catalog import require_shares
 from samething.datasets.coco import list_coco
-from samething.datasets.description import Dataset, Part, Published
+from samething.datasets.dataset import Dataset, Part, Published
 from samething.datasets.folder import list_folder
 from samething.datasets.hugging_face import is_hugging_face, list_hugging_face
-from samething.datasets.known import DATASETS, read_dataset
 from samething.datasets.listing import Dropped, Labels, Listing
 from samething.datasets.overview import datasets
+from samething.datasets.public import DATASETS, read_dataset
 from samething.datasets.report import (
     DROPPED_SUFFIX,
     CatalogReport,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import numpy as np
@@ -9,9 +10,9 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from samething.catalog import BOX_COLUMNS
+from samething.datasets.dataset import Reader
 from samething.datasets.official import OfficialFiles
-
-__all__ = ["BOX_COLUMNS", "box_columns", "coco_rows", "without_empty_boxes"]
+from samething.progress import progress_bar
 
 # Polygons, run lengths and key points make up nearly all of a COCO file and are not read here.
 _NOT_READ: Final = frozenset({"segmentation", "keypoints", "landmarks", "counts"})
@@ -48,22 +49,19 @@ def box_columns(
     return {name: pa.array(pixels[:, place]) for place, name in enumerate(BOX_COLUMNS)}
 
 
-def coco_rows(source: OfficialFiles, annotations: str, folder: str, *, names: bool) -> pa.Table:
-    """A row for each box of a COCO annotation file.
-
-    Boxes without an extent are left out.
+def coco(annotations: str, folder: str = "", *, names: bool = False) -> Reader:
+    """A reader of a COCO annotation file: a row for each box that has an extent.
 
     Args:
-        source: where to read; its margin is added to the boxes.
         annotations: the annotation file: ``images`` (id, file_name, width, height), ``annotations``
             (image_id, category_id, bbox as left, top, width, height) and ``categories`` (id, name).
         folder: folder that the file names start from, with a slash at its end, or empty.
         names: take the category's name as the label, and not its number.
-
-    Raises:
-        ArtefactError: the file is missing.
-        InputError: it is not of that form; says which entry.
     """
+    return lambda source: _coco_rows(source, annotations, folder, names=names)
+
+
+def _coco_rows(source: OfficialFiles, annotations: str, folder: str, *, names: bool) -> pa.Table:
     content = source.json(annotations, without=_NOT_READ)
     lists = {
         name: content.get(name) if isinstance(content, dict) else None for name in ("images", "annotations")
@@ -98,23 +96,63 @@ def coco_rows(source: OfficialFiles, annotations: str, folder: str, *, names: bo
         labels.append(str(label))
         boxes.append([left, top, left + width, top + height])
         sizes.append(size)
+    return _boxed_rows(source, annotations, folder, files, labels, boxes, sizes)
+
+
+def read_deep_fashion2(source: OfficialFiles) -> pa.Table:
+    """``annos/<id>.json`` for each image of ``image/``; a box for each item whose style is above 0."""
+    where = "deepfashion2/annos"
+    names = sorted(path.name for path in source.path(where).glob("*.json"))
+    if not names:
+        raise source.missing(f"{where}/000001.json")
+    files: list[str] = []
+    labels: list[str] = []
+    boxes: list[list[float]] = []
+    with progress_bar("images") as progress:
+        for name in progress.track(names, description="annotations"):
+            for label, box in _items_of(source, f"{where}/{name}"):
+                files.append(f"{name.removesuffix('.json')}.jpg")
+                labels.append(label)
+                boxes.append(box)
+    return _boxed_rows(source, where, "deepfashion2/image/", files, labels, boxes)
+
+
+def _items_of(source: OfficialFiles, where: str) -> list[tuple[str, list[float]]]:
+    content: Any = source.json(where, without=_NOT_READ)
+    found = []
+    try:
+        for name, item in content.items():
+            if re.fullmatch(r"item\d+", name) and int(item["style"]) > 0:
+                left, top, right, bottom = map(float, item["bounding_box"])
+                label = f"{int(content['pair_id'])}_{int(item['style'])}"
+                found.append((label, [left, top, right, bottom]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise source.malformed(
+            where,
+            f"cannot be used ({type(error).__name__}: {error})",
+            expected="pair_id, and for each item style and bounding_box as [left, top, right, bottom]",
+        ) from error
+    return found
+
+
+def _boxed_rows(
+    source: OfficialFiles,
+    where: str,
+    folder: str,
+    files: list[str],
+    labels: list[str],
+    boxes: list[list[float]],
+    sizes: list[tuple[float, ...]] | None = None,
+) -> pa.Table:
+    """The rows whose box has an extent of at least a pixel; in the others nothing is to be seen."""
     columns = box_columns(
         np.asarray(boxes, np.float64).reshape(-1, 4),
         margin_percent=source.margin,
-        size=np.asarray(sizes, np.float64).reshape(-1, 2),
+        size=None if sizes is None else np.asarray(sizes, np.float64).reshape(-1, 2),
     )
-    image = pa.array(files, pa.string())
-    rows = source.rows(
-        annotations, image=image, folder=folder, label=pa.array(labels, pa.string()), **columns
-    )
-    return without_empty_boxes(rows)
-
-
-def without_empty_boxes(table: pa.Table) -> pa.Table:
-    """The rows whose box has an extent of at least a pixel; in the others nothing is to be seen."""
+    table = source.rows(where, image=files, folder=folder, label=labels, **columns)
     left, top, right, bottom = (table[name].to_numpy() for name in BOX_COLUMNS)
-    kept = (right > left) & (bottom > top)
-    return table if kept.all() else table.filter(pa.array(kept))
+    return table.filter(pa.array((right > left) & (bottom > top)))
 
 
 def _by_id(

@@ -1,66 +1,98 @@
-"""Furniture 180 and Storefronts 146: a folder for each thing."""
+"""Public data sets whose folders or file names are the labels."""
 
 from __future__ import annotations
 
-import pyarrow as pa
+from typing import Final
 
-from samething.datasets.description import Dataset
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from samething.datasets.dataset import Reader
+from samething.datasets.lists import listed
 from samething.datasets.official import OfficialFiles
 
 
-def read_furniture180(source: OfficialFiles) -> pa.Table:
-    """``furniture_180/<class>/<image>``."""
-    return _read(source, "furniture_180", "furniture180_train.csv")
+def class_folders(folder: str, listing: str) -> Reader:
+    """A reader of ``<folder>/<class>/<image>``, or of the paper's list of images where it lies there."""
 
-
-def read_storefronts146(source: OfficialFiles) -> pa.Table:
-    """``storefronts_146/<class>/<image>``."""
-    return _read(source, "storefronts_146", "storefronts146_train.csv")
-
-
-def _read(source: OfficialFiles, folder: str, listing: str) -> pa.Table:
-    """The paper's list of images where it is there, else all images of all sub-folders."""
-    if source.exists(f"{folder}/{listing}"):
-        table = source.csv(f"{folder}/{listing}", ("img_path", "label"))
+    def read(source: OfficialFiles) -> pa.Table:
+        if source.exists(f"{folder}/{listing}"):
+            return listed(f"{folder}/{listing}", f"{folder}/", "img_path", "label")(source)
+        names = source.sub_folders(folder)
+        images = [(name, image) for name in names for image in source.images(f"{folder}/{name}")]
         return source.rows(
-            f"{folder}/{listing}", image=table["img_path"], folder=f"{folder}/", label=table["label"]
+            folder,
+            image=[f"{folder}/{name}/{image}" for name, image in images],
+            label=[name for name, _ in images],
         )
-    names = source.sub_folders(folder)
-    images = [(name, image) for name in names for image in source.images(f"{folder}/{name}")]
+
+    return read
+
+
+# A kind of GPR1200 is 200 categories, in this order (eval/GPR1200.py of the source).
+_KINDS: Final = ("landmarks", "nature", "sketches", "objects", "packaged goods", "faces")
+_CATEGORIES_PER_KIND: Final = 200
+
+
+def read_gpr1200(source: OfficialFiles) -> pa.Table:
+    """``images/<category>_<name>.jpg``: 1,200 things of six kinds, ten images each, all of them queries."""
+    where = "GPR1200/images"
+    names = pa.array(source.images(where), pa.string())
+    category = pc.list_element(pc.split_pattern(names, "_", max_splits=1), 0)
+    is_number = pc.match_substring_regex(category, "^[0-9]{1,4}$")
+    numbers = pc.if_else(is_number, category, "9999").cast(pa.int64())
+    source.require(
+        where,
+        pc.less(numbers, len(_KINDS) * _CATEGORIES_PER_KIND),
+        "holds {1}",
+        names,
+        expected="images named CATEGORY_NAME.jpg, CATEGORY below 1200",
+    )
+    kind = np.asarray(_KINDS, dtype=object)[numbers.to_numpy() // _CATEGORIES_PER_KIND].tolist()
     return source.rows(
-        folder,
-        image=pa.array([f"{folder}/{name}/{image}" for name, image in images], pa.string()),
-        label=pa.array([name for name, _ in images], pa.string()),
+        where, image=names, folder=f"{where}/", label=category, domain=kind, role="query+index"
     )
 
 
-FURNITURE180 = Dataset(
-    key="furniture180",
-    title="Furniture 180 (QuData GEmbed)",
-    domain="furniture",
-    classes=180,
-    images=2_687,
-    licence="see the source",
-    source="https://www.kaggle.com/datasets/andreybeyn/qudata-gembed-furniture-180",
-    get="run: kaggle datasets download andreybeyn/qudata-gembed-furniture-180, and unpack it "
-    "into furniture_180/",
-    files=("furniture_180/",),
-    layout="folders of the archive; https://github.com/morrisfl/UniFEx, data/furniture180_train.csv",
-    reader=read_furniture180,
-    note="numbers of the paper's list, furniture180_train.csv, which is used where it lies in the folder",
-)
+def read_guiec(source: OfficialFiles) -> pa.Table:
+    """``query/[DOMAIN/]THING/image`` and ``index/[DOMAIN/]THING/image``.
 
-STOREFRONTS146 = Dataset(
-    key="storefronts146",
-    title="Storefronts 146",
-    domain="storefronts",
-    classes=144,
-    images=4_545,
-    licence="see the source",
-    source="https://www.kaggle.com/datasets/kerrit/storefront-146",
-    get="run: kaggle datasets download kerrit/storefront-146, and unpack it into storefronts_146/",
-    files=("storefronts_146/",),
-    layout="folders of the archive; https://github.com/morrisfl/UniFEx, data/storefronts146_train.csv",
-    reader=read_storefronts146,
-    note="numbers of the paper's list, storefronts146_train.csv, which is used where it lies in the folder",
-)
+    One's own benchmark in the form of the Google Universal Image Embedding Challenge, whose own images (5,000
+    queries, 200,000 in the index) were never published. An image directly in ``index/`` or ``index/DOMAIN/``
+    (beside folders of things) is a distractor: a thing of its own.
+    """
+    rows: list[tuple[str, str, str, str]] = []
+    for role in ("query", "index"):
+        for domain, thing, path in _images_of(source, f"guiec/{role}"):
+            if thing is None and role == "query":
+                raise source.malformed(
+                    f"guiec/{role}",
+                    f"holds {path}, which lies in no folder of a thing",
+                    expected="query/THING/IMAGE or query/DOMAIN/THING/IMAGE",
+                )
+            label = f"distractor/{path}" if thing is None else f"{domain}/{thing}" if domain else thing
+            rows.append((path, label, domain or source.dataset.key, role))
+    if not any(role == "query" for *_, role in rows):
+        raise source.malformed("guiec/query", "holds no images", expected="query/THING/IMAGE")
+    images, labels, domains, roles = map(list, zip(*rows, strict=True))
+    return source.rows("guiec", image=images, label=labels, domain=domains, role=roles)
+
+
+def _images_of(source: OfficialFiles, folder: str) -> list[tuple[str | None, str | None, str]]:
+    """Domain, thing and path of every image of a folder."""
+    found: list[tuple[str | None, str | None, str]] = [
+        (None, None, f"{folder}/{name}") for name in source.images(folder)
+    ]
+    for name in source.sub_folders(folder):
+        below = f"{folder}/{name}"
+        things = source.sub_folders(below)
+        found += [
+            (name, None, f"{below}/{image}") if things else (None, name, f"{below}/{image}")
+            for image in source.images(below)
+        ]
+        for thing in things:
+            found += [
+                (name, thing, f"{below}/{thing}/{image}") for image in source.images(f"{below}/{thing}")
+            ]
+    return found

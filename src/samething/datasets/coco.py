@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
-
-import pyarrow as pa
 
 from samething.catalog import Catalog
-from samething.datasets.boxes import coco_rows
-from samething.datasets.description import Dataset
+from samething.datasets.boxes import coco
+from samething.datasets.dataset import Dataset
 from samething.datasets.listing import Listing
 from samething.datasets.official import OfficialFiles
-
-
-def _read(source: OfficialFiles) -> pa.Table:
-    return coco_rows(source, source.dataset.files[0], "", names=True)
-
-
-_TITLE: Final = "COCO annotations"
 
 
 def list_coco(
@@ -40,17 +30,15 @@ def list_coco(
     source = Path(source)
     dataset = Dataset(
         key=source.stem,
-        title=_TITLE,
+        title="COCO annotations",
         domain=domain or "default",
-        classes=None,
-        images=None,
         licence="one's own",
         source="one's own files",
         get="write the file again with images (id, file_name), annotations (image_id, category_id, bbox) and "
         "categories (id, name)",
         files=(source.name,),
         layout="https://cocodataset.org/#format-data",
-        reader=_read,
+        reader=coco(source.name, names=True),
         margin_percent=0.0,
     )
     reading = OfficialFiles(dataset=dataset, data_root=source.parent, margin_percent=margin, label_prefix="")

@@ -12,9 +12,7 @@ from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import rich.console
 
-from samething.datasets.description import Dataset, Published
 from samething.datasets.official import OfficialFiles, joined
 from samething.errors import ArtefactError
 from samething.images import IMAGE_SUFFIXES
@@ -51,13 +49,14 @@ def _core(source: OfficialFiles) -> Iterator[pa.Table]:
         lines = source.lines(where)
         identifier = pc.utf8_trim_whitespace(pc.list_element(pc.split_pattern(lines, ","), 0))
         found = pc.extract_regex(identifier, rf"^(?P<thing>[^/]+)/{folder}/[^/]+$")
-        wrong = pc.index(pc.is_null(found), True).as_py()
-        if wrong >= 0:
-            raise source.malformed(
-                where,
-                f"line {wrong + 1} is {lines[wrong].as_py()!r}",
-                expected=f"THING/{folder}/IMAGE.jpg[,…]",
-            )
+        source.require(
+            where,
+            pc.is_valid(found),
+            "line {} is {!r}",
+            lines,
+            expected=f"THING/{folder}/IMAGE.jpg[,…]",
+            first=1,
+        )
         thing = pc.struct_field(found, "thing")
         yield source.rows(where, image=identifier, folder="ilias/ilias_core/", label=thing, role=role)
 
@@ -69,7 +68,7 @@ def _distractors(source: OfficialFiles, wanted: pa.Array | None) -> Iterator[pa.
     if not shards:
         raise source.missing(f"{_SHARDS}/*.tar")
     count = 0
-    with progress_bar("shards", disable=not rich.console.Console(stderr=True).is_terminal) as progress:
+    with progress_bar("shards") as progress:
         for path in progress.track(shards, description="distractors"):
             where = f"{_SHARDS}/{path.name}"
             names = pa.array(
@@ -99,67 +98,3 @@ def _images_in(source: OfficialFiles, where: str) -> list[str]:
             where, "is no whole, uncompressed tar file", expected=error.expected
         ) from error
     return [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
-
-
-_LICENCE: Final = "own images CC BY 4.0, others each its own; distractors CC (YFCC100M)"
-_CORE: Final = (
-    "ilias/image_ids/image_query_ids.txt",
-    "ilias/image_ids/positive_ids.txt",
-    "ilias/ilias_core/",
-)
-_PUBLISHED: Final = (
-    Published(where={"role": "query"}, classes=1_000, images=1_232),
-    Published(where={"role": "index"}, classes=1_000, images=4_715),
-)
-
-ILIAS_CORE = Dataset(
-    key="ilias_core",
-    title="ILIAS without distractors",
-    domain="ilias",
-    classes=1_000,
-    images=5_947,
-    licence=_LICENCE,
-    source="https://vrg.fel.cvut.cz/ilias_data/",
-    get="run download/download_ilias.sh of https://github.com/ilias-vrg/ilias with the folder ilias (its "
-    "core comes first: the shards can be left out)",
-    files=_CORE,
-    layout="https://github.com/ilias-vrg/ilias, download/README.md",
-    reader=read_ilias_core,
-    has_roles=True,
-    published=_PUBLISHED,
-)
-
-ILIAS = Dataset(
-    key="ilias",
-    title="ILIAS",
-    domain="ilias",
-    classes=1_000,
-    images=100_005_947,
-    gigabytes=6_300.0,
-    licence=_LICENCE,
-    source="https://vrg.fel.cvut.cz/ilias_data/",
-    get="run download/download_ilias.sh of https://github.com/ilias-vrg/ilias with the folder ilias and the "
-    "number of shards (of 100,000 images each)",
-    files=(*_CORE, f"{_SHARDS}/"),
-    layout="https://github.com/ilias-vrg/ilias, download/README.md",
-    reader=read_ilias,
-    has_roles=True,
-    note="as many distractors as there are shards",
-)
-
-MINI_ILIAS = Dataset(
-    key="mini_ilias",
-    title="mini-ILIAS",
-    domain="ilias",
-    classes=1_000,
-    images=5_005_947,
-    licence=_LICENCE,
-    source="https://vrg.fel.cvut.cz/ilias_data/",
-    get="run download/download_ilias.sh of https://github.com/ilias-vrg/ilias with the folder ilias, and "
-    "save https://vrg.fel.cvut.cz/ilias_data/image_ids/mini_ilias_yfcc100m_ids.txt in ilias/image_ids/",
-    files=(*_CORE, _MINI, f"{_SHARDS}/"),
-    layout="https://github.com/ilias-vrg/ilias, feature_extraction/README.md",
-    reader=read_mini_ilias,
-    has_roles=True,
-    note="5 million distractors, named by a list, out of ILIAS' shards",
-)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -9,14 +10,14 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from samething.datasets.description import Dataset, Part
+from samething.datasets.dataset import Dataset, Part
 from samething.errors import ArtefactError, InputError
 from samething.files import Json
 from samething.images import IMAGE_SUFFIXES
@@ -25,6 +26,9 @@ from samething.images import IMAGE_SUFFIXES
 _OBJECTS_AT_A_TIME: Final = 65_536
 
 _BETWEEN_OBJECTS: Final = re.compile(r"[\s,]*")
+
+Texts: TypeAlias = "list[str] | pa.Array | pa.ChunkedArray"
+"""A column of texts, one per row."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,25 +82,51 @@ class OfficialFiles:
             next_step=f"the file may be cut off or of another version: {self.how_to_get()}",
         )
 
+    def require(
+        self,
+        relative: str,
+        good: pa.Array | pa.ChunkedArray,
+        said: str,
+        column: pa.Array | pa.ChunkedArray,
+        *,
+        expected: str,
+        first: int = 0,
+    ) -> None:
+        """Raise an error about the first row that is not good, if there is one.
+
+        Args:
+            relative: the file.
+            good: whether a row is as promised.
+            said: what is amiss; gets the number of the row and its text.
+            column: texts of the rows.
+            expected: what was promised.
+            first: number of the first row.
+        """
+        wrong = pc.index(good, False).as_py()
+        if wrong >= 0:
+            raise self.malformed(
+                relative, said.format(wrong + first, column[wrong].as_py()), expected=expected
+            )
+
     def how_to_get(self) -> str:
         """Where the data set comes from, what to run, and its licence."""
         return f"{self.dataset.get} (from {self.dataset.source}; licence: {self.dataset.licence})"
 
     # ---- tables
 
-    def csv(self, relative: str, columns: Sequence[str], *, delimiter: str = ",") -> pa.Table:
+    def csv(self, relative: str, columns: Sequence[str]) -> pa.Table:
         """Columns of a CSV file with a header, all as text.
 
         Raises:
             ArtefactError: the file is missing.
             InputError: it lacks a column, or a row has another number of cells than the header.
         """
-        header = self._header(relative, delimiter)
+        header = self.header(relative)
         lacking = [name for name in columns if name not in header]
         if lacking:
             raise self.malformed(
                 relative,
-                f"its header is {delimiter.join(header)!r}, without {', '.join(lacking)}",
+                f"its header is {','.join(header)!r}, without {', '.join(lacking)}",
                 expected=f"the columns {', '.join(columns)}",
             )
         options = pa.csv.ConvertOptions(
@@ -105,12 +135,14 @@ class OfficialFiles:
             strings_can_be_null=False,
             quoted_strings_can_be_null=False,
         )
-        parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=delimiter == ",")
-        return self._read_csv(relative, options, parse, pa.csv.ReadOptions(), header)
+        parse = pa.csv.ParseOptions(newlines_in_values=True)
+        with self._reading(relative, f"rows of {', '.join(header)}"):
+            return pa.csv.read_csv(self.path(relative), convert_options=options, parse_options=parse)
 
     def header(self, relative: str) -> list[str]:
         """Names of the columns of a CSV file."""
-        return self._header(relative, ",")
+        with self._reading(relative), self.path(relative).open(encoding="utf-8-sig", newline="") as stream:
+            return next(csv.reader(stream), [])
 
     def spaced(self, relative: str, columns: Sequence[str], *, skip_rows: int = 0) -> pa.Table:
         """Columns of a file without a header whose cells are separated by one or more blanks, all as text.
@@ -121,13 +153,9 @@ class OfficialFiles:
         """
         lines = pc.utf8_trim_whitespace(self.lines(relative).slice(skip_rows))
         cells = pc.utf8_split_whitespace(lines)
-        wrong = pc.index(pc.equal(pc.list_value_length(cells), len(columns)), False).as_py()
-        if wrong >= 0:
-            raise self.malformed(
-                relative,
-                f"line {wrong + skip_rows + 1} is {lines[wrong].as_py()!r}",
-                expected=f"{len(columns)} cells separated by blanks: {' '.join(columns)}",
-            )
+        is_whole = pc.equal(pc.list_value_length(cells), len(columns))
+        expected = f"{len(columns)} cells separated by blanks: {' '.join(columns)}"
+        self.require(relative, is_whole, "line {} is {!r}", lines, expected=expected, first=skip_rows + 1)
         return pa.table(
             {name: pc.list_element(cells, place) for place, name in enumerate(columns)}
             if len(cells)
@@ -136,47 +164,21 @@ class OfficialFiles:
 
     def lines(self, relative: str) -> pa.Array:
         """The lines of a text file, without those at its end that are empty."""
-        text = self._text(relative).rstrip()
-        return pa.array(text.splitlines(), pa.string())
-
-    def _header(self, relative: str, delimiter: str) -> list[str]:
-        try:
-            with self.path(relative).open(encoding="utf-8-sig", newline="") as stream:
-                return next(csv.reader(stream, delimiter=delimiter), [])
-        except FileNotFoundError as error:
-            raise self.missing(relative) from error
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise self._unreadable(relative, error) from error
-
-    def _read_csv(
-        self,
-        relative: str,
-        convert: pa.csv.ConvertOptions,
-        parse: pa.csv.ParseOptions,
-        read: pa.csv.ReadOptions,
-        header: Sequence[str],
-    ) -> pa.Table:
-        try:
-            return pa.csv.read_csv(
-                self.path(relative), convert_options=convert, parse_options=parse, read_options=read
-            )
-        except FileNotFoundError as error:
-            raise self.missing(relative) from error
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise self.malformed(
-                relative, f"cannot be read ({error})", expected=f"rows of {', '.join(header)}"
-            ) from error
+        return pa.array(self._text(relative).rstrip().splitlines(), pa.string())
 
     def _text(self, relative: str) -> str:
-        try:
+        with self._reading(relative):
             return self.path(relative).read_text(encoding="utf-8")
+
+    @contextlib.contextmanager
+    def _reading(self, relative: str, expected: str = "a text file in UTF-8") -> Iterator[None]:
+        """Turn what goes wrong while a file is read into an error that says how to mend it."""
+        try:
+            yield
         except FileNotFoundError as error:
             raise self.missing(relative) from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise self._unreadable(relative, error) from error
-
-    def _unreadable(self, relative: str, error: Exception) -> InputError:
-        return self.malformed(relative, f"cannot be read ({error})", expected="a text file in UTF-8")
+        except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+            raise self.malformed(relative, f"cannot be read ({error})", expected=expected) from error
 
     # ---- JSON
 
@@ -266,12 +268,12 @@ class OfficialFiles:
         self,
         where: str,
         *,
-        image: pa.Array | pa.ChunkedArray,
+        image: Texts,
         folder: str = "",
-        label: pa.Array | pa.ChunkedArray,
-        role: str | pa.Array = "train",
-        domain: str | pa.Array | None = None,
-        dataset: str | pa.Array | None = None,
+        label: Texts,
+        role: str | Texts = "train",
+        domain: str | Texts | None = None,
+        dataset: str | Texts | None = None,
         **more: pa.Array | np.ndarray,
     ) -> pa.Table:
         """Columns of a catalog, with the prefix in front of the labels.
@@ -292,26 +294,19 @@ class OfficialFiles:
         num_rows = len(image)
         if not num_rows:
             raise self.malformed(where, "lists no images", expected="at least one row")
+        image, label = _texts(image, num_rows), _texts(label, num_rows)
         for name, column in (("image", image), ("label", label)):
-            blank = pc.equal(pc.utf8_trim_whitespace(pc.fill_null(column, "")), "")
-            row = pc.index(blank, True).as_py()
-            if row >= 0:
-                raise self.malformed(
-                    where, f"row {row} has no {name}", expected="an image and a label in every row"
-                )
-
+            is_there = pc.not_equal(pc.utf8_trim_whitespace(pc.fill_null(column, "")), "")
+            expected = "an image and a label in every row"
+            self.require(where, is_there, f"row {{}} has no {name}", column, expected=expected)
         prefix = f"{self.dataset.key}/" if self.label_prefix is None else self.label_prefix
-
-        def column_of(value: Any) -> pa.Array:
-            return pa.repeat(pa.scalar(value), num_rows) if isinstance(value, str) else value
-
         return pa.table(
             {
                 "image": joined(folder, image) if folder else image,
                 "label": joined(prefix, label) if prefix else label,
-                "domain": column_of(self.dataset.domain if domain is None else domain),
-                "dataset": column_of(self.dataset.key if dataset is None else dataset),
-                "role": column_of(role),
+                "domain": _texts(self.dataset.domain if domain is None else domain, num_rows),
+                "dataset": _texts(self.dataset.key if dataset is None else dataset, num_rows),
+                "role": _texts(role, num_rows),
                 **more,
             }
         )
@@ -324,6 +319,13 @@ def joined(*parts: str | pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArr
     ['train/1.jpg', 'train/2.jpg']
     """
     return pc.binary_join_element_wise(*parts, "")
+
+
+def _texts(given: str | Texts, num_rows: int) -> pa.Array | pa.ChunkedArray:
+    """A column of texts; a single string stands for all rows."""
+    if isinstance(given, str):
+        return pa.repeat(pa.scalar(given), num_rows)
+    return pa.array(given, pa.string()) if isinstance(given, list) else given
 
 
 def _after_blanks(text: str, place: int) -> int:

@@ -10,8 +10,8 @@ import rich.console
 import rich.markup
 import rich.table
 
-from samething.datasets.description import Dataset
-from samething.datasets.known import DATASETS, find_dataset
+from samething.datasets.dataset import Dataset
+from samething.datasets.public import DATASETS, find_dataset
 from samething.errors import ArtefactError
 
 

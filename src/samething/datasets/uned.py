@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from samething.datasets.description import Dataset, Part, Published
+from samething.datasets.dataset import Part, Published
 from samething.datasets.official import OfficialFiles
 from samething.errors import InputError
 
@@ -166,18 +166,16 @@ def _read_split(source: OfficialFiles, domain: str, split: str, role: str) -> It
         several = [value if isinstance(value, list) and len(value) > 1 else None for value in labels]
         yield source.rows(
             where,
-            image=pa.array([f"uned/images/{path}" for path in paths], pa.string()),
-            label=pa.array(
-                [
-                    value
-                    if isinstance(value, str)
-                    else value[0]
-                    if value
-                    else f"{domain}/{group}of no class/{path}"
-                    for value, path in zip(labels, paths, strict=True)
-                ],
-                pa.string(),
-            ),
+            image=paths,
+            folder="uned/images/",
+            label=[
+                value
+                if isinstance(value, str)
+                else value[0]
+                if value
+                else f"{domain}/{group}of no class/{path}"
+                for value, path in zip(labels, paths, strict=True)
+            ],
             role=role,
             domain=domain,
             labels=pa.array(
@@ -212,30 +210,14 @@ def _has_escaped_names(source: OfficialFiles, paths: list[str]) -> bool:
     )
 
 
-UNED = Dataset(
-    key="uned",
-    title="UnED",
-    domain="several",
-    classes=None,
-    images=sum(sum(domain.sizes.values()) for domain in DOMAINS.values())
-    - DOMAINS["met"].sizes["small_index"],
-    licence="each of its eight parts has its own, most for research only",
-    source="https://cmp.felk.cvut.cz/univ_emb/",
-    get="unpack info_files.zip of the source into uned/, and the images of each data set into uned/images/ "
-    "as its README shows; some of the domains will do, with --domain cars,met",
-    files=("uned/info_files/", "uned/images/"),
-    layout="https://github.com/nikosips/Universal-Image-Embeddings",
-    reader=read_uned,
-    has_roles=True,
-    published=tuple(
-        Published(
-            where={"domain": name, "split": split},
-            classes=domain.train_classes if split == "train" else None,
-            images=number,
-        )
-        for name, domain in DOMAINS.items()
-        for split, number in domain.sizes.items()
-        if split != "small_index"
-    ),
-    note="316,446 training classes; the Met's index (397,121) is its training set",
+PUBLISHED: Final = tuple(
+    Published(
+        where={"domain": name, "split": split},
+        classes=domain.train_classes if split == "train" else None,
+        images=number,
+    )
+    for name, domain in DOMAINS.items()
+    for split, number in domain.sizes.items()
+    if split != "small_index"
 )
+"""Sizes of UnED's parts, as published."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -13,38 +15,75 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from samething.catalog import BOX_COLUMNS, Catalog
-from samething.datasets.apparel import DEEP_FASHION, DEEP_FASHION2, FASHION200K, HM, IN_SHOP
-from samething.datasets.artwork import MET_ART
-from samething.datasets.birds import CUB_200
-from samething.datasets.cars import CARS196, STANFORD_CARS, STANFORD_CARS_REFINED
-from samething.datasets.class_folders import FURNITURE180, STOREFRONTS146
-from samething.datasets.description import Dataset, Part
-from samething.datasets.dishes import FOOD101, FOOD_REC22
-from samething.datasets.gpr1200 import GPR1200
-from samething.datasets.guiec import GUIEC
-from samething.datasets.ilias import ILIAS, ILIAS_CORE, MINI_ILIAS
-from samething.datasets.landmarks import GLDV2
+from samething.datasets.boxes import coco, read_deep_fashion2
+from samething.datasets.class_folders import class_folders, read_gpr1200, read_guiec
+from samething.datasets.dataset import Dataset, Part, Published, Reader
+from samething.datasets.ilias import read_ilias, read_ilias_core, read_mini_ilias
 from samething.datasets.listing import Dropped, Listing
-from samething.datasets.m4d import M4D_35K
+from samething.datasets.lists import (
+    grouped,
+    listed,
+    read_cars196,
+    read_cub_200,
+    read_fashion200k,
+    read_gldv2,
+    read_hm,
+    read_in_shop,
+    read_m4d_35k,
+    read_met,
+    read_sop,
+)
 from samething.datasets.official import OfficialFiles
-from samething.datasets.products import PRODUCTS_10K, RP2K, SHOPEE, SOP
-from samething.datasets.uned import UNED
+from samething.datasets.uned import PUBLISHED, read_uned
 from samething.errors import ArtefactError, InputError
 from samething.images.sources import container_of
 
-# fmt: off
-DATASETS: Final[dict[str, Dataset]] = {
-    row.key: row
-    for row in (
-        # the paper's fifteen, in its order, and what it made of them
-        PRODUCTS_10K, GLDV2, DEEP_FASHION, MET_ART, SHOPEE, HM, RP2K, SOP, FASHION200K, FOOD_REC22,
-        STANFORD_CARS, DEEP_FASHION2, FOOD101, FURNITURE180, STOREFRONTS146, STANFORD_CARS_REFINED, M4D_35K,
-        # to measure on
-        UNED, ILIAS_CORE, MINI_ILIAS, ILIAS, GPR1200, CUB_200, CARS196, IN_SHOP, GUIEC,
-    )
+_CARS: Final = "stanford_cars/cars_train/cars_train/"
+
+_READERS: Final[Mapping[str, Reader]] = {
+    "products_10k": listed("products-10k/train.csv", "products-10k/train/", "name", "class"),
+    "gldv2": read_gldv2,
+    "deep_fashion": grouped("deepfashion/deepfashion_train.json", "deepfashion/", levels=2),
+    "met_art": read_met,
+    "shopee": listed("shopee/train.csv", "shopee/train_images/", "image", "label_group"),
+    "hm": read_hm,
+    "rp2k": listed("rp2k/train.csv", "rp2k/train/", "img_path", "img_id"),
+    "sop": read_sop,
+    "fashion200k": read_fashion200k,
+    "food_rec22": coco("fr22_train_v2/annotations.json", "fr22_train_v2/images/"),
+    "stanford_cars": listed("stanford_cars/sc_train.csv", _CARS, "image", "Class", "Label"),
+    "deep_fashion2": read_deep_fashion2,
+    # the paper trains on the test part, whose labels were cleaned
+    "food101": grouped("food-101/meta/test.json", "food-101/images/", ".jpg"),
+    "furniture180": class_folders("furniture_180", "furniture180_train.csv"),
+    "storefronts146": class_folders("storefronts_146", "storefronts146_train.csv"),
+    "stanford_cars_refined": listed("stanford_cars/refined_train.csv", _CARS, "image", "Class"),
+    "m4d_35k": read_m4d_35k,
+    "uned": read_uned,
+    "ilias_core": read_ilias_core,
+    "mini_ilias": read_mini_ilias,
+    "ilias": read_ilias,
+    "gpr1200": read_gpr1200,
+    "cub_200": read_cub_200,
+    "cars196": read_cars196,
+    "in_shop": read_in_shop,
+    "guiec": read_guiec,
 }
+
+
+def _described() -> Iterator[Dataset]:
+    """The rows of ``public.toml``, with their readers."""
+    table = tomllib.loads(Path(__file__).with_name("public.toml").read_text(encoding="utf-8"))
+    for key, row in table.items():
+        published = tuple(Published(**part) for part in row.pop("published", ()))
+        files = tuple(row.pop("files"))
+        yield Dataset(key=key, reader=_READERS[key], files=files, published=published, **row)
+
+
+DATASETS: Final[dict[str, Dataset]] = {dataset.key: dataset for dataset in _described()}
 """Key → data set. To add one, put a row here: ``DATASETS["mine"] = Dataset(…)``."""
-# fmt: on
+
+DATASETS["uned"] = dataclasses.replace(DATASETS["uned"], published=PUBLISHED)
 
 # Images that are looked for, evenly spaced; looking for millions takes minutes on a network disk.
 _IMAGES_LOOKED_AT: Final = 64

@@ -5,19 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-if TYPE_CHECKING:
-    from samething.datasets.official import OfficialFiles
-
 Part: TypeAlias = Literal["all", "train", "val", "test"]
 
-Reader: TypeAlias = "Callable[[OfficialFiles], pa.Table]"
-"""From the official files of a data set to the columns of a catalog, paths relative to the data root."""
+Reader: TypeAlias = Callable[[Any], pa.Table]
+"""From the official files of a data set (:class:`~samething.datasets.official.OfficialFiles`) to the columns
+of a catalog, paths relative to the data root."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,9 +73,9 @@ class Dataset:
     """Its name in the literature."""
     domain: str
     """Kind of things shown; ``several`` where a row says its own."""
-    classes: int | None
+    classes: int | None = None
     """Instances in all parts that are read, as published; None where it is not published."""
-    images: int | None
+    images: int | None = None
     """Images (or boxes in images) in all parts that are read, as published; None where it is not."""
     gigabytes: float | None = None
     """Size of the files on disk, roughly; None where it is not known."""
