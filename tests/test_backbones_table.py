@@ -12,9 +12,11 @@ import torch
 import transformers
 
 from samething.backbones import BACKBONES, BackboneRow
-from samething.backbones.loading import random_network
+from samething.backbones.loading import PACKAGED_ARCHITECTURE
 from samething.backbones.network import Backbone
-from samething.backbones.transformers_networks import ARCHITECTURES, processor_preprocessing
+from samething.backbones.open_clip_networks import open_clip_network
+from samething.backbones.timm_networks import timm_network
+from samething.backbones.transformers_networks import TransformersNetwork, processor_preprocessing
 from samething.heads import Head, HeadConfig
 from samething.images import Preprocessing, prepare
 from scenes import photographs
@@ -65,6 +67,37 @@ PUBLISHED = {
     # Tan & Le's EfficientNet-Lite0: 4.7 M, less the classifier of 1.28 M
     "efficientnet_lite0": (3.37, 0.05),
 }  # fmt: skip
+
+
+# Model type and configuration of transformers' rows, to build them without a network.
+ARCHITECTURES = {
+    "DeepGlint-AI/mlcd-vit-base-patch32-224": (
+        "clip_vision_model",
+        {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+         "image_size": 224, "patch_size": 32},
+    ),
+    "DeepGlint-AI/mlcd-vit-large-patch14-336": (
+        "clip_vision_model",
+        {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+         "image_size": 336, "patch_size": 14},
+    ),
+    "DeepGlint-AI/mlcd-vit-bigG-patch14-336": ("mlcd_vision_model", {"image_size": 336}),
+    "DeepGlint-AI/mlcd-vit-bigG-patch14-448": ("mlcd_vision_model", {"image_size": 448}),
+}  # fmt: skip
+
+
+def random_network(row: BackboneRow) -> torch.nn.Module:
+    """The row's real architecture with random weights; inside ``torch.device("meta")`` without memory."""
+    if row.loader == "package":
+        return timm_network(PACKAGED_ARCHITECTURE)
+    if row.loader == "timm":
+        return timm_network(row.identifier, projection=row.projection)
+    if row.loader == "open_clip":
+        device = "meta" if torch.empty(0).is_meta else "cpu"
+        return open_clip_network(row.identifier, projection=row.projection, pretrained=False, device=device)
+    model_type, settings = ARCHITECTURES[row.identifier]
+    config = transformers.AutoConfig.for_model(model_type, **settings)
+    return TransformersNetwork(transformers.AutoModel.from_config(config))
 
 
 @functools.cache

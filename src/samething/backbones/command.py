@@ -8,8 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from samething.backbones.on_disk import hub_cache, weights_on_disk
-from samething.backbones.rows import BackboneRow
-from samething.backbones.table import BACKBONES
+from samething.backbones.table import BACKBONES, BackboneRow
 from samething.errors import InputError
 from samething.files import Json, write_json
 

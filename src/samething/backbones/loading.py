@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -16,8 +16,7 @@ from samething.backbones.open_clip_networks import open_clip_network, open_clip_
 from samething.backbones.packaged import efficientnet_lite0_from_package
 from samething.backbones.pooling import PooledNetwork, Pooling
 from samething.backbones.python_networks import python_backbone
-from samething.backbones.rows import BackboneRow
-from samething.backbones.table import BACKBONES
+from samething.backbones.table import BACKBONES, BackboneRow
 from samething.backbones.timm_networks import (
     first_line,
     require_timm_name,
@@ -27,7 +26,6 @@ from samething.backbones.timm_networks import (
     timm_settings,
 )
 from samething.backbones.transformers_networks import (
-    random_transformers_network,
     transformers_network,
     transformers_settings,
 )
@@ -127,18 +125,6 @@ def load_described(description: Mapping[str, Json], *, weights: Path | None = No
     backbone = load_backbone(description["name"], weights=weights, **description.get("options", {}))
     preprocessing = Preprocessing.from_json(description["preprocessing"])
     return backbone if preprocessing == backbone.preprocessing else backbone.with_preprocessing(preprocessing)
-
-
-def random_network(row: BackboneRow) -> nn.Module:
-    """The row's real architecture with random weights; inside ``torch.device("meta")`` without memory."""
-    if row.loader == "package":
-        return timm_network(PACKAGED_ARCHITECTURE)
-    if row.loader == "timm":
-        return timm_network(row.identifier, projection=row.projection)
-    if row.loader == "open_clip":
-        device: Literal["cpu", "meta"] = "meta" if torch.empty(0).is_meta else "cpu"
-        return open_clip_network(row.identifier, projection=row.projection, pretrained=False, device=device)
-    return random_transformers_network(row.identifier)
 
 
 # ---- one backbone

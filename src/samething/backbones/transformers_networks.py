@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from samething.backbones.rows import PLACE_ROUNDED_DOWN
 from samething.backbones.timm_networks import three
 from samething.errors import ArtefactError, InputError, MissingExtraError
 from samething.images import Preprocessing
-
-ARCHITECTURES: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
-    "DeepGlint-AI/mlcd-vit-base-patch32-224": (
-        "clip_vision_model",
-        {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-         "image_size": 224, "patch_size": 32},
-    ),
-    "DeepGlint-AI/mlcd-vit-large-patch14-336": (
-        "clip_vision_model",
-        {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-         "image_size": 336, "patch_size": 14},
-    ),
-    "DeepGlint-AI/mlcd-vit-bigG-patch14-336": ("mlcd_vision_model", {"image_size": 336}),
-    "DeepGlint-AI/mlcd-vit-bigG-patch14-448": ("mlcd_vision_model", {"image_size": 448}),
-}  # fmt: skip
-"""Model type and configuration of the table's rows, to build them without a network."""
 
 _RESAMPLING: Final[dict[int, Literal["lanczos", "bilinear", "bicubic"]]] = {
     1: "lanczos", 2: "bilinear", 3: "bicubic",
@@ -108,14 +90,6 @@ def transformers_network(
     return network
 
 
-def random_transformers_network(name: str) -> TransformersNetwork:
-    """The architecture of a row with random weights; on the meta device it takes no memory."""
-    transformers = _transformers()
-    model_type, settings = ARCHITECTURES[name]
-    config = transformers.AutoConfig.for_model(model_type, **settings)
-    return TransformersNetwork(transformers.AutoModel.from_config(config))
-
-
 def transformers_settings(name: str, checkpoint: Path | None = None) -> Preprocessing:
     """Preprocessing of the model's own image processor."""
     processor = _transformers().AutoImageProcessor.from_pretrained(str(checkpoint or name))
@@ -135,7 +109,7 @@ def processor_preprocessing(processor: Any) -> Preprocessing:
         interpolation=_RESAMPLING[int(processor.resample)],
         mean=three(processor.image_mean),
         std=three(processor.image_std),
-        place=PLACE_ROUNDED_DOWN if crop else (0.5, 0.5),
+        place=(0.4999, 0.4999) if crop else (0.5, 0.5),  # its offset is rounded down, others' to even
     )
 
 
