@@ -24,7 +24,7 @@ from samething.embedder import Embedder
 from samething.export import export
 from samething.export.graphs import num_threads
 from samething.export.network import source_of
-from samething.export.parity import prepared_images
+from samething.export.quality import prepared_images
 from samething.training.run import Run
 
 BATCH = 16
@@ -33,8 +33,6 @@ FORMS = {
     "float16": {"precision": "float16"},
     "int8": {"precision": "int8"},
     "guiec": {"format": "guiec"},
-    "torch-export": {"format": "torch-export"},
-    "aot-inductor": {"format": "aot-inductor"},
 }
 
 
@@ -43,17 +41,11 @@ def runner(name: str, folder: Path, pixels: np.ndarray) -> Callable[[], object]:
     if name in ("float32", "float16", "int8"):
         embedder = Embedder.load(folder, num_threads=num_threads())
         return lambda: embedder.embed_pixels(pixels)
-    if name == "guiec":
-        with tempfile.TemporaryDirectory() as unpacked, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            zipfile.ZipFile(folder / "submission.zip").extractall(unpacked)
-            script = torch.jit.load(f"{unpacked}/saved_model.pt").eval()
-        return lambda: script(batch)
-    if name == "torch-export":
-        program = torch.export.load(folder / "model.pt2").module()
-        return lambda: program(batch)
-    compiled = torch._inductor.aoti_load_package(str(folder / "model.pt2"))
-    return lambda: compiled(batch)
+    with tempfile.TemporaryDirectory() as unpacked, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        zipfile.ZipFile(folder / "submission.zip").extractall(unpacked)
+        script = torch.jit.load(f"{unpacked}/saved_model.pt").eval()
+    return lambda: script(batch)
 
 
 def main() -> None:

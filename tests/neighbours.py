@@ -51,16 +51,6 @@ from sentence_transformers import SentenceTransformer
 model = SentenceTransformer(folder)
 embed = lambda images: model.encode([Image.fromarray(each) for each in images], show_progress_bar=False)
 """,
-    "torch-export": f"""
-import torch
-program = torch.export.load(f"{{folder}}/model.pt2").module()
-embed = lambda images: program(torch.from_numpy({_PREPARED})).detach().numpy()
-""",
-    "aot-inductor": f"""
-import torch
-program = torch._inductor.aoti_load_package(f"{{folder}}/model.pt2")
-embed = lambda images: program(torch.from_numpy({_PREPARED}).contiguous()).numpy()
-""",
 }
 RESIZES_ITSELF = ("guiec", "sentence-transformers")
 
@@ -150,8 +140,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("run", type=Path)
     arguments.add_argument("models", type=Path)
-    at_once = [form for form in CONSUMERS if form != "aot-inductor"]  # which compiles for minutes
-    arguments.add_argument("--formats", nargs="*", default=at_once)
+    arguments.add_argument("--formats", nargs="*", default=list(CONSUMERS))
     arguments.add_argument("--every", type=int, default=1, help="take every so-manieth test image")
     given = arguments.parse_args()
     source = source_of(Run.open(given.run), weights=None)

@@ -69,7 +69,7 @@ def test_scores_are_calibrated_on_the_validation_images(line, run, tmp_path, mon
     expected = measure_no_match(rows, features.catalog, target_precision=0.5)
     assert read_json(line / "model" / "config.json")["calibration"] is None  # four queries are too few
     assert "Similarities are not probabilities" in (line / "model" / "README.md").read_text(encoding="utf-8")
-    monkeypatch.setattr("samething.export.folder.LEAST_QUESTIONS", expected.fitted.num_with_positive)
+    monkeypatch.setattr("samething.export.quality.LEAST_QUESTIONS", expected.fitted.num_with_positive)
     export(line / "run", output=tmp_path / "model")
     config = read_json(tmp_path / "model" / "config.json")
     found = Calibration.from_json(config["calibration"])

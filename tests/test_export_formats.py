@@ -11,11 +11,9 @@ from line import run_python
 from samething.embedder import Embedder
 from samething.errors import ArtefactError, InputError
 from samething.export import export
-from samething.export.network import EmbeddingModel, backbone_of
-from samething.export.programs import PreparedInside, in_fresh_process
+from samething.export.guiec import PreparedInside, in_fresh_process
 from samething.files import read_json
 from samething.images import Preprocessing, decode, prepare
-from samething.training.run import Run
 from scenes import photographs
 from tiny import make_tiny
 
@@ -76,7 +74,7 @@ def test_the_challenges_submission(tiny, vectors, tmp_path):
 
 
 def test_the_challenge_takes_64_numbers_at_most(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("samething.export.programs.LARGEST_GUIEC_DIM", 15)
+    monkeypatch.setattr("samething.export.guiec.LARGEST_DIM", 15)
     with pytest.raises(InputError, match="16 numbers for --format guiec") as error:
         written(tiny, "too long", format="guiec")
     assert "--embedding-dim" in error.value.next_step
@@ -105,26 +103,9 @@ def test_resizing_in_torch_is_that_of_pillow(resize, interpolation):
         assert np.abs(found - expected).max() <= 8 and np.abs(found - expected).mean() < 0.5
 
 
-def test_a_program_for_torch_alone(tiny, tmp_path):
-    made = written(tiny, "exported", format="torch-export")
-    assert made.largest_difference < 1e-5
-    run = Run.open(tiny / "run")
-    model = EmbeddingModel(backbone_of(run, run.features(), weights=tiny / "w.safetensors"), run.head).eval()
-    program = torch.export.load(tiny / "exported" / "model.pt2").module()
-    size = model.backbone.preprocessing.size
-    pixels = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8)
-    with torch.inference_mode():
-        torch.testing.assert_close(program(pixels), model(pixels), atol=1e-5, rtol=0)
-
-
 def test_what_fails_in_a_fresh_process_is_said(tmp_path):
     with pytest.raises(ArtefactError, match=r"does not run in a fresh process.*broken"):
         in_fresh_process("raise SystemExit('broken')", tmp_path / "p", [np.zeros((1, 3, 2, 2), np.uint8)])
-
-
-@pytest.mark.slow
-def test_a_compiled_program(tiny):
-    assert written(tiny, "compiled", format="aot-inductor").largest_difference < 1e-4
 
 
 SENTENCES = """

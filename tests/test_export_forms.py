@@ -8,23 +8,22 @@ import onnx
 import pytest
 import safetensors.torch
 import torch
-from sklearn.cluster import KMeans
 
 from line import samething
 from samething.catalog import Catalog
 from samething.embedder import FORMAT_VERSION, Embedder
-from samething.embedder.codes import Coder, k_means
+from samething.embedder.codes import Coder
 from samething.errors import ArtefactError, FingerprintError, InputError
 from samething.evaluation import evaluate_embeddings
 from samething.export import Form, export
-from samething.export.folder import read_tensors
-from samething.export.parity import Parity, changes_of
+from samething.export.parity import Parity
+from samething.export.quality import changes_of
 from samething.files import file_sha256, read_json, read_manifest, write_json
 from samething.heads import build_head
 from samething.training import train
 from samething.training.run import Run
 from scenes import photographs
-from tiny import make_tiny
+from tiny import make_tiny, read_tensors
 
 
 @pytest.fixture(scope="module")
@@ -83,17 +82,15 @@ def test_a_prefix_is_the_first_numbers_at_unit_length(tiny, vectors):
             written(tiny, f"prefix {dim}", dim=dim)
 
 
-@pytest.mark.parametrize(("codes", "num_bytes"), [("int8", 16), ("binary", 2)])
-def test_vectors_kept_in_fewer_bytes(tiny, vectors, codes, num_bytes):
-    made = written(tiny, f"codes {codes}", codes=codes)
-    embedder = Embedder.load(tiny / f"codes {codes}")
+def test_vectors_kept_in_fewer_bytes(tiny, vectors):
+    made = written(tiny, "codes int8", codes="int8")
+    embedder = Embedder.load(tiny / "codes int8")
     coded = embedder.encode(vectors)
-    assert coded.dtype == np.uint8 and coded.shape == (6, num_bytes)
-    assert made.parity.vector_bytes == (64, num_bytes)
+    assert coded.dtype == np.uint8 and coded.shape == (6, 16)
+    assert made.parity.vector_bytes == (64, 16)
     back = embedder.decode(coded)
     # photographs lie outside the range of the few training images, where steps of int8 are cut off
-    assert (back * vectors).sum(axis=1).min() > {"int8": 0.97, "binary": 0.5}[codes]
-    assert np.array_equal(embedder.encode(back), coded) or codes == "int8"
+    assert (back * vectors).sum(axis=1).min() > 0.97
     # the parity is that of the decoded index
     run = Run.open(tiny / "run")
     features = run.features()
@@ -104,10 +101,10 @@ def test_vectors_kept_in_fewer_bytes(tiny, vectors, codes, num_bytes):
         both[catalog.has_role("query")] = run.head.embed(rows)[catalog.has_role("query")]
     result = evaluate_embeddings(both, catalog)
     assert made.parity.changes["mean"].after == pytest.approx(result.value("mmp@5"))
-    content = (tiny / f"codes {codes}" / "codes.npz").read_bytes()
-    (tiny / f"codes {codes}" / "codes.npz").write_bytes(content[:-10])
+    content = (tiny / "codes int8" / "codes.npz").read_bytes()
+    (tiny / "codes int8" / "codes.npz").write_bytes(content[:-10])
     with pytest.raises(ArtefactError, match=r"codes\.npz is cut short"):
-        Embedder.load(tiny / f"codes {codes}")
+        Embedder.load(tiny / "codes int8")
 
 
 def test_a_model_without_a_coder_says_so(tiny, vectors):
@@ -122,40 +119,34 @@ def unit(rng, rows, dim):
 
 
 @pytest.mark.parametrize("dim", [1, 7, 64])
-@pytest.mark.parametrize("kind", ["int8", "binary", "pq"])
-def test_coders_come_back_from_disk_and_nearly_to_the_vector(kind, dim, tmp_path):
+def test_coders_come_back_from_disk_and_nearly_to_the_vector(dim, tmp_path):
     vectors = unit(np.random.default_rng(dim), 600, dim)
-    coder = Coder.fit(kind, vectors)
+    coder = Coder.fit(vectors)
     coder.write(tmp_path / "codes.npz")
     read = Coder.read(tmp_path / "codes.npz")
     codes = coder.encode(vectors)
     assert codes.shape == (600, coder.num_bytes) and np.array_equal(read.encode(vectors), codes)
     back = read.decode(codes)
     np.testing.assert_allclose(np.linalg.norm(back, axis=1), 1, atol=1e-5)
-    least = {"int8": 0.999, "pq": 0.7, "binary": 0.7}[kind]
-    assert (back * vectors).sum(axis=1).mean() > least
+    assert (back * vectors).sum(axis=1).mean() > 0.999
     assert read.encode(vectors[:0]).shape == (0, coder.num_bytes)
 
 
-def test_product_quantisation_needs_as_many_vectors_as_centres():
-    with pytest.raises(InputError, match="100 vectors"):
-        Coder.fit("pq", unit(np.random.default_rng(0), 100, 8))
-
-
-def test_k_means_serves_the_rows_as_well_as_scikit_learns():
-    rng = np.random.default_rng(0)
-    rows = (rng.normal(size=(40, 4))[rng.integers(40, size=2000)] + 0.1 * rng.normal(size=(2000, 4))).astype(
-        np.float32
-    )
-
-    def error(centres):
-        return ((rows[:, None] - centres[None]) ** 2).sum(axis=2).min(axis=1).sum()
-
-    theirs = KMeans(32, n_init=10, init="random", random_state=0).fit(rows).cluster_centers_
-    ours = min(error(k_means(rows, 32, np.random.default_rng(seed))) for seed in range(10))
-    assert ours < 1.1 * error(theirs)
-    same = k_means(np.ones((10, 4), np.float32), 3, rng)  # more centres than different rows
-    assert np.isfinite(same).all()
+def test_codes_and_formats_that_are_gone_say_to_export_again(tiny, tmp_path):
+    np.savez(tmp_path / "codes.npz", kind="pq", dim=64, centres=np.zeros((16, 256, 4), np.float32))
+    with pytest.raises(ArtefactError, match="codes pq") as error:
+        Coder.read(tmp_path / "codes.npz")
+    assert "export the run again" in error.value.next_step
+    folder = shutil.copytree(tiny / "full", tmp_path / "model")
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, "form": {**config["form"], "format": "torch-export"}})
+    stored = read_json(folder / "manifest.json")
+    for name, of in (("sha256", file_sha256), ("bytes", lambda path: path.stat().st_size)):
+        stored["content"][name]["config.json"] = of(folder / "config.json")
+    write_json(folder / "manifest.json", stored)
+    with pytest.raises(ArtefactError, match="torch-export, which has no") as error:
+        Embedder.load(folder)
+    assert "export the run again" in error.value.next_step
 
 
 def test_resizing_inside_the_graph(tiny, vectors):
@@ -187,7 +178,7 @@ def test_a_form_that_loses_too_much_is_refused_and_can_be_allowed(tiny, monkeypa
     def forbidden(*_, **__):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("samething.export.folder.write_onnx", forbidden)
+    monkeypatch.setattr("samething.export.writing.write_onnx", forbidden)
     made = export(tiny / "run", **options, allow_quality_loss=True)
     assert made.parity.tolerance == -1.0 and not made.parity.within_tolerance
     assert Embedder.load(target).dim == 1 and not (target / "refused.json").exists()
@@ -227,8 +218,8 @@ def test_parity_is_the_paired_difference_and_survives_json(tiny):
     "options",
     [
         {"format": "guiec", "precision": "int8"},
-        {"format": "torch-export", "codes": "pq"},
-        {"format": "sentence-transformers", "head_only": True},
+        {"format": "guiec", "codes": "int8"},
+        {"format": "sentence-transformers", "precision": "int8"},
         {"format": "guiec", "input": "images"},
     ],
 )
@@ -240,12 +231,8 @@ def test_options_that_do_not_go_together(options):
 # ---- the folder
 
 
-def test_the_head_alone(tiny):
-    written(tiny, "head", head_only=True)
-    tensors = read_tensors(tiny / "head")
-    assert {name.split(".")[0] for name in tensors} == {"head"}
+def test_the_tensors_are_those_of_head_and_backbone(tiny):
     assert {name.split(".")[0] for name in read_tensors(tiny / "full")} == {"head", "backbone"}
-    assert Embedder.load(tiny / "head").embed(photographs()[:1]).shape == (1, 16)
 
 
 def test_damaged_weights_each_have_their_own_error(tiny, tmp_path):

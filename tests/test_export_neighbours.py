@@ -6,11 +6,9 @@ import torch
 
 from neighbours import CONSUMERS, by_torch, consumed, images_tested, nearest, squares_of
 from samething.export import export
-from samething.export.folder import read_tensors
 from samething.export.network import source_of
 from samething.training.run import Run
-
-SLOW = {"aot-inductor"}
+from tiny import read_tensors
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +38,7 @@ def require_same_neighbours(found, expected, catalog):
         assert max(apart) < 1e-5, (row, wanted, got)  # another order only where two are equally near
 
 
-@pytest.mark.parametrize(
-    "form", [pytest.param(form, marks=pytest.mark.slow if form in SLOW else ()) for form in CONSUMERS]
-)
+@pytest.mark.parametrize("form", CONSUMERS)
 def test_every_format_finds_what_torch_finds(form, line, gallery, tmp_path):
     catalog, squares, margin, expected = gallery
     folder = line / "model"

@@ -13,7 +13,7 @@ from samething.embedder import Embedder
 from samething.errors import FingerprintError, InputError
 from samething.evaluation import evaluate
 from samething.export import export
-from samething.export.parity import prepared_images
+from samething.export.quality import prepared_images
 from samething.features import features
 from samething.training import FinetuneConfig, train
 from samething.training.finetune import Finetuner

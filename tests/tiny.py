@@ -9,7 +9,9 @@ import timm
 import torch
 
 from samething.datasets import catalog
+from samething.embedder import FORMAT_VERSION, KIND, require_whole
 from samething.features import features
+from samething.files import read_manifest
 from samething.training import train
 from scenes import write_things
 
@@ -39,3 +41,11 @@ def make_tiny(folder: Path, kind: str = "vit", **options: object) -> Path:
         **{"recipe": "demo", "epochs": 6.0, "embedding_dim": 16, **options},
     )
     return folder
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a model folder, checked: ``head.*`` and ``backbone.*``."""
+    require_whole(
+        folder, read_manifest(folder, kind=KIND, format_version=FORMAT_VERSION), ["model.safetensors"]
+    )
+    return safetensors.torch.load_file(folder / "model.safetensors")

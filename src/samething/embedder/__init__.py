@@ -203,7 +203,7 @@ class Embedder:
             raise InputError(
                 f"bytes of {self.name}, whose vectors stay float32",
                 expected="a model with a coder",
-                next_step="export the run with --codes int8, binary or pq",
+                next_step="export the run with --codes int8",
             )
         return self.coder
 

@@ -14,7 +14,8 @@ from rich.console import Group
 from rich.markup import escape
 from rich.text import Text
 
-from samething.export.form import Form, Format, ModelPrecision, StoredCodes
+from samething.embedder.codes import StoredCodes
+from samething.export.form import Form, Format, ModelPrecision
 from samething.files import Json
 
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ def export(
     weights: Path | None = None,
     features: tuple[Path, ...] = (),
     format: Format = "folder",  # noqa: A002 (the option's name)
-    head_only: bool = False,
     preprocessing_inside: bool = False,
     precision: ModelPrecision = "float32",
     dim: int | None = None,
@@ -80,13 +80,12 @@ def export(
         weights: the backbone's checkpoint, if the features were made from one.
         features: where feature folders are now, if they were moved after the training.
         format: folder; hub (as folder, for the Hugging Face hub); guiec (the challenge's submission.zip);
-            sentence-transformers; torch-export or aot-inductor (a program for torch alone).
-        head_only: keep only the head in model.safetensors; model.onnx is always whole.
+            sentence-transformers.
         preprocessing_inside: let model.onnx take images of any size and resize them itself.
         precision: of the weights; float16 halves the file, int8 quarters it and computes in whole numbers,
             calibrated on training images.
         dim: keep the first numbers of the embedding only; good where --matryoshka-dims trained them.
-        codes: how vectors are kept: float32, int8, binary or pq (product quantisation, 4 numbers a byte).
+        codes: how vectors are kept: float32, or int8 (a quarter of the bytes).
         average: further runs whose weights are averaged with the first (a model soup); same start, same
             features.
         soup: uniform averages all; greedy keeps those that do not make the validation worse.
@@ -104,26 +103,23 @@ def export(
             form loses more than the tolerance.
         InputError: options that do not go together.
     """
-    from samething.export.folder import write_model
+    from samething.export.model_folder import write_model
+    from samething.export.soups import Mix
 
-    form = Form(
-        format=format,
-        input="images" if preprocessing_inside else "pixels",
-        precision=precision,
-        dim=dim,
-        codes=codes,
-        head_only=head_only,
-    )
     return write_model(
         Path(run),
         Path(output),
-        form,
+        Form(
+            format=format,
+            input="images" if preprocessing_inside else "pixels",
+            precision=precision,
+            dim=dim,
+            codes=codes,
+        ),
+        Mix(tuple(Path(other) for other in average), soup=soup, interpolate=interpolate),
         name=name,
         weights=weights,
         features=tuple(Path(folder) for folder in features),
-        average=tuple(Path(other) for other in average),
-        soup=soup,
-        interpolate=interpolate,
         tolerance=tolerance,
         allow_quality_loss=allow_quality_loss,
     )

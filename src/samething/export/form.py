@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from samething.embedder import PLAIN_FORM, WITH_GRAPH
-from samething.embedder.codes import CodeKind
+from samething.embedder import PLAIN_FORM
+from samething.embedder.codes import StoredCodes
 from samething.errors import InputError
 from samething.files import Json
 
-Format: TypeAlias = Literal["folder", "hub", "guiec", "sentence-transformers", "torch-export", "aot-inductor"]
+Format: TypeAlias = Literal["folder", "hub", "guiec", "sentence-transformers"]
 ModelPrecision: TypeAlias = Literal["float32", "float16", "int8"]
-StoredCodes: TypeAlias = Literal["float32", "int8", "binary", "pq"]
-
-_ONE_CODE: Final = "float32"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,8 +20,7 @@ class Form:
 
     format: Format = "folder"
     """``folder``: ONNX, safetensors, configuration, card; ``hub``: the same for the Hugging Face hub;
-    ``guiec``: the challenge's submission.zip; ``sentence-transformers``; ``torch-export`` and
-    ``aot-inductor``: programs for torch."""
+    ``guiec``: the challenge's submission.zip; ``sentence-transformers``."""
     input: Literal["pixels", "images"] = "pixels"
     """``pixels``: prepared squares; ``images``: any size, resized inside the graph."""
     precision: ModelPrecision = "float32"
@@ -33,17 +29,18 @@ class Form:
     """First numbers of the embedding that are kept; None: all."""
     codes: StoredCodes = "float32"
     """How vectors are kept."""
-    head_only: bool = False
-    """Whether model.safetensors holds the head alone."""
 
     def __post_init__(self) -> None:
-        graph = self.format in WITH_GRAPH
         plain_graph = self.format in ("folder", "hub")
         for flag, asked, possible, formats in (
             (f"--precision {self.precision}", self.precision != "float32", plain_graph, "folder or hub"),
             ("--preprocessing-inside", self.input == "images", plain_graph, "folder or hub"),
-            ("--head-only", self.head_only, plain_graph, "folder or hub"),
-            (f"--codes {self.codes}", self.codes != _ONE_CODE, graph, "folder, hub or sentence-transformers"),
+            (
+                f"--codes {self.codes}",
+                self.codes != "float32",
+                self.format != "guiec",
+                "folder, hub or sentence-transformers",
+            ),
         ):
             if asked and not possible:
                 raise InputError(
@@ -51,16 +48,6 @@ class Form:
                     expected=f"{flag} with --format {formats}",
                     next_step="leave one of the two out",
                 )
-
-    @property
-    def has_graph(self) -> bool:
-        """Whether the folder holds model.onnx."""
-        return self.format in WITH_GRAPH
-
-    @property
-    def code_kind(self) -> CodeKind | None:
-        """The coder to fit, if any."""
-        return None if self.codes == "float32" else self.codes
 
     @property
     def changes_arithmetic(self) -> bool:
@@ -74,7 +61,10 @@ class Form:
 
     def to_json(self) -> dict[str, Json]:
         """Plain JSON values."""
-        return dataclasses.asdict(self)
+        return {
+            **dataclasses.asdict(self),
+            "head_only": False,
+        }  # an option of version 0.1; models keep their identity
 
     @property
     def made_from(self) -> dict[str, Any]:

@@ -1,32 +1,20 @@
-"""What a smaller or faster form of a model costs: mMP@5 a domain with intervals, size, speed."""
+"""What a smaller or faster form of a model costs: mMP@5 per domain with intervals, size, speed."""
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeAlias
 
-import numpy as np
-from jaxtyping import Float
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from samething.arrays import Embeddings, PixelBatch
-from samething.catalog import Catalog
-from samething.embedder import Embedder
-from samething.embedder.codes import Coder
-from samething.errors import ArtefactError, InputError
-from samething.evaluation import MEAN, EvaluationResult, evaluate_embeddings
+from samething.errors import ArtefactError
+from samething.evaluation import MEAN
 from samething.files import Json
-from samething.images import Preprocessing
-from samething.metrics import paired_difference
 
-Role = Literal["test", "val"]
-SPEED_BATCH = 16
-SPEED_ROUNDS = 5
+Role: TypeAlias = Literal["test", "val"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,148 +96,16 @@ class Parity:
             )
         return table
 
-    def require_within_tolerance(self, folder: Path) -> None:
-        """Refuse a form that loses too much.
-
-        Raises:
-            ArtefactError: the mean fell by more than the tolerance; says where.
-        """
-        if self.within_tolerance:
-            return
+    def refusal(self, folder: Path) -> ArtefactError:
+        """The error of a form that loses more than the tolerance; says where."""
         worst = sorted(
             (change.difference, domain) for domain, change in self.changes.items() if domain != MEAN
         )
         domains = ", ".join(f"{domain} {100 * change:+.1f}" for change, domain in worst)
-        raise ArtefactError(
+        return ArtefactError(
             f"{folder}: this form loses {100 * self.fall:.1f} points of mMP@5 on the mean over domains "
             f"({domains})",
             expected=f"a fall of at most {100 * self.tolerance:.1f} points (--tolerance {self.tolerance:g})",
             next_step="run the same command with --allow-quality-loss, which keeps what was computed, "
             "or choose a milder form",
         )
-
-
-def changes_of(before: EvaluationResult, after: EvaluationResult) -> dict[str, Change]:
-    """Change a domain and on the mean, from two results over the same queries."""
-    changes = {}
-    for domain in (*before.domains, MEAN):
-        chosen = (
-            np.ones(len(before.query_rows), dtype=bool)
-            if domain == MEAN
-            else before.query_domains == before.domains.index(domain)
-        )
-        pair = paired_difference(
-            after.values("mmp@5")[chosen], before.values("mmp@5")[chosen], before.query_domains[chosen]
-        )
-        changes[domain] = Change(
-            before=before.value("mmp@5", domain=domain),
-            after=after.value("mmp@5", domain=domain),
-            difference=pair.difference,
-            low=pair.low,
-            high=pair.high,
-            num_queries=before.num_queries(domain),
-        )
-    return changes
-
-
-def measured_role(catalog: Catalog) -> Role:
-    """The images that a form is measured on: test, or validation where there is no test.
-
-    Raises:
-        InputError: neither.
-    """
-    if catalog.has_role("query", "query+index").any() and catalog.has_role("index", "query+index").any():
-        return "test"
-    if catalog.has_role("val").any():
-        return "val"
-    raise InputError(
-        "a catalog without test and validation images",
-        expected="images to measure on what this form of the model costs",
-        next_step="make the catalog with --test or --val, or export in float32 at full length",
-    )
-
-
-def rows_of(catalog: Catalog, role: Role) -> np.ndarray:
-    """Catalog rows of a role's images, as a mask."""
-    if role == "val":
-        return catalog.has_role("val")
-    return catalog.has_role("query", "index", "query+index")
-
-
-def embed_images(embedder: Embedder, catalog: Catalog) -> tuple[Embeddings, np.ndarray]:
-    """Vectors of a catalog's images and which rows could be read.
-
-    Raises:
-        ArtefactError: the images have moved, or none of them can be read.
-    """
-    from samething.progress import progress_bar
-
-    catalog.require_files()
-    vectors = np.zeros((len(catalog), embedder.dim), np.float32)
-    readable = np.zeros(len(catalog), dtype=bool)
-    with progress_bar("images") as progress:
-        task = progress.add_task("parity", total=len(catalog))
-        for batch in embedder.embed_stream(catalog.sources):
-            rows = batch.positions
-            vectors[rows] = batch.vectors
-            readable[rows] = True
-            progress.advance(task, len(batch.positions) + len(batch.unreadable))
-    if not readable.any():
-        raise ArtefactError(
-            "none of the images can be read",
-            expected="the images that the run was evaluated on",
-            next_step="put them back where the catalog says they are",
-        )
-    return vectors, readable
-
-
-def decoded(coder: Coder, vectors: Embeddings, catalog: Catalog, role: Role) -> tuple[Embeddings, bool]:
-    """Vectors as they come back from their bytes; queries stay whole where no image is query and index."""
-    coded = coder.decode(coder.encode(vectors))
-    if role == "val" or catalog.has_role("query+index").any():
-        return coded, True
-    coded[catalog.has_role("query")] = vectors[catalog.has_role("query")]
-    return coded, False
-
-
-def evaluate_both(
-    before: Float[np.ndarray, "n full"], after: Float[np.ndarray, "n short"], catalog: Catalog, role: Role
-) -> tuple[EvaluationResult, EvaluationResult]:
-    """Both embeddings of the same images on the same queries."""
-    results = (evaluate_embeddings(vectors, catalog, role=role) for vectors in (before, after))
-    first, second = results
-    return first, second
-
-
-def images_per_second(
-    embedders: Mapping[str, Embedder], pixels: Mapping[str, PixelBatch]
-) -> dict[str, float]:
-    """Images a second through each graph: medians of turns, in batches of 16.
-
-    Args:
-        embedders: the graphs, by name.
-        pixels: what each one is fed, by the same names; up to 16 images of one size.
-    """
-    times: dict[str, list[float]] = {name: [] for name in embedders}
-    for _ in range(SPEED_ROUNDS + 1):
-        for name, embedder in embedders.items():
-            started = time.perf_counter()
-            embedder.embed_pixels(pixels[name])
-            times[name].append((time.perf_counter() - started) / len(pixels[name]))
-    return {name: 1 / statistics.median(each[1:]) for name, each in times.items()}
-
-
-def prepared_images(catalog: Catalog, preprocessing: Preprocessing, count: int) -> PixelBatch:
-    """Evenly chosen images of a catalog as pixels; those that cannot be read are passed over."""
-    from samething.errors import ImageError
-    from samething.images import decode, prepare
-
-    found: list[Any] = []
-    for row in range(0, len(catalog), max(1, len(catalog) // count)):
-        if len(found) == count:
-            break
-        try:
-            found.append(prepare(decode(catalog.source(row)), preprocessing))
-        except ImageError:
-            continue
-    return np.stack(found) if found else np.empty((0, 3, *preprocessing.shape), np.uint8)

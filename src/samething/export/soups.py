@@ -12,7 +12,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import safetensors.torch
@@ -23,39 +23,56 @@ from samething.backbones import load_described
 from samething.errors import ArtefactError, InputError
 from samething.export.network import Source, backbone_of, source_of
 from samething.features import FeatureSet
+from samething.files import Json
 from samething.heads import Head, HeadConfig, build_head, head_from_state, reduced_head
 from samething.training.data import TrainingData
 from samething.training.run import Run
 from samething.training.validation import validation_scores
 
 Soup: TypeAlias = Literal["uniform", "greedy"]
-START_HEAD: str = "head-start.safetensors"
+START_HEAD: Final = "head-start.safetensors"
 """The head that a fine-tuned run began with, in its folder."""
 
 
-def mixed_source(
-    run: Run, others: Sequence[Run], *, soup: Soup, interpolate: float, weights: Path | None
-) -> Source:
+@dataclasses.dataclass(frozen=True)
+class Mix:
+    """What a model's weights are averaged from."""
+
+    runs: tuple[Path, ...] = ()
+    """Further runs, beside the first."""
+    soup: Soup = "uniform"
+    """``uniform``: all of them; ``greedy``: best validation first, each kept only if the average with it does
+    not get worse on the validation images."""
+    interpolate: float = 1.0
+    """Share of the trained weights, in [0, 1]; the rest is the common start."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.interpolate <= 1:
+            raise InputError(
+                f"--interpolate {self.interpolate}",
+                expected="a share in [0, 1]: 1 is the trained model, 0 its start",
+                next_step="for instance --interpolate 0.5",
+            )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether it is anything but one run as it was trained."""
+        return bool(self.runs) or self.interpolate != 1
+
+
+def mixed_source(run: Run, others: Sequence[Run], mix: Mix, *, weights: Path | None) -> Source:
     """One model from several runs, or from a run and its start.
 
     Args:
         run: the first run.
         others: further runs to average with it.
-        soup: ``uniform``: all of them; ``greedy``: best validation first, each kept only if the average
-            with it does not get worse on the validation images.
-        interpolate: share of the trained weights, in [0, 1]; the rest is the common start.
+        mix: how.
         weights: the backbone's checkpoint, if the features were made from one.
 
     Raises:
         InputError: the runs do not share their start, features or head.
         ArtefactError: a run's checkpoint is gone.
     """
-    if not 0 <= interpolate <= 1:
-        raise InputError(
-            f"--interpolate {interpolate}",
-            expected="a share in [0, 1]: 1 is the trained model, 0 its start",
-            next_step="for instance --interpolate 0.5",
-        )
     for each in (run, *others):
         if each.config.members > 1:
             raise InputError(
@@ -69,27 +86,26 @@ def mixed_source(
         _require_same_start(run, other, start)
     ends = [head_at_training_width(each) for each in (run, *others)]
     chosen = list(range(len(ends)))
-    if soup == "greedy" and others:
+    if mix.soup == "greedy" and others:
         chosen = greedy_choice((run, *others), ends, source.features)
     head = copy.deepcopy(ends[0])
     head.load_state_dict(average([ends[place].state_dict() for place in chosen]))
-    if interpolate < 1:
-        head.load_state_dict(
-            average([head.state_dict(), start.state_dict()], shares=(interpolate, 1 - interpolate))
-        )
+    if mix.interpolate < 1:
+        shares = (mix.interpolate, 1 - mix.interpolate)
+        head.load_state_dict(average([head.state_dict(), start.state_dict()], shares=shares))
     runs = [(run, *others)[place] for place in chosen]
-    source, tuned = _with_mixed_backbone(source, runs, interpolate, weights)
-    mix = {
+    source, tuned = _with_mixed_backbone(source, runs, mix.interpolate, weights)
+    mixed: dict[str, Json] = {
         "runs": [each.manifest.fingerprint for each in runs],
         "names": [each.folder.name for each in runs],
         "left_out": [other.folder.name for place, other in enumerate((run, *others)) if place not in chosen],
-        "soup": soup,
-        "interpolate": interpolate,
+        "soup": mix.soup,
+        "interpolate": mix.interpolate,
     }
     return dataclasses.replace(
         source,
         head=_at_final_width(head, run, source.features),
-        mix=mix,
+        mix=mixed,
         described=not tuned,
     )
 

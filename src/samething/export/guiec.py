@@ -1,13 +1,12 @@
-"""Programs for torch alone: TorchScript for the challenge, torch.export, AOTInductor.
+"""The submission of the Google Universal Image Embedding Challenge: TorchScript that needs torch alone.
 
-Each is checked in a fresh Python process that knows neither this package nor timm.
+It is checked in a fresh Python process that knows neither this package nor timm.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,27 +14,24 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, no_type_check
+from typing import Any, Final, no_type_check
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Shaped, UInt8
 from torch import Tensor, nn
 
 from samething.errors import ArtefactError, InputError
 from samething.export.network import EmbeddingModel
 from samething.files import atomic_path
-from samething.images import Preprocessing
+from samething.images import Preprocessing, decode, prepare
 
-ProgramFormat: TypeAlias = Literal["guiec", "torch-export", "aot-inductor"]
-
-LARGEST_GUIEC_DIM: Final = 64
+LARGEST_DIM: Final = 64
 """Numbers in an embedding that the challenge accepts."""
 LEAST_COSINE: Final = 0.98
 """Between the challenge's model, which resizes by itself, and the same image prepared by Pillow."""
-FILES: Final = {"guiec": "submission.zip", "torch-export": "model.pt2", "aot-inductor": "model.pt2"}
-SCRIPT_NAME: Final = "saved_model.pt"
+_SCRIPT_NAME: Final = "saved_model.pt"
 _TIMEOUT_S: Final = 600
 
 
@@ -96,49 +92,56 @@ class PreparedInside(nn.Module):
         return vectors
 
 
-def write_program(
-    model: EmbeddingModel, output: Path, kind: ProgramFormat, pixels: UInt8[np.ndarray, "b 3 height width"]
+def write_submission(
+    model: EmbeddingModel, target: Path, pixels: UInt8[np.ndarray, "b 3 height width"]
 ) -> float:
-    """Write a program into a folder and check it; returns the largest difference to the model's vectors.
+    """Write ``submission.zip`` and check it as the host loads it.
 
     Args:
-        model: what is written.
-        output: the folder; the file's name is in :data:`FILES`.
-        kind: which program.
+        model: what is written, with resizing inside: the network traced, the sizes scripted.
+        target: the file.
         pixels: prepared images to check it on, at least two.
+
+    Returns:
+        Largest difference of a number to the model's vectors of the same images prepared by Pillow.
 
     Raises:
         InputError: more dimensions than the challenge accepts.
         ArtefactError: it does not load elsewhere, or gives other vectors.
     """
-    if kind == "guiec":
-        return _write_submission(model, output, pixels)
-    return _write_exported(model, output, kind, pixels)
-
-
-# ---- the challenge
-
-
-def require_guiec_dim(dim: int) -> None:
-    """Refuse an embedding that the challenge would refuse.
-
-    Raises:
-        InputError: more than 64 numbers.
-    """
-    if dim > LARGEST_GUIEC_DIM:
+    if model.head.embedding_dim > LARGEST_DIM:
         raise InputError(
-            f"an embedding of {dim} numbers for --format guiec",
-            expected=f"at most {LARGEST_GUIEC_DIM}, the challenge's rule",
-            next_step=f"train with --embedding-dim {LARGEST_GUIEC_DIM}, or export with --dim "
-            f"{LARGEST_GUIEC_DIM} if its prefixes were trained",
+            f"an embedding of {model.head.embedding_dim} numbers for --format guiec",
+            expected=f"at most {LARGEST_DIM}, the challenge's rule",
+            next_step=f"train with --embedding-dim {LARGEST_DIM}, or export with --dim "
+            f"{LARGEST_DIM} if its prefixes were trained",
         )
+    with atomic_path(target) as partial, tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / _SCRIPT_NAME
+        _scripted(model).save(str(file))
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+            archive.write(file, _SCRIPT_NAME)
+    # doubled, a prepared image is one of another size that must give nearly the same vector
+    images = [np.repeat(np.repeat(image, 2, axis=1), 2, axis=2) for image in pixels[:4]]
+    found = np.stack(in_fresh_process(_HOST_SEQUENCE, target, [image[None] for image in images]))
+    prepared = [
+        prepare(decode(np.ascontiguousarray(image.transpose(1, 2, 0))), model.backbone.preprocessing)
+        for image in images
+    ]
+    with torch.inference_mode():
+        expected = np.concatenate([model(torch.from_numpy(each[None])).numpy() for each in prepared])
+    cosines = (found * expected).sum(axis=1)
+    if cosines.min() < LEAST_COSINE:
+        raise ArtefactError(
+            f"the challenge's model gives other vectors than torch (cosine {cosines.min():.4f})",
+            expected=f"cosines of at least {LEAST_COSINE}",
+            next_step="report this with the backbone's name; the run itself is unharmed",
+        )
+    return float(np.abs(found - expected).max())
 
 
-def script(model: EmbeddingModel) -> torch.jit.ScriptModule:
-    """The model with resizing inside as TorchScript: the network traced, the sizes scripted.
-
-    Attention is written out in products, because the host's torch 1.11 has no fused one.
-    """
+def _scripted(model: EmbeddingModel) -> torch.jit.ScriptModule:
+    """Attention is written out in products, because the host's torch 1.11 has no fused one."""
     plain = copy.deepcopy(model).cpu().eval()
     for module in plain.modules():
         if hasattr(module, "fused_attn"):
@@ -150,41 +153,6 @@ def script(model: EmbeddingModel) -> torch.jit.ScriptModule:
         traced = torch.jit.trace(plain, example, check_trace=False)  # type: ignore[no-untyped-call]
         scripted: torch.jit.ScriptModule = torch.jit.script(PreparedInside(traced, preprocessing).eval())
     return scripted
-
-
-def _write_submission(
-    model: EmbeddingModel, output: Path, pixels: UInt8[np.ndarray, "b 3 height width"]
-) -> float:
-    require_guiec_dim(model.head.embedding_dim)
-    scripted = script(model)
-    with atomic_path(output / FILES["guiec"]) as partial, tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / SCRIPT_NAME
-        scripted.save(str(file))
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-            archive.write(file, SCRIPT_NAME)
-    # doubled, a prepared image is one of another size that must give nearly the same vector
-    images = [np.repeat(np.repeat(image, 2, axis=1), 2, axis=2) for image in pixels[:4]]
-    found = in_fresh_process(_HOST_SEQUENCE, output / FILES["guiec"], [image[None] for image in images])
-    expected = np.stack([_resized_here(model, image) for image in images])
-    cosines = (np.stack(found) * expected).sum(axis=1)
-    if cosines.min() < LEAST_COSINE:
-        raise ArtefactError(
-            f"the challenge's model gives other vectors than torch (cosine {cosines.min():.4f})",
-            expected=f"cosines of at least {LEAST_COSINE}",
-            next_step="report this with the backbone's name; the run itself is unharmed",
-        )
-    return float(np.abs(np.stack(found) - expected).max())
-
-
-def _resized_here(
-    model: EmbeddingModel, image: UInt8[np.ndarray, "3 height width"]
-) -> Float[np.ndarray, " d"]:
-    from samething.images import decode, prepare
-
-    prepared = prepare(decode(np.ascontiguousarray(image.transpose(1, 2, 0))), model.backbone.preprocessing)
-    with torch.inference_mode():
-        vector: np.ndarray = model(torch.from_numpy(prepared[None]))[0].numpy()
-    return vector
 
 
 # The calls of the challenge's host: load, evaluation mode, one image at its own size, first output row.
@@ -202,67 +170,6 @@ with np.load(given) as stored, torch.no_grad():
 assert all(len(vector) <= 64 for vector in vectors)
 np.savez(made, *vectors)
 """
-
-
-# ---- torch.export and AOTInductor
-
-_LOAD_EXPORTED: Final = """
-import sys, numpy as np, torch
-for name in ("samething", "timm", "torchvision", "open_clip"):
-    sys.modules[name] = None
-program, given, made = sys.argv[1:]
-model = torch.export.load(program).module()
-with np.load(given) as stored, torch.no_grad():
-    np.savez(made, *[model(torch.from_numpy(stored[name])).numpy() for name in stored.files])
-"""
-_LOAD_COMPILED: Final = """
-import sys, numpy as np, torch, torch._inductor
-for name in ("samething", "timm", "torchvision", "open_clip"):
-    sys.modules[name] = None
-program, given, made = sys.argv[1:]
-model = torch._inductor.aoti_load_package(program)
-with np.load(given) as stored, torch.no_grad():
-    np.savez(made, *[model(torch.from_numpy(stored[name])).numpy() for name in stored.files])
-"""
-
-
-def _write_exported(
-    model: EmbeddingModel,
-    output: Path,
-    kind: ProgramFormat,
-    pixels: UInt8[np.ndarray, "b 3 height width"],
-) -> float:
-    if kind == "aot-inductor" and shutil.which("g++") is None and shutil.which("clang++") is None:
-        raise InputError(
-            "--format aot-inductor without a C++ compiler",
-            expected="g++ or clang++, which AOTInductor compiles the model with",
-            next_step="install one, or use --format torch-export",
-        )
-    network = copy.deepcopy(model).cpu().eval()
-    example = torch.from_numpy(pixels[:2])
-    target = output / FILES[kind]
-    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter warns of its own internals
-        batch = torch.export.Dim("batch", min=1, max=4096)
-        program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
-        with tempfile.TemporaryDirectory(dir=output, prefix=".") as folder:
-            made = Path(folder) / target.name
-            if kind == "aot-inductor":
-                torch._inductor.aoti_compile_and_package(program, package_path=str(made))
-            else:
-                torch.export.save(program, made)
-            made.replace(target)
-        expected = [network(torch.from_numpy(pixels)).numpy(), network(torch.from_numpy(pixels[:1])).numpy()]
-    code = _LOAD_COMPILED if kind == "aot-inductor" else _LOAD_EXPORTED
-    found = in_fresh_process(code, target, [pixels, pixels[:1]])
-    difference = max(float(np.abs(ours - theirs).max()) for ours, theirs in zip(found, expected, strict=True))
-    if difference > 1e-4:
-        raise ArtefactError(
-            f"the program's vectors differ from torch's by up to {difference:.1e}",
-            expected="at most 1e-04",
-            next_step="report this with the backbone's name; the run itself is unharmed",
-        )
-    return difference
 
 
 def in_fresh_process(
