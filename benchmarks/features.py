@@ -36,9 +36,9 @@ from PIL import Image
 from samething.backbones import Backbone, load_backbone
 from samething.backbones.runtimes import Runtime, choose_runtime, parity_cosine
 from samething.catalog import Catalog
-from samething.features.describing import describe_all
-from samething.features.generation import Generation
-from samething.features.workers import ImageReader, ImageStream
+from samething.features.inference import extract_features
+from samething.features.job import Job
+from samething.features.worker_pool import ImageReader, ImageStream
 from samething.files import file_sha256
 from samething.images import Preprocessing, decode, read_pixels
 
@@ -124,10 +124,10 @@ def plain_rate(backbone: Backbone, paths: list[Path]) -> float:
 
 def own_rate(runtime: Runtime, ready: torch.Tensor, num: int) -> float:
     """Images a second of the model on pixels that are there."""
-    runtime.describe(ready)
+    runtime.extract(ready)
     start = time.perf_counter()
     for _ in range(num):
-        runtime.describe(ready)
+        runtime.extract(ready)
     return num * len(ready) / (time.perf_counter() - start)
 
 
@@ -135,16 +135,16 @@ def whole_rate(backbone: Backbone, catalog: Catalog, runtime: Runtime) -> float:
     """Images a second from files to blocks on disk, once the pipeline is full."""
     fast = backbone.with_preprocessing(dataclasses.replace(backbone.preprocessing, decoding="fast"))
     with tempfile.TemporaryDirectory() as folder:
-        generation = Generation.of(catalog, folder=Path(folder), batch_size=BATCH_SIZE, previous=None)
-        reader = ImageReader(catalog, generation.copies, fast.preprocessing)
-        stream = ImageStream(reader, generation.missing(), num_workers=1)
+        job = Job.of(catalog, folder=Path(folder), batch_size=BATCH_SIZE, previous=None)
+        reader = ImageReader(catalog, job.copies, fast.preprocessing)
+        stream = ImageStream(reader, job.missing(), num_workers=1)
         start, num = 0.0, 0
-        described = describe_all(
+        extracted = extract_features(
             stream, fast, runtime=runtime.name, num_images=len(catalog), chosen=lambda name: None,
             made=runtime,
         )  # fmt: skip
-        for batch, features in described:
-            generation.keep(batch, features)
+        for batch, features in extracted:
+            job.keep(batch, features)
             if start:
                 num += len(batch.rows)
             start = start or time.perf_counter()
@@ -231,9 +231,7 @@ def bench_sentence_transformers(images: Path, num: int) -> None:
     }
     expected = theirs.encode([Image.open(path) for path in paths[:BATCH_SIZE]], batch_size=BATCH_SIZE)
     for runtime in runtimes.values():
-        print(
-            f"{runtime.name}: least cosine to theirs {parity_cosine(runtime.describe(ready), expected):.6f}"
-        )
+        print(f"{runtime.name}: least cosine to theirs {parity_cosine(runtime.extract(ready), expected):.6f}")
     rates: dict[str, list[float]] = {"theirs": [], **{name: [] for name in runtimes}}
     for _ in range(ROUNDS):
         start = time.perf_counter()

@@ -37,7 +37,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from samething.features.reading import RowReader
+from samething.features.row_reader import RowReader
 from samething.sampling import SamplingConfig, epoch_batches
 
 WIDTH, BATCH, NUM_ROWS, NUM_WARM = 1152, 128, 1_000_000, 200_000

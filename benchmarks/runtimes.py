@@ -102,7 +102,7 @@ def bench(backbone: Backbone, rounds: int, batch: int) -> None:
     eager, eager_batch = best_eager(backbone, pixels)
     makers: dict[str, Callable[[], Describe]] = {
         "torch, channels last": lambda: with_torch(backbone, "cpu"),
-        "torch bfloat16": lambda: with_torch(backbone, "cpu", dtype=torch.bfloat16),
+        "torch bfloat16": lambda: with_torch(backbone, "cpu", torch.bfloat16),
         "ONNX Runtime": lambda: with_onnxruntime(backbone),
         "OpenVINO": lambda: with_openvino(backbone),
         "OpenVINO bfloat16": lambda: with_openvino(backbone, bfloat16=True),

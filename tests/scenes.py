@@ -10,7 +10,7 @@ from PIL import Image
 
 from samething.catalog import Catalog
 from samething.features import FeatureSet
-from samething.features.folder import FORMAT_VERSION, JOB_NAME, KIND, made_from
+from samething.features.store import FORMAT_VERSION, JOB_NAME, KIND, made_from
 from samething.files import Manifest, write_json, write_manifest
 from samething.images import Preprocessing
 

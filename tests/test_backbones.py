@@ -202,7 +202,7 @@ def test_any_timm_model_with_a_checkpoint(tmp_path, options):
 def test_a_row_takes_a_checkpoint_in_timms_layout(lite, pixels, tmp_path):
     torch.save(lite.network.state_dict(), tmp_path / "lite.pth")
     again = load_backbone("efficientnet_lite0", weights=tmp_path / "lite.pth")
-    assert again.describe() == lite.describe()
+    assert again.metadata() == lite.metadata()
     with torch.inference_mode():
         assert torch.equal(again(pixels[:1]), lite(pixels[:1]))
 
@@ -222,17 +222,17 @@ def test_a_backbone_stays_frozen(lite, pixels):
 
 
 def test_what_decides_the_features_is_described(lite, tmp_path):
-    described = lite.describe()
+    described = lite.metadata()
     assert described["name"] == "efficientnet_lite0"
     assert described["width"] == 1280
-    assert described == load_backbone("efficientnet_lite0").describe()
-    squashed = load_backbone("efficientnet_lite0", resize="squash").describe()
+    assert described == load_backbone("efficientnet_lite0").metadata()
+    squashed = load_backbone("efficientnet_lite0", resize="squash").metadata()
     changed = {key for key in described if described[key] != squashed[key]}
     assert changed == {"preprocessing"}
     weights = [tmp_path / "0.pth", tmp_path / "1.pth"]
     for seed, path in enumerate(weights):
         save_tiny(path, seed=seed)
-    one, other = (load_backbone(f"timm:{TINY}", weights=path).describe() for path in weights)
+    one, other = (load_backbone(f"timm:{TINY}", weights=path).metadata() for path in weights)
     assert {key for key in one if one[key] != other[key]} == {"weights"}
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from samething.backbones import BACKBONES, Backbone, load_backbone, load_described, write_onnx
+from samething.backbones import BACKBONES, Backbone, load_backbone, load_from_metadata, write_onnx
 from samething.backbones.command import backbones
 from samething.backbones.pooling import PooledNetwork, generalised_mean, possible_poolings
 from samething.backbones.views import PRESETS, VIEWS, named_views
@@ -70,7 +70,7 @@ def test_poolings_are_what_they_are_called(checkpoints, images):
     for pooling, features in expected.items():
         pooled = tiny(checkpoints, pooling=pooling)
         assert torch.allclose(describe(pooled, images), norm(features), atol=1e-5), pooling
-        assert pooled.describe()["options"] == {"pooling": pooling}
+        assert pooled.metadata()["options"] == {"pooling": pooling}
     both = tiny(checkpoints, pooling="class+mean")
     assert both.width == 2 * own.width
     assert torch.allclose(
@@ -203,12 +203,12 @@ def test_what_changes_features_changes_the_description(checkpoints):
         {"views": "own+mirror", "combine": "keep"}, {"sizes": (96,)}, {"resize": "squash"},
         {"views": "own+mirror", "resize": "squash"}, {"name": f"timm:{VIT}+timm:{TINY}"},
     ]  # fmt: skip
-    described = [tiny(checkpoints, **change).describe() for change in changes]
+    described = [tiny(checkpoints, **change).metadata() for change in changes]
     for one, other in itertools.combinations(described, 2):
         assert one != other
     for description in described:
         stored = json.loads(json.dumps(description))
-        assert load_described(stored, weights=checkpoints).describe() == description
+        assert load_from_metadata(stored, weights=checkpoints).metadata() == description
     assert "options" not in described[0]  # what was described before there were options stays valid
 
 
@@ -224,8 +224,8 @@ def test_a_canvas_goes_through_onnx(checkpoints, images, tmp_path):
 
 
 def test_checkpoints_by_name(checkpoints, tmp_path):
-    own = tiny(checkpoints).describe()
-    assert load_backbone(f"timm:{VIT}", weights=checkpoints / f"timm-{VIT}.pth").describe() == own
+    own = tiny(checkpoints).metadata()
+    assert load_backbone(f"timm:{VIT}", weights=checkpoints / f"timm-{VIT}.pth").metadata() == own
     with pytest.raises(ArtefactError, match="holds no checkpoint") as caught:
         load_backbone(f"timm:{VIT}", weights=tmp_path)
     assert f"timm-{VIT}.safetensors" in caught.value.expected

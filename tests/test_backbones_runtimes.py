@@ -8,8 +8,15 @@ import torch
 
 import samething.backbones.runtimes as runtimes
 from samething.backbones import Backbone, load_backbone
-from samething.backbones.graphs import graph, graph_folder, graph_path
-from samething.backbones.runtimes import PARITY_COSINE, choose_runtime, parity_cosine
+from samething.backbones.graphs import graph, graph_path
+from samething.backbones.runtimes import (
+    PARITY_COSINE,
+    Trials,
+    choose_runtime,
+    fastest,
+    parity_cosine,
+    reason_against,
+)
 from samething.errors import InputError
 from samething.images import prepare
 from scenes import photographs
@@ -52,69 +59,63 @@ def test_runtimes_in_float32_agree_at_any_batch(cache, backbone, sample, name):
     with torch.inference_mode():
         expected = backbone(sample).numpy()
     for batch in (1, 3, len(sample)):
-        found = chosen.describe(sample[:batch])
+        found = chosen.extract(sample[:batch])
         assert found.dtype == np.float32
         assert np.abs(found - expected[:batch]).max() < 1e-3 * np.abs(expected).max()
-    kept = chosen.describe(sample[:1])
-    chosen.describe(sample[1:2])  # a result is the caller's own: the next call does not change it
+    kept = chosen.extract(sample[:1])
+    chosen.extract(sample[1:2])  # a result is the caller's own: the next call does not change it
     assert np.abs(kept - expected[:1]).max() < 1e-3 * np.abs(expected).max()
     json.dumps(chosen.record)
     assert chosen.record["cosines"][name] >= PARITY_COSINE
 
 
-def test_auto_takes_the_fastest_that_agrees(cache, backbone, sample, monkeypatch):
+def test_the_fastest_of_those_that_agree_is_taken():
     rates = {"torch": 10.0, "torch-bfloat16": 30.0, "openvino": 20.0, "openvino-bfloat16": 40.0}
-    cosines = {"torch-bfloat16": 0.99, "openvino": 1.0, "openvino-bfloat16": 0.9999}
-    scripted(monkeypatch, rates, cosines)
-    chosen = choose_runtime(backbone, sample, device="cpu")
-    assert chosen.name == "openvino-bfloat16"
-    assert chosen.record["name"] == "openvino-bfloat16"
-    assert set(chosen.record["images_per_s"]) == set(rates) - {"torch-bfloat16"}
-    assert "0.99" in chosen.record["left_out"]["torch-bfloat16"]
-    assert "float32" in chosen.record["left_out"]["onnxruntime"]  # another is far ahead of float32
+    cosines = {"torch": 1.0, "torch-bfloat16": 0.99, "openvino": 1.0, "openvino-bfloat16": 0.9999}
+    assert fastest(rates, cosines) == "openvino-bfloat16"
+    assert fastest(rates, {**cosines, "openvino-bfloat16": PARITY_COSINE - 1e-6}) == "openvino"
+    assert fastest({"torch": 1.0}, cosines) == "torch"
+
+
+def test_a_runtime_in_float32_is_not_tried_when_another_is_far_ahead_of_float32():
+    rates = {"torch": 10.0, "openvino": 20.0, "openvino-bfloat16": 40.0}
+    against = {
+        best: reason_against("onnxruntime", rates, best, num_images=None, export_s=1.0)
+        for best in (29.0, 31.0)
+    }
+    assert not against[29.0] and "float32" in against[31.0]
+    assert not reason_against("onnxruntime", {"torch": 10.0}, 10.0, num_images=None, export_s=1.0)
+
+
+def test_an_export_has_to_pay():
+    for name in ("openvino", "openvino-bfloat16", "onnxruntime"):
+        few = reason_against(name, {"torch": 100.0}, 100.0, num_images=200, export_s=6.0)
+        assert "export" in few
+        assert not reason_against(name, {"torch": 100.0}, 100.0, num_images=1_000_000, export_s=6.0)
+        assert not reason_against(name, {"torch": 100.0}, 100.0, num_images=None, export_s=6.0)
+
+
+def test_auto_measures_what_may_pay_and_keeps_what_it_chose(cache, backbone, sample, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "nothing kept"))
+    chosen = choose_runtime(backbone, sample, device="cpu", num_images=2)
+    assert {"openvino", "openvino-bfloat16", "onnxruntime"} <= {*chosen.record["left_out"]}
+    assert "export" in chosen.record["left_out"]["openvino"]
+    assert chosen.record["name"] == chosen.name
+    assert chosen.name == fastest(chosen.record["images_per_s"], chosen.record["cosines"])
     again = choose_runtime(backbone, sample, device="cpu", record=chosen.record)
     assert again.name == chosen.name
 
 
-def scripted(monkeypatch, rates, cosines) -> None:
-    """Trials whose measurements are given, so that no timing decides a test."""
-
-    def build(trials, name):
-        trials.cosines[name] = cosines.get(name, 1.0)
-        agrees = trials.cosines[name] >= PARITY_COSINE
-        if agrees:
-            trials.describers[name] = trials.describers["torch"]
-        return agrees
-
-    monkeypatch.setattr(runtimes._Trials, "_build", build)
-    monkeypatch.setattr(
-        runtimes._Trials, "_measure", lambda trials, name: trials.rates.__setitem__(name, rates[name])
-    )
-    monkeypatch.setattr(runtimes._Trials, "_bfloat16_pays", lambda trials: True)
-
-
-def test_an_export_has_to_pay(cache, backbone, sample, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "nothing kept"))
-    scripted(monkeypatch, dict.fromkeys(("torch", "torch-bfloat16", "openvino", "onnxruntime"), 100.0), {
-        "openvino-bfloat16": 0.5,
-    })  # fmt: skip
-    few = choose_runtime(backbone, sample, device="cpu", num_images=200)
-    assert "export" in few.record["left_out"]["openvino"]
-    assert set(few.record["images_per_s"]) == {"torch", "torch-bfloat16"}
-    many = choose_runtime(backbone, sample, device="cpu", num_images=1_000_000)
-    assert {"openvino", "onnxruntime"} <= set(many.record["images_per_s"])
-
-
-def unfaithful(describe):
-    return lambda pixels: describe(255 - pixels)
+def unfaithful(extract):
+    return lambda pixels: extract(255 - pixels)
 
 
 def test_a_runtime_that_disagrees_is_not_used(cache, backbone, sample, monkeypatch):
     faithful = runtimes.with_onnxruntime
     monkeypatch.setattr(runtimes, "with_onnxruntime", lambda own: unfaithful(faithful(own)))
-    trials = runtimes._Trials(backbone, sample, "cpu")
-    trials._try("onnxruntime")
-    assert "onnxruntime" not in trials.describers
+    trials = Trials(backbone, sample, "cpu")
+    trials.attempt("onnxruntime")
+    assert "onnxruntime" not in trials.candidates
     assert "cosine" in trials.left_out["onnxruntime"]
     with pytest.raises(InputError, match="onnxruntime have a cosine"):
         choose_runtime(backbone, sample, runtime="onnxruntime", device="cpu")
@@ -128,8 +129,8 @@ def test_a_runtime_that_cannot_be_had_is_an_error(cache, backbone, sample, monke
     with pytest.raises(InputError, match="no such operation") as caught:
         choose_runtime(backbone, sample, runtime="openvino", device="cpu")
     assert "auto" in caught.value.next_step
-    trials = runtimes._Trials(backbone, sample, "cpu")
-    trials._try("openvino")  # auto goes on without it
+    trials = Trials(backbone, sample, "cpu")
+    trials.attempt("openvino")  # auto goes on without it
     assert "no such operation" in trials.left_out["openvino"]
     with pytest.raises(InputError, match="runtime='fastest'"):
         choose_runtime(backbone, sample, record={"name": "fastest"}, device="cpu")
@@ -156,7 +157,7 @@ def test_graphs_are_written_once_and_kept_apart(cache, backbone, monkeypatch):
         backbone.network, name="other", width=backbone.width, preprocessing=backbone.preprocessing
     )
     assert graph_path(other) != kept
-    assert not list(graph_folder().glob(".partial-*"))
+    assert not list(kept.parent.parent.glob(".partial-*"))
 
 
 def write_bytes(_, target, **__):
@@ -195,4 +196,4 @@ def test_what_is_chosen_for_the_demos_backbone(cache):
     pixels = torch.from_numpy(np.stack([prepare(image, lite.preprocessing) for image in photographs()]))
     chosen = choose_runtime(lite, pixels[:4], device="cpu")
     with torch.inference_mode():
-        assert parity_cosine(chosen.describe(pixels[4:]), lite(pixels[4:]).numpy()) >= 0.9995
+        assert parity_cosine(chosen.extract(pixels[4:]), lite(pixels[4:]).numpy()) >= 0.9995

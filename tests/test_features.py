@@ -18,13 +18,13 @@ import torch
 from PIL import Image
 
 import samething
-import samething.features.extraction as extraction
-from samething.backbones import load_backbone, load_described
+import samething.backbones.loading
+from samething.backbones import load_backbone, load_from_metadata
 from samething.backbones.runtimes import PARITY_COSINE, parity_cosine
 from samething.catalog import Catalog
 from samething.errors import ArtefactError, FingerprintError, InputError, SamethingError
 from samething.features import FeatureSet, features
-from samething.features.accelerator import Accelerator, choose_accelerator
+from samething.features.inference import Accelerator, choose_accelerator
 from samething.files import file_sha256, only_one_writer
 from samething.images import decode, prepare
 from scenes import photographs, write_things
@@ -101,7 +101,7 @@ def test_rows_are_the_backbones_own_in_catalog_order(images, compute, weights, t
     path = catalog_of(images)
     shuffled = Catalog.read(path).take(np.random.default_rng(0).permutation(10))
     shuffled.write(path)
-    result = compute(path, tmp_path / "features", exact=True)
+    result = compute(path, tmp_path / "features", decoding="exact")
     backbone = load_backbone(BACKBONE, weights=weights)
     assert result.catalog.strings("image").tolist() == shuffled.strings("image").tolist()
     for row, image in enumerate(shuffled.paths):
@@ -115,7 +115,7 @@ def test_rows_are_the_backbones_own_in_catalog_order(images, compute, weights, t
     assert result.num_computed == 10
     assert result.exit_status == 0
     assert result.preprocessing == backbone.preprocessing
-    assert result.backbone == backbone.describe()
+    assert result.backbone == backbone.metadata()
     assert "10" in result.__rich__()
     assert sorted(path.name for path in result.folder.iterdir()) == [
         ".lock", f"data-{shuffled.fingerprint}", "job.json", "manifest.json",
@@ -295,7 +295,7 @@ def test_features_beyond_float16_are_listed(images, compute, tmp_path, monkeypat
         backbone.network = torch.nn.Sequential(backbone.network, Louder())
         return backbone
 
-    monkeypatch.setattr(extraction, "load_backbone", loud)
+    monkeypatch.setattr(samething.backbones.loading, "load_backbone", loud)
     with pytest.raises(InputError, match="not finite in float16"):
         compute(catalog_of(images), tmp_path / "features")
 
@@ -351,7 +351,7 @@ def test_another_preprocessing_is_refused_by_name(images, compute, tmp_path):
     path = catalog_of(images)
     before = stored(compute(path, tmp_path / "features"))
     with pytest.raises(FingerprintError, match=r"backbone\.preprocessing\.resize") as caught:
-        compute(path, tmp_path / "features", resize="squash")
+        compute(path, tmp_path / "features", views="squash")
     assert "squash" in caught.value.expected
     assert stored(tmp_path / "features") == before
 
@@ -509,7 +509,7 @@ def test_features_of_ones_own_network(images, compute, tmp_path, monkeypatch):
         prepare(Image.open(images / given.catalog.strings("image")[0]), own.preprocessing)
     )
     np.testing.assert_allclose(given.rows[0], own(pixels[None])[0].numpy(), atol=2e-2)
-    assert load_described(named.backbone).describe() == named.backbone
+    assert load_from_metadata(named.backbone).metadata() == named.backbone
     with pytest.raises(InputError, match="loaded already"):
         compute(path, tmp_path / "other", backbone=own, weights=None, pooling="gem")
 
@@ -657,17 +657,15 @@ def test_progress_is_short_where_nobody_watches(images, compute, tmp_path, capfd
 
 def test_the_way_of_reading_is_part_of_the_identity(images, compute, tmp_path):
     path = catalog_of(images)
-    exact = compute(path, tmp_path / "features", exact=True)
+    exact = compute(path, tmp_path / "features", decoding="exact")
     with pytest.raises(FingerprintError, match=r"backbone\.preprocessing\.decoding"):
         compute(path, tmp_path / "features")
     fast = compute(path, tmp_path / "fast")
-    scaled = compute(path, tmp_path / "scaled", scaled=True)
+    scaled = compute(path, tmp_path / "scaled", decoding="scaled")
     assert len({result.manifest.fingerprint for result in (exact, fast, scaled)}) == 3
     one, other = (np.asarray(result.rows, np.float64) for result in (exact, fast))
     cosine = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
     assert cosine.min() > 0.9999
-    with pytest.raises(InputError, match="--exact and --scaled"):
-        compute(path, tmp_path / "both", exact=True, scaled=True)
 
 
 def test_a_dry_run_measures_and_writes_nothing(images, compute, tmp_path):
@@ -688,7 +686,7 @@ def test_a_dry_run_measures_and_writes_nothing(images, compute, tmp_path):
     again = compute(path, tmp_path / "features", dry_run=True)
     assert again.num_to_compute == 4  # what cannot be read is tried again
     with pytest.raises(FingerprintError, match="holds features of"):
-        compute(path, tmp_path / "features", dry_run=True, exact=True)
+        compute(path, tmp_path / "features", dry_run=True, decoding="exact")
 
 
 def test_a_dry_run_where_all_is_done(images, compute, tmp_path):
@@ -712,7 +710,7 @@ def test_the_accelerators_arithmetic_and_order(weights):
     np.testing.assert_allclose(np.concatenate([first(), second()]), expected, rtol=1e-3, atol=1e-4)
     sample = torch.from_numpy(pixels[:4])
     name, chosen = choose_accelerator(backbone, sample, batch_size=4, num_images=9, device="cpu")
-    cosine = parity_cosine(chosen.describe(sample), accelerator.describe(sample))
+    cosine = parity_cosine(chosen.extract(sample), accelerator.extract(sample))
     assert cosine >= PARITY_COSINE
     assert (name == "cuda-float32") == (chosen.dtype == torch.float32)
     pinned, _ = choose_accelerator(

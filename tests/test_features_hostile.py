@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 import samething
-import samething.features.workers
+import samething.features.worker_pool
 from samething.catalog import Catalog
 from samething.features import FeatureSet, features
-from samething.features.workers import ImageReader, ImageStream
+from samething.features.worker_pool import ImageReader, ImageStream
 from samething.files import file_sha256
 from samething.images import Preprocessing
 from scenes import photographs, write_things
@@ -231,13 +231,13 @@ def test_a_block_that_a_loss_of_power_emptied_is_made_again(tmp_path):
         "runtime": "torch",
     }  # fmt: skip
     whole = features(catalog, output=tmp_path / "whole", **options)
-    from samething.features import extraction
+    from samething.features.job import Job
 
     def stop(*arguments, **more):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extraction, "finish", stop)
+        patch.setattr(Job, "finish", stop)
         with pytest.raises(KeyboardInterrupt):
             features(catalog, output=tmp_path / "features", **options)
     blocks = sorted((tmp_path / "features").rglob("0*.npz"))

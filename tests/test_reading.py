@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from samething.errors import ArtefactError
 from samething.features import reading
-from samething.features.reading import GROUP_ROWS, RowReader
+from samething.features.row_reader import GROUP_ROWS, RowReader
 from samething.sampling import SamplingConfig, epoch_batches
 from scenes import feature_folder
 

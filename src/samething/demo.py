@@ -73,7 +73,7 @@ def demo(*, output: Path = Path("demo")) -> Demo:
     """
     from samething.evaluation.runs import compare_runs, run_embeddings
     from samething.export import export
-    from samething.features import features
+    from samething.features import FeatureSet, features
     from samething.training import train
     from samething.training.run import Run
 
@@ -88,8 +88,9 @@ def demo(*, output: Path = Path("demo")) -> Demo:
 
     step(2, f"Features: every image once through {BACKBONE} (ImageNet weights, frozen)")
     catalog = folder / "images" / "catalog.parquet"
-    described = features(catalog, backbone=BACKBONE, output=folder / "features")
-    console.print(described, highlight=False)
+    extracted = features(catalog, backbone=BACKBONE, output=folder / "features")
+    assert isinstance(extracted, FeatureSet)
+    console.print(extracted, highlight=False)
 
     step(3, "Training: a 64-d head with Sub-Center ArcFace, from the cached features")
     run = train(folder / "features", output=folder / "trained-64", recipe="demo")
@@ -108,9 +109,9 @@ def demo(*, output: Path = Path("demo")) -> Demo:
     console.print(searcher, highlight=False)
 
     step(6, "Search: a few images and what they find")
-    queries = _example_queries(described.catalog)
+    queries = _example_queries(extracted.catalog)
     shown = [_ask(searcher, queries, row) for row in range(len(queries))]
-    for matches, query in shown[: len(described.catalog.domains)]:  # one of each
+    for matches, query in shown[: len(extracted.catalog.domains)]:  # one of each
         console.print(f"looking for [bold]{escape(query.label)}[/bold]", highlight=False)
         console.print(dataclasses.replace(matches, matches=matches.matches[:NUM_PRINTED]))
     embeddings, tested = run_embeddings(run.folder)

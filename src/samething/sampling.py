@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from samething.errors import InputError
-from samething.features.reading import GROUP_ROWS
+from samething.features.row_reader import GROUP_ROWS
 
 SamplingKind: TypeAlias = Literal[
     "shuffled", "block-shuffled", "class-balanced", "domain-balanced", "domain-round-robin"

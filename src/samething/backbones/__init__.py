@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from samething.backbones.table import BACKBONES, BackboneRow
 
 if TYPE_CHECKING:
-    from samething.backbones.loading import load_backbone, load_described
+    from samething.backbones.loading import load_backbone, load_from_metadata
     from samething.backbones.network import Backbone, weights_fingerprint, write_onnx
     from samething.backbones.packaged import efficientnet_lite_state
 
@@ -21,14 +21,14 @@ __all__ = [
     "BackboneRow",
     "efficientnet_lite_state",
     "load_backbone",
-    "load_described",
+    "load_from_metadata",
     "weights_fingerprint",
     "write_onnx",
 ]
 
 _ROOMS: Final = {
     "Backbone": "network", "efficientnet_lite_state": "packaged", "load_backbone": "loading",
-    "load_described": "loading", "weights_fingerprint": "network", "write_onnx": "network",
+    "load_from_metadata": "loading", "weights_fingerprint": "network", "write_onnx": "network",
 }  # fmt: skip
 
 

@@ -21,20 +21,17 @@ MAX_CACHE_BYTES: Final = 8 << 30
 _FILE: Final = "backbone.onnx"
 
 
-def graph_folder() -> Path:
-    """Where graphs are kept: ``samething/graphs`` in the user's cache folder (XDG base directories)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "samething" / "graphs"
-
-
 def graph_path(backbone: Backbone) -> Path:
     """Where the graph of this backbone is kept, whether it is there or not.
 
-    The folder is named after everything that decides the graph: weights, options, shape of the input, and
-    the versions of what writes it.
+    That is in ``samething/graphs`` in the user's cache folder (XDG base directories), in a folder named after
+    everything that decides the graph: weights, options, shape of the input, and the versions of what writes
+    it.
     """
     versions = [importlib.metadata.version(package) for package in ("torch", "onnx")]
-    said = json.dumps([backbone.describe(), versions], sort_keys=True)
-    return graph_folder() / hashlib.sha256(said.encode()).hexdigest()[:24] / _FILE
+    said = json.dumps([backbone.metadata(), versions], sort_keys=True)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "samething" / "graphs" / hashlib.sha256(said.encode()).hexdigest()[:24] / _FILE
 
 
 @contextlib.contextmanager

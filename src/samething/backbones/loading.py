@@ -117,8 +117,8 @@ def load_backbone(
     )
 
 
-def load_described(description: Mapping[str, Json], *, weights: Path | None = None) -> Backbone:
-    """Load the backbone that :meth:`Backbone.describe` described, with the same options and preprocessing.
+def load_from_metadata(description: Mapping[str, Json], *, weights: Path | None = None) -> Backbone:
+    """Load the backbone that :meth:`Backbone.metadata` tells, with the same options and preprocessing.
 
     Whether the weights are the same is for the caller to compare.
     """

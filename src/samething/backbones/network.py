@@ -95,7 +95,7 @@ class Backbone(nn.Module):
         """Numbers that the network was trained with."""
         return sum(parameter.numel() for parameter in self.network.parameters())
 
-    def describe(self) -> dict[str, Json]:
+    def metadata(self) -> dict[str, Json]:
         """Everything that decides its features, for fingerprints: name, weights, preprocessing, width.
 
         Also ``options`` (pooling, views, sizes), where they are not the row's own.

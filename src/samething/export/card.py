@@ -37,7 +37,7 @@ def configuration(
         "name": name,
         "embedding_dim": source.head.embedding_dim,
         "form": dict(form),
-        "backbone": {**source.backbone.describe(), "licence": source.backbone.licence},
+        "backbone": {**source.backbone.metadata(), "licence": source.backbone.licence},
         "head": dataclasses.asdict(source.head.config),
         "training": {
             "config": run.config.to_json(),

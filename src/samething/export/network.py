@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from samething.backbones import Backbone, load_described
+from samething.backbones import Backbone, load_from_metadata
 from samething.errors import InputError
 from samething.features import FeatureSet
 from samething.files import Json, require_same
@@ -78,10 +78,10 @@ def backbone_of(run: Run, features: FeatureSet, *, weights: Path | None) -> Back
         FingerprintError: it is another one as it loads now.
     """
     tuned = run.folder / TUNED_NAME
-    backbone = load_described(features.backbone, weights=tuned if tuned.exists() else weights)
+    backbone = load_from_metadata(features.backbone, weights=tuned if tuned.exists() else weights)
     require_same(
         dict(features.backbone),
-        backbone.describe(),
+        backbone.metadata(),
         what="the backbone as it loads now is not the one the features were made with",
         next_step="give the checkpoint with --weights, or compute the features again",
     )

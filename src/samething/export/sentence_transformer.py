@@ -55,7 +55,7 @@ def _write_backbone(backbone: Backbone, folder: Path) -> None:
         raise InputError(
             "--format sentence-transformers of a model whose images are padded to a square",
             expected="the resize policies short_side_crop or squash, which timm's transform has",
-            next_step="describe the images with --resize squash, or export without --format",
+            next_step="extract features with --views squash, or export without --format",
         )
     write_json(
         folder / "config.json",

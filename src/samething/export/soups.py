@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from samething.backbones import load_described
+from samething.backbones import load_from_metadata
 from samething.errors import ArtefactError, InputError
 from samething.export.network import Source, backbone_of, source_of
 from samething.features import FeatureSet
@@ -254,7 +254,7 @@ def _with_mixed_backbone(
     networks = [backbone_of(run, run.features(), weights=None).network.state_dict() for run in runs]
     mean = average(networks)
     if interpolate < 1:
-        original = load_described(source.features.backbone, weights=weights)
+        original = load_from_metadata(source.features.backbone, weights=weights)
         mean = average([mean, original.network.state_dict()], shares=(interpolate, 1 - interpolate))
     backbone = copy.deepcopy(source.backbone)
     backbone.network.load_state_dict(mean)

@@ -19,23 +19,21 @@ import numpy as np
 import torch
 
 from samething.backbones import Backbone
-from samething.backbones.runtimes import RuntimeName, choose_runtime
 from samething.errors import ArtefactError, MissingExtraError
-from samething.features.accelerator import choose_accelerator
-from samething.features.describing import Description
-from samething.features.workers import Batch, ImageReader, read_one_batch
+from samething.features.inference import BatchFeatures, choose
+from samething.features.worker_pool import Batch, ImageReader, read_one_batch
 from samething.files import Json
 
 # A task of Ray sends what it has when it ends: few batches each, so that little is lost with a machine.
-_BATCHES_A_TASK: Final = 4
+_BATCHES_PER_TASK: Final = 4
 
 # An image that ends every process that decodes it would be tried for ever.
-_TRIES_A_TASK: Final = 8
+_TRIES_PER_TASK: Final = 8
 
 _SAMPLE_IMAGES: Final = 16
 
 
-def describe_on_cluster(
+def extract_on_cluster(
     reader: ImageReader,
     backbone: Backbone,
     batches: Mapping[int, list[int]],
@@ -44,15 +42,15 @@ def describe_on_cluster(
     num_workers: int | None,
     runtime: str,
     chosen: Callable[[dict[str, Json]], None],
-) -> Iterator[Description]:
-    """Describe batches on a cluster; they come in the order in which they are ready.
+) -> Iterator[BatchFeatures]:
+    """Features of batches, computed on a cluster; they come in the order in which they are ready.
 
     Args:
         reader: what prepares a row; its images must be readable from all machines.
         backbone: the frozen network; it is sent to the workers, which need no weights of their own.
         batches: numbers of the batches, and the catalog rows of each.
         address: ``local`` for this machine alone, or the address of a running cluster.
-        num_workers: processes that describe; by default one for each core, or each GPU where there are any.
+        num_workers: processes that compute; by default one for each core, or each GPU where there are any.
         runtime: what computes, as in :func:`samething.backbones.runtimes.choose_runtime`.
         chosen: is told what was chosen and what was measured (``name``, ``device``, …), before the first
             features.
@@ -149,22 +147,22 @@ class _Plan:
         settings.enable_progress_bars = settings.print_on_execution_start = False  # there is a bar already
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         items = [{"number": number, "rows": rows} for number, rows in self.batches.items()]
-        dataset = ray.data.from_items(items, override_num_blocks=math.ceil(len(items) / _BATCHES_A_TASK))
-        described = dataset.map_batches(
-            _Describer,
+        dataset = ray.data.from_items(items, override_num_blocks=math.ceil(len(items) / _BATCHES_PER_TASK))
+        extracted = dataset.map_batches(
+            _Extractor,
             fn_constructor_args=(self.job, self.name, _batch_size(self.batches)),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=self.num_workers),
             ray_remote_args_fn=_many_lives,
             **self.place,
         )
-        for row in described.iter_rows():
+        for row in extracted.iter_rows():
             yield row["content"]
 
 
 def _many_lives() -> dict[str, int]:
     """A worker may die any number of times; a batch may end its worker a few times only."""
-    return {"max_restarts": -1, "max_task_retries": _TRIES_A_TASK}
+    return {"max_restarts": -1, "max_task_retries": _TRIES_PER_TASK}
 
 
 def _results(ray: Any, plan: _Plan) -> Iterator[bytes]:
@@ -190,8 +188,8 @@ class _Driver:
         return next(self.results, None)
 
 
-class _Describer:
-    """One worker: decodes a batch and describes it."""
+class _Extractor:
+    """One worker: decodes a batch and computes its features."""
 
     def __init__(self, job: list[Any], name: str, batch_size: int) -> None:
         import ray
@@ -199,7 +197,7 @@ class _Describer:
         torch.set_num_threads(1)  # one worker per core
         self.reader, self.backbone = ray.get(job[0])
         self.name, self.batch_size = name, batch_size
-        self.describe: Callable[[torch.Tensor], np.ndarray] | None = None
+        self.extract: Callable[[torch.Tensor], np.ndarray] | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
         number, rows = int(batch["number"][0]), [int(row) for row in batch["rows"][0]]
@@ -207,9 +205,12 @@ class _Describer:
         features = np.empty((0, self.backbone.width), np.float32)
         if read.rows:
             pixels = torch.from_numpy(np.ascontiguousarray(read.pixels))
-            if self.describe is None:
-                _, self.describe = _made(self.backbone, pixels, self.name, self.batch_size)
-            features = self.describe(pixels)
+            if self.extract is None:
+                computer, _ = choose(
+                    self.backbone, pixels, runtime=self.name, batch_size=self.batch_size, num_images=None
+                )
+                self.extract = computer.extract
+            features = self.extract(pixels)
         sent = Batch(number, read.rows, read.pixels[:0], read.reasons)
         return {"content": [pickle.dumps((sent, features))]}
 
@@ -222,21 +223,9 @@ def _choose(job: list[Any], rows: list[int], runtime: str, batch_size: int) -> d
     for start in range(0, len(rows), _SAMPLE_IMAGES):
         read = read_one_batch(reader, 0, rows[start : start + _SAMPLE_IMAGES])
         if read.rows:
-            return _made(backbone, torch.from_numpy(read.pixels), runtime, batch_size)[0]
+            sample = torch.from_numpy(read.pixels)
+            return choose(backbone, sample, runtime=runtime, batch_size=batch_size, num_images=None)[1]
     return {"name": "torch"}
-
-
-def _made(
-    backbone: Backbone, sample: torch.Tensor, runtime: str, batch_size: int
-) -> tuple[dict[str, Json], Callable[[torch.Tensor], np.ndarray]]:
-    if torch.cuda.is_available() and (runtime in ("auto", "torch") or runtime.startswith("cuda-")):
-        name, accelerator = choose_accelerator(
-            backbone, sample, batch_size=batch_size, num_images=0, name=runtime
-        )
-        return {"name": name, "device": "cuda"}, accelerator.describe
-    choice: RuntimeName = runtime  # type: ignore[assignment]  # checked where it was given
-    made = choose_runtime(backbone, sample, runtime=choice)
-    return made.record, made.describe
 
 
 def _batch_size(batches: Mapping[int, list[int]]) -> int:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from samething.arrays import Embeddings, unit
 from samething.embedder import Embedder
 from samething.errors import FingerprintError, ImageError, InputError
-from samething.features.folder import JOB_NAME, FeatureSet
+from samething.features.store import JOB_NAME, FeatureSet
 from samething.files import is_finished
 from samething.images import decode
 from samething.search.collection import Collection, content_id

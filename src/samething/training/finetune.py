@@ -29,7 +29,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 import samething.features
-from samething.backbones import Backbone, load_described
+from samething.backbones import Backbone, load_from_metadata
 from samething.errors import FingerprintError, InputError
 from samething.features import FeatureSet
 from samething.files import (
@@ -102,10 +102,10 @@ def run_finetuning(
         if is_finished(folder):
             return Run.open(folder)
         features.catalog.require_files()
-        backbone = load_described(features.backbone, weights=weights)
+        backbone = load_from_metadata(features.backbone, weights=weights)
         require_same(
             dict(features.backbone),
-            backbone.describe(),
+            backbone.metadata(),
             what="the backbone as it loads now is not the one the features were made with",
             next_step="give the checkpoint with --weights, or compute the features again",
         )
@@ -371,7 +371,7 @@ def _pixels(source: Source, preprocessing: Preprocessing) -> UInt8[np.ndarray, "
 
 
 def _finish(folder: Path, tuner: Finetuner, made_from: dict[str, Any]) -> None:
-    """Write weights, describe every image by the tuned backbone, and finish the run."""
+    """Write weights, extract the features of every image with the tuned backbone, and finish the run."""
     num_trained = sum(p.numel() for group in tuner.unfrozen.groups for p in group[1])
     backbone, head = tuner.result()
     state = {name: value.contiguous() for name, value in backbone.network.state_dict().items()}
@@ -384,24 +384,24 @@ def _finish(folder: Path, tuner: Finetuner, made_from: dict[str, Any]) -> None:
     write_plots(folder, tuner.records)
     before = tuner.features
     before.catalog.write(folder / "catalog.parquet")
-    described = samething.features.features(
+    extracted = samething.features.features(
         folder / "catalog.parquet",
-        backbone=before.backbone["name"],
-        weights=folder / BACKBONE_NAME,
-        resize=before.preprocessing.resize,
+        backbone=load_from_metadata(before.backbone, weights=folder / BACKBONE_NAME),
+        decoding=before.preprocessing.decoding,
         output=folder / "features",
     )
-    if described.backbone["weights"] != backbone.describe()["weights"]:
+    assert isinstance(extracted, FeatureSet)
+    if extracted.backbone["weights"] != backbone.metadata()["weights"]:
         raise FingerprintError(
             f"{folder / 'features'} was made with other weights than those that were tuned",
-            expected=f"the weights {backbone.describe()['weights']}",
+            expected=f"the weights {backbone.metadata()['weights']}",
             next_step="start the run over with --no-resume",
         )
     first = Run.open(folder / HEAD_FIRST).manifest.content
     content = {
         **first,
         "features": "features",
-        "features_fingerprint": described.manifest.fingerprint,
+        "features_fingerprint": extracted.manifest.fingerprint,
         "width": head.width,
         "head": dataclasses.asdict(head.config),
         "num_steps": first["num_steps"] + tuner.step,

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from samething.errors import InputError
 from samething.features import FeatureSet
-from samething.features.reading import RowReader
+from samething.features.row_reader import RowReader
 from samething.files import (
     Manifest,
     atomic_path,

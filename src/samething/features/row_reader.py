@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 
 from samething.arrays import FeatureRows
 from samething.errors import ArtefactError
-from samething.features.folder import FeatureSet
+from samething.features.store import FeatureSet
 
 GROUP_ROWS: Final = 8192
 """Rows that are read ahead together; two such groups are held: 38 MB for float16 rows of 1152."""

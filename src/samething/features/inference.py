@@ -1,17 +1,32 @@
-"""Describing on a GPU: pinned memory, half precision where it changes nothing, a batch always in flight."""
+"""Prepared batches to features, by whatever computes fastest: a CPU's runtimes, or a GPU.
+
+On a GPU memory is pinned, precision is halved where that changes nothing, and a batch is always under way.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Final
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
 from samething.backbones import Backbone
-from samething.backbones.runtimes import PARITY_COSINE, parity_cosine
+from samething.backbones.runtimes import (
+    PARITY_COSINE,
+    Runtime,
+    RuntimeName,
+    choose_runtime,
+    parity_cosine,
+)
+from samething.features.worker_pool import Batch, ImageStream
+from samething.files import Json
+
+BatchFeatures: TypeAlias = tuple[Batch, Float[np.ndarray, "b w"]]
+"""A batch, whose pixels may be overwritten already, and its features, float32."""
 
 # Compiling takes a minute or more, once; a job that is done in a few minutes is done before it pays.
 COMPILE_FROM_IMAGES: Final = 100_000
@@ -73,7 +88,7 @@ class Accelerator:
         ]
 
     def submit(self, pixels: UInt8[np.ndarray, "b 3 height width"]) -> Callable[[], Float[np.ndarray, "b w"]]:
-        """Begin to describe a batch; the pixels may be overwritten at once.
+        """Begin to compute a batch; the pixels may be overwritten at once.
 
         Returns what waits for the features. At most two batches may be under way.
         """
@@ -99,9 +114,78 @@ class Accelerator:
 
         return result
 
-    def describe(self, pixels: UInt8[torch.Tensor, "b 3 height width"]) -> Float[np.ndarray, "b w"]:
+    def extract(self, pixels: UInt8[torch.Tensor, "b 3 height width"]) -> Float[np.ndarray, "b w"]:
         """Features of one batch, waited for."""
         return self.submit(pixels.numpy())()
+
+
+def extract_features(
+    stream: ImageStream,
+    backbone: Backbone,
+    *,
+    runtime: str,
+    num_images: int,
+    chosen: Callable[[dict[str, Json]], None],
+    made: Runtime | None = None,
+) -> Iterator[BatchFeatures]:
+    """Features of every batch of a stream; what computes is chosen on the first batch with an image.
+
+    On a CPU each batch is complete before the next is begun. On a GPU one is always under way, so a killed
+    run loses two.
+
+    Args:
+        stream: the batches.
+        backbone: the frozen network.
+        runtime: what computes, as in :func:`samething.backbones.runtimes.choose_runtime`.
+        num_images: images of the whole job.
+        chosen: is told what was chosen and what was measured (``name``, ``device``, …), before the first
+            features.
+        made: a runtime that is ready, instead of a choice.
+    """
+    empty = np.empty((0, backbone.width), np.float32)
+    computer: Runtime | Accelerator | None = made
+    under_way: deque[tuple[Batch, Callable[[], np.ndarray]]] = deque()
+    for batch in stream:
+        if not batch.rows:
+            yield batch, empty
+            continue
+        if computer is None:
+            sample = torch.from_numpy(batch.pixels)
+            computer, record = choose(
+                backbone, sample, runtime=runtime, batch_size=stream.batch_size, num_images=num_images
+            )
+            chosen(record)
+        if isinstance(computer, Runtime):
+            yield batch, computer.extract(torch.from_numpy(batch.pixels))
+            continue
+        under_way.append((batch, computer.submit(batch.pixels)))
+        if len(under_way) > 1:
+            done, result = under_way.popleft()
+            yield done, result()
+    for done, result in under_way:
+        yield done, result()
+
+
+def choose(
+    backbone: Backbone,
+    sample: UInt8[torch.Tensor, "b 3 height width"],
+    *,
+    runtime: str,
+    batch_size: int,
+    num_images: int | None,
+) -> tuple[Runtime | Accelerator, dict[str, Json]]:
+    """What computes, and what was measured when it was chosen.
+
+    The GPU computes where there is one, unless a CPU's runtime is asked for.
+    """
+    if torch.cuda.is_available() and (runtime in ("auto", "torch") or runtime.startswith("cuda-")):
+        name, accelerator = choose_accelerator(
+            backbone, sample, batch_size=batch_size, num_images=num_images or 0, name=runtime
+        )
+        return accelerator, {"name": name, "device": "cuda"}
+    choice: RuntimeName = runtime  # type: ignore[assignment]  # checked where it was given
+    made = choose_runtime(backbone, sample, runtime=choice, num_images=num_images)
+    return made, made.record
 
 
 def choose_accelerator(
@@ -137,7 +221,7 @@ def choose_accelerator(
             backbone, batch_size=batch_size, device=device, dtype=dtype, compiled=compiled
         )
         try:
-            agrees = parity_cosine(accelerator.describe(sample), reference.describe(sample)) >= PARITY_COSINE
+            agrees = parity_cosine(accelerator.extract(sample), reference.extract(sample)) >= PARITY_COSINE
         except Exception:  # a network that cannot be compiled or has no kernel in half precision
             agrees = False
         if agrees or candidate == name:
