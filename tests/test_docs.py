@@ -6,6 +6,7 @@ import re
 import pytest
 
 from line import ROOT, run_python
+from samething.cli import COMMANDS, build_app
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
