@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from samething.retrieval import exact_topk, groups
+from samething.retrieval import exact_topk, tiles
 
 K = 5
 WIDTH = 64
@@ -68,13 +68,13 @@ def peak_of_blocks() -> float:
     return max(rate(many, 200 * 2 * 512 * 512 * WIDTH) for _ in range(5))
 
 
-def ours_with(multiplication: Callable[[float], groups._Multiply]) -> Callable[..., object]:
+def ours_with(multiplication: Callable[[float], tiles._Multiply]) -> Callable[..., object]:
     def search(queries: np.ndarray, gallery: np.ndarray) -> object:
-        chosen, groups._multiplication = groups._multiplication, multiplication
+        chosen, tiles._multiplication = tiles._multiplication, multiplication
         try:
             return exact_topk(queries, gallery, K, precision="float32")
         finally:
-            groups._multiplication = chosen
+            tiles._multiplication = chosen
 
     return search
 
@@ -131,8 +131,8 @@ def table(num_queries: int, num_entries: int, rounds: int) -> None:
     queries, gallery = unit_rows(num_queries, 1), unit_rows(num_entries, 2)
     operations = 2.0 * num_queries * num_entries * WIDTH
     ways: dict[str, Callable[..., object]] = {
-        "ours": ours_with(lambda _: groups._with_torch),
-        "ours without torch": ours_with(lambda _: groups._with_numpy),
+        "ours": ours_with(lambda _: tiles._with_torch),
+        "ours without torch": ours_with(lambda _: tiles._with_numpy),
         "torch mm + topk": naive_torch,
         "numpy matmul + argpartition": naive_numpy,
     }

@@ -35,8 +35,7 @@ from typing import Any
 import numpy as np
 
 from samething.index import LanceIndex, create_index
-from samething.index.nearest import nearest
-from samething.retrieval import exact_topk
+from samething.retrieval import exact_topk, nearest_units
 
 DIM, NUM_CENTRES, K = 64, 35_000, 5
 NOISE = 0.7
@@ -133,7 +132,9 @@ def engines(rows: np.ndarray, scratch: Path) -> dict[str, Ask]:
     return {
         "ours, exact": by_index(exact, ["path", "label"]),
         "ours, exact, ids only": by_index(exact, []),
-        "ours, exact, the search alone": lambda query: nearest(query[None], rows, K).indices[0].tolist(),
+        "ours, exact, the search alone": lambda query: (
+            nearest_units(query[None], rows, K).indices[0].tolist()
+        ),
         "ours, tuned to 0.98": by_index(tuned, ["path", "label"]),
         "FAISS flat": by_faiss(flat),
         "FAISS HNSW (M 32, ef 64)": by_faiss(graph),

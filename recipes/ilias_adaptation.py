@@ -85,9 +85,9 @@ def main(
         target = output / f"distractors-{number:03d}.npy"
         np.save(target, run.head.embed(np.load(shard, mmap_mode="r")))
         adapted.append(target)
-    before = evaluate_embeddings(tested.rows, tested.catalog, rules="ilias", distractors=distractors)
+    before = evaluate_embeddings(tested.rows, tested.catalog, protocol="ilias", distractors=distractors)
     after = evaluate_embeddings(
-        run.head.embed(tested.rows), tested.catalog, rules="ilias", distractors=adapted
+        run.head.embed(tested.rows), tested.catalog, protocol="ilias", distractors=adapted
     )
     rich.print("before", before, "after", after)
 

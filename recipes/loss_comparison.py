@@ -28,7 +28,7 @@ from samething.errors import InputError
 from samething.evaluation import EvaluationResult, evaluate_embeddings
 from samething.features import FeatureSet
 from samething.files import write_text
-from samething.metrics import domain_mean, domain_mean_interval
+from samething.statistics import domain_mean, domain_mean_interval
 from samething.study.questions import Questions
 from samething.training import RECIPES
 from samething.training.loop import run_training

@@ -14,8 +14,8 @@ SOURCE = ROOT / "src" / "samething"
 # A module imports only modules above it.
 ORDER = [
     "errors", "progress", "arrays", "files", "images", "catalog", "pages", "datasets", "metrics",
-    "retrieval", "backbones", "features", "losses", "heads", "sampling", "training", "curate", "evaluation",
-    "leaderboard", "study", "embedder", "export", "index", "search", "report", "web", "demo", "cli",
+    "statistics", "retrieval", "backbones", "features", "losses", "heads", "sampling", "training", "curate",
+    "evaluation", "leaderboard", "study", "embedder", "export", "index", "search", "web", "demo", "cli",
 ]  # fmt: skip
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "core", "base", "misc"}
 

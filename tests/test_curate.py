@@ -253,21 +253,19 @@ def test_labels_refined_by_clusters(described, tmp_path):
     assert all(len(own) == 1 for own in parts.values()) and parts["c0"] != parts["c2"]
 
 
-@pytest.mark.parametrize("noise", ["agreement", "sub_centres"])
-def test_wrong_labels_are_dropped(described, tmp_path, noise):
+def test_wrong_labels_are_dropped(described, tmp_path):
     labels = described.catalog.strings("label").copy()
     training = np.flatnonzero(described.catalog.has_role("train"))
     wrong = training[[1, 20, 40]]
     labels[wrong] = labels[training[[14, 32, 50]]]
     described.catalog.with_column("label", labels).write(tmp_path / "c.parquet")
     result = curate(
-        [tmp_path / "c.parquet"], output=tmp_path / "o.parquet", duplicates="none", noise=noise,
+        [tmp_path / "c.parquet"], output=tmp_path / "o.parquet", duplicates="none", noise="agreement",
         features=(tmp_path / "features",), root=tmp_path / "features",
     )  # fmt: skip
     found = {row["image"] for row in result.dropped_table.to_pylist()}
     planted = {described.catalog.strings("image")[row] for row in wrong}
-    # ten steps over 72 images leave the trained centres rough
-    assert len(found & planted) >= {"agreement": 3, "sub_centres": 2}[noise]
+    assert planted <= found
     assert len(found) <= 12
 
 

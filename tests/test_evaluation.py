@@ -12,7 +12,7 @@ from rich.console import Console
 
 from samething.catalog import Catalog
 from samething.errors import ArtefactError, InputError
-from samething.evaluation import Comparison, evaluate_embeddings, evaluate_files
+from samething.evaluation import Comparison, evaluate, evaluate_embeddings
 
 HEADER = "img_path,label,domain,role"
 
@@ -135,9 +135,9 @@ def test_random_embeddings_equal_the_description(tmp_path):
     embeddings[5:40:5] = embeddings[4]  # duplicates, some of them ranked before the query itself
     result = evaluate_embeddings(embeddings, catalog_of(rows, tmp_path))
     assert_same(result.to_json(), brute_force(embeddings, rows))
-    for protocol in ("merged", "per_domain"):
-        low, high = result.interval("map", protocol=protocol)
-        assert low < result.value("map", protocol=protocol) < high
+    for scope in ("merged", "per_domain"):
+        low, high = result.interval("map", scope=scope)
+        assert low < result.value("map", scope=scope) < high
 
 
 def test_a_query_never_finds_itself_even_behind_its_duplicates(tmp_path):
@@ -199,7 +199,7 @@ def write_case(folder, *, num_rows=4):
 
 def test_files_in_and_exactly_the_agreed_json_out(tmp_path):
     embeddings, catalog = write_case(tmp_path)
-    result = evaluate_files(embeddings=embeddings, catalog=catalog, json=tmp_path / "out.json", merged=False)
+    result = evaluate(embeddings=embeddings, catalog=catalog, json=tmp_path / "out.json", merged=False)
     written = json.loads((tmp_path / "out.json").read_text())
     assert written == result.to_json()
     assert list(written) == ["merged", "per_domain"]
@@ -211,13 +211,13 @@ def test_files_in_and_exactly_the_agreed_json_out(tmp_path):
     rows = np.load(embeddings)
     assert evaluate_embeddings(rows, Catalog.read(catalog)).to_json() == written
     Catalog.read(catalog).write(tmp_path / "c.parquet")
-    assert evaluate_files(embeddings=embeddings, catalog=tmp_path / "c.parquet").to_json() == written
+    assert evaluate(embeddings=embeddings, catalog=tmp_path / "c.parquet").to_json() == written
 
 
 def test_files_that_do_not_fit_are_both_named(tmp_path):
     embeddings, catalog = write_case(tmp_path, num_rows=5)
     with pytest.raises(InputError, match=r"e\.npy has 5 rows and .*c\.csv has 4"):
-        evaluate_files(embeddings=embeddings, catalog=catalog)
+        evaluate(embeddings=embeddings, catalog=catalog)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_arrays_that_are_no_embeddings_are_refused(tmp_path, content, message):
     embeddings, catalog = write_case(tmp_path)
     np.save(embeddings, content, allow_pickle=True)
     with pytest.raises((InputError, ArtefactError), match=message):
-        evaluate_files(embeddings=embeddings, catalog=catalog)
+        evaluate(embeddings=embeddings, catalog=catalog)
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "text", "npz"])
@@ -246,7 +246,7 @@ def test_damaged_files_are_refused(tmp_path, damage):
     elif damage != "missing":
         embeddings.write_bytes({"empty": b"", "cut": whole[:-9], "text": b"1,2\n3,4\n"}[damage])
     with pytest.raises((InputError, ArtefactError), match=r"e\.npy"):
-        evaluate_files(embeddings=embeddings, catalog=catalog)
+        evaluate(embeddings=embeddings, catalog=catalog)
 
 
 # ---- what is refused

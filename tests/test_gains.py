@@ -19,7 +19,6 @@ from samething.evaluation.gains import (
     reciprocal_reranking,
 )
 from samething.evaluation.no_match import best_answers, fit_calibration, measure_no_match
-from samething.evaluation.variants import DTYPES, bytes_per_image, reduced, stored_as, sweep, zero_shot
 
 
 @st.composite
@@ -214,84 +213,6 @@ def test_a_job_too_large_for_reranking_is_refused():
     rows = np.ones((2**14 + 1, 2), dtype=np.float32)
     with pytest.raises(InputError, match="re-ranking of 1 queries"):
         reciprocal_reranking(rows[:1], rows, np.array([-1]))
-
-
-# ---- smaller embeddings
-
-
-def test_fewer_dimensions_keep_the_best_directions(tmp_path):
-    generator = np.random.default_rng(1)
-    train = generator.standard_normal((300, 8)) * np.array([8, 7, 6, 5, 1, 1, 1, 1])
-    train = (train / np.linalg.norm(train, axis=1, keepdims=True)).astype(np.float32)
-    rows = train[:20]
-    full = reduced(rows, train, 8)
-    np.testing.assert_allclose(full @ full.T, rows @ rows.T, atol=1e-5)  # a rotation
-    for dim in (1, 3, 5):
-        # the leading eigenvectors by an independent decomposition
-        centred = train.astype(np.float64) - train.mean(axis=0)
-        directions = np.linalg.svd(centred, full_matrices=False)[2][:dim]
-        expected = rows @ directions.T
-        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-        found = reduced(rows, train, dim)
-        assert found.shape == (20, dim)
-        np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-4)  # a direction has no sign
-
-
-def test_narrow_types_equal_their_description():
-    generator = np.random.default_rng(2)
-    train, rows = generator.standard_normal((2, 31, 6)).astype(np.float32)
-    units, unit_train = np.array([unit(row) for row in rows]), np.array([unit(row) for row in train])
-    largest = max(abs(x) for row in unit_train for x in row)
-    steps = [[max(-127, min(127, round(x * 127 / largest))) for x in row] for row in units]
-    found = stored_as(rows, train, "int8")
-    assert found.min() >= -127 and found.max() <= 127 and (found == np.rint(found)).all()
-    assert np.abs(found - steps).max() <= 1 and (found == steps).mean() > 0.99  # float32 beside float64
-    medians = [sorted(column)[15] for column in unit_train.T]
-    signs = [[1 if x >= m else -1 for x, m in zip(row, medians, strict=True)] for row in units]
-    np.testing.assert_array_equal(stored_as(rows, train, "binary"), signs)
-    # the cosine of signs orders as the Hamming distance
-    binary = stored_as(rows, train, "binary")
-    hamming = (binary[:, None] != binary[None]).sum(axis=2)
-    np.testing.assert_allclose(binary @ binary.T, 6 - 2 * hamming)
-    np.testing.assert_allclose(stored_as(rows, train, "float16"), units, atol=1e-3)
-    np.testing.assert_allclose(stored_as(rows, train, "float32"), units, atol=1e-6)
-
-
-def test_the_sweep_has_every_dimension_and_type_once():
-    rows = np.random.default_rng(3).standard_normal((200, 70)).astype(np.float32)
-    found = sweep("run", rows, rows)
-    assert {name: one.shape[1] for name, one in found.items()} == {
-        "run → 16-d": 16, "run → 32-d": 32, "run → 64-d": 64, "run": 70, "run float16 (140 bytes)": 70,
-        "run int8 (70 bytes)": 70, "run binary (9 bytes)": 70,
-    }  # fmt: skip
-    assert found["run"] is rows
-    assert bytes_per_image(70, "binary") == len(np.packbits(np.zeros(70, bool))) and len(DTYPES) == 4
-
-
-def test_poolings_without_training_equal_torchs_and_scikit_learns():
-    import torch
-    from sklearn.decomposition import PCA
-
-    generator = np.random.default_rng(4)
-    train = (generator.standard_normal((90, 10)) * np.arange(1, 11)).astype(np.float32)
-    rows = generator.standard_normal((7, 10)).astype(np.float32)
-    found = zero_shot(rows, train, 4)
-    units = torch.tensor(np.array([unit(row) for row in rows]), dtype=torch.float32)
-    for name, pool in (("average", torch.nn.AdaptiveAvgPool1d(4)), ("max", torch.nn.AdaptiveMaxPool1d(4))):
-        np.testing.assert_allclose(found[f"{name}-4"], pool(units[None])[0], atol=1e-6)
-    np.testing.assert_allclose(found["first-4"], units[:, :4], atol=1e-6)
-    unit_train = np.array([unit(row) for row in train])
-    for name, whiten in (("PCA", False), ("whitened PCA", True)):
-        expected = PCA(4, whiten=whiten, svd_solver="full").fit(unit_train).transform(units.double().numpy())
-        np.testing.assert_allclose(np.abs(found[f"{name}-4"]), np.abs(expected), rtol=1e-3, atol=1e-4)
-    # a random projection keeps angles on the whole, and is the same each time
-    wide = generator.standard_normal((30, 1)) + generator.standard_normal((30, 300))
-    wide = wide.astype(np.float32)
-    random = zero_shot(wide, wide, 128)["random-128"]
-    np.testing.assert_array_equal(random, zero_shot(wide[::-1], wide, 128)["random-128"][::-1])
-    units = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in (wide, random)]
-    assert np.abs(units[0] @ units[0].T - units[1] @ units[1].T).mean() < 0.1
-    assert found["random-4"].shape == (7, 4)
 
 
 # ---- no match

@@ -29,8 +29,7 @@ from samething.index import (
     create_index,
     open_index,
 )
-from samething.index.nearest import nearest
-from samething.retrieval import exact_topk
+from samething.retrieval import exact_topk, nearest_units
 
 DIM = 8
 MILVUS_SERVER = "SAMETHING_TEST_MILVUS"
@@ -644,7 +643,7 @@ def test_the_fast_search_is_the_exact_one(
     gallery = (gallery / np.linalg.norm(gallery, axis=1, keepdims=True)).astype(np.float32)
     queries = np.concatenate([gallery[:2], unit(2, seed + 100)])
     k = min(k, num_rows)
-    fast, exact = nearest(queries, gallery, k), exact_topk(queries, gallery, k, normalised=True)
+    fast, exact = nearest_units(queries, gallery, k), exact_topk(queries, gallery, k, normalised=True)
     np.testing.assert_array_equal(fast.indices, exact.indices)
     np.testing.assert_array_equal(fast.scores, exact.scores)
 

@@ -20,8 +20,7 @@ from jaxtyping import Float
 from samething.errors import ArtefactError, InputError
 from samething.files import Manifest, write_json, write_manifest
 from samething.index import AbstractIndex, LanceIndex, create_index, open_index
-from samething.index.nearest import SharedProducts, nearest
-from samething.retrieval import exact_topk
+from samething.retrieval import SharedProducts, exact_topk, nearest_units
 
 DIM = 8
 MODEL = {"model_fingerprint": "a1b2c3d4e5f60718", "model_name": "small-64"}
@@ -568,7 +567,7 @@ def test_threads_share_one_reading_of_the_gallery(monkeypatch: pytest.MonkeyPatc
     found: list[object] = [None] * len(queries)
 
     def ask(number: int) -> None:
-        found[number] = nearest(queries[number : number + 1], gallery, 5, products=products)
+        found[number] = nearest_units(queries[number : number + 1], gallery, 5, products=products)
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(queries))]
     with products._computing:  # as if another thread computed, until all of them wait

@@ -39,10 +39,10 @@ def results(tmp_path):
     for protocol in ("default", "guiec", "uned", "ilias", "metric-learning"):
         files[protocol] = tmp_path / f"{protocol}.json"
         compared = Comparison.of(
-            {"run": rows, "half": rows[:, :4]}, catalog, rules=protocol, num_resamples=20
+            {"run": rows, "half": rows[:, :4]}, catalog, protocol=protocol, num_resamples=20
         )
         files[protocol].write_text(json.dumps(compared.to_json()))
-    files["alone"] = evaluate_embeddings(rows, catalog, rules="uned", num_resamples=20).write_json(
+    files["alone"] = evaluate_embeddings(rows, catalog, protocol="uned", num_resamples=20).write_json(
         tmp_path / "alone.json"
     )
     return files
@@ -110,7 +110,7 @@ def test_domains_the_challenge_does_not_know_give_no_number(tmp_path):
     file = tmp_path / "r.json"
     file.write_text(
         json.dumps(
-            Comparison.of({"x": embeddings(catalog)}, catalog, rules="guiec", num_resamples=5).to_json()
+            Comparison.of({"x": embeddings(catalog)}, catalog, protocol="guiec", num_resamples=5).to_json()
         )
     )
     board = leaderboard(file)

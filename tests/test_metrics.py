@@ -11,15 +11,18 @@ from hypothesis import strategies as st
 from samething.errors import InputError
 from samething.metrics import (
     average_precision,
-    average_precision_at_k,
-    bootstrap_interval,
-    domain_mean,
-    domain_mean_interval,
     modified_mean_precision_at_k,
-    paired_difference,
     precision_at_k,
     recall_at_k,
     relevance_from_ranks,
+    truncated_average_precision,
+)
+from samething.statistics import (
+    bootstrap_interval,
+    domain_mean,
+    domain_mean_estimates,
+    domain_mean_interval,
+    paired_difference,
     weighted_mean_interval,
 )
 
@@ -61,7 +64,7 @@ def test_metrics_equal_counting(case):
         modified_mean_precision_at_k(relevance, counts, k=k),
         recall_at_k(relevance, counts, k=k),
         precision_at_k(relevance, counts, k=k),
-        average_precision_at_k(relevance, counts, k=k),
+        truncated_average_precision(ranks, counts, k=k),
         average_precision(ranks, counts),
     ]
     expected = np.array([brute_force(row, k) for row in rows]).T
@@ -129,10 +132,26 @@ def test_interval_of_the_domain_mean_keeps_the_domains_apart():
     assert low < 0.5 < high
 
 
+def test_metrics_that_share_their_draws_have_the_intervals_they_have_alone():
+    generator = np.random.default_rng(2)
+    values, domains = generator.uniform(size=(3, 60)), np.repeat([0, 1, 2], [10, 20, 30])
+    values[:, [3, 25]] = np.nan
+    other_queries = values.copy()
+    other_queries[1, 4] = np.nan
+    for rows in (values, other_queries):
+        groups = [(np.ones(60, dtype=bool), domains), (domains == 1, domains)]
+        for (chosen, _), estimates in zip(groups, domain_mean_estimates(rows, groups), strict=True):
+            for found, own in zip(estimates, rows[:, chosen], strict=True):
+                interval = domain_mean_interval(own, domains[chosen])
+                assert found == (domain_mean(own, domains[chosen]), *interval)
+    nothing = [(np.ones(3, dtype=bool), np.zeros(3, dtype=int))]
+    assert np.isnan(domain_mean_estimates(np.full((2, 3), np.nan), nothing)).all()
+
+
 def test_intervals_do_not_depend_on_how_many_draws_are_held(monkeypatch):
     values = np.random.default_rng(0).random(100)
     whole = bootstrap_interval(values, num_resamples=300)
-    monkeypatch.setattr("samething.metrics._DRAWS_AT_A_TIME", 700)
+    monkeypatch.setattr("samething.statistics._DRAWS_AT_A_TIME", 700)
     assert bootstrap_interval(values, num_resamples=300) == whole
 
 

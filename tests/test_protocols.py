@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from samething.catalog import Catalog
 from samething.errors import ArtefactError, InputError
-from samething.evaluation import RULES, evaluate, evaluate_embeddings, evaluate_files
-from samething.evaluation.rules import GUIEC_SHARES, Rules, challenge_domain, composite_weights
-from samething.evaluation.uned import embeddings_of, read_descriptors, write_descriptors
+from samething.evaluation import PROTOCOLS, evaluate, evaluate_embeddings
+from samething.evaluation.embedding_files import embeddings_of, read_descriptors, write_descriptors
+from samething.evaluation.protocols import GUIEC_SHARES, Protocol, challenge_domain, composite_weights
 
 DOMAINS = ["cars", "toys", "birds"]
 
@@ -102,66 +102,66 @@ def score(metric, ranking):
     return total / divisor
 
 
-def expected_numbers(rules, rows, vectors, distractors, scope):
+def expected_numbers(protocol, rows, vectors, distractors, scope):
     """Domain or mean -> metric -> value or None; and the number of queries without a positive."""
     found, alone = {}, 0
-    own = list(rankings(rows, vectors, distractors, rule=rules.distance, per_domain=scope == "per_domain"))
+    own = list(rankings(rows, vectors, distractors, rule=protocol.distance, per_domain=scope == "per_domain"))
     for domain, ranking in own:
         found.setdefault(domain, [])
         if any(ranking):
-            found[domain].append({metric: score(metric, ranking) for metric in rules.metrics})
+            found[domain].append({metric: score(metric, ranking) for metric in protocol.metrics})
         else:
             alone += 1
     table = {
-        domain: {m: sum(one[m] for one in own) / len(own) if own else None for m in rules.metrics}
+        domain: {m: sum(one[m] for one in own) / len(own) if own else None for m in protocol.metrics}
         for domain, own in found.items()
     }
     flat = [one for own in found.values() for one in own]
-    groups = [own for own in found.values() if own] if rules.mean == "domains" else [flat] if flat else []
+    groups = [own for own in found.values() if own] if protocol.mean == "domains" else [flat] if flat else []
     table["mean"] = {
         m: sum(sum(one[m] for one in own) / len(own) for own in groups) / len(groups) if groups else None
-        for m in rules.metrics
+        for m in protocol.metrics
     }
     return table, alone
 
 
 @pytest.mark.parametrize(
-    "rules",
+    "protocol",
     [
-        *RULES.values(),
-        Rules(name="custom", metrics=("map@3", "p@2", "r@3", "mmp@2", "map", "map@r", "r-precision")),
-        Rules(name="custom", metrics=("map@2",), distance="euclidean", mean="queries"),
+        *PROTOCOLS.values(),
+        Protocol(name="custom", metrics=("map@3", "p@2", "r@3", "mmp@2", "map", "map@r", "r-precision")),
+        Protocol(name="custom", metrics=("map@2",), distance="euclidean", mean="queries"),
     ],
-    ids=lambda rules: rules.name,
+    ids=lambda protocol: protocol.name,
 )
 @settings(max_examples=40, deadline=None)
 @given(case=cases())
-def test_protocols_equal_their_description(tmp_path_factory, rules, case):
+def test_protocols_equal_their_description(tmp_path_factory, protocol, case):
     rows, vectors, distractors = case
     folder = tmp_path_factory.getbasetemp()
     files = []
-    if len(distractors) and rules.distance == "cosine" and "merged" in rules.scopes:
+    if len(distractors) and protocol.distance == "cosine" and "merged" in protocol.scopes:
         files = [folder / "d1.npy", folder / "d2.npy"]
         np.save(files[0], distractors[:1])
         np.save(files[1], distractors[1:])
     else:
         distractors = distractors[:0]
     result = evaluate_embeddings(
-        vectors, catalog_of(rows, folder), rules=rules, num_resamples=2, distractors=files
+        vectors, catalog_of(rows, folder), protocol=protocol, num_resamples=2, distractors=files
     )
     content = result.to_json()
-    for scope in rules.scopes:
-        expected, alone = expected_numbers(rules, rows, vectors, distractors, scope)
+    for scope in protocol.scopes:
+        expected, alone = expected_numbers(protocol, rows, vectors, distractors, scope)
         assert set(content[scope]) == set(expected)
         assert content[scope]["mean"]["num_queries_without_positive"] == alone
         for domain, numbers in expected.items():
             for metric, number in numbers.items():
                 measured = content[scope][domain][metric]
                 assert measured is number is None or abs(measured - number) <= 1e-12
-                if rules.name == "uned" and domain != "mean" and number is not None:
+                if protocol.name == "uned" and domain != "mean" and number is not None:
                     assert content["rounded"][scope][domain][metric] == pytest.approx(number, abs=5.01e-4)
-    if rules.domain_shares:
-        check_composite(content, expected_numbers(rules, rows, vectors, [], "merged")[0])
+    if protocol.domain_shares:
+        check_composite(content, expected_numbers(protocol, rows, vectors, [], "merged")[0])
 
 
 def check_composite(content, expected):
@@ -180,16 +180,16 @@ def check_composite(content, expected):
     assert "apparel" in content["composite"]["missing"]
 
 
-@pytest.mark.parametrize("rules", list(RULES.values()), ids=lambda rules: rules.name)
-def test_self_is_left_out_by_row_where_it_is_not_rank_one(tmp_path, rules):
+@pytest.mark.parametrize("protocol", list(PROTOCOLS.values()), ids=lambda protocol: protocol.name)
+def test_self_is_left_out_by_row_where_it_is_not_rank_one(tmp_path, protocol):
     # rows 0 and 1 are copies of the query and stand before it in its own ranking
     rows = [
         {"label": label, "labels": [], "domain": "cars", "role": role}
         for label, role in (("y", "index"), ("y", "index"), ("x", "query+index"), ("x", "index"))
     ]
-    result = evaluate_embeddings(np.ones((4, 2)), catalog_of(rows, tmp_path), rules=rules)
+    result = evaluate_embeddings(np.ones((4, 2)), catalog_of(rows, tmp_path), protocol=protocol)
     place = {"r@1": 0.0, "r@2": 0.0, "r@4": 1.0, "r@8": 1.0, "mmp@5": 0.0, "map@r": 0.0, "r-precision": 0.0}
-    for metric in rules.metrics:
+    for metric in protocol.metrics:
         expected = place.get(metric, 1 / 3)
         assert result.value(metric, domain="cars") == pytest.approx(expected, abs=1e-12)
 
@@ -202,9 +202,9 @@ def test_uned_rounds_domains_and_their_mean_as_its_authors_do(tmp_path):
             rows.append({"label": f"{domain}{number}", "labels": [], "domain": domain, "role": "query"})
             rows.append({"label": f"{domain}{number}", "labels": [], "domain": domain, "role": "index"})
             vectors += [direction, direction if number < hits else [-direction[0], -direction[1]]]
-    result = evaluate_embeddings(np.array(vectors), catalog_of(rows, tmp_path), rules="uned")
+    result = evaluate_embeddings(np.array(vectors), catalog_of(rows, tmp_path), protocol="uned")
     content = result.to_json()["rounded"]["per_domain"]
-    exact = [result.value("r@1", domain=d, protocol="per_domain") for d in ("cars", "toys")]
+    exact = [result.value("r@1", domain=d, scope="per_domain") for d in ("cars", "toys")]
     rounded = [float(np.round(value, 3)) for value in exact]
     assert content["mean"]["r@1"] == float(np.round(np.mean(rounded), 3))
     assert [content[domain]["r@1"] for domain in ("cars", "toys")] == rounded
@@ -213,8 +213,8 @@ def test_uned_rounds_domains_and_their_mean_as_its_authors_do(tmp_path):
 def test_too_many_dimensions_are_against_the_challenges_rules(tmp_path):
     rows = [{"label": "x", "labels": [], "domain": "toys", "role": role} for role in ("query", "index")]
     with pytest.raises(InputError, match="65 dimensions"):
-        evaluate_embeddings(np.ones((2, 65)), catalog_of(rows, tmp_path), rules="guiec")
-    evaluate_embeddings(np.ones((2, 64)), catalog_of(rows, tmp_path), rules="guiec")
+        evaluate_embeddings(np.ones((2, 65)), catalog_of(rows, tmp_path), protocol="guiec")
+    evaluate_embeddings(np.ones((2, 64)), catalog_of(rows, tmp_path), protocol="guiec")
 
 
 def test_weights_of_domains():
@@ -233,7 +233,7 @@ def test_a_label_that_two_domains_have_matches_within_its_own(tmp_path):
         {"label": "x", "labels": [], "domain": "cars", "role": "index"},
         {"label": "y", "labels": [], "domain": "cars", "role": "index"},
     ]
-    result = evaluate_embeddings(np.eye(4)[[0, 0, 1, 2]], catalog_of(rows, tmp_path), rules="uned")
+    result = evaluate_embeddings(np.eye(4)[[0, 0, 1, 2]], catalog_of(rows, tmp_path), protocol="uned")
     # the toy is first, and no hit; both cars follow
     assert result.value("map@5") == pytest.approx((1 / 2 + 2 / 3) / 2)
 
@@ -268,7 +268,7 @@ def test_descriptors_are_written_and_read_as_uned_does(tmp_path):
     plain = {domain: {name: rows[0] for name, rows in splits.items()} for domain, splits in content.items()}
     (tmp_path / "plain.json").write_text(json.dumps(plain))
     results = [
-        evaluate_files(embeddings=tmp_path / name, catalog=tmp_path / "c.parquet", rules="uned").to_json()
+        evaluate(embeddings=tmp_path / name, catalog=tmp_path / "c.parquet", protocol="uned").to_json()
         for name in ("e.npy", "d.json", "plain.json")
     ]
     assert results[0] == results[1] == results[2]
@@ -294,7 +294,7 @@ def test_descriptors_that_do_not_fit_are_refused(tmp_path, content, message):
     write_uned(tmp_path)
     (tmp_path / "d.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=message):
-        evaluate_files(embeddings=tmp_path / "d.json", catalog=tmp_path / "c.parquet")
+        evaluate(embeddings=tmp_path / "d.json", catalog=tmp_path / "c.parquet")
 
 
 def test_distractors_that_do_not_fit_are_refused(tmp_path):
@@ -309,14 +309,14 @@ def test_distractors_that_do_not_fit_are_refused(tmp_path):
         ("wide.npy", "metric-learning", "distractors with the protocol metric-learning"),
     ):
         with pytest.raises(InputError, match=message):
-            evaluate_files(**files, rules=protocol, distractors=[tmp_path / shard])
+            evaluate(**files, protocol=protocol, distractors=(tmp_path / shard,))
     with pytest.raises(ArtefactError, match="gone"):
-        evaluate_files(**files, rules="ilias", distractors=[tmp_path / "gone.npy"])
+        evaluate(**files, protocol="ilias", distractors=(tmp_path / "gone.npy",))
 
 
 def test_protocols_and_metrics_that_are_none_are_refused(tmp_path):
     with pytest.raises(InputError, match="protocol 'kaggle'"):
-        evaluate_embeddings(np.ones((2, 2)), catalog_of([], tmp_path), rules="kaggle")
+        evaluate_embeddings(np.ones((2, 2)), catalog_of([], tmp_path), protocol="kaggle")
     with pytest.raises(InputError, match="metric 'ndcg'"):
         evaluate(protocol="custom", metrics=("ndcg",))
     with pytest.raises(InputError, match="protocol 'uned' with the metrics"):

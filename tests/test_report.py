@@ -10,7 +10,8 @@ from PIL import Image
 
 from samething.catalog import Catalog
 from samething.evaluation import Comparison
-from samething.report import Analysis, ShownHit, ShownQuery, write_report
+from samething.evaluation.analysis import Analysis, ShownHit, ShownQuery
+from samething.evaluation.run_report import write_report
 from scenes import photographs
 
 NASTY = '<script>alert("x")</script> & \'"é'

@@ -15,11 +15,11 @@ from samething.retrieval import (
     RankCounter,
     Relevant,
     exact_topk,
-    groups,
+    nearest,
     positive_ranks,
-    ranks,
     require_directions,
-    topk,
+    scores,
+    tiles,
 )
 
 
@@ -66,8 +66,7 @@ def blocks_of(sizes):
     """The given numbers of queries and gallery rows per block, or those that the memory allows."""
     with pytest.MonkeyPatch.context() as patch:
         if sizes:
-            patch.setattr(topk, "_block_sizes", lambda *_: sizes)
-            patch.setattr(ranks, "_block_sizes", lambda *_: sizes)
+            patch.setattr(scores, "_tile_sizes", lambda *_: sizes)
         yield
 
 
@@ -148,20 +147,25 @@ def test_very_large_and_very_small_rows_have_a_direction_too():
     assert exact_topk(half, half, 2).indices.tolist() == [[0, 1], [0, 1]]
 
 
-@pytest.mark.parametrize("k", [1, 3, 15, 16, 200, 600])
+def best_columns(row, k):
+    found = nearest._reaching(row, k)
+    return found[np.argsort(-row[found], kind="stable")[:k]].tolist()
+
+
+@pytest.mark.parametrize("k", [1, 3, 7, 8, 200, 600])
 def test_the_best_of_many_columns_equal_sorting(k):
-    # 500 columns make 15 groups of 32 and a rest; few different scores make many ties
+    # 500 columns make 7 groups of 64 and a rest; few different scores make many ties
     row = np.random.default_rng(k).integers(-9, 10, size=500) / 10
     row[[7, 499]] = 1.0, -np.inf
     expected = sorted(range(500), key=lambda column: (-row[column], column))[:k]
-    assert topk._best_columns(row, k).tolist() == expected
+    assert best_columns(row, k) == expected
 
 
 def test_the_best_may_lie_in_groups_of_their_own():
     # each of the 4 best has a group for itself: a threshold one group too high would miss the last
     row = np.arange(512) / -1000 - 1
     row[[3, 2, 1, 0]] = 0.9, 0.8, 0.7, 0.6
-    assert topk._best_columns(row, 4).tolist() == [3, 2, 1, 0]
+    assert best_columns(row, 4) == [3, 2, 1, 0]
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
@@ -291,10 +295,10 @@ def test_euclidean_search_knows_lengths_and_zeros():
 @pytest.mark.parametrize("ordered", [False, True])
 def test_groups_find_what_float64_finds(monkeypatch, multiplication, distance, memory_mib, ordered):
     if multiplication == "numpy":
-        monkeypatch.setattr(groups, "_multiplication", lambda _: groups._with_numpy)
+        monkeypatch.setattr(tiles, "_multiplication", lambda _: tiles._with_numpy)
     else:
         pytest.importorskip("torch")
-        monkeypatch.setattr(groups, "_multiplication", lambda _: groups._with_torch)
+        monkeypatch.setattr(tiles, "_multiplication", lambda _: tiles._with_torch)
     generator = np.random.default_rng(3)
     gallery = generator.standard_normal((5003, 24)).astype(np.float32)
     queries = gallery[:300] + 0.1 * generator.standard_normal((300, 24)).astype(np.float32)
@@ -312,7 +316,7 @@ def test_groups_find_what_float64_finds(monkeypatch, multiplication, distance, m
 
 
 def test_groups_of_equal_rows_and_of_negative_scores(monkeypatch):
-    monkeypatch.setattr(groups, "_multiplication", lambda _: groups._with_numpy)
+    monkeypatch.setattr(tiles, "_multiplication", lambda _: tiles._with_numpy)
     equal = np.ones((2001, 3), dtype=np.float32)
     found = exact_topk(equal[:9], equal, 5, precision="float32", leave_out=np.arange(9))
     assert all(len(set(row)) == 5 and own not in row for own, row in enumerate(found.indices.tolist()))
@@ -329,7 +333,7 @@ def test_torch_is_left_as_it_was_and_not_imported_for_small_jobs(monkeypatch):
     exact_topk(rows[:3], rows, 2, precision="float32")
     assert torch.get_float32_matmul_precision() == before
     monkeypatch.delitem(__import__("sys").modules, "torch")
-    assert groups._multiplication(1e6) is groups._with_numpy
+    assert tiles._multiplication(1e6) is tiles._with_numpy
 
 
 # ---- relevance and streams

@@ -19,8 +19,8 @@ from samething.features import FeatureSet
 from samething.study import Gain, StudyFolder, select
 from samething.study.data_mix import mixed_rows
 from samething.study.loss_search import defaults_of, search_space
-from samething.study.page import pareto_front
 from samething.study.questions import Questions
+from samething.study.study_report import pareto_front
 from samething.training import TrainConfig
 from scenes import feature_folder
 

@@ -9,22 +9,19 @@ from typing import Final
 
 import numpy as np
 import rich.console
-import rich.progress
 from rich.markup import escape
 
 from samething.catalog import Catalog
 from samething.datasets.demo import build_demo_images
 from samething.errors import ArtefactError
-from samething.evaluation import Comparison
-from samething.files import is_finished, write_json
-from samething.report import Analysis, ShownHit, ShownQuery, write_report
-from samething.search import Matches, Searcher, index
+from samething.evaluation import Comparison, evaluate
+from samething.files import is_finished
+from samething.progress import progress_bar
+from samething.search import index
 
 BACKBONE: Final = "efficientnet_lite0"
 NUM_PRINTED: Final = 3
 """Matches that are printed of a query."""
-NUM_SHOWN: Final = 20
-"""Queries in the report."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +68,9 @@ def demo(*, output: Path = Path("demo")) -> Demo:
     Raises:
         MissingExtraError: the demo's packages are not installed.
     """
-    from samething.evaluation.runs import compare_runs, run_embeddings
     from samething.export import export
     from samething.features import FeatureSet, features
     from samething.training import train
-    from samething.training.run import Run
 
     console, folder, started = rich.console.Console(), Path(output), time.monotonic()
 
@@ -97,9 +92,10 @@ def demo(*, output: Path = Path("demo")) -> Demo:
     console.print(run, highlight=False)
 
     step(4, "Evaluation: instances the head has never seen")
-    comparison = compare_runs([run.folder])
+    report = folder / "report.html"
+    comparison = evaluate(run.folder, json=folder / "evaluation.json", html=report)
+    assert isinstance(comparison, Comparison)
     console.print(comparison, highlight=False)
-    write_json(folder / "evaluation.json", comparison.to_json())
     console.print(_verdict(comparison), highlight=False)
 
     step(5, "Export and index: a model that runs without torch, and the test gallery made searchable")
@@ -109,23 +105,9 @@ def demo(*, output: Path = Path("demo")) -> Demo:
     console.print(searcher, highlight=False)
 
     step(6, "Search: a few images and what they find")
-    queries = _example_queries(extracted.catalog)
-    shown = [_ask(searcher, queries, row) for row in range(len(queries))]
-    for matches, query in shown[: len(extracted.catalog.domains)]:  # one of each
-        console.print(f"looking for [bold]{escape(query.label)}[/bold]", highlight=False)
-        console.print(dataclasses.replace(matches, matches=matches.matches[:NUM_PRINTED]))
-    embeddings, tested = run_embeddings(run.folder)
-    report = write_report(
-        folder / "report.html",
-        title="samething demo",
-        comparison=comparison,
-        featured=run.folder.name,
-        records=Run.open(run.folder).records,
-        queries=[query for _, query in shown],
-        facts=_facts(images, run),
-        analysis=Analysis.of(embeddings, tested),
-        embeddings=embeddings,
-    )
+    for label, path in _example_queries(extracted.catalog):
+        console.print(f"looking for [bold]{escape(label)}[/bold]", highlight=False)
+        console.print(searcher.find(path, k=NUM_PRINTED))
     return Demo(folder, comparison, report, time.monotonic() - started)
 
 
@@ -149,8 +131,7 @@ def demo_features(folder: Path) -> Path:
 
 
 def _build_images(folder: Path) -> Catalog:
-    progress = rich.progress.Progress(console=rich.console.Console(stderr=True))
-    with progress:
+    with progress_bar("images") as progress:
         task = progress.add_task("images", total=None)
 
         def on_progress(done: int, total: int) -> None:
@@ -185,40 +166,10 @@ def _verdict(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _example_queries(catalog: Catalog) -> Catalog:
-    """The same few queries every time, evenly over the domains."""
+def _example_queries(catalog: Catalog) -> list[tuple[str, Path]]:
+    """Label and image of the same query every time, one of each domain."""
     rng = np.random.default_rng(0)
-    asked = catalog.has_role("query")
-    domains = catalog.strings("domain")
-    per_domain = -(-NUM_SHOWN // len(catalog.domains))
-    chosen = [
-        rng.permutation(np.flatnonzero(asked & (domains == domain)))[:per_domain]
-        for domain in catalog.domains
-    ]
-    # one of each domain first, so that the first few are a fair look
-    return catalog.take([rows[place] for place in range(per_domain) for rows in chosen if place < len(rows)])
-
-
-def _ask(searcher: Searcher, queries: Catalog, row: int) -> tuple[Matches, ShownQuery]:
-    path = queries.paths[row]
-    label, domain = queries.strings("label")[row], queries.strings("domain")[row]
-    matches = searcher.find(path, k=6)
-    hits = tuple(
-        ShownHit(Path(match.path), match.label, match.score, match.label == label and match.domain == domain)
-        for match in matches.matches
-    )
-    return matches, ShownQuery(path, label, domain, hits)
-
-
-def _facts(images: Catalog, run: object) -> dict[str, str]:
-    from samething.training.run import Run
-
-    assert isinstance(run, Run)
-    content = run.manifest.content
-    return {
-        "images": _counts(images),
-        "domains": ", ".join(images.domains),
-        "backbone": f"{BACKBONE}, frozen, {content['width']}-d",
-        "head": f"{run.config.embedding_dim}-d {run.config.head}, {run.config.loss} with "
-        f"{run.config.num_centers} centres per class, {content['num_head_parameters']:,} parameters",
-    }
+    asked, domains = catalog.has_role("query"), catalog.strings("domain")
+    rows = [rng.permutation(np.flatnonzero(asked & (domains == domain)))[:1] for domain in catalog.domains]
+    chosen = catalog.take(np.concatenate(rows))
+    return list(zip(chosen.strings("label"), chosen.paths, strict=True))

@@ -8,9 +8,11 @@ challenge's page or a paper gives for other rules, data or metrics are not here.
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 import cyclopts
 from rich.box import SIMPLE_HEAD
@@ -22,10 +24,6 @@ from samething.errors import InputError
 from samething.files import Json, read_json, write_json
 
 Benchmark = Literal["guiec", "uned", "ilias"]
-
-_PAPER: Final = "Florek et al., GCPR 2024, arXiv 2409.13513"
-_TIPS: Final = "TIPS paper (its table of frozen features)"
-_ILIAS: Final = "ILIAS paper, CVPR 2025"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,60 +52,16 @@ class Board:
     published: tuple[Published, ...]
 
 
-BOARDS: Final[Mapping[Benchmark, Board]] = {
-    "guiec": Board(
-        title="GUIEC 2022 (Google Universal Image Embedding Challenge), mMP@5",
-        metric="mmp@5",
-        rules="Published: private leaderboard, 5 k hidden queries in a hidden index of 200 k images, at "
-        "most 64 dimensions, Euclidean. Own: the same metric on one's own images, domains weighted by the "
-        "challenge's shares; the hidden images cannot be had, so own numbers are no places on this "
-        "leaderboard.",
-        query_counts={},
-        published=(
-            Published("1st place", "661 M parameters, all trained", 0.728, _PAPER),
-            Published("the paper's system", "431 M parameters, 2.3 M trained", 0.721, _PAPER),
-            Published("2nd place", "667 M parameters, all trained", 0.709, _PAPER),
-            Published("5th place", "633 M parameters, 1.1 M trained", 0.688, _PAPER),
-            Published("10th place", "1,045 M parameters, 22 M trained; about", 0.676, _PAPER),
-        ),
-    ),
-    "uned": Board(
-        title="UnED, R@1, mean of 8 domains",
-        metric="r@1",
-        rules="Published: kNN on frozen features at full dimension; which index, merged or a domain, is not "
-        "noted with them. Own: one merged index, each domain and the mean rounded to 3 decimals as UnED's "
-        "authors do.",
-        query_counts={
-            "cars": 8_131, "sop": 60_502, "inshop": 14_218, "inat": 136_093,
-            "met": 1_003, "gldv2": 1_129, "food2k": 9_979, "rp2k": 10_931,
-        },
-        published=(
-            Published("TIPS-g", "frozen, full dimension", 0.714, _TIPS),
-            Published("SigLIP-so400m", "frozen, full dimension", 0.708, _TIPS),
-            Published("DINOv2-g", "frozen, full dimension", 0.622, _TIPS),
-            Published("CLIP-L", "frozen, full dimension", 0.574, _TIPS),
-        ),
-    ),
-    "ilias": Board(
-        title="mini-ILIAS (5 M distractors), mAP@1k",
-        metric="map@1000",
-        rules="Published: 1,232 image queries, 4,715 positives, 5 M distractors; adapted: a linear layer to "
-        "512 dimensions trained on 1 M images of UnED. Own: one index; the file does not say how many "
-        "distractors were in it, and fewer make the number higher.",
-        query_counts={"": 1_232},
-        published=tuple(
-            Published(system, setting, score, _ILIAS)
-            for system, before, after in (
-                ("PE-Core-L@336", 0.271, 0.396),
-                ("SigLIP2-L@512", 0.253, 0.373),
-                ("SigLIP-L@384", 0.242, 0.343),
-                ("DINOv3-L", 0.311, 0.329),
-                ("DINOv2-L", 0.185, 0.235),
-            )
-            for setting, score in (("adapted, 512-d", after), ("frozen, as it is", before))
-        ),
-    ),
-}  # fmt: skip
+def _boards() -> dict[Benchmark, Board]:
+    content = tomllib.loads(resources.files("samething").joinpath("leaderboard.toml").read_text("utf-8"))
+    boards: dict[Benchmark, Board] = {}
+    for name in get_args(Benchmark):
+        published = tuple(Published(**row) for row in content[name].pop("published"))
+        boards[name] = Board(**content[name], published=published)
+    return boards
+
+
+BOARDS: Final[Mapping[Benchmark, Board]] = _boards()
 """The published results by protocol."""
 
 

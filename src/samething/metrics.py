@@ -1,4 +1,4 @@
-"""Pure functions from ranks to numbers, one value per query, and how sure their means are.
+"""Pure functions from ranks to numbers, one value per query.
 
 Every metric takes what was retrieved as *ranked relevance* (``relevance[i, j]``: is the entry that query
 ``i`` found at rank ``j + 1`` the same thing?) or as the ranks of the relevant entries, and ``num_relevant``:
@@ -9,17 +9,18 @@ intervals leave it out.
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Final
+import re
+from collections.abc import Iterable
+from typing import Final, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
 from samething.arrays import NumRelevant, PerQuery, Relevance
 from samething.errors import InputError
 
-# Draws held at a time while resampling: 2^21 row numbers and as many values, 32 MiB (or one resample).
-_DRAWS_AT_A_TIME: Final = 2**21
+Metric: TypeAlias = str
+"""``mmp@K``, ``r@K``, ``p@K``, ``map@K``, ``map``, ``map@r`` or ``r-precision``."""
 
 
 def modified_mean_precision_at_k(relevance: Relevance, num_relevant: NumRelevant, *, k: int) -> PerQuery:
@@ -79,21 +80,6 @@ def precision_at_k(relevance: Relevance, num_relevant: NumRelevant, *, k: int) -
     return np.where(num_relevant > 0, first.sum(axis=1) / k, np.nan)
 
 
-def average_precision_at_k(relevance: Relevance, num_relevant: NumRelevant, *, k: int) -> PerQuery:
-    """AP@k, whose mean over queries is mAP@k: precisions at the relevant ranks up to k, over ``min(k, n_q)``.
-
-    ``AP@k = sum over j ≤ k of relevance[j] · P@j / min(k, n_q)``. It is divided by the most hits
-    that k ranks can hold, so a perfect ranking reaches 1 (ILIAS, CVPR 2025, with k = 1000). Arguments and
-    errors as in :func:`modified_mean_precision_at_k`.
-
-    >>> average_precision_at_k(np.array([[True, False, True]]), np.array([2]), k=3)
-    array([0.83333333])
-    """
-    first = _first_ranks(relevance, num_relevant, k)
-    precisions = np.cumsum(first, axis=1) / np.arange(1, k + 1)
-    return _share((precisions * first).sum(axis=1), np.minimum(num_relevant, k))
-
-
 def average_precision(ranks: Int[np.ndarray, " p"], num_relevant: NumRelevant) -> PerQuery:
     """AP over the whole ranking: the mean, over a query's relevant entries, of the precision at their ranks.
 
@@ -121,10 +107,11 @@ def average_precision(ranks: Int[np.ndarray, " p"], num_relevant: NumRelevant) -
 def truncated_average_precision(
     ranks: Int[np.ndarray, " p"], num_relevant: NumRelevant, *, k: int
 ) -> PerQuery:
-    """AP@k from ranks: what :func:`average_precision_at_k` gives, without a matrix of k columns.
+    """AP@k, whose mean over queries is mAP@k: precisions at the relevant ranks up to k, over ``min(k, n_q)``.
 
-    ``AP@k = sum over i with rank_i ≤ k of i / rank_i / min(k, n_q)``. Arguments and errors as in
-    :func:`average_precision`.
+    ``AP@k = sum over i with rank_i ≤ k of i / rank_i / min(k, n_q)``. It is divided by the most hits that k
+    ranks can hold, so a perfect ranking reaches 1 (ILIAS, CVPR 2025, with k = 1000). Arguments and errors as
+    in :func:`average_precision`.
 
     >>> truncated_average_precision(np.array([1, 3, 2]), np.array([2, 0, 1]), k=2)
     array([0.5, nan, 0.5])
@@ -176,242 +163,6 @@ def relevance_from_ranks(ranks: Int[np.ndarray, " p"], num_relevant: NumRelevant
     return relevance
 
 
-def domain_mean(values: PerQuery, domains: Int[np.ndarray, " q"]) -> float:
-    """Plain mean over domains of the mean over each domain's queries.
-
-    Every domain weighs the same however many queries it has (as in UnED, ICCV 2023). NaN values are left
-    out, and so is a domain that has no other; NaN if nothing is left.
-
-    >>> domain_mean(np.array([1.0, 0.0, np.nan, 1.0]), np.array([0, 0, 0, 1]))
-    0.75
-    """
-    groups = _known_groups(values, domains)
-    return float(np.mean([group.mean() for group in groups])) if groups else float("nan")
-
-
-def bootstrap_interval(
-    values: PerQuery, *, num_resamples: int = 2000, seed: int = 0, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean over queries; NaN values are left out.
-
-    Queries are drawn with replacement as often as there are queries, and the interval holds the central
-    ``level`` of the resampled means (Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993). It
-    answers how much the number would move with other queries of the same kind, not with another training
-    seed.
-
-    Args:
-        values: one value per query.
-        num_resamples: means drawn, at least 1.
-        seed: the result is a pure function of values and seed.
-        level: share of the resampled means inside, in (0, 1).
-
-    Returns:
-        Lower and upper end; both NaN when no value is known.
-
-    Raises:
-        InputError: ``num_resamples`` or ``level`` is out of its range.
-
-    >>> bootstrap_interval(np.array([0.5, 0.5, np.nan]))
-    (0.5, 0.5)
-    """
-    one_domain = np.zeros(len(values), dtype=np.int64)
-    return domain_mean_interval(values, one_domain, num_resamples=num_resamples, seed=seed, level=level)
-
-
-def domain_mean_interval(
-    values: PerQuery,
-    domains: Int[np.ndarray, " q"],
-    *,
-    num_resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of :func:`domain_mean`: queries are drawn inside each domain.
-
-    The set of domains is taken as given, so the interval says nothing of other domains. Arguments and errors
-    as in :func:`bootstrap_interval`, which is the case of one domain.
-    """
-    means = _resampled_domain_means(values, domains, num_resamples=num_resamples, seed=seed)
-    return _central(means, level)
-
-
-def weighted_mean_interval(
-    values: PerQuery,
-    domains: Int[np.ndarray, " q"],
-    weights: Float[np.ndarray, " m"],
-    *,
-    num_resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> tuple[float, float, float]:
-    """Mean over domains with a weight each, and its percentile bootstrap interval.
-
-    Args:
-        values: one value per query, NaN for none.
-        domains: domain of each query, a position in ``weights``.
-        weights: not negative. They are divided by the sum of those whose domain has a value.
-        num_resamples: means drawn, at least 1.
-        seed: the result is a pure function of the arguments.
-        level: share of the resampled means inside, in (0, 1).
-
-    Returns:
-        The mean, and the lower and upper end; NaN when no domain has both a value and a weight.
-
-    >>> weighted_mean_interval(np.array([1.0, 0.0, 0.0]), np.array([0, 1, 1]), np.array([3.0, 1.0]))
-    (0.75, 0.75, 0.75)
-    """
-    if num_resamples < 1:
-        raise InputError(
-            f"num_resamples={num_resamples}", expected="at least 1", next_step="leave it at 2000"
-        )
-    known = ~np.isnan(values)
-    weighty = [number for number in np.unique(domains[known]) if weights[number] > 0]
-    total = float(sum(weights[number] for number in weighty))
-    if not weighty:
-        return float("nan"), float("nan"), float("nan")
-    generator = np.random.default_rng(seed)
-    mean, means = 0.0, np.zeros(num_resamples)
-    for number in weighty:
-        group = values[known & (domains == number)]
-        share = float(weights[number]) / total
-        mean += share * float(group.mean())
-        means += share * _resampled_means(group, num_resamples, generator)
-    low, high = _central(means, level)
-    return mean, low, high
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PairedDifference:
-    """How much the first of two systems is ahead of the second on the same queries."""
-
-    difference: float
-    """Mean of the first minus mean of the second."""
-    low: float
-    """Lower end of the bootstrap interval of the difference."""
-    high: float
-    """Upper end."""
-    num_queries: int
-    """Queries compared: those with a relevant entry."""
-    p_value: float = float("nan")
-    """Two-sided: how often a difference at least as large comes about when each query's two values are
-    swapped at random."""
-
-
-def paired_difference(
-    first: PerQuery,
-    second: PerQuery,
-    domains: Int[np.ndarray, " q"],
-    *,
-    num_resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> PairedDifference:
-    """Paired bootstrap and randomisation test of the plain mean over domains of ``first - second``.
-
-    Each resample draws the same queries for both, so what makes a query hard for both cancels (Koehn,
-    *Statistical Significance Tests for Machine Translation Evaluation*, EMNLP 2004). For the mean
-    over all queries give one domain throughout. The p-value is that of Fisher's randomisation test (Smucker,
-    Allan and Carterette, *A Comparison of Statistical Significance Tests for Information Retrieval
-    Evaluation*, CIKM 2007) with ``num_resamples`` random assignments, the observed one counted among them.
-
-    Args:
-        first: one value per query.
-        second: the other system's value of the same queries.
-        domains: domain of each query, as integers.
-        num_resamples: means drawn, at least 1.
-        seed: the result is a pure function of the values and the seed.
-        level: share of the resampled differences inside the interval, in (0, 1).
-
-    Raises:
-        InputError: one of the two has a value where the other has NaN: they are not of the same queries.
-
-    >>> same = np.array([1.0, 0.0, np.nan])
-    >>> paired_difference(same, same, np.array([0, 0, 0]))
-    PairedDifference(difference=0.0, low=0.0, high=0.0, num_queries=2, p_value=1.0)
-    """
-    if not np.array_equal(np.isnan(first), np.isnan(second)):
-        raise InputError(
-            "two sets of values that are known for different queries",
-            expected="values of the same queries against the same gallery",
-            next_step="evaluate both on one catalog",
-        )
-    values = first - second
-    means = _resampled_domain_means(values, domains, num_resamples=num_resamples, seed=seed)
-    low, high = _central(means, level)
-    return PairedDifference(
-        difference=domain_mean(values, domains),
-        low=low,
-        high=high,
-        num_queries=int(np.count_nonzero(~np.isnan(values))),
-        p_value=_randomisation_p_value(values, domains, num_resamples=num_resamples, seed=seed),
-    )
-
-
-def _randomisation_p_value(
-    values: PerQuery, domains: Int[np.ndarray, " q"], *, num_resamples: int, seed: int
-) -> float:
-    """Two-sided p-value of the mean over domains of paired differences under random signs."""
-    groups = _known_groups(values, domains)
-    if not groups:
-        return float("nan")
-    observed = abs(sum(float(group.mean()) for group in groups))
-    generator = np.random.default_rng([seed, 1])
-    totals = np.zeros(num_resamples)
-    for group in groups:
-        differing = group[group != 0]
-        step = max(1, _DRAWS_AT_A_TIME // max(1, len(differing)))
-        for start in range(0, num_resamples, step):
-            stop = min(start + step, num_resamples)
-            signs = 2.0 * generator.integers(2, size=(stop - start, len(differing))) - 1
-            totals[start:stop] += signs @ differing / len(group)
-    # sums in another order differ in the last digits
-    as_large = int(np.count_nonzero(np.abs(totals) >= observed - 1e-12))
-    return (as_large + 1) / (num_resamples + 1)
-
-
-def _resampled_domain_means(
-    values: PerQuery, domains: Int[np.ndarray, " q"], *, num_resamples: int, seed: int
-) -> Float[np.ndarray, " r"]:
-    """Resampled plain means over domains; all NaN when no value is known."""
-    if num_resamples < 1:
-        raise InputError(
-            f"num_resamples={num_resamples}", expected="at least 1", next_step="leave it at 2000"
-        )
-    groups = _known_groups(values, domains)
-    if not groups:
-        return np.full(num_resamples, np.nan)
-    generator = np.random.default_rng(seed)
-    total = np.zeros(num_resamples)
-    for group in groups:
-        total += _resampled_means(group, num_resamples, generator)
-    return total / len(groups)
-
-
-def _resampled_means(
-    values: PerQuery, num_resamples: int, generator: np.random.Generator
-) -> Float[np.ndarray, " r"]:
-    means = np.empty(num_resamples)
-    step = max(1, _DRAWS_AT_A_TIME // len(values))
-    for start in range(0, num_resamples, step):
-        stop = min(start + step, num_resamples)
-        drawn = generator.integers(len(values), size=(stop - start, len(values)))
-        means[start:stop] = values[drawn].mean(axis=1)
-    return means
-
-
-def _known_groups(values: PerQuery, domains: Int[np.ndarray, " q"]) -> list[np.ndarray]:
-    """The known values of each domain, by ascending domain number; domains without any are left out."""
-    known = ~np.isnan(values)
-    return [values[known & (domains == domain)] for domain in np.unique(domains[known])]
-
-
-def _central(means: Float[np.ndarray, " r"], level: float) -> tuple[float, float]:
-    if not 0 < level < 1:
-        raise InputError(f"level={level}", expected="a share in (0, 1)", next_step="leave it at 0.95")
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 def _share(part: np.ndarray, whole: np.ndarray) -> PerQuery:
     """``part / whole``, NaN where ``whole`` is 0."""
     quotient: PerQuery = np.full(len(whole), np.nan)
@@ -456,3 +207,60 @@ def _owners(
             next_step="pass the result of positive_ranks unchanged",
         )
     return query, position
+
+
+# ---- by name
+
+_SHAPE: Final = re.compile(r"(mmp|r|p|map)@([1-9][0-9]{0,5})")
+
+
+def require_metric(metric: str) -> None:
+    """Refuse a name that is no metric.
+
+    Raises:
+        InputError: it is none.
+    """
+    if metric not in ("map", "map@r", "r-precision") and not _SHAPE.fullmatch(metric):
+        raise InputError(
+            f"metric {metric!r}",
+            expected="mmp@K, r@K, p@K or map@K with a number of ranks K, map, map@r or r-precision",
+            next_step="for instance --metrics mmp@5 r@1 map@100",
+        )
+
+
+def measure(
+    metrics: Iterable[Metric], ranks: Int[np.ndarray, " p"], num_relevant: NumRelevant
+) -> dict[Metric, PerQuery]:
+    """Metrics by name, one value per query; NaN where nothing is relevant.
+
+    >>> measure(["r@2"], np.array([2, 5]), np.array([2]))
+    {'r@2': array([1.])}
+    """
+    whole = {"map": average_precision, "map@r": average_precision_at_r, "r-precision": r_precision}
+    of_nearest = {"mmp": modified_mean_precision_at_k, "r": recall_at_k, "p": precision_at_k}
+    found: dict[Metric, PerQuery] = {}
+    for metric in metrics:
+        if metric in whole:
+            found[metric] = whole[metric](ranks, num_relevant)
+            continue
+        require_metric(metric)
+        name, _, depth = metric.partition("@")
+        k = int(depth)
+        if name == "map":
+            found[metric] = truncated_average_precision(ranks, num_relevant, k=k)
+        else:
+            nearest = relevance_from_ranks(ranks, num_relevant, k=k)
+            found[metric] = of_nearest[name](nearest, num_relevant, k=k)
+    return found
+
+
+def title_of(metric: Metric) -> str:
+    """How a metric is written.
+
+    >>> [title_of(metric) for metric in ("mmp@5", "r@1", "map@1000", "map@r", "r-precision")]
+    ['mMP@5', 'R@1', 'mAP@1000', 'MAP@R', 'R-precision']
+    """
+    if metric in ("map@r", "r-precision"):
+        return {"map@r": "MAP@R", "r-precision": "R-precision"}[metric]
+    name, sign, depth = metric.partition("@")
+    return {"mmp": "mMP", "r": "R", "p": "MP", "map": "mAP"}[name] + sign + depth

@@ -1,12 +1,14 @@
-"""What the HTML pages share: templates, and images and drawings inside the page, which is one file."""
+"""What the HTML reports share: one file per page, with its tables, figures and images inside."""
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import jinja2
 
@@ -28,7 +30,8 @@ def _environment() -> jinja2.Environment:
 def write_page(target: Path, template: str, **values: Any) -> Path:
     """Fill in a template of ``templates/`` and write the page, whole or not at all.
 
-    The template may call ``image(path)`` and ``drawing(figure)`` for the URLs of images and figures.
+    The template may call ``image(path)`` and ``drawing(figure)`` for the URLs of images and figures; the
+    macros of ``parts.html`` lay out a :class:`Table`, figures, and rows of :class:`Thumbnail`.
     """
     page = _environment().get_template(template).render(image=image_url, drawing=drawing_url, **values)
     write_text(target, page)
@@ -52,6 +55,126 @@ def image_url(path: ImageLike, *, longer_side: int = IMAGE_SIDE) -> str:
     except ImageError:
         return _GREY_PIXEL
     return "data:image/jpeg;base64," + base64.b64encode(content).decode()
+
+
+@dataclasses.dataclass(frozen=True)
+class Thumbnail:
+    """An image on a page, with what stands below it."""
+
+    url: str
+    label: str
+    text: str = ""
+    """Above the label."""
+    small: str = ""
+    """Below it, in small letters."""
+    kind: str = ""
+    """Class of the figure: ``right``, ``wrong`` or another of the page's."""
+    mark: str = ""
+    """In the colour of its class."""
+    alt: str = ""
+    """What it is to those who do not see it; by default the label."""
+
+
+# ---- tables
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A cell that is more than its text."""
+
+    text: str
+    small: str = ""
+    """Behind the text, in small letters."""
+    kind: str = ""
+    """Class of the cell: ``best``, or ``text`` where it is not a number."""
+    style: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table as it is printed: every cell is text already."""
+
+    title: str
+    columns: Sequence[str | Cell]
+    rows: Sequence[Sequence[str | Cell]]
+    note: str = ""
+    featured: int | None = None
+    """Row that is marked."""
+
+    def markdown(self) -> str:
+        """As Markdown, without what is small."""
+        lines = [_line(self.columns), _line(["---"] * len(self.columns))]
+        for number, row in enumerate(self.rows):
+            mark = "**" if number == self.featured else ""
+            lines.append(_line([f"{mark}{cell}{mark}" if cell else cell for cell in map(_text, row)]))
+        return "\n".join(lines) + (f"\n\n{self.note}" if self.note else "")
+
+
+def _line(cells: Sequence[str | Cell]) -> str:
+    return "| " + " | ".join(_text(cell).replace("|", r"\|") for cell in cells) + " |"
+
+
+def _text(cell: str | Cell) -> str:
+    return cell.text if isinstance(cell, Cell) else cell
+
+
+# ---- figures
+
+Interval: TypeAlias = tuple[float, float, float]
+"""A share, and the lower and upper end of its interval."""
+
+
+def new_axes(width: float, height: float, **labels: Any) -> tuple[Any, Any]:
+    """A matplotlib figure of this size in inches, and its axes, with labels, titles and limits."""
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.set(**labels)
+    return figure, axes
+
+
+def bars_figure(names: Sequence[str], series: Mapping[str, Sequence[Interval]], *, label: str) -> Any:
+    """Horizontal bars with intervals, of shares in percent: a group per name, a colour per series."""
+    import matplotlib
+
+    height = 0.34 if len(series) == 1 else 0.17 * len(series) + 0.1
+    figure, axes = new_axes(9.0, 1 + height * len(names), xlabel=label)
+    # twenty colours where ten would come again
+    colours = matplotlib.colormaps["tab10" if len(series) <= 10 else "tab20"]
+    for number, (name, found) in enumerate(series.items()):
+        axes.barh(
+            [place + (number + 0.5) * 0.8 / len(series) - 0.4 for place in range(len(names))],
+            [100 * value for value, _, _ in found],
+            0.8 / len(series),
+            xerr=[
+                [100 * (value - low) for value, low, _ in found],
+                [100 * (high - value) for value, _, high in found],
+            ],
+            label=as_drawn(name),
+            color=colours(number % colours.N),
+            error_kw={"elinewidth": 0.8},
+        )
+    axes.set_yticks(range(len(names)), [as_drawn(name) for name in names])
+    axes.invert_yaxis()
+    if len(series) > 1:
+        figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    return figure
+
+
+def lines_figure(
+    lines: Mapping[str, Sequence[tuple[float, float, float, float]]], *, x_label: str, y_label: str
+) -> Any:
+    """Lines with intervals, of shares in percent: (x, share, low, high) per point."""
+    figure, axes = new_axes(8.0, 3.6, xlabel=x_label, ylabel=y_label)
+    for name, points in lines.items():
+        x, *percent = zip(*((x, *(100 * share for share in shares)) for x, *shares in points), strict=True)
+        (drawn,) = axes.plot(x, percent[0], marker="o", label=as_drawn(name))
+        axes.fill_between(x, percent[1], percent[2], alpha=0.15, color=drawn.get_color())
+    axes.legend(frameon=False)
+    return figure
 
 
 def as_drawn(text: str) -> str:

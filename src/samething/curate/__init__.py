@@ -1,6 +1,6 @@
 """Curation: which images to train on, chosen by rules, without copies, leaks and doubtful labels.
 
-Nothing here needs torch but the noise filter by sub-centres.
+Nothing here needs torch.
 """
 
 from __future__ import annotations

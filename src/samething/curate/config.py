@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 from samething.curate.duplicates import Conflicts, Leaks
 from samething.curate.near_hashes import LARGEST_DISTANCE
-from samething.curate.noise import LARGEST_ANGLE, LEAST_AGREEMENT, Noise
+from samething.curate.noise import LEAST_AGREEMENT, Noise
 from samething.curate.refinement import LEAST_SILHOUETTE
 from samething.curate.rules import Budget, Limit, Share, Thin
 from samething.datasets.dataset import Published
@@ -70,12 +70,9 @@ class CurateConfig:
     leaks: Leaks = "remove"
     """Training images that are in an evaluation set: remove or only report them."""
     noise: Noise = "none"
-    """Drop images whose label is doubtful: by agreement with their class in the features, or by their angle
-    to the dominant one of three sub_centres of a head trained for that."""
+    """Drop images whose label is doubtful, by agreement with their class in the features."""
     agreement: float = LEAST_AGREEMENT
     """Agreement below which a label is doubtful; lower drops fewer."""
-    angle: float = LARGEST_ANGLE
-    """Angle in degrees, of sub_centres, above which a label is doubtful."""
     hashes: Path | None = None
     """File that keeps the hashes of images for further runs; by default OUTPUT.hashes.sqlite."""
     memory_mib: int = 512
@@ -104,7 +101,6 @@ class CurateConfig:
             "similarity": 0 < self.similarity <= 1,
             "closeness": 0 <= self.closeness <= 1,
             "silhouette": -1 < self.silhouette < 1,
-            "angle": 0 < self.angle <= 180,
             "memory_mib": self.memory_mib >= 1,
             "seed": 0 <= self.seed < 2**63,
         }

@@ -105,10 +105,6 @@ class Ledger:
         wanted = [RULES.index(rule) for rule in rules or RULES]
         return np.flatnonzero(np.isin(self._rule, wanted))
 
-    def partner_of(self, row: int) -> int:
-        """The image that made a row superfluous, or -1."""
-        return int(self._partner[row])
-
     def reason_of(self, row: int) -> str:
         """Why a row was dropped."""
         return list(self._reasons)[int(self._reason[row])]

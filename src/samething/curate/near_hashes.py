@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -94,7 +94,8 @@ def differing_bits(
     >>> differing_bits(np.array([0b101], np.uint64), np.array([0b010], np.uint64))
     array([3], dtype=uint8)
     """
-    return _count_bits(first ^ second)
+    bits: np.ndarray = np.bitwise_count(first ^ second)
+    return bits
 
 
 def _band_radii(distance: int) -> list[int]:
@@ -141,12 +142,12 @@ def _pairs_of_band(
                 later = candidates > queries
                 queries, candidates = queries[later], candidates[later]
             difference = hashes[queries] ^ gallery[candidates]
-            bits = _count_bits(difference)
+            bits = np.bitwise_count(difference)
             near = np.flatnonzero(bits <= distance)
             difference = difference[near]
             new = np.ones(len(near), bool)
             for earlier in range(band):
-                new &= _count_bits(_band(difference, earlier)) > max(-1, radii[earlier])
+                new &= np.bitwise_count(_band(difference, earlier)) > max(-1, radii[earlier])
             near = near[new]
             yield queries[near], candidates[near], bits[near]
 
@@ -177,14 +178,3 @@ def _masks(radius: int) -> tuple[np.uint16, ...]:
         for number in range(radius + 1)
         for bits in itertools.combinations(range(_BAND_BITS), number)
     )
-
-
-def _count_by_table(values: np.ndarray) -> UInt8[np.ndarray, " p"]:
-    """For NumPy before 2.0: the bits of each byte, looked up and added."""
-    table = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1).astype(np.uint8)
-    octets = np.ascontiguousarray(values).view(np.uint8).reshape(len(values), -1)
-    counts: np.ndarray = table[octets].sum(axis=1, dtype=np.uint8)
-    return counts
-
-
-_count_bits: Callable[[np.ndarray], np.ndarray] = getattr(np, "bitwise_count", _count_by_table)

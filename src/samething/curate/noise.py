@@ -1,38 +1,22 @@
-"""Images whose label is doubtful, by what a frozen backbone sees in them.
+"""Images whose label is doubtful, by what a frozen backbone sees in them, one domain at a time.
 
-Two ways, both on the features of one domain at a time:
-
-``agreement``
-    How much nearer an image is to the other images of its class than to the nearest other class, and how
-    much less near than they are to each other. No training.
-``sub_centres``
-    Sub-Center ArcFace's own way of cleaning (Deng et al., *Sub-center ArcFace: Boosting Face Recognition by
-    Large-Scale Noisy Web Faces*, ECCV 2020, section 3.4): a head is trained with three centres per class; the
-    centre nearest to most images is the dominant one; an image whose angle to it is large is dropped.
+An image agrees with its class if it is nearer to the other images of its class than to the nearest other
+class, and about as near to them as they are to each other. Nothing is trained.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from samething.arrays import Embeddings, FeatureRows, unit
-from samething.catalog import Catalog
-from samething.features import FeatureSet
+from samething.arrays import FeatureRows, unit
 
-Noise: TypeAlias = Literal["none", "agreement", "sub_centres"]
+Noise: TypeAlias = Literal["none", "agreement"]
 
 LEAST_AGREEMENT: Final = -0.6
 """Chosen on the demo's emoji and objects with planted noise, see docs/curation.md."""
-
-LARGEST_ANGLE: Final = 75.0
-"""Degrees, as in the paper of Sub-Center ArcFace."""
-
-NUM_CENTRES: Final = 3
 
 _ROWS_AT_A_TIME: Final = 1024
 
@@ -101,66 +85,3 @@ def _class_medians(
     low, high = order[starts + (sizes - 1) // 2], order[starts + sizes // 2]
     found: np.ndarray = (values[low] + values[high]) / 2
     return found
-
-
-def sub_centre_angles(
-    embeddings: Embeddings, classes: Int[np.ndarray, " n"], centres: Float[np.ndarray, "c k d"]
-) -> Float32[np.ndarray, " n"]:
-    """Angle in degrees of each image to the dominant centre of its class.
-
-    Dominant is the centre that is the nearest one of its class for most of the class's images, of equal
-    ones the first.
-
-    Args:
-        embeddings: of n images.
-        classes: their classes, 0 to c - 1.
-        centres: the k centres of each class.
-    """
-    directions = unit(centres.reshape(-1, centres.shape[2]), np.float32).reshape(centres.shape)
-    cosines = np.einsum("nd,nkd->nk", unit(embeddings, np.float32), directions[classes])
-    votes = np.zeros(centres.shape[:2], np.int64)
-    np.add.at(votes, (classes, cosines.argmax(axis=1)), 1)
-    dominant = votes.argmax(axis=1)[classes]
-    chosen = cosines[np.arange(len(cosines)), dominant]
-    angles: np.ndarray = np.degrees(np.arccos(np.clip(chosen, -1, 1))).astype(np.float32)
-    return angles
-
-
-def trained_angles(
-    features: FeatureSet, catalog: Catalog, folder: Path, *, seed: int
-) -> Float32[np.ndarray, " n"]:
-    """Train a head with three centres per class for :func:`sub_centre_angles`; 0 for a class of one image.
-
-    Args:
-        features: a row for each image of the catalog, in its order.
-        catalog: the images, all of training, with the labels in doubt.
-        folder: run folder of that head; a killed run goes on there.
-        seed: of the training.
-    """
-    import torch
-
-    from samething.heads import head_from_state
-    from samething.training.config import RECIPES
-    from samething.training.data import TrainingData
-    from samething.training.loop import run_training
-
-    made_from = {**features.manifest.made_from, "catalog": catalog.fingerprint}
-    manifest = dataclasses.replace(features.manifest, made_from=made_from)
-    training = dataclasses.replace(features, manifest=manifest, catalog=catalog, unreadable=())
-    config = dataclasses.replace(
-        RECIPES["demo"](),
-        num_centers=NUM_CENTRES,
-        epochs=10.0,
-        keep="last",
-        seed=seed,
-        embedding_dim=min(64, features.rows.shape[1]),
-    )
-    run = run_training(training, config, folder, resume=True)
-    state = torch.load(folder / "checkpoints" / "last.pt", map_location="cpu", weights_only=True)
-    head = head_from_state(run.manifest.content["head"], run.manifest.content["width"], state["head"])
-    data = TrainingData.of(training)
-    weight = state["margin_head"]["weight"].numpy()
-    centres = weight.reshape(-1, NUM_CENTRES, weight.shape[1])
-    angles = np.zeros(len(catalog), np.float32)
-    angles[data.rows] = sub_centre_angles(head.eval().embed(features.rows[data.rows]), data.classes, centres)
-    return angles

@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float32, Int
 
 from samething.arrays import Embeddings
 from samething.curate.hashes import Hashes
-from samething.curate.near_embeddings import near_embeddings
 from samething.curate.near_hashes import differing_bits, near_pairs
 from samething.curate.same_image import DecodeRow, pair_similarities
+from samething.retrieval import pairs_above
 
 Method: TypeAlias = Literal["exact", "perceptual", "embedding"]
 METHODS: Final[Sequence[Method]] = ("exact", "perceptual", "embedding")
@@ -185,7 +185,7 @@ def embedding_pairs(
     Returns:
         The pairs, and the number of rows that may have more of them than were looked at.
     """
-    near = near_embeddings(embeddings, similarity=similarity, memory_mib=memory_mib)
+    near = pairs_above(embeddings, similarity, memory_mib=memory_mib)
     first, second = rows[near.first], rows[near.second]
     bits, is_mirrored = _least_bits(hashes, first, second, mirrored=mirrored)
     alike = (bits <= FARTHEST_BITS) | ~hashes.is_hashed[first] | ~hashes.is_hashed[second]

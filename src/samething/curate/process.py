@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int
 
 from samething.catalog import Catalog
 from samething.curate.config import CurateConfig, Recipe
+from samething.curate.curation_report import write_curation_page
 from samething.curate.duplicates import (
     EVALUATION,
     RELATIONS,
@@ -27,8 +28,7 @@ from samething.curate.duplicates import (
 from samething.curate.hashes import Hashes, image_hashes
 from samething.curate.images import Images
 from samething.curate.ledger import Ledger
-from samething.curate.noise import agreement, trained_angles
-from samething.curate.page import write_curation_page
+from samething.curate.noise import agreement
 from samething.curate.pairs import Contents, Pairs, embedding_pairs, exact_pairs, perceptual_pairs, row_ranks
 from samething.curate.recipes import find_recipe, published_counts, read_parts
 from samething.curate.refinement import by_attribute, by_clusters
@@ -257,19 +257,11 @@ class _Process:
     def _doubt(self, known: KnownFeatures) -> None:
         assert self.places is not None
         rows = self._described_training()
-        features = known.gathered(self.places[rows])
         subset = self.catalog.take(rows)
-        if self.config.noise == "sub_centres":
-            folder = self.output.with_name(f"{self.output.name}.noise-run")
-            described = dataclasses.replace(known.sets[0], rows=features)
-            angles = trained_angles(described, subset, folder, seed=self.config.seed)
-            doubtful, score, unit = angles > self.config.angle, angles, "° from its class"
-        else:
-            names, domains = np.unique(subset.strings("domain").astype(str), return_inverse=True)
-            del names
-            score = agreement(features, subset.class_ids(), domains)
-            doubtful, unit = score < self.config.agreement, " agreement with its class"
-        reasons = [f"{value:.2f}{unit}" for value in score[doubtful]]
+        _, domains = np.unique(subset.strings("domain").astype(str), return_inverse=True)
+        score = agreement(known.gathered(self.places[rows]), subset.class_ids(), domains)
+        doubtful = score < self.config.agreement
+        reasons = [f"{value:.2f} agreement with its class" for value in score[doubtful]]
         self.ledger.drop(rows[doubtful], "noise", reasons)
 
     # ---- numbers

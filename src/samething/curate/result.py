@@ -26,6 +26,12 @@ class DomainCounts:
     images_before: int
     images_after: int
 
+    @property
+    def numbers(self) -> list[str]:
+        """Cells of a table."""
+        numbers = (self.classes_before, self.classes_after, self.images_before, self.images_after)
+        return [f"{number:,}" for number in numbers]
+
 
 @dataclasses.dataclass(frozen=True)
 class PublishedCounts:
@@ -44,6 +50,13 @@ class PublishedCounts:
         if not self.published_images:
             return "–"
         return f"{100 * (self.images / self.published_images - 1):+.1f} %"
+
+    @property
+    def cells(self) -> list[str]:
+        """Cells of a table: data set, classes, published, images, published, difference."""
+        numbers = (self.classes, self.published_classes, self.images, self.published_images)
+        shown = ["–" if number is None else f"{number:,}" for number in numbers]
+        return [self.dataset, *shown, self.difference]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,8 +101,7 @@ class Curation:
         for name in ("classes before", "after", "images before", "after"):
             table.add_column(name, justify="right")
         for row in self.counts:
-            numbers = (row.classes_before, row.classes_after, row.images_before, row.images_after)
-            table.add_row(escape(row.domain), *(f"{number:,}" for number in numbers))
+            table.add_row(escape(row.domain), *row.numbers)
         parts: list[rich.console.RenderableType] = [table]
         lines = [f"{number:,} dropped: {MEANINGS[rule]}" for rule, number in self.dropped.items()]
         lines += [f"{number:,} pairs found: {name}" for name, number in self.pairs.items()]
@@ -105,11 +117,5 @@ class Curation:
         for name in ("classes", "published", "images", "published", "difference"):
             table.add_column(name, justify="right")
         for row in self.published:
-            said = [
-                "–" if number is None else f"{number:,}"
-                for number in (row.published_classes, row.published_images)
-            ]
-            table.add_row(
-                row.dataset, f"{row.classes:,}", said[0], f"{row.images:,}", said[1], row.difference
-            )
+            table.add_row(*row.cells)
         return table

@@ -220,7 +220,7 @@ class Population:
         firsts = np.empty(int(classes.max(initial=-1)) + 1, np.int64)
         firsts[classes[::-1]] = np.arange(len(classes))[::-1]
         one_per_class = catalog.table.select(["label", "domain", "dataset"]).take(pa.array(firsts))
-        names = pc.binary_join_element_wise(one_per_class["domain"], one_a_class["label"], "\x1f")
+        names = pc.binary_join_element_wise(one_per_class["domain"], one_per_class["label"], "\x1f")
         datasets, dataset_names = _encoded(one_per_class["dataset"])
         domains, domain_names = _encoded(one_per_class["domain"])
         return cls(

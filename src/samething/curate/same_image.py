@@ -38,23 +38,13 @@ _NUM_REMEMBERED: Final = 8192
 """Images kept small in memory, 21 KB each; a sixteenth as many are kept larger, 230 KB each."""
 
 
-def aligned_similarity(first: Image.Image, second: Image.Image) -> float:
-    """Correlation of the colours of two images, at the best way to take one for a crop of the other.
-
-    From -1 to 1. Crops keep at least 84 % of each side, cut at any place. A flat image has 0 with all.
-
-    >>> noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3)).astype(np.uint8))
-    >>> image = noise.resize((200, 200), Image.Resampling.BICUBIC)
-    >>> round(aligned_similarity(image, image.crop((10, 0, 190, 190))), 1)
-    1.0
-    """
-    return _similarity(_scaled(first), _scaled(second))
-
-
 def pair_similarities(
     decode_row: DecodeRow, pairs: Iterable[tuple[int, int, bool]], *, least: float = -1.0
 ) -> Float32[np.ndarray, " p"]:
-    """:func:`aligned_similarity` of pairs of files; -1 where one cannot be read. Progress is shown on stderr.
+    """Correlation of the colours of two images, at the best way to take one for a crop of the other.
+
+    From -1 to 1; -1 where one cannot be read. Crops keep at least 84 % of each side, cut at any place. A flat
+    image has 0 with all. Progress is shown on stderr.
 
     Args:
         decode_row: the image of a row.

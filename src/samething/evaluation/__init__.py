@@ -1,7 +1,8 @@
-"""Queries × index to numbers: a domain and merged, with confidence intervals."""
+"""Queries × gallery to numbers: per domain and merged, with confidence intervals."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,37 +11,36 @@ import cyclopts
 from samething.errors import InputError
 from samething.evaluation.calibration import Calibration
 from samething.evaluation.comparison import Comparison
-from samething.evaluation.files import evaluate_files, read_embeddings
+from samething.evaluation.embedding_files import read_embeddings, write_descriptors
 from samething.evaluation.measuring import evaluate_embeddings
-from samething.evaluation.result import MEAN, EvaluationResult
-from samething.evaluation.rules import (
+from samething.evaluation.protocols import (
+    MEAN,
     METRICS,
     PROTOCOLS,
-    RULES,
-    Metric,
+    SCOPES,
     Protocol,
     ProtocolName,
-    Rules,
-    rules_of,
+    Scope,
+    protocol_of,
 )
-from samething.evaluation.uned import write_descriptors
+from samething.evaluation.result import EvaluationResult
 from samething.files import write_json
+from samething.metrics import Metric
 from samething.retrieval import Precision
 
 __all__ = [
     "MEAN",
     "METRICS",
     "PROTOCOLS",
-    "RULES",
+    "SCOPES",
     "Calibration",
     "Comparison",
     "EvaluationResult",
     "Metric",
     "Protocol",
-    "Rules",
+    "Scope",
     "evaluate",
     "evaluate_embeddings",
-    "evaluate_files",
 ]
 
 GainName = Literal["query-expansion", "database-augmentation", "both-expansions", "re-ranking"]
@@ -59,7 +59,6 @@ def evaluate(
     merged: Annotated[bool, cyclopts.Parameter(negative="--per-domain")] = True,
     baselines: bool = True,
     features: list[Path] | None = None,
-    sweep: bool = False,
     gains: Annotated[tuple[GainName, ...], cyclopts.Parameter(consume_multiple=True)] = (),
     no_match: float | None = None,
     precision: Precision = "float64",
@@ -81,10 +80,9 @@ def evaluate(
         json: write all numbers here.
         html: with runs: write a report with images and plots here, about the first run.
         descriptors: write the first run's embeddings as UnED's evaluation program reads them.
-        merged: print the numbers of one index over all domains, or those of an index a domain.
+        merged: print the numbers of one index over all domains, or those of an index per domain.
         baselines: with runs: also the backbone at full width, average-pooled and PCA.
         features: with runs: where a feature folder is now, if it was moved since; may be repeated.
-        sweep: with runs: also fewer dimensions, float16, int8 and binary, whitening and other poolings.
         gains: with runs: measure these after-retrieval gains: query-expansion, database-augmentation,
             both-expansions, re-ranking.
         no_match: with runs: choose on validation the score below which the answer is "no match" so that this
@@ -93,64 +91,54 @@ def evaluate(
 
     Raises:
         InputError: neither runs nor embeddings, or they do not belong together.
+        ArtefactError: a file is missing or unreadable, or a run's features are nowhere.
     """
-    rules = rules_of(protocol, metrics=metrics)
+    chosen = protocol_of(protocol, metrics=metrics)
+    _require_one_source(runs, embeddings, catalog, distractors)
+    shown: Scope = "merged" if merged else "per_domain"
+    result: Comparison | EvaluationResult
+    if embeddings is not None and catalog is not None:
+        rows, tested = read_embeddings(embeddings, catalog)
+        measured = evaluate_embeddings(
+            rows,
+            tested,
+            protocol=chosen,
+            distractors=distractors,
+            precision=precision,
+            show_progress=True,
+        )
+        result = dataclasses.replace(measured, shown=shown)
+    else:
+        from samething.evaluation.runs import OpenedRuns
+
+        opened = OpenedRuns.open(runs, moved=features or ())
+        rows, tested = opened.embeddings[0], opened.tested
+        result = opened.compare(
+            chosen, baselines=baselines, gains=gains, no_match=no_match, shown=shown, precision=precision
+        )
+        if html is not None:
+            opened.write_report(html, result)
+    if json is not None:
+        write_json(json, result.to_json())
+    if descriptors is not None:
+        write_descriptors(descriptors, rows, tested)
+    return result
+
+
+def _require_one_source(
+    runs: tuple[Path, ...], embeddings: Path | None, catalog: Path | None, distractors: tuple[Path, ...]
+) -> None:
+    """Refuse anything but runs alone, or embeddings with a catalog."""
     if embeddings is not None and not runs:
-        return _evaluate_files(embeddings, catalog, rules, distractors, json, descriptors, merged, precision)
-    if not runs or embeddings is not None or catalog is not None or distractors:
+        if catalog is None:
+            raise InputError(
+                "--embeddings without --catalog",
+                expected="the table that says what each row shows",
+                next_step="add --catalog FILE with the columns img_path,label,domain,role",
+            )
+    elif not runs or embeddings is not None or catalog is not None or distractors:
         raise InputError(
             "runs together with --embeddings, --catalog or --distractors" if runs else "nothing to evaluate",
             expected="run folders, or --embeddings E.npy with --catalog C.csv",
             next_step="for instance: samething evaluate runs/first",
         )
-    from samething.evaluation.runs import compare_runs, run_embeddings, write_run_page
-
-    comparison = compare_runs(
-        runs,
-        baselines=baselines,
-        shown="merged" if merged else "per_domain",
-        features=features or (),
-        rules=rules,
-        sweep=sweep,
-        gains=gains,
-        no_match=no_match,
-        precision=precision,
-    )
-    if json is not None:
-        write_json(json, comparison.to_json())
-    if descriptors is not None:
-        write_descriptors(descriptors, *run_embeddings(runs[0], moved=features or ()))
-    if html is not None:
-        write_run_page(html, runs[0], comparison, moved=features or ())
-    return comparison
-
-
-def _evaluate_files(
-    embeddings: Path,
-    catalog: Path | None,
-    rules: Rules,
-    distractors: tuple[Path, ...],
-    json: Path | None,
-    descriptors: Path | None,
-    merged: bool,
-    precision: Precision,
-) -> EvaluationResult:
-    if catalog is None:
-        raise InputError(
-            "--embeddings without --catalog",
-            expected="the table that says what each row shows",
-            next_step="add --catalog FILE with the columns img_path,label,domain,role",
-        )
-    result = evaluate_files(
-        embeddings=embeddings,
-        catalog=catalog,
-        json=json,
-        merged=merged,
-        precision=precision,
-        rules=rules,
-        distractors=distractors,
-        show_progress=True,
-    )
-    if descriptors is not None:
-        write_descriptors(descriptors, *read_embeddings(embeddings, catalog))
-    return result

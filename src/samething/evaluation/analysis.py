@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Final
@@ -12,8 +13,7 @@ from jaxtyping import Bool, Float, Int
 
 from samething.arrays import Embeddings, unit
 from samething.catalog import Catalog
-from samething.evaluation.measuring import label_pairs, labels_of, rows_by_role
-from samething.retrieval import Relevant, exact_topk
+from samething.evaluation.task import RetrievalTask
 
 _NUM_HITS: Final = 6
 
@@ -76,23 +76,9 @@ class Analysis:
         Raises:
             InputError: there are no queries or no index.
         """
-        queries, index = rows_by_role(catalog, "test")
-        pairs = label_pairs(catalog)
-        place = np.full(len(catalog), -1, dtype=np.int64)
-        place[index] = np.arange(len(index))
-        relevant = Relevant.by_labels(
-            labels_of(pairs, queries, len(catalog)),
-            labels_of(pairs, index, len(catalog)),
-            num_queries=len(queries),
-            leave_out=place[queries],
-        )
-        depth = max(_NUM_HITS, int(relevant.counts.max(initial=0)) + 1)
-        top = exact_topk(embeddings[queries], embeddings[index], depth, leave_out=place[queries])
-        wanted = set(zip(relevant.queries.tolist(), relevant.rows.tolist(), strict=True))
-        is_right = np.array(
-            [[(query, int(entry)) in wanted for entry in own] for query, own in enumerate(top.indices)],
-            dtype=bool,
-        ).reshape(top.indices.shape)
+        task = RetrievalTask.of(catalog, "test")
+        queries, gallery, relevant = task.queries, task.gallery, task.relevant
+        top, is_right = task.answers(embeddings, depth=_NUM_HITS)
         asked = relevant.counts > 0
         wrong = ~is_right & (top.indices >= 0)
         has_wrong = wrong.any(axis=1) & asked
@@ -100,23 +86,17 @@ class Analysis:
         rows = unit(embeddings, np.float32)
         some = generator.permutation(len(relevant.rows))[:20_000]
         left, right = relevant.queries[some], relevant.rows[some]
-        others = generator.integers(len(index), size=len(some))
+        others = generator.integers(len(gallery), size=len(some))
         askers = generator.integers(len(queries), size=len(some))
-        other = np.array(
-            [
-                (int(query), int(entry)) not in wanted and entry != place[queries[query]]
-                for query, entry in zip(askers, others, strict=True)
-            ],
-            dtype=bool,
-        )
+        other = ~task.is_right(askers, others) & (others != task.leave_out[askers])
         return cls(
             catalog=catalog,
             queries=queries[asked],
-            found=np.where(top.indices >= 0, index[np.maximum(top.indices, 0)], -1)[asked],
+            found=np.where(top.indices >= 0, gallery[np.maximum(top.indices, 0)], -1)[asked],
             scores=top.scores[asked],
             is_right=is_right[asked],
-            same=np.einsum("nd,nd->n", rows[queries[left]], rows[index[right]]),
-            different=np.einsum("nd,nd->n", rows[queries[askers]], rows[index[others]])[other],
+            same=np.einsum("nd,nd->n", rows[queries[left]], rows[gallery[right]]),
+            different=np.einsum("nd,nd->n", rows[queries[askers]], rows[gallery[others]])[other],
             best_wrong=top.scores[has_wrong, wrong[has_wrong].argmax(axis=1)],
         )
 
@@ -136,7 +116,7 @@ class Analysis:
         )
         return ShownQuery(paths[row], labels[row], domains[row], hits)
 
-    @property
+    @functools.cached_property
     def _names(self) -> tuple[np.ndarray, np.ndarray, list[Path]]:
         return self.catalog.strings("label"), self.catalog.strings("domain"), self.catalog.paths
 
@@ -186,7 +166,7 @@ def map_of(
 
     t-SNE of cosine distances where scikit-learn is installed, else the two principal components.
     """
-    _, index = rows_by_role(catalog, "test")
+    index = np.flatnonzero(catalog.has_role("index", "query+index"))
     classes = catalog.class_ids()[index]
     order = np.random.default_rng(seed).permutation(np.unique(classes))
     rank = {int(label): place for place, label in enumerate(order)}

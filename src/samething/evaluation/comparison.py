@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Literal
+import functools
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -19,11 +19,12 @@ from samething.errors import InputError
 from samething.evaluation.gains import Gain
 from samething.evaluation.measuring import evaluate_embeddings
 from samething.evaluation.no_match import NoMatch
-from samething.evaluation.result import MEAN, EvaluationResult, cell, short_cell, title_of_scope
-from samething.evaluation.rules import Metric, Protocol, Rules, title_of
+from samething.evaluation.protocols import MEAN, Scope, protocol_of, title_of_scope
+from samething.evaluation.result import Estimates, EvaluationResult, cell, short_cell
+from samething.evaluation.task import TaskSet
 from samething.files import Json
-from samething.metrics import PairedDifference, paired_difference
-from samething.retrieval import Precision
+from samething.metrics import Metric, title_of
+from samething.statistics import PairedDifference, paired_difference
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,15 +32,18 @@ class Comparison:
     """Several embeddings of one catalog, measured on the same queries."""
 
     results: Mapping[str, EvaluationResult]
-    """Name of the embedding -> its result, in the order given."""
+    """Name of the embedding -> its result, in the order given; all in the same scopes."""
     dimensions: Mapping[str, int]
     """Name of the embedding -> its number of dimensions."""
-    shown: Protocol = "merged"
-    """The protocol that printing the comparison shows."""
+    shown: Scope = "merged"
+    """The scope that printing the comparison shows, where the protocol has it."""
     reference: str | None = None
     """Name of the embedding that printing compares the others with."""
     no_match: Mapping[str, NoMatch] = dataclasses.field(default_factory=dict)
     """Name of an embedding -> how well it tells that there is no match, where that was asked for."""
+    _differences: dict[str, dict[str, dict[str, PairedDifference]]] = dataclasses.field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @classmethod
     def of(
@@ -47,47 +51,44 @@ class Comparison:
         embeddings: Mapping[str, np.ndarray],
         catalog: Catalog,
         *,
-        precision: Precision = "float64",
-        num_resamples: int = 2000,
-        role: Literal["test", "val"] = "test",
-        memory_mib: int = 256,
-        rules: str | Rules = "default",
         gains: Mapping[str, Gain] | None = None,
-        distractors: Sequence[Path] = (),
-        shown: Protocol = "merged",
+        shown: Scope = "merged",
+        **options: Any,
     ) -> Comparison:
-        """Evaluate every embedding, ``gains`` by name; else as :func:`evaluate_embeddings`."""
+        """Evaluate every embedding with the gain of its name, else as :func:`evaluate_embeddings`."""
         if not embeddings:
             raise InputError(
                 "no embeddings", expected="at least one", next_step="name what is to be compared"
             )
+        scopes = protocol_of(options.get("protocol", "default")).scopes
+        tasks = TaskSet.of(catalog, options.get("role", "test"), scopes)
         results = {
-            name: evaluate_embeddings(
-                rows,
-                catalog,
-                precision=precision,
-                num_resamples=num_resamples,
-                role=role,
-                memory_mib=memory_mib,
-                rules=rules,
-                distractors=distractors,
-                gain=(gains or {}).get(name),
-            )
+            name: evaluate_embeddings(rows, tasks, gain=(gains or {}).get(name), **options)
             for name, rows in embeddings.items()
         }
         dimensions = {name: rows.shape[1] for name, rows in embeddings.items()}
         return cls(results=results, dimensions=dimensions, shown=shown)
 
-    @property
+    @functools.cached_property
+    def first(self) -> EvaluationResult:
+        """The first result: queries, domains and metrics are the same in all."""
+        return next(iter(self.results.values()))
+
+    @functools.cached_property
     def metrics(self) -> tuple[Metric, ...]:
         """The protocol's metrics."""
-        return next(iter(self.results.values())).metrics
+        return self.first.metrics
 
-    @property
-    def scope(self) -> Protocol:
-        """The index that printing shows: the one asked for, if the protocol has it."""
-        scopes = next(iter(self.results.values())).scopes
+    @functools.cached_property
+    def scope(self) -> Scope:
+        """The scope that printing shows: the one asked for, if the protocol has it."""
+        scopes = self.first.protocol.scopes
         return self.shown if self.shown in scopes else scopes[0]
+
+    @functools.cached_property
+    def shown_estimates(self) -> Mapping[str, Estimates]:
+        """Name of the embedding -> its estimates in the scope that printing shows."""
+        return {name: result.estimates(self.scope) for name, result in self.results.items()}
 
     def difference(
         self,
@@ -95,7 +96,7 @@ class Comparison:
         second: str,
         *,
         metric: Metric = "mmp@5",
-        protocol: Protocol | None = None,
+        scope: Scope | None = None,
         domain: str = MEAN,
     ) -> PairedDifference:
         """How far the first is ahead on the same queries, with a paired bootstrap interval and test.
@@ -104,7 +105,7 @@ class Comparison:
             first: name of an embedding.
             second: name of another.
             metric: one of the protocol's.
-            protocol: index searched; by default the first of the protocol's.
+            scope: what was searched; by default the first of the protocol's.
             domain: a domain, or the mean over all.
 
         Raises:
@@ -120,87 +121,73 @@ class Comparison:
         one, other = self.results[first], self.results[second]
         chosen = one.queries_of(domain)
         return paired_difference(
-            one.values(metric, protocol=protocol)[chosen],
-            other.values(metric, protocol=protocol)[chosen],
+            one.values(metric, scope=scope)[chosen],
+            other.values(metric, scope=scope)[chosen],
             one.mean_groups[chosen],
             num_resamples=one.num_resamples,
         )
 
-    def differences(self, reference: str) -> dict[str, dict[str, PairedDifference]]:
-        """Every other embedding minus the reference, first metric: name -> domain -> difference."""
-        domains = (*self.results[reference].domains, MEAN)
-        return {
-            name: {
-                domain: self.difference(
-                    name, reference, metric=self.metrics[0], domain=domain, protocol=self.scope
-                )
-                for domain in domains
-            }
-            for name in self.results
-            if name != reference
-        }
+    def differences(self, reference: str) -> Mapping[str, Mapping[str, PairedDifference]]:
+        """Every other embedding minus the reference: name -> domain or ``mean`` -> difference; computed once.
 
-    def to_json(self) -> Json:
+        Of the first metric, in the scope that printing shows.
+        """
+        if reference not in self._differences:
+            self._differences[reference] = {
+                name: {
+                    domain: self.difference(
+                        name, reference, metric=self.metrics[0], domain=domain, scope=self.scope
+                    )
+                    for domain in (*self.first.domains, MEAN)
+                }
+                for name in self.results
+                if name != reference
+            }
+        return self._differences[reference]
+
+    def to_json(self) -> dict[str, Json]:
         """Name -> ``dimension``, what :meth:`EvaluationResult.to_json` says, and ``intervals``.
 
         Where there is a reference, every other embedding also has ``against``: the reference's name,
         the metric, and a domain or ``mean`` -> ``difference``, ``interval``, ``p_value``, ``num_queries``.
         """
-        against = self.differences(self.reference) if self.reference is not None else {}
-        return {
-            name: {
-                "dimension": self.dimensions[name],
-                **result.to_json(),
-                "intervals": result.intervals(),
-                **({"no_match": self.no_match[name].to_json()} if name in self.no_match else {}),
-                **({"against": self._against(against[name])} if name in against else {}),
-            }
-            for name, result in self.results.items()
-        }
-
-    def _against(self, differences: Mapping[str, PairedDifference]) -> Json:
-        numbers = {
-            domain: {
-                "difference": found.difference,
-                "interval": [found.low, found.high],
-                "p_value": found.p_value,
-                "num_queries": found.num_queries,
-            }
-            if found.num_queries
-            else None
-            for domain, found in differences.items()
-        }
-        return {"reference": self.reference, "metric": self.metrics[0], "domains": numbers}
+        content: dict[str, Json] = {}
+        for name, result in self.results.items():
+            own = {"dimension": self.dimensions[name], **result.to_json(intervals=True)}
+            if name in self.no_match:
+                own["no_match"] = self.no_match[name].to_json()
+            if self.reference is not None and name != self.reference:
+                own["against"] = {
+                    "reference": self.reference,
+                    "metric": self.metrics[0],
+                    "domains": {
+                        domain: found.to_json()
+                        for domain, found in self.differences(self.reference)[name].items()
+                    },
+                }
+            content[name] = own
+        return content
 
     def __rich__(self) -> Group:
         """All metrics as means over the domains, then the first metric domain by domain."""
-        first = next(iter(self.results.values()))
-        featured = self.metrics[0]
-        means = Table(
-            title=f"{_mean_of(first)}, {title_of_scope(self.scope)}, % (95 % interval)",
-            box=SIMPLE_HEAD,
-        )
-        means.add_column("embedding", overflow="fold")
-        means.add_column("dim", justify="right")
+        scope, first = title_of_scope(self.scope), self.first
+        means = Table(title=f"{_mean_of(first)}, {scope}, % (95 % interval)", box=SIMPLE_HEAD)
         by_domain = Table(
-            title=f"{title_of(featured)} a domain, {title_of_scope(self.scope)}, % ± half of the 95 % interval",  # noqa: E501
+            title=f"{title_of(self.metrics[0])} per domain, {scope}, % ± half of the 95 % interval",
             box=SIMPLE_HEAD,
         )
-        by_domain.add_column("embedding", overflow="fold")
+        for table in (means, by_domain):
+            table.add_column("embedding", overflow="fold")
+        means.add_column("dim", justify="right")
         for metric in self.metrics:
             means.add_column(title_of(metric), justify="right", min_width=len("87.3 (84.1–"))
         for domain in first.domains:
-            by_domain.add_column(
-                f"{escape(domain)}\nn = {first.num_queries(domain):,}",
-                justify="right",
-                min_width=len("100.0"),
-            )
-        for name, result in self.results.items():
-            cells = [cell(result, metric, MEAN, self.scope) for metric in self.metrics]
-            means.add_row(Text(name), f"{self.dimensions[name]:,}", *cells)
-            by_domain.add_row(
-                Text(name), *(short_cell(result, featured, domain, self.scope) for domain in first.domains)
-            )
+            title = f"{escape(domain)}\nn = {first.num_queries(domain):,}"
+            by_domain.add_column(title, justify="right", min_width=len("100.0"))
+        for name, found in self.shown_estimates.items():
+            means.add_row(Text(name), f"{self.dimensions[name]:,}", *map(cell, found[MEAN].values()))
+            of_domains = [short_cell(found[domain][self.metrics[0]]) for domain in first.domains]
+            by_domain.add_row(Text(name), *of_domains)
         parts: list[RenderableType] = [means, by_domain]
         if self.reference is not None:
             parts.append(self._differences_table(self.reference))
@@ -212,22 +199,21 @@ class Comparison:
     def _differences_table(self, reference: str) -> Table:
         """The mean with its interval, domains without theirs, which are in the JSON and the report."""
         table = Table(
-            title=f"{title_of(self.metrics[0])} against {escape(reference)}, points (95 % interval; p by randomisation)",  # noqa: E501
+            title=f"{title_of(self.metrics[0])} against {escape(reference)}, points "
+            "(95 % interval; p by randomisation)",
             caption="* the 95 % interval does not hold 0",
             box=SIMPLE_HEAD,
         )
         table.add_column("embedding", overflow="fold")
-        result = self.results[reference]
-        table.add_column(
-            f"{MEAN}\nn = {result.num_queries():,}", justify="right", min_width=len("(+10.0 to +20.0;")
-        )
-        for domain in result.domains:
+        mean = f"{MEAN}\nn = {self.first.num_queries():,}"
+        table.add_column(mean, justify="right", min_width=len("(+10.0 to +20.0;"))
+        for domain in self.first.domains:
             table.add_column(escape(domain), justify="right", min_width=len("+10.0*"))
         for name, by_domain in self.differences(reference).items():
             table.add_row(
                 Text(name),
                 difference_cell(by_domain[MEAN]).replace(" ", "\n", 1),
-                *(_marked(by_domain[domain]) for domain in result.domains),
+                *(_marked(by_domain[domain]) for domain in self.first.domains),
             )
         return table
 
@@ -236,11 +222,11 @@ def _marked(found: PairedDifference) -> str:
     """Such as ``+1.2*``, in points; the mark where the interval does not hold 0."""
     if found.num_queries == 0:
         return "–"
-    return f"{100 * found.difference:+.1f}{'*' if found.low > 0 or found.high < 0 else ''}"
+    return f"{100 * found.difference:+.1f}{'*' if found.is_sure else ''}"
 
 
 def _mean_of(result: EvaluationResult) -> str:
-    if result.rules.mean == "queries":
+    if result.protocol.mean == "queries":
         return f"Mean of {result.num_queries():,} queries"
     return f"Mean of {len(result.domains)} domains"
 
@@ -256,4 +242,5 @@ def difference_cell(difference: PairedDifference) -> str:
     if difference.num_queries == 0:
         return "–"
     p = f"{difference.p_value:.3f}".replace("0.", ".", 1) if difference.p_value >= 0.001 else "< .001"
-    return f"{100 * difference.difference:+.1f} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f}; p {p})"  # noqa: E501
+    value, low, high = (100 * number for number in (difference.difference, difference.low, difference.high))
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f}; p {p})"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -13,10 +12,9 @@ from samething.arrays import Embeddings
 from samething.catalog import Catalog
 from samething.errors import InputError
 from samething.evaluation.calibration import Calibration
-from samething.evaluation.measuring import label_pairs, labels_of, rows_by_role
+from samething.evaluation.task import RetrievalTask, Role, rows_by_role
 from samething.files import Json
-from samething.metrics import bootstrap_interval
-from samething.retrieval import Relevant, exact_topk
+from samething.statistics import bootstrap_interval
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,36 +75,20 @@ class NoMatch:
 
 
 def best_answers(
-    embeddings: Embeddings, catalog: Catalog, *, role: Literal["test", "val"]
+    embeddings: Embeddings, catalog: Catalog, *, role: Role
 ) -> tuple[Float[np.ndarray, " q"], Bool[np.ndarray, " q"], Float[np.ndarray, " q"]]:
     """The best score of each query that has a positive, whether it is right, and the best wrong score.
 
     The best wrong score is what the query finds in an index without its own thing; -1 where there is nothing
     else.
     """
-    queries, index = rows_by_role(catalog, role)
-    pairs = label_pairs(catalog)
-    place = np.full(len(catalog), -1, dtype=np.int64)
-    place[index] = np.arange(len(index))
-    relevant = Relevant.by_labels(
-        labels_of(pairs, queries, len(catalog)),
-        labels_of(pairs, index, len(catalog)),
-        num_queries=len(queries),
-        leave_out=place[queries],
-    )
-    # one entry more than are right, so that a wrong one is among them
-    depth = int(relevant.counts.max(initial=0)) + 1
-    found = exact_topk(embeddings[queries], embeddings[index], depth, leave_out=place[queries])
-    stops = np.cumsum(relevant.counts)
-    best, right, wrong = [], [], []
-    for query in np.flatnonzero(relevant.counts):
-        rows = relevant.rows[stops[query] - relevant.counts[query] : stops[query]]
-        entries = found.indices[query][found.indices[query] >= 0]
-        hits = np.isin(entries, rows)
-        best.append(found.scores[query, 0])
-        right.append(hits[0])
-        wrong.append(-1.0 if hits.all() else found.scores[query, np.flatnonzero(~hits)[0]])
-    return np.array(best, dtype=np.float64), np.array(right, dtype=bool), np.array(wrong, dtype=np.float64)
+    task = RetrievalTask.of(catalog, role)
+    found, is_right = task.answers(embeddings)
+    asked = task.relevant.counts > 0
+    wrong = ~is_right & (found.indices >= 0)
+    places = np.arange(len(wrong))
+    best_wrong = np.where(wrong.any(axis=1), found.scores[places, wrong.argmax(axis=1)], -1.0)
+    return found.scores[asked, 0], is_right[asked, 0], best_wrong[asked]
 
 
 def fit_calibration(

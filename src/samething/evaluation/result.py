@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -15,30 +15,26 @@ from rich.text import Text
 
 from samething.arrays import PerQuery
 from samething.errors import InputError
-from samething.evaluation.rules import (
-    RULES,
-    Metric,
+from samething.evaluation.protocols import (
+    MEAN,
+    PROTOCOLS,
     Protocol,
-    Rules,
+    Scope,
     challenge_domain,
     composite_weights,
-    title_of,
+    title_of_scope,
 )
 from samething.files import Json, write_json
-from samething.metrics import (
-    bootstrap_interval,
-    domain_mean,
-    domain_mean_interval,
-    weighted_mean_interval,
-)
+from samething.metrics import Metric, title_of
+from samething.statistics import Estimate, domain_mean, domain_mean_estimates, weighted_mean_interval
 
-MEAN: Final = "mean"
-"""Name of the row that is the mean over all; no domain may be called so."""
+Estimates: TypeAlias = Mapping[str, Mapping[Metric, Estimate]]
+"""Domain or ``mean`` -> metric -> mean over its queries with the 95 % interval."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class EvaluationResult:
-    """Every query's metrics under both protocols, and the numbers that are made of them."""
+    """Every query's metrics in the protocol's scopes, and the numbers that are made of them."""
 
     domains: tuple[str, ...]
     """Domains that have queries, sorted."""
@@ -52,77 +48,88 @@ class EvaluationResult:
     """The same with one index per domain."""
     num_resamples: int = 2000
     """Bootstrap resamples behind each interval."""
-    rules: Rules = RULES["default"]
-    """The protocol."""
-    shown: Protocol = "merged"
-    """The protocol that printing the result shows."""
+    protocol: Protocol = PROTOCOLS["default"]
+    """What was measured."""
+    shown: Scope = "merged"
+    """The scope that printing the result shows, where the protocol has it."""
+    _estimates: dict[Scope, Estimates] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """The protocol's metrics."""
-        return self.rules.metrics
+        return self.protocol.metrics
 
     @property
-    def scopes(self) -> tuple[Protocol, ...]:
-        """Which indices were searched."""
-        return self.rules.scopes
+    def scope(self) -> Scope:
+        """The scope that printing shows: the one asked for, or else the protocol's first."""
+        return self.shown if self.shown in self.protocol.scopes else self.protocol.scopes[0]
 
-    def values(self, metric: Metric, *, protocol: Protocol | None = None) -> PerQuery:
-        """One value per query; without ``protocol`` the first that was searched.
+    def values(self, metric: Metric, *, scope: Scope | None = None) -> PerQuery:
+        """One value per query; without ``scope`` the first that was searched.
 
         Raises:
-            InputError: the metric or the index is none of this result's.
+            InputError: the metric or the scope is none of this result's.
         """
-        protocol = protocol or self.scopes[0]
-        if metric not in self.metrics or protocol not in self.scopes:
+        scopes = self.protocol.scopes
+        scope = scope or scopes[0]
+        if metric not in self.metrics or scope not in scopes:
+            known = f"{', '.join(self.metrics)} over {' or '.join(map(title_of_scope, scopes))}"
             raise InputError(
-                f"{metric} over {title_of_scope(protocol)}",
-                expected=f"{', '.join(self.metrics)} over {' or '.join(map(title_of_scope, self.scopes))}, as in the "  # noqa: E501
-                f"protocol {self.rules.name}",
+                f"{metric} over {title_of_scope(scope)}",
+                expected=f"{known}, as in the protocol {self.protocol.name}",
                 next_step="evaluate by a protocol that has it",
             )
-        return (self.merged if protocol == "merged" else self.per_domain)[metric]
+        return (self.merged if scope == "merged" else self.per_domain)[metric]
 
-    def value(self, metric: Metric, *, domain: str = MEAN, protocol: Protocol | None = None) -> float:
+    def value(self, metric: Metric, *, domain: str = MEAN, scope: Scope | None = None) -> float:
         """Mean over the queries of a domain, or the protocol's mean over all; NaN if no query has a value."""
         chosen = self.queries_of(domain)
-        return domain_mean(self.values(metric, protocol=protocol)[chosen], self.mean_groups[chosen])
+        return domain_mean(self.values(metric, scope=scope)[chosen], self.mean_groups[chosen])
 
     def interval(
-        self, metric: Metric, *, domain: str = MEAN, protocol: Protocol | None = None
+        self, metric: Metric, *, domain: str = MEAN, scope: Scope | None = None
     ) -> tuple[float, float]:
         """95 % bootstrap interval of :meth:`value`, with queries drawn inside each domain."""
-        chosen = self.queries_of(domain)
-        values = self.values(metric, protocol=protocol)[chosen]
-        if domain != MEAN:
-            return bootstrap_interval(values, num_resamples=self.num_resamples)
-        return domain_mean_interval(values, self.mean_groups[chosen], num_resamples=self.num_resamples)
+        self.values(metric, scope=scope), self.queries_of(domain)  # refuses what is not there
+        found = self.estimates(scope or self.protocol.scopes[0])[domain][metric]
+        return found.low, found.high
 
-    def composite(self, metric: Metric) -> tuple[float, float, float]:
+    def estimates(self, scope: Scope) -> Estimates:
+        """Every :meth:`value` of a scope with its 95 % bootstrap interval; computed once."""
+        if scope not in self._estimates:
+            values = np.stack([self.values(metric, scope=scope) for metric in self.metrics])
+            groups = [(self.queries_of(domain), self.mean_groups) for domain in (*self.domains, MEAN)]
+            found = domain_mean_estimates(values, groups, num_resamples=self.num_resamples)
+            self._estimates[scope] = {
+                domain: dict(zip(self.metrics, row, strict=True))
+                for domain, row in zip((*self.domains, MEAN), found, strict=True)
+            }
+        return self._estimates[scope]
+
+    def composite(self, metric: Metric) -> Estimate:
         """The score weighted by the protocol's shares of domains, with its 95 % bootstrap interval.
 
         Weights are those of :func:`composite_weights` over the domains that have a value; NaN without any.
         """
         weights = self.composite_weights
-        values = self.values(metric)
-        numbers = [weights.get(domain, 0.0) for domain in self.domains]
+        numbers = np.array([weights.get(domain, 0.0) for domain in self.domains])
         return weighted_mean_interval(
-            values, self.query_domains, np.array(numbers), num_resamples=self.num_resamples
+            self.values(metric), self.query_domains, numbers, num_resamples=self.num_resamples
         )
 
     @property
     def composite_weights(self) -> dict[str, float]:
         """Domain -> its weight in :meth:`composite`."""
         known = tuple(domain for domain in self.domains if self.num_queries(domain))
-        return composite_weights(known, self.rules.domain_shares or {})
+        return composite_weights(known, self.protocol.domain_shares or {})
 
-    def rounded(self, metric: Metric, *, domain: str = MEAN, protocol: Protocol | None = None) -> float:
+    def rounded(self, metric: Metric, *, domain: str = MEAN, scope: Scope | None = None) -> float:
         """A value as the protocol's authors print it: domains rounded, their mean rounded again."""
-        decimals = self.rules.decimals if self.rules.decimals is not None else 17
+        decimals = self.protocol.decimals if self.protocol.decimals is not None else 17
         if domain != MEAN:
-            return float(np.round(self.value(metric, domain=domain, protocol=protocol), decimals))
+            return float(np.round(self.value(metric, domain=domain, scope=scope), decimals))
         known = [name for name in self.domains if self.num_queries(name)]
-        numbers = [self.rounded(metric, domain=name, protocol=protocol) for name in known]
+        numbers = [self.rounded(metric, domain=name, scope=scope) for name in known]
         return float(np.round(np.mean(numbers), decimals)) if numbers else float("nan")
 
     def num_queries(self, domain: str = MEAN) -> int:
@@ -135,14 +142,14 @@ class EvaluationResult:
 
     @property
     def _answerable(self) -> Bool[np.ndarray, " q"]:
-        # a positive is of the query's own domain, so both protocols agree
+        # a positive is of the query's own domain, so both scopes agree
         known: np.ndarray = ~np.isnan(self.values(self.metrics[0]))
         return known
 
     @property
     def mean_groups(self) -> Int[np.ndarray, " q"]:
         """The groups of queries that weigh the same in the mean."""
-        return self.query_domains if self.rules.mean == "domains" else np.zeros_like(self.query_domains)
+        return self.query_domains if self.protocol.mean == "domains" else np.zeros_like(self.query_domains)
 
     def queries_of(self, domain: str) -> Bool[np.ndarray, " q"]:
         """Which queries a domain has; all for ``mean``.
@@ -161,63 +168,70 @@ class EvaluationResult:
         chosen: np.ndarray = self.query_domains == self.domains.index(domain)
         return chosen
 
-    def to_json(self) -> Json:
-        """Index searched -> domain or ``mean`` -> counts and metrics; a number that cannot be had is null.
+    def to_json(self, *, intervals: bool = False) -> dict[str, Json]:
+        """Scope -> domain or ``mean`` -> counts and metrics; a number that cannot be had is null.
 
         A protocol by name also has ``protocol``, its name; one with shares of domains ``composite``; one that
         rounds ``rounded``, laid out as the whole.
+
+        Args:
+            intervals: whether there is also ``intervals``, as :meth:`intervals` gives them.
         """
-        content: dict[str, Json] = {} if self.rules.name == "default" else {"protocol": self.rules.name}
-        for scope in self.scopes:
-            content[scope] = {domain: self._numbers(domain, scope) for domain in (*self.domains, MEAN)}
-        if self.rules.domain_shares is not None:
+        protocol, domains = self.protocol, (*self.domains, MEAN)
+        content: dict[str, Json] = {} if protocol.name == "default" else {"protocol": protocol.name}
+        for scope in protocol.scopes:
+            content[scope] = {
+                domain: {
+                    "num_queries": self.num_queries(domain),
+                    "num_queries_without_positive": self.num_queries_without_positive(domain),
+                    **{
+                        metric: _or_null(
+                            self.estimates(scope)[domain][metric].value
+                            if intervals
+                            else self.value(metric, domain=domain, scope=scope)
+                        )
+                        for metric in self.metrics
+                    },
+                }
+                for domain in domains
+            }
+        if protocol.domain_shares is not None:
             content["composite"] = self._composite_numbers()
-        if self.rules.decimals is not None:
+        if protocol.decimals is not None:
             content["rounded"] = {
                 scope: {
                     domain: {
-                        metric: _or_null(self.rounded(metric, domain=domain, protocol=scope))
+                        metric: _or_null(self.rounded(metric, domain=domain, scope=scope))
                         for metric in self.metrics
                     }
-                    for domain in (*self.domains, MEAN)
+                    for domain in domains
                 }
-                for scope in self.scopes
+                for scope in protocol.scopes
             }
+        if intervals:
+            content["intervals"] = self.intervals()
         return content
+
+    def intervals(self) -> Json:
+        """Scope -> domain or ``mean`` -> metric -> lower and upper end of :meth:`interval`, or nulls."""
+        return {
+            scope: {
+                domain: {metric: _ends(found) for metric, found in row.items()}
+                for domain, row in self.estimates(scope).items()
+            }
+            for scope in self.protocol.scopes
+        }
 
     def _composite_numbers(self) -> Json:
         scores = {metric: self.composite(metric) for metric in self.metrics}
         weights = self.composite_weights
         present = {challenge_domain(domain) for domain in weights}
         return {
-            **{metric: _or_null(value) for metric, (value, _, _) in scores.items()},
-            "intervals": {
-                metric: [_or_null(low), _or_null(high)] for metric, (_, low, high) in scores.items()
-            },
+            **{metric: _or_null(found.value) for metric, found in scores.items()},
+            "intervals": {metric: _ends(found) for metric, found in scores.items()},
             "weights": weights,
             "domains_without_a_weight": [domain for domain in self.domains if domain not in weights],
-            "missing": [name for name in self.rules.domain_shares or {} if name not in present],
-        }
-
-    def _numbers(self, domain: str, protocol: Protocol) -> Json:
-        values = {metric: self.value(metric, domain=domain, protocol=protocol) for metric in self.metrics}
-        return {
-            "num_queries": self.num_queries(domain),
-            "num_queries_without_positive": self.num_queries_without_positive(domain),
-            **{metric: _or_null(value) for metric, value in values.items()},
-        }
-
-    def intervals(self) -> Json:
-        """Protocol -> domain or ``mean`` -> metric -> lower and upper end of :meth:`interval`, or nulls."""
-        return {
-            protocol: {
-                domain: {
-                    metric: [_or_null(end) for end in self.interval(metric, domain=domain, protocol=protocol)]
-                    for metric in self.metrics
-                }
-                for domain in (*self.domains, MEAN)
-            }
-            for protocol in self.scopes
+            "missing": [name for name in self.protocol.domain_shares or {} if name not in present],
         }
 
     def write_json(self, path: Path) -> Path:
@@ -226,61 +240,49 @@ class EvaluationResult:
         return Path(path)
 
     def __rich__(self) -> Table:
-        shown = self.shown if self.shown in self.scopes else self.scopes[0]
         left_out = self.num_queries_without_positive()
         notes = [f"{left_out} queries without a relevant entry in the index are left out"] if left_out else []
-        if self.rules.decimals is not None:
-            numbers = [f"{title_of(m)} {self.rounded(m, protocol=shown):.3f}" for m in self.metrics]
+        if self.protocol.decimals is not None:
+            numbers = [f"{title_of(m)} {self.rounded(m, scope=self.scope):.3f}" for m in self.metrics]
             notes.append("mean as its authors round: " + ", ".join(numbers))
-        if self.rules.domain_shares is not None:
+        if self.protocol.domain_shares is not None:
             notes += [self._composite_note(metric) for metric in self.metrics]
-        table = Table(title=title_of_scope(shown), caption="\n".join(notes) or None)
+        table = Table(title=title_of_scope(self.scope), caption="\n".join(notes) or None)
         table.add_column("domain")
         table.add_column("queries", justify="right")
         for metric in self.metrics:
             table.add_column(f"{title_of(metric)} % (95 %)", justify="right")
-        for domain in (*self.domains, MEAN):
+        for domain, row in self.estimates(self.scope).items():
             if domain == MEAN:
                 table.add_section()
-            cells = [cell(self, metric, domain, shown) for metric in self.metrics]
             style = "bold" if domain == MEAN else None
-            table.add_row(Text(domain), f"{self.num_queries(domain):,}", *cells, style=style)
+            table.add_row(
+                Text(domain), f"{self.num_queries(domain):,}", *map(cell, row.values()), style=style
+            )
         return table
 
     def _composite_note(self, metric: Metric) -> str:
         weights = self.composite_weights
         if not weights:
             return "no composite score: none of the domains is one of the challenge's"
-        value, low, high = self.composite(metric)
         parts = ", ".join(f"{domain} {100 * weight:.0f} %" for domain, weight in weights.items())
-        return f"composite {title_of(metric)} {100 * value:.1f} ({100 * low:.1f}–{100 * high:.1f}), weights: {parts}"  # noqa: E501
+        return f"composite {title_of(metric)} {cell(self.composite(metric))}, weights: {parts}"
 
 
-# ---- printing
-
-
-def title_of_scope(protocol: Protocol) -> str:
-    """The index searched, in words."""
-    return "one index over all domains" if protocol == "merged" else "one index per domain"
-
-
-def cell(result: EvaluationResult, metric: Metric, domain: str, protocol: Protocol) -> str:
+def cell(found: Estimate) -> str:
     """Such as ``87.3 (84.1–90.0)``, in percent."""
-    value = result.value(metric, domain=domain, protocol=protocol)
-    if math.isnan(value):
-        return "–"
-    low, high = result.interval(metric, domain=domain, protocol=protocol)
-    return f"{100 * value:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+    value, low, high = (100 * number for number in found)
+    return "–" if math.isnan(value) else f"{value:.1f} ({low:.1f}–{high:.1f})"
+
+
+def short_cell(found: Estimate) -> str:
+    """Such as ``87.3 ±2.9``, in percent."""
+    return "–" if math.isnan(found.value) else f"{100 * found.value:.1f} ±{50 * (found.high - found.low):.1f}"
 
 
 def _or_null(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def short_cell(result: EvaluationResult, metric: Metric, domain: str, protocol: Protocol) -> str:
-    """Such as ``87.3 ±2.9``, in percent."""
-    value = result.value(metric, domain=domain, protocol=protocol)
-    if math.isnan(value):
-        return "–"
-    low, high = result.interval(metric, domain=domain, protocol=protocol)
-    return f"{100 * value:.1f} ±{50 * (high - low):.1f}"
+def _ends(found: Estimate) -> list[Json]:
+    return [_or_null(found.low), _or_null(found.high)]

@@ -15,15 +15,15 @@ from samething.catalog import Catalog
 from samething.embedder import Embedder
 from samething.errors import ArtefactError, ImageError, InputError
 from samething.evaluation import MEAN, EvaluationResult, evaluate_embeddings
-from samething.evaluation.measuring import rows_by_role
 from samething.evaluation.no_match import NoMatch, measure_no_match
+from samething.evaluation.task import rows_by_role
 from samething.export.form import Form
 from samething.export.network import Source
 from samething.export.parity import Change, Parity, Role
 from samething.heads import Head
 from samething.images import Preprocessing, decode, prepare
-from samething.metrics import paired_difference
 from samething.progress import progress_bar
+from samething.statistics import paired_difference
 
 LEAST_QUESTIONS: Final = 100
 """Validation queries that scores are calibrated on at least."""

@@ -59,7 +59,7 @@ from samething.index.lance_folder import (
     turn_to_write,
 )
 from samething.index.lance_view import Matrix, View, matrix_of, meets
-from samething.index.nearest import nearest
+from samething.retrieval import nearest_units
 
 _MANY_QUERIES: Final = 64
 """From so many queries at once on, exact search in memory is the quicker one."""
@@ -243,7 +243,7 @@ class LanceIndex(AbstractIndex):
             shape = (len(queries), k)
             found = self.description.item_schema.empty_table().select(columns)
             return Hits(np.empty(shape, dtype=object), np.empty(shape), found)
-        top = nearest(queries, gallery, k, products=matrix.products if rows is None else None)
+        top = nearest_units(queries, gallery, k, products=matrix.products if rows is None else None)
         hits = top.indices if rows is None else rows[top.indices]
         found = self._take(view, matrix, hits.ravel(), columns)
         ids = np.array(found["id"].to_pylist(), dtype=object).reshape(hits.shape)

@@ -23,8 +23,7 @@ from samething.errors import InputError
 from samething.files import read_json, write_json
 from samething.index.checksums import vector_crc32
 from samething.index.interface import Between, Condition
-from samething.index.nearest import nearest
-from samething.retrieval import exact_topk
+from samething.retrieval import exact_topk, nearest_units
 
 _SPARE: Final = 16
 """Rows fetched beyond the k asked for."""
@@ -149,7 +148,7 @@ def choose_probes(
     expected, exact_times = [], []
     for row in sample:
         started = time.perf_counter()
-        top = nearest(vectors[row : row + 1], vectors, min(k + 1, len(vectors)))
+        top = nearest_units(vectors[row : row + 1], vectors, min(k + 1, len(vectors)))
         exact_times.append(time.perf_counter() - started)
         expected.append({ids[other] for other in top.indices[0] if other != row})
     tried: dict[str, float] = {}

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt
 from samething.index.checksums import vector_crc32
 from samething.index.description import Table
 from samething.index.interface import Between, Condition
-from samething.index.nearest import SharedProducts
+from samething.retrieval import SharedProducts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,17 +19,28 @@ Embeddings may be memory-mapped: they are converted a block at a time. torch mul
 float32 jobs where it is installed, numpy elsewhere.
 """
 
+from samething.retrieval.nearest import (
+    NearPairs,
+    SharedProducts,
+    TopK,
+    exact_topk,
+    nearest_units,
+    pairs_above,
+)
 from samething.retrieval.ranks import RankCounter, Relevant, positive_ranks, ranks_of_scores
 from samething.retrieval.scores import Distance, Precision, require_directions
-from samething.retrieval.topk import TopK, exact_topk
 
 __all__ = [
     "Distance",
+    "NearPairs",
     "Precision",
     "RankCounter",
     "Relevant",
+    "SharedProducts",
     "TopK",
     "exact_topk",
+    "nearest_units",
+    "pairs_above",
     "positive_ranks",
     "ranks_of_scores",
     "require_directions",

@@ -7,25 +7,20 @@ query's scores need to be in memory at once, so a gallery may also come as a str
 from __future__ import annotations
 
 import dataclasses
-from typing import Final
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from samething.arrays import Gallery, NumRelevant, Queries
-from samething.errors import InputError
 from samething.progress import progress_bar
 from samething.retrieval.scores import (
-    BYTES_PER_COORDINATE,
     Distance,
     Precision,
-    Prepared,
     Scorer,
-    blocks,
+    pair_scores,
     require_search,
+    score_tiles,
 )
-
-_LARGEST_BLOCK: Final = 65_536
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -178,11 +173,7 @@ class RankCounter:
         )
         self._num_counted = 0
         query, rows = relevant.queries, relevant.rows
-        scores = np.empty(len(rows), dtype=precision)
-        for own in blocks(len(rows), self._num_prepared):
-            asked = self._scorer.prepare(queries[query[own]], 0, "queries")
-            entries = self._prepared_rows(gallery, rows[own])
-            scores[own] = self._scorer.scores_of_pairs(asked, entries)
+        scores = pair_scores(self._scorer, queries, gallery, (query, rows), memory_mib=memory_mib)
         # worst first in each query: the lower score, of equal scores the higher row
         order = np.lexsort((-rows, scores, query))
         self._query, self._row, self._score = query, rows[order], scores[order]
@@ -191,57 +182,38 @@ class RankCounter:
         self._by_row = np.argsort(self._row, kind="stable")
         self._rows_sorted = self._row[self._by_row]
 
-    def _prepared_rows(self, gallery: Gallery, rows: Int[np.ndarray, " r"]) -> Prepared:
-        try:
-            return self._scorer.prepare(gallery[rows], 0, "gallery")
-        except InputError:
-            for row in rows:  # name the row as the user knows it
-                self._scorer.prepare(gallery[row : row + 1], int(row), "gallery")
-            raise
-
-    @property
-    def _num_prepared(self) -> int:
-        width = max(1, self._queries.shape[1])
-        num_rows: int = max(1, self._memory_mib * 2**20 // 8 // (BYTES_PER_COORDINATE * width))
-        return num_rows
-
     def count(self, gallery: Gallery, *, show_progress: bool = False) -> None:
         """Meet the next gallery rows; they are numbered on from those met before.
 
         Raises:
             InputError: a row is zero or not finite.
         """
-        num_rows, num_columns = _block_sizes(
-            len(self._queries), len(gallery), self._queries.shape[1], self._memory_mib
-        )
         with progress_bar("million pairs", disable=not show_progress) as progress:
             task = progress.add_task("ranks", total=round(len(self._queries) * len(gallery) / 1e6))
-            for columns in blocks(len(gallery), num_columns):
-                entries = self._scorer.prepare(gallery[columns], self._num_counted + columns.start, "gallery")
-                for own in blocks(len(self._queries), num_rows):
-                    asked = self._scorer.prepare(self._queries[own], own.start, "queries")
-                    self._count_block(
-                        own, self._num_counted + columns.start, self._scorer.scores(asked, entries)
-                    )
-                    progress.advance(task, (own.stop - own.start) * (columns.stop - columns.start) / 1e6)
+            for own, columns, scores in score_tiles(
+                self._scorer,
+                self._queries,
+                gallery,
+                leave_out=self._leave_out,
+                memory_mib=self._memory_mib,
+                first_row=self._num_counted,
+            ):
+                self._count_tile(own, columns, scores)
+                progress.advance(task, scores.size / 1e6)
         self._num_counted += len(gallery)
 
-    def _count_block(self, own: slice, first_row: int, scores: Float[np.ndarray, "b c"]) -> None:
-        # relevant entries are ranked among themselves by their order, and the one left out counts for nobody
-        inside = slice(*np.searchsorted(self._rows_sorted, [first_row, first_row + scores.shape[1]]))
+    def _count_tile(self, own: slice, columns: slice, scores: Float[np.ndarray, "b c"]) -> None:
+        # relevant entries are ranked among themselves by their order
+        inside = slice(*np.searchsorted(self._rows_sorted, [columns.start, columns.stop]))
         relevant = self._by_row[inside]
         query = self._query[relevant]
         relevant = relevant[(query >= own.start) & (query < own.stop)]
-        scores[self._query[relevant] - own.start, self._row[relevant] - first_row] = -np.inf
-        if self._leave_out is not None:
-            hidden = self._leave_out[own] - first_row
-            asked = np.flatnonzero((hidden >= 0) & (hidden < scores.shape[1]))
-            scores[asked, hidden[asked]] = -np.inf
+        scores[self._query[relevant] - own.start, self._row[relevant] - columns.start] = -np.inf
         for query_number, row in enumerate(scores, start=own.start):
             start, stop = self._starts[query_number], self._starts[query_number + 1]
             if start < stop:
                 self._ahead[start:stop] += _num_ahead(
-                    row, first_row, self._score[start:stop], self._row[start:stop]
+                    row, columns.start, self._score[start:stop], self._row[start:stop]
                 )
 
     def ranks(self) -> Int[np.ndarray, " p"]:
@@ -303,13 +275,3 @@ def _num_ahead(
     counts = np.bincount(behind, minlength=len(scores) + 1)
     ahead: np.ndarray = counts[::-1].cumsum()[::-1][1:]
     return ahead
-
-
-def _block_sizes(num_queries: int, num_entries: int, width: int, memory_mib: int) -> tuple[int, int]:
-    """Queries and gallery rows per block: half of the memory for scores and products, a quarter for rows."""
-    memory = memory_mib * 2**20
-    most_rows = memory // 8 // (BYTES_PER_COORDINATE * max(1, width))
-    num_columns = max(1, min(num_entries, most_rows, _LARGEST_BLOCK))
-    # scores and two temporary products of 8 bytes per pair, and what is counted in one row
-    num_rows = max(1, min(num_queries, most_rows, memory // 2 // (24 * num_columns)))
-    return num_rows, num_columns

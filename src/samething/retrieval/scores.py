@@ -30,6 +30,9 @@ _UNIT_TOLERANCE: Final = 1e-3
 BYTES_PER_COORDINATE: Final = 64
 """At the peak of preparing a row: the row itself, its magnitudes, its unit vector and the two parts."""
 
+_LARGEST_BLOCK: Final = 65_536
+"""Gallery entries of a tile."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
@@ -240,6 +243,79 @@ def _largest(
             next_step="leave the row out, or find out why the model gives such an embedding",
         )
     return largest
+
+
+def score_tiles(
+    scorer: Scorer,
+    queries: Queries,
+    gallery: Gallery,
+    *,
+    leave_out: Int[np.ndarray, " q"] | None,
+    memory_mib: int,
+    first_row: int = 0,
+) -> Iterator[tuple[slice, slice, Float[np.ndarray, "b c"]]]:
+    """Scores of all queries with all entries, a tile at a time: all queries meet a part before the next one.
+
+    Args:
+        scorer: how rows are compared.
+        queries: one row per query.
+        gallery: entries, which are converted once.
+        leave_out: entry that each query may not retrieve; its score is -inf.
+        memory_mib: ceiling in MiB of the working memory.
+        first_row: number of the gallery's first row.
+
+    Yields:
+        The queries, the numbered entries and their scores.
+    """
+    num_rows, num_columns = _tile_sizes(len(queries), len(gallery), queries.shape[1], memory_mib)
+    for columns in blocks(len(gallery), num_columns):
+        start = first_row + columns.start
+        entries = scorer.prepare(gallery[columns], start, "gallery")
+        for own in blocks(len(queries), num_rows):
+            scores = scorer.scores(scorer.prepare(queries[own], own.start, "queries"), entries)
+            if leave_out is not None:
+                hidden = leave_out[own] - start
+                asked = np.flatnonzero((hidden >= 0) & (hidden < scores.shape[1]))
+                scores[asked, hidden[asked]] = -np.inf
+            yield own, slice(start, first_row + columns.stop), scores
+
+
+def pair_scores(
+    scorer: Scorer,
+    queries: Queries,
+    gallery: Gallery,
+    pairs: tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]],
+    *,
+    memory_mib: int,
+) -> Float[np.ndarray, " p"]:
+    """Scores of some pairs of query and entry: in float64 to the bit what :func:`score_tiles` has for them.
+
+    Raises:
+        InputError: a row is zero or not finite; it is named as the user knows it.
+    """
+    query, rows = pairs
+    scores = np.empty(len(rows), dtype=scorer.precision)
+    size = max(1, memory_mib * 2**20 // 8 // (BYTES_PER_COORDINATE * max(1, queries.shape[1])))
+    for own in blocks(len(rows), size):
+        asked = scorer.prepare(queries[query[own]], 0, "queries")
+        try:
+            entries = scorer.prepare(gallery[rows[own]], 0, "gallery")
+        except InputError:
+            for row in rows[own]:
+                scorer.prepare(gallery[row : row + 1], int(row), "gallery")
+            raise
+        scores[own] = scorer.scores_of_pairs(asked, entries)
+    return scores
+
+
+def _tile_sizes(num_queries: int, num_entries: int, width: int, memory_mib: int) -> tuple[int, int]:
+    """Queries and gallery rows per tile: half of the memory for scores and products, a quarter for rows."""
+    memory = memory_mib * 2**20
+    most_rows = memory // 8 // (BYTES_PER_COORDINATE * max(1, width))
+    num_columns = max(1, min(num_entries, most_rows, _LARGEST_BLOCK))
+    # scores of this tile and of the one before, and two temporary products, each of 8 bytes per pair
+    num_rows = max(1, min(num_queries, most_rows, memory // 2 // (32 * num_columns)))
+    return num_rows, num_columns
 
 
 def blocks(length: int, size: int) -> Iterator[slice]:

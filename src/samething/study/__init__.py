@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import cyclopts
 
 from samething.study.folder import StudyFolder
-from samething.study.page import StudyResult
 from samething.study.selection import Gain, Step, select
+from samething.study.study_report import StudyResult
 
 if TYPE_CHECKING:
     from samething.training import TrainConfig

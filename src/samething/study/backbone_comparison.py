@@ -14,9 +14,9 @@ from samething.arrays import PerQuery
 from samething.errors import InputError
 from samething.features import FeatureSet
 from samething.files import write_json
+from samething.pages import Table
 from samething.progress import progress_bar
 from samething.study.folder import StudyFolder
-from samething.study.page import Point, StudyResult, Table, bubble_figure, pareto_front
 from samething.study.questions import (
     Questions,
     baseline_head,
@@ -26,6 +26,7 @@ from samething.study.questions import (
     shown_difference,
     trained_head,
 )
+from samething.study.study_report import Point, StudyResult, bubble_figure, pareto_front
 
 if TYPE_CHECKING:
     from samething.training import TrainConfig
@@ -225,7 +226,7 @@ def _concluded(
         cells,
         note="In brackets 95 % bootstrap intervals over queries. Linear probe: a linear map trained with "
         "NormFace on the training images, mean over seeds. Chosen on validation, looked at once on test.",
-        best=rows.index(probe),
+        featured=rows.index(probe),
     )  # fmt: skip
     result = StudyResult(
         folder=folder.folder,

@@ -11,12 +11,13 @@ import numpy as np
 
 from samething.features import FeatureSet
 from samething.files import write_json
+from samething.pages import Table, bars_figure, lines_figure
 from samething.progress import progress_bar
 from samething.study.data_mix import Mixer, Part, Terms, named
 from samething.study.folder import StudyFolder
-from samething.study.page import StudyResult, Table, bars_figure, lines_figure
 from samething.study.questions import Questions, means_of_seeds, percent, shown_difference
 from samething.study.selection import Gain, Step, select
+from samething.study.study_report import StudyResult
 
 if TYPE_CHECKING:
     from samething.training import TrainConfig
@@ -218,12 +219,15 @@ def _concluded(
     if ranked := _ranked(findings):
         figures["Marginal gain"] = bars_figure(
             ranked,
-            [findings.marginal[group][0].difference for group in ranked],
-            [(findings.marginal[group][0].low, findings.marginal[group][0].high) for group in ranked],
+            {"": [_interval(findings.marginal[group][0]) for group in ranked]},
             label="points of validation mMP@5 that the mix has with it rather than without",
         )
     result.write(figures)
     return result
+
+
+def _interval(gain: Gain) -> tuple[float, float, float]:
+    return gain.difference, gain.low, gain.high
 
 
 def _ranked(findings: Findings) -> list[str]:

@@ -15,9 +15,9 @@ from samething.arrays import PerQuery
 from samething.errors import InputError
 from samething.features import FeatureSet
 from samething.files import write_json
+from samething.pages import Table, bars_figure
 from samething.progress import progress_bar
 from samething.study.folder import StudyFolder
-from samething.study.page import StudyResult, Table, bars_figure
 from samething.study.questions import (
     Questions,
     means_of_seeds,
@@ -26,6 +26,7 @@ from samething.study.questions import (
     shown_difference,
     trained_head,
 )
+from samething.study.study_report import StudyResult
 
 if TYPE_CHECKING:
     import optuna
@@ -260,7 +261,7 @@ def _concluded(
         note=f"Means of {study.num_seeds} seeds that the searches did not use; in brackets 95 % bootstrap "
         "intervals over queries, ± the standard deviation over seeds. Chosen on validation, looked at once "
         "on test. adacos sets its scale itself; adacos and normface have no margin.",
-        best=0,
+        featured=0,
     )
     domains = Table(
         "Test mMP@5 % a domain",
@@ -290,8 +291,7 @@ def _concluded(
         {
             "Test score": bars_figure(
                 ranking,
-                [row["test"] for row in rows],
-                [(row["test_low"], row["test_high"]) for row in rows],
+                {"": [(row["test"], row["test_low"], row["test_high"]) for row in rows]},
                 label="test mMP@5 %, 95 % interval over queries",
             )
         }

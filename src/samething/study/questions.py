@@ -16,8 +16,8 @@ from samething.catalog import Catalog
 from samething.errors import InputError
 from samething.evaluation import evaluate_embeddings
 from samething.features import FeatureSet
-from samething.metrics import PairedDifference, domain_mean, domain_mean_interval, paired_difference
 from samething.progress import without_progress
+from samething.statistics import PairedDifference, domain_mean, domain_mean_interval, paired_difference
 
 if TYPE_CHECKING:
     from samething.heads import Head
@@ -81,7 +81,7 @@ class Questions:
         found = evaluate_embeddings(
             embeddings, self.catalog, precision="float32", num_resamples=1, role=self.part
         )
-        return found.values(METRIC, protocol="merged")
+        return found.values(METRIC, scope="merged")
 
     def mean(self, values: PerQuery) -> float:
         """Plain mean over domains."""

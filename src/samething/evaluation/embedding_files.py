@@ -1,11 +1,10 @@
-"""UnED's descriptor files: embeddings of any model as its authors' program reads and writes them.
+"""Embeddings of any model, in files: ``.npy``, or UnED's descriptors.
 
-A JSON object: data set -> split -> rows. Their programs write each split as a list of one list of rows
-(``{"cars": {"test": [[[0.1, …], …]]}}``, universal_embedding/knn_utils.py of
+UnED's are a JSON object: data set -> split -> rows. Its authors' programs write each split as a list of one
+list of rows (``{"cars": {"test": [[[0.1, …], …]]}}``, universal_embedding/knn_utils.py of
 github.com/nikosips/Universal-Image-Embeddings), their README describes a plain list of rows; both are read,
-the first is written, because their program takes the first element.
-Queries are the split ``test``. The index is
-``index`` where queries and index differ, else ``test`` again.
+the first is written, because their program takes the first element. Queries are the split ``test``. The index
+is ``index`` where queries and index differ, else ``test`` again.
 """
 
 from __future__ import annotations
@@ -18,8 +17,67 @@ import numpy as np
 
 from samething.arrays import Embeddings
 from samething.catalog import Catalog
-from samething.errors import InputError
+from samething.errors import ArtefactError, InputError
 from samething.files import atomic_path, read_json
+
+
+def read_embeddings(embeddings: Path, catalog: Path) -> tuple[Embeddings, Catalog]:
+    """Any model's embeddings and the catalog of what they show; the images themselves need not exist.
+
+    Args:
+        embeddings: a ``.npy`` file of floats, one row per image in catalog order, or UnED's descriptors in a
+            ``.json`` file.
+        catalog: a table with ``img_path,label,domain,role`` (``.csv``) or a catalog (``.parquet``).
+
+    Raises:
+        ArtefactError: a file is missing or unreadable.
+        InputError: they do not fit; both files are named.
+    """
+    images = Catalog.read(Path(catalog))
+    if Path(embeddings).suffix.lower() == ".json":
+        return embeddings_of(read_descriptors(Path(embeddings)), images), images
+    rows = open_embeddings(Path(embeddings))
+    if len(rows) != len(images):
+        raise InputError(
+            f"{embeddings} has {len(rows)} rows and {catalog} has {len(images)}",
+            expected="one embedding per row of the catalog, in its order",
+            next_step="embed the images of this catalog again, or give the catalog they were embedded from",
+        )
+    return rows, images
+
+
+def open_embeddings(source: Path) -> np.ndarray:
+    """A ``.npy`` file of floats (n, d), memory-mapped.
+
+    Raises:
+        ArtefactError: it is missing or damaged.
+        InputError: it holds something else.
+    """
+    expected = "a .npy file of float16, float32 or float64, one row per image"
+    if not source.is_file():
+        raise ArtefactError(f"{source} is not a file", expected=expected, next_step="check the path")
+    try:
+        rows = np.load(source, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ArtefactError(
+            f"{source} cannot be read ({error})",
+            expected=expected,
+            next_step="write it with numpy.save, and check that the file is whole",
+        ) from error
+    if not isinstance(rows, np.ndarray):  # an .npz archive, whatever it is called
+        raise InputError(
+            f"{source} holds several arrays", expected=expected, next_step="save one: numpy.save"
+        )
+    if rows.ndim != 2 or rows.dtype not in (np.float16, np.float32, np.float64):
+        raise InputError(
+            f"{source} holds {rows.dtype} of shape {rows.shape}",
+            expected=expected,
+            next_step="convert it with numpy: numpy.save(path, rows.astype(numpy.float32))",
+        )
+    return rows
+
+
+# ---- UnED's descriptors
 
 TYPE_HINT = "an object data set -> split -> rows of numbers, as UnED's programs write it"
 

@@ -1,4 +1,4 @@
-"""Evaluation protocols by name: metrics, index, distance, and how they are averaged."""
+"""Evaluation protocols by name: metrics, scopes, distance, and how domains are averaged."""
 
 from __future__ import annotations
 
@@ -7,33 +7,29 @@ import re
 from collections.abc import Mapping
 from typing import Final, Literal, TypeAlias
 
-import numpy as np
-from jaxtyping import Int
-
-from samething import metrics as formulas
-from samething.arrays import NumRelevant, PerQuery
 from samething.errors import InputError
+from samething.metrics import Metric, require_metric
 from samething.retrieval import Distance
 
-Metric: TypeAlias = str
-"""``mmp@K``, ``r@K``, ``p@K``, ``map@K``, ``map``, ``map@r`` or ``r-precision``."""
-Protocol: TypeAlias = Literal["merged", "per_domain"]
-"""One index over all domains, or one per domain."""
+Scope: TypeAlias = Literal["merged", "per_domain"]
+"""What a query is searched in: one gallery over all domains, or one per domain."""
 ProtocolName: TypeAlias = Literal["default", "guiec", "uned", "ilias", "metric-learning", "custom"]
 
+MEAN: Final = "mean"
+"""Name of the row that is the mean over all; no domain may be called so."""
 METRICS: Final[tuple[Metric, ...]] = ("mmp@5", "r@1", "map")
 """Metrics where none are asked for."""
-PROTOCOLS: Final[tuple[Protocol, ...]] = ("merged", "per_domain")
+SCOPES: Final[tuple[Scope, ...]] = ("merged", "per_domain")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rules:
-    """An evaluation protocol."""
+class Protocol:
+    """What is measured, in which gallery, and how it is averaged."""
 
     name: str
     metrics: tuple[Metric, ...] = METRICS
-    scopes: tuple[Protocol, ...] = PROTOCOLS
-    """Which indices are searched."""
+    scopes: tuple[Scope, ...] = SCOPES
+    """Which galleries are searched."""
     distance: Distance = "cosine"
     largest_dim: int | None = None
     """Most dimensions that are allowed."""
@@ -48,65 +44,10 @@ class Rules:
         for metric in self.metrics:
             require_metric(metric)
 
-    def measure(self, ranks: Int[np.ndarray, " p"], counts: NumRelevant) -> dict[Metric, PerQuery]:
-        """Every metric from the ranks of the relevant entries, as ``positive_ranks`` gives them."""
-        return {metric: value_of(metric, ranks, counts) for metric in self.metrics}
 
-
-_SHAPE: Final = re.compile(r"(mmp|r|p|map)@([1-9][0-9]{0,5})")
-
-
-def require_metric(metric: str) -> None:
-    """Refuse a name that is no metric.
-
-    Raises:
-        InputError: it is none.
-    """
-    if metric not in ("map", "map@r", "r-precision") and not _SHAPE.fullmatch(metric):
-        raise InputError(
-            f"metric {metric!r}",
-            expected="mmp@K, r@K, p@K or map@K with a number of ranks K, map, map@r or r-precision",
-            next_step="for instance --metrics mmp@5 r@1 map@100",
-        )
-
-
-def value_of(metric: Metric, ranks: Int[np.ndarray, " p"], counts: NumRelevant) -> PerQuery:
-    """One metric, one value per query; NaN where nothing is relevant.
-
-    >>> value_of("r@2", np.array([2, 5]), np.array([2]))
-    array([1.])
-    """
-    whole = {
-        "map": formulas.average_precision,
-        "map@r": formulas.average_precision_at_r,
-        "r-precision": formulas.r_precision,
-    }
-    if metric in whole:
-        return whole[metric](ranks, counts)
-    require_metric(metric)
-    name, _, depth = metric.partition("@")
-    k = int(depth)
-    if name == "map":
-        return formulas.truncated_average_precision(ranks, counts, k=k)
-    nearest = formulas.relevance_from_ranks(ranks, counts, k=k)
-    by_name = {
-        "mmp": formulas.modified_mean_precision_at_k,
-        "r": formulas.recall_at_k,
-        "p": formulas.precision_at_k,
-    }
-    return by_name[name](nearest, counts, k=k)
-
-
-def title_of(metric: Metric) -> str:
-    """How a metric is written.
-
-    >>> [title_of(metric) for metric in ("mmp@5", "r@1", "map@1000", "map@r", "r-precision")]
-    ['mMP@5', 'R@1', 'mAP@1000', 'MAP@R', 'R-precision']
-    """
-    if metric in ("map@r", "r-precision"):
-        return {"map@r": "MAP@R", "r-precision": "R-precision"}[metric]
-    name, sign, depth = metric.partition("@")
-    return {"mmp": "mMP", "r": "R", "p": "MP", "map": "mAP"}[name] + sign + depth
+def title_of_scope(scope: Scope) -> str:
+    """The gallery searched, in words."""
+    return "one index over all domains" if scope == "merged" else "one index per domain"
 
 
 # ---- the Google Universal Image Embedding Challenge's domains
@@ -173,9 +114,9 @@ def composite_weights(domains: tuple[str, ...], shares: Mapping[str, float]) -> 
     return {domain: weight / total for domain, weight in raw.items()}
 
 
-RULES: Final[Mapping[str, Rules]] = {
-    "default": Rules(name="default"),
-    "guiec": Rules(
+PROTOCOLS: Final[Mapping[str, Protocol]] = {
+    "default": Protocol(name="default"),
+    "guiec": Protocol(
         name="guiec",
         metrics=("mmp@5",),
         scopes=("merged",),
@@ -183,9 +124,9 @@ RULES: Final[Mapping[str, Rules]] = {
         largest_dim=64,
         domain_shares=GUIEC_SHARES,
     ),
-    "uned": Rules(name="uned", metrics=("r@1", "mmp@5", "map@5"), decimals=3),
-    "ilias": Rules(name="ilias", metrics=("map@1000",), scopes=("merged",), mean="queries"),
-    "metric-learning": Rules(
+    "uned": Protocol(name="uned", metrics=("r@1", "mmp@5", "map@5"), decimals=3),
+    "ilias": Protocol(name="ilias", metrics=("map@1000",), scopes=("merged",), mean="queries"),
+    "metric-learning": Protocol(
         name="metric-learning",
         metrics=("r@1", "r@2", "r@4", "r@8", "map@r", "r-precision"),
         scopes=("per_domain",),
@@ -194,20 +135,20 @@ RULES: Final[Mapping[str, Rules]] = {
 """The protocols by name; ``custom`` is ``default`` with metrics of one's own."""
 
 
-def rules_of(protocol: str | Rules, *, metrics: tuple[Metric, ...] = ()) -> Rules:
-    """The rules of a protocol's name.
+def protocol_of(protocol: str | Protocol, *, metrics: tuple[Metric, ...] = ()) -> Protocol:
+    """The protocol of a name.
 
     Raises:
         InputError: no such protocol, or metrics beside a protocol that has its own.
     """
-    if isinstance(protocol, Rules):
+    if isinstance(protocol, Protocol):
         return protocol
     if protocol == "custom" or (protocol == "default" and metrics):
-        return Rules(name="custom", metrics=metrics or METRICS)
-    if protocol not in RULES or metrics:
+        return Protocol(name="custom", metrics=metrics or METRICS)
+    if protocol not in PROTOCOLS or metrics:
         raise InputError(
             f"protocol {protocol!r}" + (f" with the metrics {', '.join(metrics)}" if metrics else ""),
-            expected=f"one of {', '.join((*RULES, 'custom'))}; metrics only with custom",
+            expected=f"one of {', '.join((*PROTOCOLS, 'custom'))}; metrics only with custom",
             next_step="for instance --protocol custom --metrics r@1 map@100" if metrics else "choose one",
         )
-    return RULES[protocol]
+    return PROTOCOLS[protocol]

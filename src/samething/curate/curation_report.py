@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -18,7 +19,7 @@ from samething.curate.ledger import MEANINGS, Ledger
 from samething.curate.pairs import METHODS, Pairs
 from samething.curate.result import Curation
 from samething.errors import ImageError
-from samething.pages import as_drawn, image_url, write_page
+from samething.pages import Cell, Table, Thumbnail, as_drawn, image_url, new_axes, write_page
 
 NUM_SAMPLES: Final = 9
 """Images shown of each domain."""
@@ -38,16 +39,6 @@ _EXPLANATIONS: Final = {
     "duplicate": "The same image twice under one label.",
     "across data sets": "The same image in two data sets; the one of the earlier data set stays.",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Shown:
-    """An image on the page."""
-
-    url: str
-    text: str
-    label: str
-    is_dropped: bool = False
 
 
 def write_curation_page(
@@ -86,19 +77,30 @@ def write_curation_page(
         "curation.html",
         title=f"Curation: {result.path.name}",
         facts={"images": f"{len(result.catalog):,} of {len(before):,} stay", **facts},
-        counts=result.counts,
-        dropped=[(number, rule, MEANINGS[rule]) for rule, number in result.dropped.items()],
-        published=result.published,
+        counts=_counts_table(result),
+        dropped=Table(
+            "",
+            ["images", Cell("rule", kind="text"), Cell("meaning", kind="text")],
+            [
+                [f"{number:,}", Cell(rule, kind="text"), Cell(MEANINGS[rule], kind="text")]
+                for rule, number in result.dropped.items()
+            ],
+        ),
+        published=_published_table(result) if result.published else None,
         notes=result.notes,
         histograms=_histograms(before, after, training, training & ledger.is_kept),
         samples=page.samples(np.flatnonzero(training & ledger.is_kept)),
         groups=page.groups(pairs, relation),
         doubtful=page.doubtful(training),
         num_doubtful=len(ledger.dropped_rows("noise")),
-        quarantined=[
-            (after.table["image"][int(row)].as_py(), ledger.reason_of(int(row)))
-            for row in quarantined[:NUM_QUARANTINED]
-        ],
+        quarantined=Table(
+            "",
+            ["file", Cell("reason", kind="text")],
+            [
+                [after.table["image"][int(row)].as_py(), Cell(ledger.reason_of(int(row)), kind="text")]
+                for row in quarantined[:NUM_QUARANTINED]
+            ],
+        ),
         num_quarantined=len(quarantined),
         name=result.path.name,
     )
@@ -108,6 +110,20 @@ def _as_text(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+def _counts_table(result: Curation) -> Table:
+    rows = []
+    for row in result.counts:
+        kept = f"{100 * row.images_after / row.images_before:.1f} %" if row.images_before else "–"
+        rows.append([row.domain, *row.numbers, kept])
+    columns = ["domain", "classes before", "after", "images before", "after", "kept"]
+    return Table("", columns, rows)
+
+
+def _published_table(result: Curation) -> Table:
+    columns = ["data set", "classes", "published", "images", "published", "difference"]
+    return Table("", columns, [row.cells for row in result.published])
+
+
 class _Page:
     """Images for the page."""
 
@@ -115,19 +131,27 @@ class _Page:
         self.catalog, self.ledger, self.images = catalog, ledger, images
         self.is_kept = ledger.is_kept
 
-    def shown(self, row: int, text: str = "") -> Shown:
-        """A row of the catalog or the evaluation sets."""
+    def shown(self, row: int, small: str | None = None, *, marked: bool = True) -> Thumbnail:
+        """A row of the catalog or the evaluation sets, by default with its role."""
         try:
             url = image_url(self.images.decode(row))
         except ImageError:
             url = image_url(Path(self.images.path(row)))  # the grey square
-        if row >= len(self.catalog):
-            return Shown(url, text or "evaluation set", Path(self.images.path(row)).name)
-        label, role = (self.catalog.table[name][row].as_py() for name in ("label", "role"))
-        dropped = not self.is_kept[row]
-        return Shown(url, text or role, label or "", dropped)
+        label, role, stays = Path(self.images.path(row)).name, "evaluation set", True
+        if row < len(self.catalog):
+            label, role = (self.catalog.table[name][row].as_py() or "" for name in ("label", "role"))
+            stays = bool(self.is_kept[row])
+        if not marked:
+            return Thumbnail(url, label, small="")
+        return Thumbnail(
+            url,
+            label,
+            small=role if small is None else small,
+            kind="right" if stays else "wrong",
+            mark="✓ stays" if stays else "✗ dropped",
+        )
 
-    def samples(self, kept: Int[np.ndarray, " k"]) -> dict[str, list[Shown]]:
+    def samples(self, kept: Int[np.ndarray, " k"]) -> dict[str, list[Thumbnail]]:
         """A few images of each domain, of different classes where there are as many."""
         found = {}
         domains = self.catalog.table["domain"].combine_chunks().dictionary_encode()
@@ -139,7 +163,7 @@ class _Page:
             firsts = sorted(dict(zip(reversed(labels), range(len(labels) - 1, -1, -1), strict=True)).values())
             chosen = firsts + sorted(set(range(len(own))) - set(firsts))
             if len(own):
-                found[domain] = [self.shown(int(own[place]), " ") for place in chosen[:NUM_SAMPLES]]
+                found[domain] = [self.shown(int(own[place]), marked=False) for place in chosen[:NUM_SAMPLES]]
         return found
 
     def groups(self, pairs: Pairs, relation: Int[np.ndarray, " p"]) -> list[dict[str, Any]]:
@@ -156,7 +180,7 @@ class _Page:
                 {
                     "images": sorted(
                         (self.shown(int(pairs.first[pair])), self.shown(int(pairs.second[pair]))),
-                        key=_is_dropped,
+                        key=operator.attrgetter("kind"),  # the right one first
                     ),
                     "text": _found_by(pairs, pair),
                 }
@@ -166,7 +190,7 @@ class _Page:
                 found.append({"name": name, "number": len(own), "why": _EXPLANATIONS[name], "pairs": shown})
         return found
 
-    def doubtful(self, training: np.ndarray) -> list[dict[str, Any]]:
+    def doubtful(self, training: np.ndarray) -> list[list[Thumbnail]]:
         """Some images dropped for their label, each beside others of its class."""
         rows = self.ledger.dropped_rows("noise")
         if not len(rows):
@@ -175,16 +199,12 @@ class _Page:
         classes = self.catalog.class_ids()
         kept = np.flatnonzero(self.is_kept & training)
         return [
-            {
-                "image": self.shown(int(row), self.ledger.reason_of(int(row))),
-                "others": [self.shown(int(other), " ") for other in kept[classes[kept] == classes[row]][:4]],
-            }
+            [
+                self.shown(int(row), self.ledger.reason_of(int(row))),
+                *(self.shown(int(other), "") for other in kept[classes[kept] == classes[row]][:4]),
+            ]
             for row in rows[places]
         ]
-
-
-def _is_dropped(image: Any) -> bool:
-    return bool(image.is_dropped)
 
 
 def _found_by(pairs: Pairs, pair: int) -> str:
@@ -200,8 +220,6 @@ def _histograms(
     before: Catalog, after: Catalog, was_there: np.ndarray, is_there: np.ndarray
 ) -> dict[str, Any]:
     """How many classes have how many training images, before and after, a figure per domain."""
-    import matplotlib.figure
-
     sizes = [_class_sizes(catalog, rows) for catalog, rows in ((before, was_there), (after, is_there))]
     figures = {}
     for domain in sorted({*sizes[0], *sizes[1]}):
@@ -209,8 +227,7 @@ def _histograms(
         largest = max(int(own.max(initial=1)) for own in both)
         edges = np.unique(np.geomspace(1, largest + 1, min(largest, 16) + 1).round())
         edges = edges if len(edges) > 1 else np.array([1.0, 2.0])
-        figure = matplotlib.figure.Figure(figsize=(4.2, 2.4), layout="constrained")
-        axes = figure.subplots()
+        figures[domain], axes = new_axes(4.2, 2.4)
         for own, name, style in zip(both, ("before", "after"), _STYLES, strict=True):
             alpha = 0.35 if style == "stepfilled" else 1.0
             axes.hist(own, bins=edges.tolist(), label=name, histtype=style, alpha=alpha, linewidth=1.6)
@@ -219,7 +236,6 @@ def _histograms(
         axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
         axes.minorticks_off()
         axes.legend(fontsize=8, frameon=False)
-        figures[domain] = figure
     return figures
 
 

@@ -11,31 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from samething.files import atomic_path, write_text
-from samething.pages import as_drawn, write_page
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table as it is printed: every cell is text already."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
-    best: int | None = None
-    """Row that is shown in bold."""
-
-    def markdown(self) -> str:
-        """As Markdown."""
-        lines = [_line(self.columns), _line(["---"] * len(self.columns))]
-        for number, row in enumerate(self.rows):
-            cells = [f"**{cell}**" if cell and number == self.best else cell for cell in row]
-            lines.append(_line(cells))
-        return "\n".join(lines) + (f"\n\n{self.note}" if self.note else "")
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+from samething.pages import Table, as_drawn, new_axes, write_page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,54 +71,6 @@ class StudyResult:
 # ---- drawings
 
 
-def bars_figure(
-    names: Sequence[str], values: Sequence[float], ends: Sequence[tuple[float, float]], *, label: str
-) -> Any:
-    """Horizontal bars with intervals, from shares in [0, 1]."""
-    import matplotlib.figure
-
-    figure = matplotlib.figure.Figure(figsize=(8, 0.6 + 0.34 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    below = [100 * (value - low) for value, (low, _) in zip(values, ends, strict=True)]
-    above = [100 * (high - value) for value, (_, high) in zip(values, ends, strict=True)]
-    axes.barh(
-        [as_drawn(name) for name in names],
-        [100 * value for value in values],
-        xerr=[below, above],
-        error_kw={"elinewidth": 0.9},
-        height=0.7,
-    )
-    axes.invert_yaxis()
-    axes.set_xlabel(label)
-    axes.grid(axis="x", alpha=0.3)
-    return figure
-
-
-def lines_figure(
-    lines: Mapping[str, Sequence[tuple[float, float, float, float]]], *, x_label: str, y_label: str
-) -> Any:
-    """Lines with intervals: (x, share, low, high) a point."""
-    import matplotlib.figure
-
-    figure = matplotlib.figure.Figure(figsize=(8, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for name, points in lines.items():
-        x = [point[0] for point in points]
-        (drawn,) = axes.plot(x, [100 * point[1] for point in points], marker="o", label=as_drawn(name))
-        axes.fill_between(
-            x,
-            [100 * point[2] for point in points],
-            [100 * point[3] for point in points],
-            alpha=0.15,
-            color=drawn.get_color(),
-        )
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    return figure
-
-
 @dataclasses.dataclass(frozen=True)
 class Point:
     """One thing of a bubble chart."""
@@ -161,11 +89,9 @@ class Point:
 
 def bubble_figure(points: Sequence[Point], *, x_label: str, y_label: str) -> Any:
     """Scores over a logarithmic axis: a number per thing, a colour per series, filled and joined in front."""
-    import matplotlib.figure
     from matplotlib.lines import Line2D
 
-    figure = matplotlib.figure.Figure(figsize=(10, 4.6), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_axes(10.0, 4.6, xlabel=x_label, ylabel=y_label)
     numbers = {name: str(number) for number, name in enumerate(dict.fromkeys(p.name for p in points), 1)}
     colours = {series: f"C{number}" for number, series in enumerate(dict.fromkeys(p.series for p in points))}
     largest = max(point.area for point in points)
@@ -192,9 +118,6 @@ def bubble_figure(points: Sequence[Point], *, x_label: str, y_label: str) -> Any
     axes.plot([x for x, _ in front], [100 * share for _, share in front], "k", linewidth=0.8, zorder=1)
     axes.set_xscale("log")
     axes.margins(x=0.12, y=0.12)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.grid(alpha=0.3)
     handles = [Line2D([], [], ls="", marker="o", color=colour) for colour in colours.values()]
     handles += [Line2D([], [], ls="", marker=f"${number}$", color="black") for number in numbers.values()]
     axes.legend(

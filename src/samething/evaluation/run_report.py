@@ -1,0 +1,204 @@
+"""The HTML report of a run: one self-contained file with tables, curves, a map and images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from samething.arrays import Embeddings
+from samething.evaluation.analysis import Analysis, MapPoint, ShownQuery, map_of
+from samething.evaluation.comparison import Comparison, difference_cell
+from samething.evaluation.protocols import MEAN, title_of_scope
+from samething.metrics import title_of
+from samething.pages import Cell, Table, Thumbnail, bars_figure, image_url, new_axes, write_page
+
+
+def write_report(
+    target: Path,
+    *,
+    title: str,
+    comparison: Comparison,
+    featured: str,
+    records: Sequence[Mapping[str, Any]],
+    queries: Sequence[ShownQuery],
+    facts: Mapping[str, str],
+    analysis: Analysis | None = None,
+    embeddings: Embeddings | None = None,
+) -> Path:
+    """Write the report of one run.
+
+    Args:
+        target: the HTML file.
+        title: its heading.
+        comparison: the embeddings that were compared.
+        featured: name of the embedding that the report is about.
+        records: lines of the run's metrics.jsonl, for the curves.
+        queries: queries with their hits, for the image grid.
+        facts: what was made from what, shown as a list.
+        analysis: of the featured embedding, for similarities, failures, near-misses and confusions.
+        embeddings: with ``analysis``: rows of its catalog, for the map.
+    """
+    domains = [*comparison.first.domains, MEAN]
+    metric = comparison.metrics[0]
+    return write_page(
+        target,
+        "run.html",
+        title=title,
+        facts=facts,
+        featured=featured,
+        scope=title_of_scope(comparison.scope),
+        tables=[_table(comparison, domain, featured) for domain in [MEAN, *domains[:-1]]],
+        bars=bars_figure(
+            domains,
+            {
+                name: [found[domain][metric] for domain in domains]
+                for name, found in comparison.shown_estimates.items()
+            },
+            label=f"{title_of(metric)} %",
+        ),
+        bar_metric=title_of(metric),
+        differences=_differences(comparison, featured),
+        no_match=[(name, found.__rich__()) for name, found in comparison.no_match.items()],
+        curves=_curves(records),
+        **_looked_at(queries, analysis, embeddings),
+    )
+
+
+_COLOURS: Final = (
+    "#2867b2", "#e07b00", "#1a8a4a", "#c8352b", "#7a4fb5", "#8c5a3c", "#d657a5", "#5f6b76", "#a3a318", "#12a3b4",  # noqa: E501
+)  # fmt: skip
+
+
+def _looked_at(
+    queries: Sequence[ShownQuery], analysis: Analysis | None, embeddings: Embeddings | None
+) -> dict[str, Any]:
+    """What the page shows image by image; an image that is shown twice is read once."""
+    groups = {"queries": queries, "worst": (), "near_misses": ()}
+    points: Sequence[MapPoint] = ()
+    content: dict[str, Any] = {"histogram": None, "confusions": None}
+    if analysis is not None:
+        groups |= {"worst": analysis.worst(8), "near_misses": analysis.near_misses(8)}
+        names, counts, totals = analysis.confusions()
+        if embeddings is not None:
+            points, content["map_method"] = map_of(embeddings, analysis.catalog)
+        rows: list[list[str | Cell]] = [
+            [name, *(_confusion(int(count), int(total)) for count in row), f"{total}"]
+            for name, row, total in zip(names, counts, totals, strict=True)
+            if total
+        ]
+        content["histogram"] = _histogram(analysis)
+        content["confusions"] = Table("Confusions between domains", ["query", *names, "queries"], rows)
+        content["colours"] = {name: _COLOURS[number % len(_COLOURS)] for number, name in enumerate(names)}
+    paths = [point.path for point in points]
+    for query in (query for group in groups.values() for query in group):
+        paths += [query.path, *(hit.path for hit in query.hits)]
+    urls = {path: image_url(path) for path in dict.fromkeys(paths)}
+    for name, group in groups.items():
+        content[name] = [_thumbnails(query, urls) for query in group]
+    return {**content, "points": points, "urls": urls}
+
+
+def _thumbnails(query: ShownQuery, urls: Mapping[Path, str]) -> list[Thumbnail]:
+    """A query, then what it found."""
+    asked = Thumbnail(urls[query.path], query.label, query.domain, kind="asked", alt=f"query: {query.label}")
+    hits = [
+        Thumbnail(
+            urls[hit.path],
+            hit.label,
+            f"{hit.score:.3f}",
+            kind="right" if hit.is_right else "wrong",
+            mark="✓" if hit.is_right else "✗",
+        )
+        for hit in query.hits
+    ]
+    return [asked, *hits]
+
+
+def _confusion(count: int, total: int) -> Cell:
+    colour = f"background:rgba(200,53,43,{0.7 * count / total:.2f})"
+    return Cell(f"{count}", f"{100 * count / total:.0f} %" if count else "", style=colour)
+
+
+def _differences(comparison: Comparison, featured: str) -> Table | None:
+    """The featured embedding against every other, per domain and overall."""
+    if len(comparison.results) < 2 or featured not in comparison.results:
+        return None
+    domains = [MEAN, *comparison.first.domains]
+    rows: list[list[str | Cell]] = []
+    for name, by_domain in comparison.differences(featured).items():
+        found = [by_domain[domain] for domain in domains]
+        parts = [difference_cell(one).partition(" ") for one in found]
+        rows.append(
+            [name]
+            + [
+                Cell(text, small, kind="best" if one.is_sure else "")
+                for one, (text, _, small) in zip(found, parts, strict=True)
+            ]
+        )
+    return Table("", ["", *domains], rows)
+
+
+def _histogram(analysis: Analysis) -> Any:
+    figure, axes = new_axes(9.0, 2.8, xlabel="cosine similarity", ylabel="density", xlim=(-0.6, 1))
+    for values, label, colour in (
+        (analysis.same, "same instance", "#1a8a4a"),
+        (analysis.best_wrong, "nearest other instance of each query", "#e07b00"),
+        (analysis.different, "different instances, random pairs", "#c8352b"),
+    ):
+        axes.hist(
+            values,
+            bins=np.linspace(-1, 1, 81).tolist(),
+            density=True,
+            histtype="stepfilled",
+            alpha=0.4,
+            color=colour,
+            label=f"{label} (n = {len(values):,})",
+        )
+    axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _table(comparison: Comparison, domain: str, featured: str) -> Table:
+    """The rows of one domain; the best value of each metric is marked."""
+    found = {name: result.estimates(comparison.scope)[domain] for name, result in comparison.results.items()}
+    best = {
+        metric: np.nanmax([row[metric].value for row in found.values()] + [-1])
+        for metric in comparison.metrics
+    }
+    rows: list[list[str | Cell]] = []
+    for name, row in found.items():
+        cells: list[str | Cell] = [name, f"{comparison.dimensions[name]}"]
+        for metric, (value, low, high) in row.items():
+            if math.isnan(value):
+                cells.append("–")
+            else:
+                ends = f"{100 * low:.1f}–{100 * high:.1f}"
+                kind = "best" if value == best[metric] else ""
+                cells.append(Cell(f"{100 * value:.1f}", ends, kind))
+        rows.append(cells)
+    first = comparison.first
+    counts = f"{first.num_queries(domain)} queries"
+    if left_out := first.num_queries_without_positive(domain):
+        counts += f", {left_out} without a positive left out"
+    title = f"mean of the {first.protocol.mean}" if domain == MEAN else domain
+    columns: list[str | Cell] = [Cell(title, counts), "dim", *map(title_of, comparison.metrics)]
+    return Table("", columns, rows, featured=list(found).index(featured) if featured in found else None)
+
+
+def _curves(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A figure per curve that there are points of, under its title."""
+    figures = {}
+    for name, label in (
+        ("loss", "training loss"),
+        ("val/mmp@5", "validation mMP@5"),
+        ("learning_rate", "learning rate"),
+    ):
+        points = [(record["step"], record[name]) for record in records if name in record]
+        if points:
+            figures[label], axes = new_axes(4.2, 2.6, xlabel="step", title=label)
+            axes.plot(*zip(*points, strict=True), linewidth=1.4)
+    return figures

@@ -1,0 +1,318 @@
+"""The nearest gallery entries, found exactly: the k nearest of each query, and all pairs above a score."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import threading
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float, Float32, Int
+
+from samething.arrays import Embeddings, Gallery, Queries, TopIndices, TopScores
+from samething.errors import InputError
+from samething.progress import progress_bar
+from samething.retrieval import tiles
+from samething.retrieval.scores import Distance, Precision, Scorer, blocks, require_search, score_tiles
+
+_GROUP: Final = 64
+"""Scores of which one maximum is taken while the best are sought."""
+_SCORES_AT_A_TIME: Final = 2**24
+"""Scores of unit vectors in memory at once: 64 MiB."""
+_ROWS_AT_A_TIME: Final = 4096
+"""Rows whose products stay in the cache: with a few queries, or with as many other rows."""
+_QUERIES_TOGETHER: Final = 16
+"""Queries of several threads that share one reading of the gallery."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TopK:
+    """The nearest gallery entries of each query, best first."""
+
+    indices: TopIndices
+    """Gallery rows; -1 where the gallery has no further entry for the query."""
+    scores: TopScores
+    """Cosine similarities (or minus squared distances), descending; -inf where the index is -1."""
+
+
+def exact_topk(
+    queries: Queries,
+    gallery: Gallery,
+    k: int,
+    *,
+    leave_out: Int[np.ndarray, " q"] | None = None,
+    normalised: bool = False,
+    memory_mib: int = 256,
+    precision: Precision = "float64",
+    distance: Distance = "cosine",
+    show_progress: bool = False,
+) -> TopK:
+    """The k gallery entries that are nearest to each query.
+
+    Ties go to the lower gallery row. A gallery with fewer than k entries to offer is padded to k columns.
+
+    In float32 and with a gallery of many times k entries, the whole is one pass of matrix products into a
+    buffer that stays in the cache, a maximum over groups of 64 entries, and a second look at the groups
+    that can hold one of the best.
+
+    Args:
+        queries: float16, float32 or float64 rows.
+        gallery: rows to search, of any of these types.
+        k: entries per query, at least 1.
+        leave_out: gallery row that each query may not retrieve, such as its own image; -1 for none.
+        normalised: rows have norm 1 already and are not normalised again; norms off by over 1e-3 are refused.
+        memory_mib: ceiling in MiB of the working memory beyond arguments and result. Less memory converts the
+            queries more often.
+        precision: see :mod:`samething.retrieval`.
+        distance: see :mod:`samething.retrieval`.
+        show_progress: show a bar.
+
+    Raises:
+        InputError: a row is zero or not finite, or an argument is out of its range.
+
+    >>> found = exact_topk(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0], [3.0, 4.0], [2.0, 0.0]]), 2)
+    >>> found.indices, found.scores
+    (array([[2, 1]]), array([[1. , 0.6]]))
+    """
+    if k < 1:
+        raise InputError(f"k={k}", expected="at least 1", next_step="ask for one neighbour or more")
+    require_search(leave_out, len(gallery), memory_mib)
+    scorer = Scorer.of(queries, gallery, precision=precision, distance=distance, normalised=normalised)
+    with progress_bar("million pairs", disable=not show_progress) as progress:
+        task = progress.add_task("search", total=round(len(queries) * len(gallery) / 1e6))
+
+        def on_pairs(num_pairs: int) -> None:
+            progress.advance(task, num_pairs / 1e6)
+
+        if precision == "float32" and tiles.pays(len(gallery), k):
+            return TopK(*tiles.topk(queries, gallery, k, leave_out, scorer, memory_mib, on_pairs))
+        indices = np.full((len(queries), k), -1, dtype=np.int64)
+        scores = np.full((len(queries), k), -np.inf, dtype=precision)
+        for own, columns, tile in score_tiles(
+            scorer, queries, gallery, leave_out=leave_out, memory_mib=memory_mib
+        ):
+            for query, row in enumerate(tile, start=own.start):
+                found = _reaching(row, k)
+                # the entries met before come first: of equal ones they are the lower
+                rows = np.concatenate([indices[query], found + columns.start])
+                values = np.concatenate([scores[query], row[found]])
+                best = np.argsort(-values, kind="stable")[:k]
+                indices[query], scores[query] = rows[best], values[best]
+            on_pairs(tile.size)
+    indices[scores == -np.inf] = -1
+    return TopK(indices, scores)
+
+
+def _reaching(scores: Float[np.ndarray, " g"], k: int, *, margin: float = 0.0) -> Int[np.ndarray, " r"]:
+    """Columns, ascending, among which are all whose score is at least the k-th highest less ``margin``."""
+    num_groups = len(scores) // _GROUP
+    maxima = scores
+    if num_groups >= k:
+        # the k highest maxima are k scores, so the k-th highest score is not below the lowest of them;
+        # a pass of maxima costs a fraction of selecting among all columns
+        maxima = scores[: num_groups * _GROUP].reshape(_GROUP, num_groups).max(axis=0)
+    if len(maxima) <= k:
+        return np.arange(len(scores))
+    bound = np.partition(maxima, len(maxima) - k)[len(maxima) - k]
+    return np.flatnonzero(scores >= bound - scores.dtype.type(margin))
+
+
+# ---- unit vectors in float32, in float64's order
+
+
+@dataclasses.dataclass(eq=False)
+class _Waiting:
+    query: Float[np.ndarray, " d"]
+    scores: Float[np.ndarray, " g"] | None = None
+
+
+class SharedProducts:
+    """Products of a gallery with single queries of several threads.
+
+    Reading the gallery is what takes the time, and the library that multiplies lets one thread in at a time.
+    So one thread computes for all that wait meanwhile: eight clients cost little more than one.
+    """
+
+    def __init__(self, gallery: Gallery) -> None:
+        self.gallery = gallery
+        self._computing = threading.Lock()
+        self._guard = threading.Lock()
+        self._waiting: list[_Waiting] = []
+
+    def of(self, query: Float[np.ndarray, " d"]) -> Float[np.ndarray, " g"]:
+        """Products of one query with all rows."""
+        mine = _Waiting(query)
+        with self._guard:
+            self._waiting.append(mine)
+        with self._computing:
+            if mine.scores is None:  # no other thread has done it
+                self._compute(mine)
+        assert mine.scores is not None
+        return mine.scores
+
+    def _compute(self, mine: _Waiting) -> None:
+        most = max(1, min(_QUERIES_TOGETHER, _SCORES_AT_A_TIME // max(1, len(self.gallery))))
+        with self._guard:
+            others = [waiting for waiting in self._waiting if waiting is not mine]
+            batch, self._waiting = [mine, *others[: most - 1]], others[most - 1 :]
+        if len(batch) == 1:
+            mine.scores = self.gallery @ mine.query
+            return
+        together = _products(np.stack([waiting.query for waiting in batch]), self.gallery)
+        for waiting, scores in zip(batch, together, strict=True):
+            waiting.scores = scores
+
+
+def _products(queries: Queries, gallery: Gallery) -> Float[np.ndarray, "q g"]:
+    """Products of a few queries with all rows, a part of the gallery at a time.
+
+    For two to sixteen queries this takes 0.5 to 0.7 of the time of ``queries @ gallery.T`` on one thread, and
+    0.7 to 1 on two, with a million rows; for hundreds it would take several times as long.
+    """
+    scores = np.empty((len(queries), len(gallery)), dtype=np.float32)
+    columns = np.ascontiguousarray(queries.T)
+    for start in range(0, len(gallery), _ROWS_AT_A_TIME):
+        part = gallery[start : start + _ROWS_AT_A_TIME]
+        scores[:, start : start + len(part)] = (part @ columns).T
+    return scores
+
+
+def nearest_units(
+    queries: Queries, gallery: Gallery, k: int, *, products: SharedProducts | None = None
+) -> TopK:
+    """What ``exact_topk`` returns in float64, ties included, at the price of reading the gallery once.
+
+    A product in float32 says which rows can be among the k nearest: those whose score is not further below
+    the k-th than rounding can move two scores. Only these are scored again in float64.
+
+    Args:
+        queries: float32 rows of length 1.
+        gallery: float32 rows of length 1. They are not checked again: an index checks what it is given.
+        k: from 1 to the number of gallery rows.
+        products: of this gallery, shared by threads that ask one query each.
+    """
+    indices = np.empty((len(queries), k), dtype=np.int64)
+    scores = np.empty((len(queries), k), dtype=np.float64)
+    scorer = Scorer(normalised=True)  # that of ``exact_topk``
+    margin = _margin(gallery.shape[1])
+    num_at_a_time = max(1, _SCORES_AT_A_TIME // len(gallery))
+    for start in range(0, len(queries), num_at_a_time):
+        block = queries[start : start + num_at_a_time]
+        if len(block) > 1:
+            rough = block @ gallery.T
+        else:
+            rough = (gallery @ block[0] if products is None else products.of(block[0]))[None]
+        for number, row in enumerate(rough, start=start):
+            # in ascending order, so that ties go to the lower gallery row
+            rows = _reaching(row, k, margin=margin)
+            query = scorer.prepare(queries[number : number + 1], number, "queries")
+            exact = scorer.scores(query, scorer.prepare(gallery[rows], 0, "gallery"))[0]
+            best = np.argsort(-exact, kind="stable")[:k]
+            indices[number], scores[number] = rows[best], exact[best]
+    return TopK(indices, scores)
+
+
+def _margin(dim: int) -> float:
+    """Most that rounding moves two scores of unit vectors towards each other.
+
+    A dot product of d terms is off by at most d · 2^-24 times the product of the lengths, in whatever order
+    it is summed (Higham, *Accuracy and Stability of Numerical Algorithms*, section 3.1); a thousandth more,
+    because lengths may be off by that; and the rounding of the final scores to 10 decimals and of the bound.
+    """
+    return 2 * 1.003 * dim * 2.0**-24 + 1e-9 + 2.0**-23
+
+
+# ---- all pairs above a score
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NearPairs:
+    """Pairs of rows whose cosine is high enough."""
+
+    first: Int[np.ndarray, " p"]
+    """The lower row."""
+    second: Int[np.ndarray, " p"]
+    cosine: Float32[np.ndarray, " p"]
+    num_crowded: int
+    """Rows that may have more near ones than were kept."""
+
+
+def pairs_above(embeddings: Embeddings, least: float, *, most: int = 160, memory_mib: int = 512) -> NearPairs:
+    """Pairs with a cosine of at least ``least``; each row is compared with those after it, once.
+
+    Args:
+        embeddings: n rows, also memory-mapped ones.
+        least: lowest cosine of a pair, in float32.
+        most: pairs that a row keeps with each block of later rows, the nearest.
+        memory_mib: ceiling in MiB of the working memory.
+
+    Raises:
+        InputError: a row is zero or not finite.
+
+    >>> found = pairs_above(np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 0.1]], np.float32), 0.9)
+    >>> found.first, found.second, found.cosine.round(4)
+    (array([0]), array([2]), array([0.9988], dtype=float32))
+    """
+    num_rows, width = embeddings.shape
+    size = _block_rows(width, memory_mib)
+    scorer = Scorer.of(embeddings, embeddings, precision="float32", distance="cosine", normalised=False)
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    crowded = np.zeros(num_rows, bool)
+    with progress_bar("million pairs") as progress:
+        task = progress.add_task("near pairs", total=round(num_rows**2 / 2e6))
+        for block in blocks(num_rows, size):
+            rows = scorer.prepare(embeddings[block], block.start, "embeddings").parts[0]
+            for later in blocks(num_rows - block.start, size):
+                start = block.start + later.start
+                others = rows
+                if later.start:
+                    others = scorer.prepare(embeddings[start : start + size], start, "embeddings").parts[0]
+                cosines = _product(rows, others)
+                near = cosines >= least
+                if not later.start:
+                    near &= ~np.tri(len(rows), dtype=bool)
+                if near.any():
+                    many = near.sum(axis=1) > most
+                    crowded[block] |= many
+                    _keep_nearest(near, cosines, np.flatnonzero(many), most)
+                    first, second = np.nonzero(near)
+                    found.append((first + block.start, second + start, cosines[first, second]))
+                progress.advance(task, len(rows) * len(others) / (1e6 if later.start else 2e6))
+    first, second, cosine = (
+        (np.concatenate(column) for column in zip(*found, strict=True))
+        if found
+        else (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+    )
+    return NearPairs(first, second, cosine, int(crowded.sum()))
+
+
+def _block_rows(width: int, memory_mib: int) -> int:
+    """Rows a block: two blocks, each also as it is widened, and of each pair a cosine and two marks."""
+    budget = memory_mib * 2**20
+    size = _ROWS_AT_A_TIME
+    while size > 64 and 4 * size * width * 4 + 6 * size * size > budget:
+        size //= 2
+    return size
+
+
+def _keep_nearest(
+    near: np.ndarray, cosines: Float32[np.ndarray, "b c"], rows: Int[np.ndarray, " r"], most: int
+) -> None:
+    """Unmark all but the nearest of some rows."""
+    for row in rows:
+        columns = np.flatnonzero(near[row])
+        order = np.argsort(-cosines[row, columns], kind="stable")
+        near[row, columns[order[most:]]] = False
+
+
+def _product(rows: Float[np.ndarray, "b d"], others: Float[np.ndarray, "c d"]) -> Float[np.ndarray, "b c"]:
+    """Products of all rows with all others; torch's kernels are the faster ones on many machines."""
+    product: np.ndarray
+    if importlib.util.find_spec("torch") is None:
+        product = rows @ others.T
+    else:
+        import torch
+
+        product = (torch.from_numpy(rows) @ torch.from_numpy(others).T).numpy()
+    return product

@@ -1,0 +1,311 @@
+"""Means over queries and domains, how sure they are, and whether two systems differ.
+
+Values are one number per query, NaN for a query that cannot be answered; means and intervals leave those out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from samething.arrays import PerQuery
+from samething.errors import InputError
+from samething.files import Json
+
+_DRAWS_AT_A_TIME: Final = 2**21
+"""Draws held while resampling: as many row numbers and values, 32 MiB (or one resample)."""
+
+
+class Estimate(NamedTuple):
+    """A mean with its interval; NaN where no value is known."""
+
+    value: float
+    low: float
+    high: float
+
+
+def domain_mean(values: PerQuery, domains: Int[np.ndarray, " q"]) -> float:
+    """Plain mean over domains of the mean over each domain's queries.
+
+    Every domain weighs the same however many queries it has (as in UnED, ICCV 2023). NaN values are left
+    out, and so is a domain that has no other; NaN if nothing is left.
+
+    >>> domain_mean(np.array([1.0, 0.0, np.nan, 1.0]), np.array([0, 0, 0, 1]))
+    0.75
+    """
+    groups = _known_groups(values, domains)
+    return float(np.mean([group.mean() for group in groups])) if groups else float("nan")
+
+
+def bootstrap_interval(
+    values: PerQuery, *, num_resamples: int = 2000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over queries; NaN values are left out.
+
+    Queries are drawn with replacement as often as there are queries, and the interval holds the central
+    ``level`` of the resampled means (Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993). It
+    answers how much the number would move with other queries of the same kind, not with another training
+    seed.
+
+    Args:
+        values: one value per query.
+        num_resamples: means drawn, at least 1.
+        seed: the result is a pure function of values and seed.
+        level: share of the resampled means inside, in (0, 1).
+
+    Returns:
+        Lower and upper end; both NaN when no value is known.
+
+    Raises:
+        InputError: ``num_resamples`` or ``level`` is out of its range.
+
+    >>> bootstrap_interval(np.array([0.5, 0.5, np.nan]))
+    (0.5, 0.5)
+    """
+    one_domain = np.zeros(len(values), dtype=np.int64)
+    return domain_mean_interval(values, one_domain, num_resamples=num_resamples, seed=seed, level=level)
+
+
+def domain_mean_interval(
+    values: PerQuery,
+    domains: Int[np.ndarray, " q"],
+    *,
+    num_resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of :func:`domain_mean`: queries are drawn inside each domain.
+
+    The set of domains is taken as given, so the interval says nothing of other domains. Arguments and errors
+    as in :func:`bootstrap_interval`, which is the case of one domain.
+    """
+    means = _resampled_domain_means(values[None], domains, num_resamples=num_resamples, seed=seed)
+    return _central(means[0], level)
+
+
+def domain_mean_estimates(
+    values: Float[np.ndarray, "m q"],
+    groups: Iterable[tuple[Bool[np.ndarray, " q"], Int[np.ndarray, " q"]]],
+    *,
+    num_resamples: int = 2000,
+) -> list[list[Estimate]]:
+    """Several metrics of the same queries: each one's :func:`domain_mean` and :func:`domain_mean_interval`.
+
+    The queries are drawn once for all metrics.
+
+    Args:
+        values: a row per metric.
+        groups: which queries are meant, and the domains of all queries; the result has a list for each.
+        num_resamples: means drawn, at least 1.
+    """
+    found = []
+    for chosen, domains in groups:
+        own, own_domains = values[:, chosen], domains[chosen]
+        means = _resampled_domain_means(own, own_domains, num_resamples=num_resamples, seed=0)
+        rows = zip(own, means, strict=True)
+        found.append([Estimate(domain_mean(row, own_domains), *_central(drawn, 0.95)) for row, drawn in rows])
+    return found
+
+
+def weighted_mean_interval(
+    values: PerQuery,
+    domains: Int[np.ndarray, " q"],
+    weights: Float[np.ndarray, " m"],
+    *,
+    num_resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Estimate:
+    """Mean over domains with a weight each, and its percentile bootstrap interval.
+
+    Args:
+        values: one value per query, NaN for none.
+        domains: domain of each query, a position in ``weights``.
+        weights: not negative. They are divided by the sum of those whose domain has a value.
+        num_resamples: means drawn, at least 1.
+        seed: the result is a pure function of the arguments.
+        level: share of the resampled means inside, in (0, 1).
+
+    Returns:
+        The mean, and the lower and upper end; NaN when no domain has both a value and a weight.
+
+    >>> weighted_mean_interval(np.array([1.0, 0.0, 0.0]), np.array([0, 1, 1]), np.array([3.0, 1.0]))
+    Estimate(value=0.75, low=0.75, high=0.75)
+    """
+    known = ~np.isnan(values)
+    weighty = [number for number in np.unique(domains[known]) if weights[number] > 0]
+    total = float(sum(weights[number] for number in weighty))
+    if not weighty:
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    generator = np.random.default_rng(seed)
+    mean, means = 0.0, np.zeros(num_resamples)
+    for number in weighty:
+        group = values[known & (domains == number)]
+        share = float(weights[number]) / total
+        mean += share * float(group.mean())
+        means += share * _resampled_means(group[None], num_resamples, generator)[0]
+    return Estimate(mean, *_central(means, level))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairedDifference:
+    """How much the first of two systems is ahead of the second on the same queries."""
+
+    difference: float
+    """Mean of the first minus mean of the second."""
+    low: float
+    """Lower end of the bootstrap interval of the difference."""
+    high: float
+    """Upper end."""
+    num_queries: int
+    """Queries compared: those with a relevant entry."""
+    p_value: float = float("nan")
+    """Two-sided: how often a difference at least as large comes about when each query's two values are
+    swapped at random."""
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the interval does not hold 0."""
+        return self.low > 0 or self.high < 0
+
+    def to_json(self) -> Json:
+        """Plain values; null without a query."""
+        if not self.num_queries:
+            return None
+        return {
+            "difference": self.difference,
+            "interval": [self.low, self.high],
+            "p_value": self.p_value,
+            "num_queries": self.num_queries,
+        }
+
+
+def paired_difference(
+    first: PerQuery,
+    second: PerQuery,
+    domains: Int[np.ndarray, " q"],
+    *,
+    num_resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> PairedDifference:
+    """Paired bootstrap and randomisation test of the plain mean over domains of ``first - second``.
+
+    Each resample draws the same queries for both, so what makes a query hard for both cancels (Koehn,
+    *Statistical Significance Tests for Machine Translation Evaluation*, EMNLP 2004). For the mean
+    over all queries give one domain throughout. The p-value is that of Fisher's randomisation test (Smucker,
+    Allan and Carterette, *A Comparison of Statistical Significance Tests for Information Retrieval
+    Evaluation*, CIKM 2007) with ``num_resamples`` random assignments, the observed one counted among them.
+
+    Args:
+        first: one value per query.
+        second: the other system's value of the same queries.
+        domains: domain of each query, as integers.
+        num_resamples: means drawn, at least 1.
+        seed: the result is a pure function of the values and the seed.
+        level: share of the resampled differences inside the interval, in (0, 1).
+
+    Raises:
+        InputError: one of the two has a value where the other has NaN: they are not of the same queries.
+
+    >>> same = np.array([1.0, 0.0, np.nan])
+    >>> paired_difference(same, same, np.array([0, 0, 0]))
+    PairedDifference(difference=0.0, low=0.0, high=0.0, num_queries=2, p_value=1.0)
+    """
+    if not np.array_equal(np.isnan(first), np.isnan(second)):
+        raise InputError(
+            "two sets of values that are known for different queries",
+            expected="values of the same queries against the same gallery",
+            next_step="evaluate both on one catalog",
+        )
+    values = first - second
+    means = _resampled_domain_means(values[None], domains, num_resamples=num_resamples, seed=seed)
+    low, high = _central(means[0], level)
+    return PairedDifference(
+        difference=domain_mean(values, domains),
+        low=low,
+        high=high,
+        num_queries=int(np.count_nonzero(~np.isnan(values))),
+        p_value=_randomisation_p_value(values, domains, num_resamples=num_resamples, seed=seed),
+    )
+
+
+def _randomisation_p_value(
+    values: PerQuery, domains: Int[np.ndarray, " q"], *, num_resamples: int, seed: int
+) -> float:
+    """Two-sided p-value of the mean over domains of paired differences under random signs."""
+    groups = _known_groups(values, domains)
+    if not groups:
+        return float("nan")
+    observed = abs(sum(float(group.mean()) for group in groups))
+    generator = np.random.default_rng([seed, 1])
+    totals = np.zeros(num_resamples)
+    for group in groups:
+        differing = group[group != 0]
+        step = max(1, _DRAWS_AT_A_TIME // max(1, len(differing)))
+        for start in range(0, num_resamples, step):
+            stop = min(start + step, num_resamples)
+            signs = 2.0 * generator.integers(2, size=(stop - start, len(differing))) - 1
+            totals[start:stop] += signs @ differing / len(group)
+    # sums in another order differ in the last digits
+    as_large = int(np.count_nonzero(np.abs(totals) >= observed - 1e-12))
+    return (as_large + 1) / (num_resamples + 1)
+
+
+def _resampled_domain_means(
+    values: Float[np.ndarray, "m q"], domains: Int[np.ndarray, " q"], *, num_resamples: int, seed: int
+) -> Float[np.ndarray, "m r"]:
+    """Resampled plain means over domains of each metric; NaN where no value is known."""
+    known = ~np.isnan(values)
+    if (known != known[:1]).any():  # of other queries, so they cannot share draws
+        return np.concatenate(
+            [
+                _resampled_domain_means(row[None], domains, num_resamples=num_resamples, seed=seed)
+                for row in values
+            ]
+        )
+    numbers = np.unique(domains[known[0]])
+    if not len(numbers):
+        return np.full((len(values), 1), np.nan)
+    generator = np.random.default_rng(seed)
+    means = [
+        _resampled_means(values[:, known[0] & (domains == number)], num_resamples, generator)
+        for number in numbers
+    ]
+    total: np.ndarray = sum(means, np.zeros(()))
+    return total / len(numbers)
+
+
+def _resampled_means(
+    values: Float[np.ndarray, "m q"], num_resamples: int, generator: np.random.Generator
+) -> Float[np.ndarray, "m r"]:
+    if num_resamples < 1:
+        raise InputError(
+            f"num_resamples={num_resamples}", expected="at least 1", next_step="leave it at 2000"
+        )
+    num_values = values.shape[1]
+    means = np.empty((len(values), num_resamples))
+    step = max(1, _DRAWS_AT_A_TIME // num_values)
+    for start in range(0, num_resamples, step):
+        stop = min(start + step, num_resamples)
+        drawn = generator.integers(num_values, size=(stop - start, num_values))
+        for row, own in zip(means, values, strict=True):
+            row[start:stop] = own[drawn].mean(axis=1)
+    return means
+
+
+def _known_groups(values: PerQuery, domains: Int[np.ndarray, " q"]) -> list[np.ndarray]:
+    """The known values of each domain, by ascending domain number; domains without any are left out."""
+    known = ~np.isnan(values)
+    return [values[known & (domains == domain)] for domain in np.unique(domains[known])]
+
+
+def _central(means: Float[np.ndarray, " r"], level: float) -> tuple[float, float]:
+    if not 0 < level < 1:
+        raise InputError(f"level={level}", expected="a share in (0, 1)", next_step="leave it at 0.95")
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
