@@ -13,9 +13,9 @@ from PIL import Image
 
 from line import run_python
 from samething.embedder import Embedder
-from samething.embedder.sources import fetch
 from samething.errors import ArtefactError, ImageError, InputError, MissingExtraError
 from samething.files import file_sha256, read_json, write_json
+from samething.images import Source
 from scenes import photographs
 
 
@@ -231,11 +231,12 @@ def test_images_by_their_address(embedder, web):
     given = [f"{address}/missing.png", f"{address}/a.png", f"{address}/b.png", "http://127.0.0.1:1/a.png"]
     (batch,) = embedder.embed_stream(given)
     assert batch.positions == [1] and set(batch.unreadable) == {0, 2, 3}
-    assert "404" in batch.unreadable[0].given
-    with pytest.raises(ImageError, match="MiB"):
-        fetch(f"{address}/a.png", max_bytes=10)
-    with pytest.raises(ImageError, match="cannot be fetched"):
-        fetch("ftp//nowhere")
+    assert batch.unreadable[0].given == f"{address}/missing.png: does not exist"
+    assert batch.unreadable[0].reason == "does not exist"
+    with pytest.raises(ImageError, match="11 bytes"):
+        Source(f"{address}/a.png").read(max_bytes=10)
+    with pytest.raises(ImageError, match="No such file"):
+        embedder.embed(["ftp//nowhere"])
 
 
 def hub_cache(cache, name, source):

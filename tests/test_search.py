@@ -38,7 +38,7 @@ from samething.search import (
     rebuild,
     sync,
 )
-from samething.search.known import KnownVectors
+from samething.search.feature_vectors import KnownVectors
 from samething.search.matches import with_thumbnails
 from scenes import write_things
 

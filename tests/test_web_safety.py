@@ -16,10 +16,9 @@ from fastapi.testclient import TestClient
 from PIL import Image, PngImagePlugin
 
 from samething.errors import ImageError
-from samething.images import Box
+from samething.images import Box, Source
 from samething.index import create_index
 from samething.search import Searcher, index
-from samething.search.collection import ImageFile
 from samething.web import Limits, create_app, fetching
 from samething.web.fetching import fetch_public, public_address
 from samething.web.guards import Access
@@ -198,12 +197,12 @@ def test_a_file_that_turned_into_something_else(line, served, tmp_path):
 def test_the_type_is_what_the_content_is(tmp_path, kind, media_type):
     path = tmp_path / "page.html"
     Image.new("RGB", (64, 48), "red").save(path, kind)
-    content, sent_type = sendable(ImageFile(str(path)), max_pixels=10_000)
+    content, sent_type = sendable(Source(str(path)), max_pixels=10_000)
     assert sent_type == f"image/{media_type}" and Image.open(io.BytesIO(content)).format == media_type.upper()
-    part, part_type = sendable(ImageFile(str(path), box=tuple(Box(0, 0, 20, 10))), max_pixels=10_000)
+    part, part_type = sendable(Source(str(path), Box(0, 0, 20, 10)), max_pixels=10_000)
     assert part_type == "image/jpeg" and Image.open(io.BytesIO(part)).size == (20, 10)
     with pytest.raises(ImageError, match="pixels"):
-        sendable(ImageFile(str(path)), max_pixels=100)
+        sendable(Source(str(path)), max_pixels=100)
 
 
 def test_headers_of_every_answer(client):

@@ -23,11 +23,13 @@ class SamethingError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # keyword-only arguments do not survive pickling by default, and worker processes send errors home
-        return (_rebuild, (type(self), self.given, self.expected, self.next_step))
+        return (_rebuild, (type(self), self.args, self.__dict__))
 
 
-def _rebuild(kind: type[SamethingError], given: str, expected: str, next_step: str) -> SamethingError:
-    return kind(given, expected=expected, next_step=next_step)
+def _rebuild(kind: type[SamethingError], args: tuple[str, ...], state: dict[str, object]) -> SamethingError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class InputError(SamethingError):
@@ -35,7 +37,25 @@ class InputError(SamethingError):
 
 
 class ImageError(InputError):
-    """One image that cannot be read; jobs list it with its reason and go on."""
+    """One image that cannot be read; jobs list it with its reason and go on.
+
+    Args:
+        given: name and reason in one sentence.
+        reason: the reason alone, for lists that name the image beside it; by default the sentence.
+        expected: what would have been right.
+        next_step: what to do to go on.
+    """
+
+    def __init__(self, given: str, *, expected: str, next_step: str, reason: str | None = None) -> None:
+        super().__init__(given, expected=expected, next_step=next_step)
+        self.reason = given if reason is None else reason
+
+    @classmethod
+    def of(cls, name: str, reason: str, *, expected: str, next_step: str) -> ImageError:
+        """The error of a named image, whose reason goes on from the name: ``is empty``, ``: cut off``."""
+        bare = reason.removeprefix(": ")
+        joint = "" if reason.startswith(":") else " "
+        return cls(f"{name}{joint}{reason}", expected=expected, next_step=next_step, reason=bare)
 
 
 class ArtefactError(SamethingError):
@@ -57,10 +77,3 @@ class MissingExtraError(SamethingError):
         )
         self.module = module
         self.extra = extra
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild_missing_extra, (self.module, self.extra))
-
-
-def _rebuild_missing_extra(module: str, extra: str) -> MissingExtraError:
-    return MissingExtraError(module, extra=extra)

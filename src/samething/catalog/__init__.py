@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from samething.catalog.rows import Catalog, Problem, require_shares
+from samething.catalog.catalog import Catalog, Problem, require_shares
 from samething.catalog.tables import (
     BOX_COLUMNS,
     FORMAT_VERSION,

@@ -136,8 +136,8 @@ class _Page:
         try:
             url = image_url(self.images.decode(row))
         except ImageError:
-            url = image_url(Path(self.images.path(row)))  # the grey square
-        label, role, stays = Path(self.images.path(row)).name, "evaluation set", True
+            url = image_url(Path(self.images.source(row).location))  # the grey square
+        label, role, stays = Path(self.images.source(row).location).name, "evaluation set", True
         if row < len(self.catalog):
             label, role = (self.catalog.table[name][row].as_py() or "" for name in ("label", "role"))
             stays = bool(self.is_kept[row])

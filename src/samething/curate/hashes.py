@@ -8,7 +8,8 @@ image costs nothing more, because mirroring changes only the sign of every other
 Cutting off a border changes many bits, so the inner part of each image has a hash of its own: what was cut
 from an image is near that.
 
-A hash is taken once a file: results are kept in an SQLite file under path, size and time of change.
+A hash is taken once per file: results are kept in an SQLite file under its address, and its size and time of
+change.
 """
 
 from __future__ import annotations
@@ -16,10 +17,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import os
+import itertools
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -27,9 +27,10 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt64
 from PIL import Image
 
-from samething.curate.images import Box, Images, box_text, decode_part
+from samething.curate.images import Images
 from samething.errors import ArtefactError, ImageError
-from samething.files import disk_errors, file_sha256
+from samething.files import disk_errors
+from samething.images import Source, as_they_are, checksum, decode, in_threads, keyed
 from samething.progress import progress_bar
 
 IMAGES_PER_COMMIT: Final = 1024
@@ -42,8 +43,6 @@ _LOW: Final = slice(1, 9)
 FLATTEST: Final = 2.0
 """Standard deviation of the grey values, 0 to 255, below which an image has no hash: nothing is in it but
 noise, and all such images would look alike or not by chance."""
-
-_NUM_THREADS: Final = min(32, 2 * (os.cpu_count() or 1))
 
 _TABLE: Final = """
 create table if not exists images (
@@ -59,6 +58,7 @@ INNER_SHARE: Final = 0.88
 
 _Row: TypeAlias = tuple[str | None, int | None, int | None, int | None, str | None]
 """SHA-256, hash, those of the mirrored image and of its inner part, and the reason why there are none."""
+_NOTHING: Final = (None, None, None, None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,14 +160,12 @@ def image_hashes(images: Images, *, cache: Path) -> Hashes:
     num_computed = 0
     with _database(Path(cache)) as database, progress_bar("images") as progress:
         task = progress.add_task("hashing", total=len(images))
-        with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            for start in range(0, len(images), IMAGES_PER_COMMIT):
-                numbers = range(start, min(start + IMAGES_PER_COMMIT, len(images)))
-                block = [(images.path(number), images.box(number)) for number in numbers]
-                found, num_new = _hash_block(database, pool, block)
-                rows += found
-                num_computed += num_new
-                progress.advance(task, len(block))
+        sources = iter(images)
+        while block := list(itertools.islice(sources, IMAGES_PER_COMMIT)):
+            found, num_new = _hash_block(database, block)
+            rows += found
+            num_computed += num_new
+            progress.advance(task, len(block))
     return Hashes(
         sha256=np.asarray([row[0] or "" for row in rows], dtype=object),
         perceptual=_unsigned([row[1] or 0 for row in rows]),
@@ -204,52 +202,38 @@ def _database(cache: Path) -> Iterator[sqlite3.Connection]:
         ) from error
 
 
-def _hash_block(
-    database: sqlite3.Connection, pool: ThreadPoolExecutor, images: list[tuple[str, Box | None]]
-) -> tuple[list[_Row], int]:
+def _hash_block(database: sqlite3.Connection, sources: list[Source]) -> tuple[list[_Row], int]:
     """Hashes of some images in their order, and how many of them were computed."""
-    keys = [path + box_text(box) for path, box in images]
-    marks = ",".join("?" * len(keys))
+    marks = ",".join("?" * len(sources))
     query = f"select path, size, changed_ns, {_RESULTS} from images where path in ({marks})"
-    known = {row[0]: row[1:] for row in database.execute(query, keys)}
-    states = list(pool.map(_state, [path for path, _ in images]))
-    new = [
-        number
-        for number, key in enumerate(keys)
-        if states[number] is None or known.get(key, (None, None))[:2] != states[number]
-    ]
-    computed = dict(zip(new, pool.map(_hash, [images[number] for number in new]), strict=True))
+    known = {row[0]: row[1:] for row in database.execute(query, [source.key for source in sources])}
+    sources = list(as_they_are(sources))
+    new = {
+        source.key: source
+        for source in sources
+        if not source.mark or tuple(map(str, known.get(source.key, ())[:2])) != _state(source)
+    }
+    computed: dict[str, _Row] = {}
+    for key, found in zip(new, in_threads(_hash, new.values()), strict=True):
+        computed[key] = (*_NOTHING, found.reason) if isinstance(found, ImageError) else found
     with database:
         database.executemany(
             "insert or replace into images values (?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (keys[number], *state, *row)
-                for number, row in computed.items()
-                if (state := states[number]) is not None
-            ],
+            [(key, *_state(new[key]), *row) for key, row in computed.items() if new[key].mark],
         )
-    rows = [computed[number] if number in computed else known[key][2:] for number, key in enumerate(keys)]
-    return rows, len(computed)
+    rows = [computed[source.key] if source.key in computed else known[source.key][2:] for source in sources]
+    return rows, sum(source.key in computed for source in sources)
 
 
-def _state(path: str) -> tuple[int, int] | None:
-    """Size in bytes and time of the last change, or None for a file that is not there."""
-    try:
-        status = os.stat(path)  # noqa: PTH116
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
+def _state(source: Source) -> tuple[str, str]:
+    """Size and time of change; of an image elsewhere what its server says, in one or both."""
+    size, _, changed = source.mark.partition(":")
+    return size, changed
 
 
-def _hash(image: tuple[str, Box | None]) -> _Row:
-    path, box = image
-    try:
-        found = perceptual_hashes(decode_part(Path(path), box))
-        sha256 = file_sha256(Path(path)) + box_text(box)
-    except ImageError as error:
-        return None, None, None, None, error.given.removeprefix(path).lstrip(": ")
-    except OSError as error:
-        return None, None, None, None, error.strerror or str(error)
+def _hash(source: Source) -> _Row:
+    found = perceptual_hashes(decode(source))
+    sha256 = keyed(checksum(source), source.box)
     if found is None:
         return sha256, None, None, None, None
     return sha256, _signed(found.own), _signed(found.mirrored), _signed(found.inner), None

@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
 from samething.catalog import BOX_COLUMNS, Catalog
-from samething.curate.images import Images, box_text
+from samething.curate.images import Images
 from samething.features import FeatureSet
 from samething.files import require_same
+from samething.images import keyed
 
 
 def joined_catalogs(catalogs: Sequence[Catalog]) -> Catalog:
@@ -80,7 +81,7 @@ def checksums(catalogs: Sequence[Catalog], images: Images) -> pa.Array:
         return whole
     texts = whole.to_pylist()
     return pa.array(
-        [text and text + box_text(images.box(row)) for row, text in enumerate(texts)], pa.string()
+        [text and keyed(text, source.box) for source, text in zip(images, texts, strict=True)], pa.string()
     )
 
 
@@ -119,8 +120,9 @@ class KnownFeatures:
         start = 0
         for features in self.sets:
             images = Images([features.catalog])
-            for row, sha256 in enumerate(checksums([features.catalog], images).to_pylist()):
-                for name in (images.key(row), sha256):
+            names = zip(images, checksums([features.catalog], images).to_pylist(), strict=True)
+            for row, (source, sha256) in enumerate(names):
+                for name in (source.key, sha256):
                     if name:
                         self._place.setdefault(name, start + row)
             start += len(features.rows)
@@ -133,9 +135,9 @@ class KnownFeatures:
             sha256: their checksums, as :func:`checksums` gives them.
         """
         found = np.full(len(images), -1, np.int64)
-        for row, name in enumerate(sha256.to_pylist()):
+        for row, (source, name) in enumerate(zip(images, sha256.to_pylist(), strict=True)):
             place = self._place.get(name, -1) if name else -1
-            found[row] = self._place.get(images.key(row), -1) if place < 0 else place
+            found[row] = self._place.get(source.key, -1) if place < 0 else place
         return found
 
     def gathered(self, places: Int[np.ndarray, " r"]) -> Float[np.ndarray, "r w"]:

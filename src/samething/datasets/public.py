@@ -36,7 +36,7 @@ from samething.datasets.lists import (
 from samething.datasets.official import OfficialFiles
 from samething.datasets.uned import PUBLISHED, read_uned
 from samething.errors import ArtefactError, InputError
-from samething.images.sources import container_of
+from samething.images import container_of
 
 _CARS: Final = "stanford_cars/cars_train/cars_train/"
 

@@ -15,20 +15,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from PIL import Image
 
 from samething.arrays import Embeddings, PixelBatch, Pixels
 from samething.embedder.codes import Coder, Codes
-from samething.embedder.sources import fetch, is_url, model_folder
+from samething.embedder.hub import model_folder
 from samething.errors import ArtefactError, ImageError, InputError
 from samething.files import Json, Manifest, file_sha256, read_json, read_manifest
-from samething.images import ImageLike, Preprocessing, decode, prepare
+from samething.images import ImageLike, Preprocessing, decode, in_threads, prepare
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -60,6 +60,8 @@ class EmbeddedBatch:
     """Unit-length float32, one row a position."""
     unreadable: dict[int, ImageError]
     """Position of each image that could not be read, with the error."""
+    kept: list[Any] = dataclasses.field(default_factory=list)
+    """What ``keep`` made of the image at each of the positions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Embedder:
         """Unit-length float32 embeddings (n, d), one row per image.
 
         Args:
-            images: paths, http or https URLs, bytes of files, Pillow images or uint8 arrays
+            images: paths, URLs, bytes of files, Pillow images or uint8 arrays
                 (height, width[, 3]), of any size and in any mixture.
             batch_size: images per batch; by default four per core, from 8 to 32, which was fastest
                 where it was measured.
@@ -138,11 +140,20 @@ class Embedder:
         return result
 
     def embed_stream(
-        self, images: Iterable[ImageLike], *, batch_size: int | None = None
+        self,
+        images: Iterable[ImageLike],
+        *,
+        batch_size: int | None = None,
+        keep: Callable[[Image.Image], object] | None = None,
     ) -> Iterator[EmbeddedBatch]:
         """Embed any number of images, a batch at a time; one bad image costs only itself.
 
         Images are decoded in threads while the batch before is computed; at most two batches are in memory.
+
+        Args:
+            images: as :meth:`embed` takes them.
+            batch_size: images per batch; by default as for :meth:`embed`.
+            keep: called with each decoded image, in several threads; what it returns comes with the vector.
 
         Raises:
             InputError: a batch size below 1.
@@ -151,18 +162,22 @@ class Embedder:
             batch_size = min(32, max(8, 4 * (os.cpu_count() or 1)))
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}", expected="at least 1", next_step="leave it out")
-        preprocessing, numbered = self._outside_preprocessing, enumerate(images)
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            waiting = [pool.submit(_prepared, *item, preprocessing) for item in islice(numbered, batch_size)]
-            while waiting:
-                done = [future.result() for future in waiting]
-                waiting = [
-                    pool.submit(_prepared, *item, preprocessing) for item in islice(numbered, batch_size)
-                ]
-                good = [(position, pixels) for position, pixels in done if isinstance(pixels, np.ndarray)]
-                bad = {position: error for position, error in done if isinstance(error, ImageError)}
-                vectors = self._embed_all([pixels for _, pixels in good])
-                yield EmbeddedBatch([position for position, _ in good], vectors, bad)
+        preprocessing = self._outside_preprocessing
+
+        def decoded(image: ImageLike) -> tuple[Pixels, object]:
+            upright = decode(image)
+            return _prepared(upright, preprocessing), None if keep is None else keep(upright)
+
+        results = enumerate(in_threads(decoded, images, ahead=batch_size, num_threads=os.cpu_count() or 1))
+        while part := list(islice(results, batch_size)):
+            bad = {position: error for position, error in part if isinstance(error, ImageError)}
+            good = {position: result for position, result in part if not isinstance(result, ImageError)}
+            vectors = self._embed_all([pixels for pixels, _ in good.values()])
+            yield EmbeddedBatch(list(good), vectors, bad, [kept for _, kept in good.values()])
+
+    def prepare(self, image: Image.Image) -> Pixels:
+        """A decoded image as the model's graph takes it, uint8 (3, height, width)."""
+        return _prepared(image, self._outside_preprocessing)
 
     @property
     def _outside_preprocessing(self) -> Preprocessing | None:
@@ -288,13 +303,7 @@ def require_whole(folder: Path, manifest: Manifest, names: Sequence[str]) -> Non
             )
 
 
-def _prepared(
-    position: int, image: ImageLike, preprocessing: Preprocessing | None
-) -> tuple[int, Pixels | ImageError]:
-    try:
-        upright = decode(fetch(str(image)) if is_url(image) else image)
-        if preprocessing is not None:
-            return position, prepare(upright, preprocessing)
-    except ImageError as error:
-        return position, error
-    return position, np.ascontiguousarray(np.asarray(upright).transpose(2, 0, 1))
+def _prepared(image: Image.Image, preprocessing: Preprocessing | None) -> Pixels:
+    if preprocessing is not None:
+        return prepare(image, preprocessing)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))

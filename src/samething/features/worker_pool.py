@@ -60,9 +60,8 @@ class ImageReader:
             if sha256 and hashlib.sha256(content).hexdigest() != sha256:
                 return "changed since the catalog was made; make the catalog again"
             return read_pixels(content, self.preprocessing, box=source.box)
-        except ImageError as error:  # the list names the file beside the reason
-            given = error.given.removeprefix(source.location).removeprefix("the bytes given")
-            return given.removeprefix("the image").lstrip(": ")
+        except ImageError as error:
+            return error.reason
         except RecursionError as error:
             return f"cannot be decoded ({error})"
 

@@ -7,6 +7,7 @@ pixels differ by 2 of 255 at most.
 
 from __future__ import annotations
 
+from samething.images.addresses import container_of, is_url, located
 from samething.images.decoding import FORMATS, MAX_PIXELS, ImageLike, clipped, decode
 from samething.images.listing import (
     IMAGE_SUFFIXES,
@@ -25,7 +26,8 @@ from samething.images.preparing import (
     prepare,
     to_batch,
 )
-from samething.images.sources import Box, Source, container_of, is_url, located
+from samething.images.reading import Identity, as_they_are, checksum, identify, in_threads
+from samething.images.sources import Box, Source, disk_state, keyed
 
 __all__ = [
     "FORMATS",
@@ -33,18 +35,25 @@ __all__ = [
     "MAX_PIXELS",
     "Box",
     "Decoding",
+    "Identity",
     "ImageLike",
     "Preprocessing",
     "ResizePolicy",
     "Source",
+    "as_they_are",
+    "checksum",
     "clipped",
     "container_of",
     "decode",
     "dimensions",
+    "disk_state",
     "find_image_files",
     "find_images",
+    "identify",
+    "in_threads",
     "is_image_file",
     "is_url",
+    "keyed",
     "located",
     "normalise",
     "prepare",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final, TypeAlias
@@ -13,10 +12,12 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from samething.errors import ImageError
-from samething.images.sources import Box, Source
+from samething.images.addresses import is_url
+from samething.images.sources import Box, Source, open_image_file
 
 ImageLike: TypeAlias = str | Path | bytes | Image.Image | np.ndarray | Source
-"""A path, the bytes of a file, a Pillow image, a uint8 array (height, width[, 3]), or a catalog's source."""
+"""A path or other address, the bytes of a file, a Pillow image, a uint8 array (height, width[, 3]), or a
+catalog's source."""
 
 MAX_PIXELS: Final = 89_478_485
 """Images with more pixels are refused before they are unpacked (Pillow's own threshold)."""
@@ -54,8 +55,9 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, box: Box | None = 
     them here would race with other threads.
 
     Args:
-        image: a path, the bytes of a file, a Pillow image (its current frame), a uint8 array
-            (height, width[, 3]), or the source of a catalog row, whose box is cut out.
+        image: a path, a URL or another address (:mod:`samething.images.addresses`), the bytes of a file, a
+            Pillow image (its current frame), a uint8 array (height, width[, 3]), or the source of a
+            catalog row, whose box is cut out.
         max_pixels: refuse larger images before they are unpacked. Pillow refuses files of more than twice
             its own ``Image.MAX_IMAGE_PIXELS`` in any case.
         box: the part to cut out, in pixels of the upright image; what lies outside of it is left away.
@@ -64,6 +66,8 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, box: Box | None = 
         ImageError: not an image, damaged, empty, too large or not readable, or a box that holds none of it;
             the message says which.
     """
+    if isinstance(image, str) and is_url(image):
+        image = Source(image)
     if isinstance(image, Source):
         box = box or image.box
         name = str(image)
@@ -89,8 +93,9 @@ def clipped(box: Box, width: int, height: int, *, name: str = "the image") -> Bo
     """
     inside = Box(max(0, box.left), max(0, box.top), min(width, box.right), min(height, box.bottom))
     if inside.left >= inside.right or inside.top >= inside.bottom:
-        raise ImageError(
-            f"{name} has {width:,} × {height:,} pixels, and none of them is in the box {tuple(box)}",
+        raise ImageError.of(
+            name,
+            f"has {width:,} × {height:,} pixels; none of them is in the box {tuple(box)}, which lies outside",
             expected="a box (left, top, right, bottom) with pixels of the upright image in it",
             next_step="correct the box in the catalog",
         )
@@ -115,8 +120,9 @@ def opened(
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(
-            f"{name} is not an image in a known format",
+        raise ImageError.of(
+            name,
+            "is not an image in a known format",
             expected=f"one of {', '.join(FORMATS)}",
             next_step="convert or remove the file",
         ) from error
@@ -125,8 +131,9 @@ def opened(
     except MemoryError:
         raise
     except Exception as error:  # a decoder may raise nearly anything on a damaged file
-        raise ImageError(
-            f"{name} is damaged or of a kind that cannot be decoded ({error or type(error).__name__})",
+        raise ImageError.of(
+            name,
+            f"is damaged or of a kind that cannot be decoded ({error or type(error).__name__})",
             expected="a whole image file",
             next_step="replace or remove the file",
         ) from error
@@ -148,41 +155,27 @@ def _formats() -> list[str]:
 
 @contextlib.contextmanager
 def _stream(image: str | Path | bytes, name: str) -> Iterator[BinaryIO]:
-    """The bytes of a file; refuses what is empty, missing or no regular file (a pipe would never end)."""
-    empty = ImageError(f"{name} is empty", expected="an image", next_step="replace or remove the file")
-    if isinstance(image, bytes):
-        if not image:
-            raise empty
+    if not isinstance(image, bytes):
+        with open_image_file(image) as stream:
+            yield stream
+    elif image:
         yield io.BytesIO(image)
-        return
-    try:
-        status = Path(image).stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f"{name} is not a file", expected="an image file", next_step="check the path")
-        if status.st_size == 0:
-            raise empty
-        stream = Path(image).open("rb")  # noqa: SIM115 (closed below)
-    except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        raise ImageError(
-            f"{name}: {getattr(error, 'strerror', None) or error}",
-            expected="a readable image file",
-            next_step="check the path and its permissions",
-        ) from error
-    with stream:
-        yield stream
+    else:
+        raise ImageError.of(name, "is empty", expected="an image", next_step="replace the file")
 
 
 def _check_size(image: Image.Image, *, name: str, max_pixels: int) -> None:
     width, height = image.size
     if width * height == 0:
-        raise ImageError(f"{name} has no pixels", expected="an image", next_step="remove the file")
+        raise ImageError.of(name, "has no pixels", expected="an image", next_step="remove the file")
     if width * height > max_pixels:
         raise _too_large(name, f"{width:,} × {height:,} = {width * height:,}", max_pixels)
 
 
 def _too_large(name: str, size: str, max_pixels: int) -> ImageError:
-    return ImageError(
-        f"{name} has {size} pixels",
+    return ImageError.of(
+        name,
+        f"has {size} pixels",
         expected=f"at most {max_pixels:,} pixels",
         next_step="scale the image down",
     )

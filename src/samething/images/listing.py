@@ -41,7 +41,7 @@ def thumbnail(image: Image.Image, *, longer_side: int) -> bytes:
     return buffer.getvalue()
 
 
-def dimensions(path: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def dimensions(path: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Width and height of an image file (or of its bytes) in pixels, upright, from its header alone.
 
     A file that is cut off after its header has dimensions but cannot be decoded. A PNG that keeps its EXIF

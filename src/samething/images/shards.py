@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from samething.errors import ArtefactError, ImageError
-from samething.images.sources import is_url
+from samething.errors import ArtefactError
+from samething.images.addresses import local_copy, local_path, open_file
 
 KINDS: Final = ("tar", "parquet", "arrow")
 
@@ -44,11 +44,12 @@ def read_member(kind: str, member: str, container: str, max_bytes: int) -> bytes
         max_bytes: more is refused.
 
     Raises:
-        KeyError, IndexError: there is no such member.
+        KeyError, IndexError, ValueError: there is no such member.
         OSError: the file cannot be opened.
     """
     # what a process inherits when it is forked shares its place in the file with its parent
-    stamp = "" if is_url(container) else str(Path(container).stat().st_mtime_ns)
+    path = local_path(container)
+    stamp = "" if path is None else str(Path(path).stat().st_mtime_ns)
     key = (os.getpid(), kind, container, stamp)
     with _lock:
         if key not in _open:
@@ -80,20 +81,11 @@ def tar_members(container: str) -> list[str]:
         shard.close()
 
 
-def _binary(container: str) -> Any:
-    if not is_url(container):
-        return Path(container).open("rb")
-    import fsspec
-
-    files, path = fsspec.url_to_fs(container)
-    return files.open(path, "rb")
-
-
 class _Tar:
     """A tar file and where its members lie."""
 
     def __init__(self, container: str) -> None:
-        self.stream = _binary(container)
+        self.stream = open_file(container)
         self.places: dict[str, tuple[int, int]] = {}
         # "r:" refuses compressed files, in which no member could be reached without reading all before it
         try:
@@ -113,9 +105,7 @@ class _Tar:
 
     def read(self, member: str, max_bytes: int) -> bytes:
         if member not in self.places:
-            raise ImageError(
-                f"tar://{member}: no such member", expected="a name in the shard", next_step="list the shard"
-            )
+            raise ValueError("no such member")
         offset, size = self.places[member]
         if size > max_bytes:
             return b"\0" * (max_bytes + 1)  # refused by its length; the content is not read
@@ -169,7 +159,7 @@ class _Parquet:
     def __init__(self, container: str) -> None:
         import pyarrow.parquet as pq
 
-        self.stream = _binary(container)
+        self.stream = open_file(container)
         self.table = pq.ParquetFile(self.stream)
         sizes = [self.table.metadata.row_group(at).num_rows for at in range(self.table.num_row_groups)]
         self.rows = _Rows([0, *_running_sums(sizes)])
@@ -196,12 +186,7 @@ class _Arrow:
     def __init__(self, container: str) -> None:
         import pyarrow as pa
 
-        path = container
-        if is_url(container):
-            import fsspec
-
-            path = fsspec.open_local(f"simplecache::{container}", mode="rb")
-        self.stream = pa.memory_map(str(path))
+        self.stream = pa.memory_map(local_copy(container))
         try:
             self.table = pa.ipc.open_stream(self.stream).read_all()
         except pa.ArrowInvalid:

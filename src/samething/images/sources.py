@@ -1,45 +1,32 @@
-"""Where an image is: a file, a URL, or a member of a shard; and which part of it is meant.
-
-A location is one of
-
-======================================  ====================================================
-``/path/to/image.jpg``                a file
-``s3://…``, ``gs://…``, ``https://…``    any URL that fsspec can open
-``tar://MEMBER::SHARD``                 a member of an uncompressed tar file (WebDataset)
-``parquet://COLUMN/ROW::TABLE``         a cell of a Parquet file: bytes, or a struct with bytes
-``arrow://COLUMN/ROW::TABLE``           a cell of an Arrow stream (Hugging Face ``save_to_disk``)
-======================================  ====================================================
-
-where SHARD and TABLE are paths or URLs again.
-"""
+"""One image of a collection: where it is, which part is meant, what it shows, and which version it is."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import os
-import re
 import stat
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from samething.errors import ImageError, MissingExtraError, SamethingError
+from samething.images import shards
+from samething.images.addresses import container_of, download, file_status, is_url, local_path, scheme_of
 
 MAX_BYTES: Final = 1 << 30
 """Larger image files are refused: they would be held in memory whole."""
 
-_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-
 # A network fails for a moment more often than for good; waits of 0.2 and 0.8 s lie between the attempts.
 _WAITS_S: Final = (0.2, 0.8)
 
-# What the file systems of fsspec call size, checksum and time of change.
+# What file systems and servers call size, checksum and time of change.
 _MARKS: Final = (
     "size", "ETag", "etag", "Content-MD5", "md5Hash", "generation", "mtime", "LastModified",
     "Last-Modified", "last_modified", "created",
 )  # fmt: skip
-
-_EXTRAS: Final = dict.fromkeys(("aiohttp", "s3fs", "gcsfs", "adlfs"), "remote")
 
 
 class Box(NamedTuple):
@@ -53,25 +40,40 @@ class Box(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One image of a catalog."""
+    """One image of a catalog, a folder or an index."""
 
     location: str
-    """A path, a URL or a member of a shard; see the module."""
+    """A path, a URL or a member of a shard; see :mod:`samething.images.addresses`."""
     box: Box | None = None
     """The part to look at; None for the whole image."""
+    label: str = ""
+    """The instance that it shows."""
+    domain: str = "default"
+    mark: str = ""
+    """Changes when the content does: size and time of change, or what a server says; empty: unknown."""
+    size_bytes: int | None = None
+    modified: float | None = None
+    """Seconds since 1970."""
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    """Further columns of a catalog."""
 
     def __str__(self) -> str:
         return self.location
 
     @property
-    def is_remote(self) -> bool:
-        """Whether it is anything else than a file of its own on this disk."""
-        return is_url(self.location)
+    def key(self) -> str:
+        """Identity of what is meant: the location, and the box where there is one."""
+        return keyed(self.location, self.box)
 
     @property
     def container(self) -> str:
         """The file that the image is in: the shard of a member, else its own."""
         return container_of(self.location)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is anything else than a file of its own on this disk, named by its path."""
+        return is_url(self.location)
 
     def read(self, *, max_bytes: int = MAX_BYTES) -> bytes:
         """The bytes of the image file.
@@ -80,68 +82,86 @@ class Source:
             ImageError: missing, empty, too large, not readable or not a file.
             MissingExtraError: a package that this kind of URL needs is not installed.
         """
-        if not self.is_remote:
-            return _read_file(Path(self.location), max_bytes)
-        return _fetch(self.location, max_bytes)
+        path = local_path(self.location)
+        if path is None:
+            return _fetch(self.location, max_bytes)
+        try:
+            with open_image_file(path, max_bytes=max_bytes) as stream:
+                return stream.read()
+        except OSError as error:
+            raise unreadable(path, error) from error
 
     def version(self) -> str:
         """What changes when the content behind a URL does: size, ETag, time of change; empty if unknown."""
         try:
-            found = _info(self.container)
+            found = file_status(self.container)
         except Exception:  # it is listed with its reason when it is read
             return ""
         return ";".join(f"{name}={found[name]}" for name in _MARKS if found.get(name) is not None)
 
 
-def is_url(location: str) -> bool:
-    """Whether a location is a URL or a member of a shard, and no path.
+def disk_state(path: str, status: os.stat_result | None = None) -> dict[str, Any]:
+    """``size_bytes``, ``modified`` and ``mark`` of a file, for a source; nothing for one that is not there.
 
-    >>> is_url("https://example.org/a.jpg"), is_url("tar://a.jpg::shard.tar"), is_url("a/b.jpg")
-    (True, True, False)
+    Args:
+        path: the file.
+        status: what the disk says of it, where it was asked already.
     """
-    return _URL.match(location) is not None
-
-
-def located(root: Path, image: str) -> str:
-    """A location as a catalog writes it, made independent of where the catalog is.
-
-    >>> located(Path("/data"), "tar://a.jpg::shards/0.tar")
-    'tar://a.jpg::/data/shards/0.tar'
-    """
-    if not is_url(image):
-        return str(root / image)
-    member, separator, container = image.partition("::")
-    if not separator or is_url(container):
-        return image
-    return f"{member}::{root / container}"
-
-
-def container_of(location: str) -> str:
-    """The file that a location is in: the shard of a member, else the location itself."""
-    return location.partition("::")[2] or location
-
-
-def _read_file(path: Path, max_bytes: int) -> bytes:
     try:
-        status = path.stat()
+        status = status or os.stat(path)  # noqa: PTH116 (a million times)
+    except OSError:  # it is listed with its reason when it is read
+        return {}
+    mark = f"{status.st_size}:{status.st_mtime_ns}"
+    return {"size_bytes": status.st_size, "modified": status.st_mtime, "mark": mark}
+
+
+def keyed(name: str, box: Box | None) -> str:
+    """A name of an image, with the box behind it where only a part is meant.
+
+    >>> keyed("a.jpg", None), keyed("a.jpg", Box(1, 2, 3, 4))
+    ('a.jpg', 'a.jpg\\x1f1,2,3,4')
+    """
+    return name if box is None else f"{name}\x1f{','.join(map(str, box))}"
+
+
+@contextlib.contextmanager
+def open_image_file(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Iterator[io.BufferedReader]:
+    """A file on this disk, opened; not one that is empty, missing or a pipe, which would never end.
+
+    Raises:
+        ImageError: says which; or it has too many bytes.
+    """
+    try:
+        status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f"{path} is not a file", expected="an image file", next_step="check the path")
+            raise ImageError.of(
+                str(path), "is not a file", expected="an image file", next_step="check the path"
+            )
         _check_bytes(str(path), status.st_size, max_bytes)
-        return path.read_bytes()
+        stream = Path(path).open("rb")  # noqa: SIM115 (closed below)
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        raise ImageError(
-            f"{path}: {getattr(error, 'strerror', None) or error}",
-            expected="a readable image file",
-            next_step="check the path and its permissions",
-        ) from error
+        raise unreadable(path, error) from error
+    with stream:
+        yield stream
+
+
+def unreadable(path: str | Path, error: Exception) -> ImageError:
+    """The error of a file on this disk that the system does not let one read."""
+    return ImageError.of(
+        str(path),
+        f": {getattr(error, 'strerror', None) or error}",
+        expected="a readable image file",
+        next_step="check the path and its permissions",
+    )
 
 
 def _check_bytes(name: str, num_bytes: int, max_bytes: int) -> None:
     if num_bytes == 0:
-        raise ImageError(f"{name} is empty", expected="an image", next_step="replace or remove the file")
+        raise ImageError.of(name, "is empty", expected="an image", next_step="replace or remove the file")
     if num_bytes > max_bytes:
-        raise ImageError(
-            f"{name} has {num_bytes:,} bytes",
+        raise ImageError.of(
+            name,
+            f"has {num_bytes:,} bytes",
             expected=f"at most {max_bytes:,} bytes",
             next_step="scale the image down",
         )
@@ -157,7 +177,7 @@ def _fetch(location: str, max_bytes: int) -> bytes:
             raise
         except ImportError as error:
             module = (error.name or str(error)).split(".")[0]
-            raise MissingExtraError(module, extra=_EXTRAS.get(module, "remote")) from error
+            raise MissingExtraError(module, extra="remote") from error
         except (FileNotFoundError, KeyError, IndexError, PermissionError, ValueError) as error:
             raise _unreachable(location, error) from error
         except Exception as error:  # every file system of fsspec has kinds of its own
@@ -167,38 +187,21 @@ def _fetch(location: str, max_bytes: int) -> bytes:
     raise AssertionError("the last attempt returns or raises")
 
 
+def _open_and_read(location: str, max_bytes: int) -> bytes:
+    member, separator, container = location.partition("::")
+    if separator and scheme_of(location) in shards.KINDS:
+        return shards.read_member(scheme_of(location), member.partition("://")[2], container, max_bytes)
+    return download(location, max_bytes)
+
+
 def _unreachable(location: str, error: Exception) -> ImageError:
     if isinstance(error, FileNotFoundError):
         reason = "does not exist"
     else:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-    return ImageError(
-        f"{location}: {reason}",
+    return ImageError.of(
+        location,
+        f": {reason}",
         expected="an image that can be fetched",
-        next_step="check the URL and the permissions, then run the same command again",
+        next_step="check the address and the permissions, then run the same command again",
     )
-
-
-def _open_and_read(location: str, max_bytes: int) -> bytes:
-    from samething.images import shards
-
-    kind = location.partition("://")[0]
-    member, separator, container = location.partition("::")
-    if separator and kind in shards.KINDS:
-        return shards.read_member(kind, member.partition("://")[2], container, max_bytes)
-    import fsspec
-
-    with fsspec.open(location, "rb") as stream:
-        content: bytes = stream.read(max_bytes + 1)
-        return content
-
-
-def _info(location: str) -> dict[str, Any]:
-    if not is_url(location):
-        status = os.stat(location)  # noqa: PTH116 (a string, as everywhere here)
-        return {"size": status.st_size, "mtime": status.st_mtime_ns}
-    import fsspec
-
-    files, path = fsspec.url_to_fs(location)
-    found: dict[str, Any] = files.info(path)
-    return found

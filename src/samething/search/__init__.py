@@ -11,9 +11,9 @@ from samething.errors import InputError
 from samething.images import Box
 from samething.index import LanceIndex, RecallReport, Where, create_index, exists_index, open_index
 from samething.search.collection import FILE_COLUMNS, Collection
-from samething.search.groups import Duplicates, near_duplicates
-from samething.search.known import KnownVectors, is_feature_folder
+from samething.search.feature_vectors import KnownVectors, is_feature_folder
 from samething.search.matches import Match, Matches
+from samething.search.near_duplicates import Duplicates, near_duplicates
 from samething.search.searcher import (
     Changes,
     Searcher,

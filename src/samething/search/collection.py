@@ -6,16 +6,20 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from samething.catalog import Catalog
-from samething.errors import ImageError, InputError
-from samething.files import Json, file_sha256
-from samething.images import Box, Source, find_image_files, is_url
+from PIL import Image
+
+from samething.catalog import BOX_COLUMNS, SCHEMA, Catalog
+from samething.errors import InputError
+from samething.files import Json
+from samething.images import Box, Source, as_they_are, disk_state, find_image_files, keyed, thumbnail
 from samething.index import ColumnKind
+
+THUMBNAIL_SIDE: Final = 224
+"""Pixels. Even black and white noise fits the 65,535 bytes of a text of Milvus then."""
 
 FILE_COLUMNS: Final[Mapping[str, ColumnKind]] = {
     "files": "text",  # JSON: every file with this content
@@ -28,50 +32,7 @@ FILE_COLUMNS: Final[Mapping[str, ColumnKind]] = {
 }
 """What an index keeps of the files behind a row, besides the columns that every index has."""
 
-_CATALOG_OWN: Final = frozenset(
-    {"image", "label", "domain", "dataset", "role", "width", "height", "sha256", "labels", "version"}
-) | {f"box_{side}" for side in ("left", "top", "right", "bottom")}
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageFile:
-    """One file (or URL) of a collection, as it looks without being read."""
-
-    path: str
-    """Absolute path, or URL."""
-    label: str = ""
-    domain: str = "default"
-    size_bytes: int | None = None
-    modified: float | None = None
-    """Seconds since 1970."""
-    mark: str = ""
-    """Changes when the content does: size and time of change, or what a server says; empty: unknown."""
-    box: tuple[int, int, int, int] | None = None
-    """The part of the image that is meant."""
-    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
-    """Further columns of a catalog."""
-
-    @property
-    def source(self) -> Source:
-        """What ``decode`` reads."""
-        return Source(self.path, None if self.box is None else Box(*self.box))
-
-    @property
-    def place(self) -> str:
-        """Identity of the entry: path and box."""
-        return self.path if self.box is None else f"{self.path}\x1f{','.join(map(str, self.box))}"
-
-    def to_json(self) -> dict[str, Json]:
-        """What the index keeps of it."""
-        kept = dataclasses.asdict(self)
-        del kept["metadata"]
-        return {name: value for name, value in kept.items() if value not in (None, "")}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Json]) -> ImageFile:
-        """The inverse of :meth:`to_json`."""
-        box = value.get("box")
-        return cls(**{**value, "box": tuple(box) if box else None, "label": value.get("label", "")})
+_CATALOG_OWN: Final = frozenset({*SCHEMA.names, *BOX_COLUMNS, "labels", "version"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +46,7 @@ class Collection:
     root: Path | None = None
     """Folder of a catalog's images, if they were moved."""
 
-    def files(self) -> list[ImageFile]:
+    def files(self) -> list[Source]:
         """Every image file, in a fixed order; nothing is read but the names and what the disk says of them.
 
         Raises:
@@ -101,11 +62,16 @@ class Collection:
             )
         return self._of_catalog()
 
-    def _of_folder(self) -> list[ImageFile]:
+    def _of_folder(self) -> list[Source]:
         folder = Path(os.path.abspath(self.location))  # noqa: PTH100 - links stay as the user named them
         start = len(str(folder).rstrip("/")) + 1
         found = [
-            _on_disk(path, status, label=path[start:].rpartition("/")[0], domain=self.domain)
+            Source(
+                path,
+                label=path[start:].rpartition("/")[0],
+                domain=self.domain,
+                **disk_state(path, status),
+            )
             for path, status in find_image_files(folder)
         ]
         if not found:
@@ -116,25 +82,24 @@ class Collection:
             )
         return found
 
-    def _of_catalog(self) -> list[ImageFile]:
+    def _of_catalog(self) -> list[Source]:
         catalog = Catalog.read(self.location, root=self.root)
         catalog.require_files()
         searchable = catalog.has_role("index", "query+index")
         if searchable.any():
             catalog = catalog.take(searchable)
         columns = {name: catalog.table[name].to_pylist() for name in metadata_columns(catalog)}
-        labels, domains = catalog.strings("label"), catalog.strings("domain")
         found = []
         for row, source in enumerate(catalog.sources):
-            metadata = {name: values[row] for name, values in columns.items()}
-            place = {"label": labels[row], "domain": domains[row], "metadata": metadata}
-            place["box"] = None if source.box is None else tuple(source.box)
-            if is_url(source.location):
-                found.append(ImageFile(source.location, mark=source.version(), **place))
-            else:
-                path = os.path.abspath(source.location)  # noqa: PTH100
-                found.append(_on_disk(path, _status(path), **place))
-        return found
+            place = source.location
+            found.append(
+                dataclasses.replace(
+                    source,
+                    location=place if source.is_remote else os.path.abspath(place),  # noqa: PTH100
+                    metadata={name: values[row] for name, values in columns.items()},
+                )
+            )
+        return list(as_they_are(found))
 
     def metadata_kinds(self) -> dict[str, ColumnKind]:
         """Further columns of a catalog that an index can keep, and their kinds."""
@@ -179,58 +144,54 @@ def metadata_columns(catalog: Catalog) -> dict[str, ColumnKind]:
     return kinds
 
 
-def content_ids(files: Iterable[ImageFile]) -> Iterator[tuple[ImageFile, str | ImageError]]:
-    """Each file with the identity of what it shows: SHA-256 of its bytes, and box. Reads in threads."""
-    with ThreadPoolExecutor() as pool:
-        yield from pool.map(_with_content_id, files)
-
-
-def _with_content_id(file: ImageFile) -> tuple[ImageFile, str | ImageError]:
-    try:
-        if is_url(file.path):
-            sha256 = hashlib.sha256(file.source.read()).hexdigest()
-        else:
-            sha256 = file_sha256(Path(file.path))
-    except ImageError as error:
-        return file, error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        return file, ImageError(f"{file.path}: {reason}", expected="a readable file", next_step="check it")
-    return file, content_id(sha256, file.box)
-
-
-def content_id(sha256: str, box: tuple[int, ...] | None) -> str:
+def content_id(sha256: str, box: Box | None) -> str:
     """Identity of what an image shows: the SHA-256 of its file, and with a box of file and box."""
-    if box is None:
-        return sha256
-    return hashlib.sha256(f"{sha256}\x1f{','.join(map(str, box))}".encode()).hexdigest()
+    return sha256 if box is None else hashlib.sha256(keyed(sha256, box).encode()).hexdigest()
 
 
-def row_of(content_id: str, files: list[ImageFile]) -> dict[str, Any]:
+def row_of(content_id: str, files: list[Source]) -> dict[str, Any]:
     """The columns of a row that say which files show its content; the first of them gives path and label."""
-    files = sorted(files, key=lambda file: file.place)
+    files = sorted(files, key=lambda file: file.key)
     first = files[0]
     modified = [file.modified for file in files if file.modified is not None]
     return {
         **first.metadata,
         "id": content_id,
-        "path": first.path,
+        "path": first.location,
         "label": first.label,
         "domain": first.domain,
         "sha256": content_id if first.box is None else None,
-        "files": json.dumps([file.to_json() for file in files], ensure_ascii=False),
-        "paths": list(dict.fromkeys(file.path for file in files)),
+        "files": json.dumps([_file_to_json(file) for file in files], ensure_ascii=False),
+        "paths": list(dict.fromkeys(file.location for file in files)),
         "labels": sorted({file.label for file in files}),
         "domains": sorted({file.domain for file in files}),
-        "folders": sorted({folder for file in files for folder in folders_above(file.path)}),
+        "folders": sorted({folder for file in files for folder in folders_above(file.location)}),
         "size_bytes": first.size_bytes,
         "modified": max(modified, default=None),
     }
 
 
-def files_of(text: str) -> list[ImageFile]:
+def looks_of(image: Image.Image) -> dict[str, Any]:
+    """The columns of a row that say what a decoded image looks like: its sides and a thumbnail."""
+    small = thumbnail(image, longer_side=THUMBNAIL_SIDE)
+    return {"width": image.width, "height": image.height, "thumbnail": small}
+
+
+_KEPT: Final = ("label", "domain", "size_bytes", "modified", "mark", "box")
+
+
+def _file_to_json(file: Source) -> dict[str, Json]:
+    kept = {name: getattr(file, name) for name in _KEPT}
+    return {"path": file.location} | {name: value for name, value in kept.items() if value not in (None, "")}
+
+
+def files_of(text: str) -> list[Source]:
     """The files of a row, from its column ``files``."""
-    return [ImageFile.from_json(value) for value in json.loads(text)]
+    found = []
+    for value in json.loads(text):
+        box = value.pop("box", None)
+        found.append(Source(value.pop("path"), None if box is None else Box(*box), **value))
+    return found
 
 
 def folders_above(path: str) -> list[str]:
@@ -246,27 +207,3 @@ def folders_above(path: str) -> list[str]:
         if rest:
             found.append(scheme + sign + rest)
     return found
-
-
-def on_disk(path: str, **place: Any) -> ImageFile:
-    """A file as the disk describes it, without reading it."""
-    return _on_disk(path, _status(path), **place)
-
-
-def _on_disk(path: str, status: os.stat_result | None, **place: Any) -> ImageFile:
-    if status is None:  # it is listed with its reason when it is read
-        return ImageFile(path, **place)
-    return ImageFile(
-        path,
-        size_bytes=status.st_size,
-        modified=status.st_mtime,
-        mark=f"{status.st_size}:{status.st_mtime_ns}",
-        **place,
-    )
-
-
-def _status(path: str) -> os.stat_result | None:
-    try:
-        return os.stat(path)  # noqa: PTH116 - a million times
-    except OSError:
-        return None

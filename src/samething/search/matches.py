@@ -21,6 +21,10 @@ from samething.files import Json
 from samething.images import is_url
 from samething.pages import write_page
 
+_NOT_METADATA: Final = frozenset(
+    {"id", "score", "path", "label", "domain", "paths", "files", "folders", "labels", "domains"}
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Match:
@@ -42,6 +46,24 @@ class Match:
     """Other places with the same image."""
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further columns of the index."""
+
+    @classmethod
+    def of(cls, hit: Mapping[str, Any], *, rank: int, probability: float | None) -> Match:
+        """A row of the index with its score as a match; what has no value is left out of ``metadata``."""
+        path = hit["path"] or ""
+        return cls(
+            rank=rank,
+            score=hit["score"],
+            path=path,
+            label=hit["label"] or "",
+            domain=hit["domain"] or "",
+            id=hit["id"],
+            probability=probability,
+            copies=tuple(other for other in hit.get("paths") or () if other != path),
+            metadata={
+                name: value for name, value in hit.items() if name not in _NOT_METADATA and value is not None
+            },
+        )
 
     def to_json(self) -> dict[str, Json]:
         """Plain values."""

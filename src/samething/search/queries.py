@@ -11,7 +11,6 @@ from jaxtyping import Float
 from PIL import Image, ImageGrab
 
 from samething.embedder import Embedder
-from samething.embedder.sources import fetch, is_url
 from samething.errors import ImageError, InputError
 from samething.images import Box, ImageLike, decode
 from samething.index import AbstractIndex
@@ -20,16 +19,14 @@ CLIPBOARD = "clipboard"
 """Name of a query that is the image in the clipboard."""
 
 
-def opened(image: ImageLike, *, crop: Box | None = None) -> Image.Image:
-    """A query's image, decoded: a path, a URL, the word ``clipboard``, bytes, a Pillow image or an array.
+def query_image(image: ImageLike, *, crop: Box | None = None) -> Image.Image:
+    """A query's image, decoded: the word ``clipboard``, or what :func:`samething.images.decode` takes.
 
     Raises:
         ImageError: it cannot be read.
     """
-    if is_url(image):
-        return decode(fetch(str(image)), box=crop)
     if isinstance(image, str) and image == CLIPBOARD and not Path(CLIPBOARD).exists():
-        return decode(_clipboard(), box=crop)
+        image = _clipboard()
     return decode(image, box=crop)
 
 
@@ -73,7 +70,7 @@ def query_vector(
             expected="one image with a crop",
             next_step="cut the images yourself, or give one of them",
         )
-    vectors: Float[np.ndarray, "m d"] = embedder.embed([opened(image, crop=crop) for image in images])
+    vectors: Float[np.ndarray, "m d"] = embedder.embed([query_image(image, crop=crop) for image in images])
     return vectors
 
 

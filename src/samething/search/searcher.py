@@ -17,11 +17,11 @@ from samething.embedder import Embedder
 from samething.errors import ArtefactError, ImageError
 from samething.evaluation.calibration import Calibration
 from samething.files import read_json, write_json
-from samething.images import Box, ImageLike, decode, thumbnail
+from samething.images import Box, ImageLike, Source, decode, in_threads
 from samething.index import AbstractIndex, Where, open_index
 from samething.progress import progress_bar
-from samething.search.collection import Collection, ImageFile, row_of
-from samething.search.known import KnownVectors
+from samething.search.collection import Collection, looks_of, row_of
+from samething.search.feature_vectors import KnownVectors
 from samething.search.matches import Match, Matches
 from samething.search.queries import query_vector, together, vectors_of_label
 from samething.search.syncing import Plan, make_plan
@@ -30,8 +30,6 @@ MODEL_NAME: Final = "model.json"
 """File in an index folder that says where its model is."""
 COLLECTIONS_NAME: Final = "collections.json"
 """File in an index folder that lists the folders and catalogs it follows."""
-THUMBNAIL_SIDE: Final = 224
-"""Pixels. Even black and white noise fits the 65,535 bytes of a text of Milvus then."""
 _MAX_LOOKED_FOR: Final = 24
 _ROWS_A_WRITE: Final = 256
 
@@ -77,13 +75,14 @@ class Searcher:
             ArtefactError: index or model are missing, unfinished or damaged.
             FingerprintError: the model is not the index's own.
         """
-        if model is None:
-            open_index(location).close()  # says what is wrong with the index before the model is looked for
-            model = remembered_model(location)
-        embedder = Embedder.load(model)
-        return cls(
-            embedder, open_index(location, model_fingerprint=embedder.fingerprint, model_name=embedder.name)
-        )
+        index = open_index(location)  # says what is wrong with it before the model is looked for
+        try:
+            embedder = Embedder.load(remembered_model(location) if model is None else model)
+            index.require_model(embedder.fingerprint, embedder.name)
+        except BaseException:
+            index.close()
+            raise
+        return cls(embedder, index)
 
     @property
     def calibration(self) -> Calibration | None:
@@ -163,31 +162,19 @@ class Searcher:
                 if hit["id"] not in left_out and hit["score"] > best.get(hit["id"], {"score": -2})["score"]:
                     best[hit["id"]] = hit
         ranked = sorted(best.values(), key=lambda hit: (-hit["score"], hit["id"]))[:k]
-        found = tuple(self._match(rank, hit) for rank, hit in enumerate(ranked, start=1))
-        looked_for = tuple(leave_out[:_MAX_LOOKED_FOR])
         calibration = self.calibration
-        if calibration is None:
-            return Matches(name, found, looked_for=looked_for)
-        chances = calibration.probability(np.array([match.score for match in found])).tolist()
-        calibrated = [
-            dataclasses.replace(match, probability=chance)
-            for match, chance in zip(found, chances, strict=True)
+        chances: list[float | None] = [None] * len(ranked)
+        if calibration is not None:
+            chances = calibration.probability(np.array([hit["score"] for hit in ranked])).tolist()
+        found = [
+            Match.of(hit, rank=rank, probability=chance)
+            for rank, (hit, chance) in enumerate(zip(ranked, chances, strict=True), start=1)
         ]
-        return Matches(name, tuple(calibrated), threshold=calibration.threshold, looked_for=looked_for)
-
-    def _match(self, rank: int, hit: dict[str, Any]) -> Match:
-        path = hit.pop("path") or ""
-        known = {"rank": rank, "score": hit.pop("score"), "path": path, "id": hit.pop("id")}
-        return Match(
-            **known,
-            label=hit.pop("label") or "",
-            domain=hit.pop("domain") or "",
-            copies=tuple(other for other in hit.pop("paths", None) or () if other != path),
-            metadata={
-                name: value
-                for name, value in hit.items()
-                if name not in ("files", "folders", "labels", "domains") and value is not None
-            },
+        return Matches(
+            name,
+            tuple(found),
+            threshold=None if calibration is None else calibration.threshold,
+            looked_for=tuple(leave_out[:_MAX_LOOKED_FOR]),
         )
 
     # ---- growing
@@ -216,7 +203,7 @@ class Searcher:
 
     def update_files(
         self,
-        files: Sequence[ImageFile],
+        files: Sequence[Source],
         *,
         drop: bool = False,
         known: Sequence[KnownVectors] = (),
@@ -265,30 +252,34 @@ class Searcher:
 
     def _embedded(
         self,
-        part: list[tuple[str, list[ImageFile]]],
+        part: list[tuple[str, list[Source]]],
         unreadable: list[tuple[str, str]],
         known: Sequence[KnownVectors],
     ) -> tuple[list[Embeddings], list[dict[str, Any]]]:
         """Vectors and rows of images; from features where there are any."""
         vectors: list[Embeddings] = []
         rows: list[dict[str, Any]] = []
+
         for source in known:
             here = [(name, files) for name, files in part if name in source]
             part = [(name, files) for name, files in part if name not in source]
-            made = [row for name, files in here if (row := _described(name, files, unreadable))]
+            made = []
+            seen = in_threads(lambda entry: looks_of(decode(entry[1][0])), here)
+            for (name, files), looks in zip(here, seen, strict=True):
+                if isinstance(looks, ImageError):
+                    unreadable.extend((file.location, looks.given) for file in files)
+                else:
+                    made.append({**row_of(name, files), **looks})
             if made:
                 vectors.append(source.vectors([row["id"] for row in made]))
                 rows += made
-        for batch in self.embedder.embed_stream([files[0].source for _, files in part]):
+        sources = [files[0] for _, files in part]
+        for batch in self.embedder.embed_stream(sources, keep=looks_of):
             for position, error in batch.unreadable.items():
-                unreadable += [(file.path, error.given) for file in part[position][1]]
-            good = []
-            for place, position in enumerate(batch.positions):
-                row = _described(*part[position], unreadable)
-                if row is not None:  # else it was readable a moment ago
-                    good.append(place)
-                    rows.append(row)
-            vectors.append(batch.vectors[good])
+                unreadable += [(file.location, error.given) for file in part[position][1]]
+            for position, looks in zip(batch.positions, batch.kept, strict=True):
+                rows.append({**row_of(*part[position]), **looks})
+            vectors.append(batch.vectors)
         return vectors, rows
 
     def _move(self, plan: Plan) -> None:
@@ -338,20 +329,6 @@ class Searcher:
             lines.append(f"[yellow]{len(self.unreadable):,} images could not be read:[/yellow]")
             lines += [escape(f"  {path}: {reason}") for path, reason in self.unreadable[:5]]
         return "\n".join(lines)
-
-
-def _described(
-    content_id: str, files: list[ImageFile], unreadable: list[tuple[str, str]]
-) -> dict[str, Any] | None:
-    """An image's row with size and thumbnail; None, and listed, when it cannot be read."""
-    try:
-        image = decode(files[0].source)
-    except ImageError as error:
-        unreadable += [(file.path, error.given) for file in files]
-        return None
-    size = {"width": image.width, "height": image.height}
-    small = thumbnail(image, longer_side=THUMBNAIL_SIDE)
-    return {**row_of(content_id, files), **size, "thumbnail": small}
 
 
 def _shown(images: Sequence[ImageLike]) -> str:

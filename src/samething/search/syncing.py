@@ -11,17 +11,18 @@ import dataclasses
 from collections.abc import Sequence
 
 from samething.errors import ImageError, InputError
+from samething.images import Source, checksum, in_threads
 from samething.index import AbstractIndex
-from samething.search.collection import FILE_COLUMNS, ImageFile, content_ids, files_of
+from samething.search.collection import FILE_COLUMNS, content_id, files_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What has to be done."""
 
-    new: dict[str, list[ImageFile]]
+    new: dict[str, list[Source]]
     """Content that has no row yet, with its files; it is embedded."""
-    changed: dict[str, list[ImageFile]]
+    changed: dict[str, list[Source]]
     """Rows whose files are others than before; they keep their vectors."""
     gone: list[str]
     """Rows without a file."""
@@ -35,7 +36,7 @@ class Plan:
     """Files that were read to learn their content."""
 
 
-def make_plan(index: AbstractIndex, found: Sequence[ImageFile], *, drop: bool) -> Plan:
+def make_plan(index: AbstractIndex, found: Sequence[Source], *, drop: bool) -> Plan:
     """Compare the files that there are with those that the index knows.
 
     Args:
@@ -48,17 +49,17 @@ def make_plan(index: AbstractIndex, found: Sequence[ImageFile], *, drop: bool) -
     """
     rows = _known_rows(index)
     content_of: dict[str, str] = {}
-    known: dict[str, ImageFile] = {}
+    known: dict[str, Source] = {}
     for name, files in rows.items():
         for file in files:
-            known[file.place], content_of[file.place] = file, name
-    present = {file.place: file for file in found}
+            known[file.key], content_of[file.key] = file, name
+    present = {file.key: file for file in found}
     same = {
         place: None  # in the order of the files
         for place, file in present.items()
         if file.mark and place in known and file.mark == known[place].mark
     }
-    after: dict[str, list[ImageFile]] = {}
+    after: dict[str, list[Source]] = {}
     for place in same:
         after.setdefault(content_of[place], []).append(present[place])
     if not drop:
@@ -68,13 +69,14 @@ def make_plan(index: AbstractIndex, found: Sequence[ImageFile], *, drop: bool) -
     to_read = [file for place, file in present.items() if place not in same]
     unreadable: list[tuple[str, str]] = []
     num_moved = 0
-    for file, content in content_ids(to_read):
-        if isinstance(content, ImageError):
-            unreadable.append((file.path, content.given))
-            if file.place in known:  # it may be readable again tomorrow
-                after.setdefault(content_of[file.place], []).append(known[file.place])
+    for file, found_out in zip(to_read, in_threads(checksum, to_read), strict=True):
+        if isinstance(found_out, ImageError):
+            unreadable.append((file.location, found_out.given))
+            if file.key in known:  # it may be readable again tomorrow
+                after.setdefault(content_of[file.key], []).append(known[file.key])
             continue
-        num_moved += content in rows and content_of.get(file.place) != content
+        content = content_id(found_out, file.box)
+        num_moved += content in rows and content_of.get(file.key) != content
         after.setdefault(content, []).append(file)
     changed = {name: files for name, files in after.items() if name in rows and _differ(files, rows[name])}
     return Plan(
@@ -88,13 +90,13 @@ def make_plan(index: AbstractIndex, found: Sequence[ImageFile], *, drop: bool) -
     )
 
 
-def _differ(files: list[ImageFile], others: list[ImageFile]) -> bool:
+def _differ(files: list[Source], others: list[Source]) -> bool:
     if len(files) == len(others) == 1:
         return files != others
-    return {file.place: file for file in files} != {file.place: file for file in others}
+    return {file.key: file for file in files} != {file.key: file for file in others}
 
 
-def known_files(index: AbstractIndex) -> list[ImageFile]:
+def known_files(index: AbstractIndex) -> list[Source]:
     """Every file that an index knows.
 
     Raises:
@@ -103,7 +105,7 @@ def known_files(index: AbstractIndex) -> list[ImageFile]:
     return [file for files in _known_rows(index).values() for file in files]
 
 
-def _known_rows(index: AbstractIndex) -> dict[str, list[ImageFile]]:
+def _known_rows(index: AbstractIndex) -> dict[str, list[Source]]:
     if not FILE_COLUMNS.keys() <= index.description.extra_columns.keys():
         raise InputError(
             f"the index {index.location} was made by an earlier version and does not know its files",

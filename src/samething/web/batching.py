@@ -10,12 +10,10 @@ from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 
 from samething.arrays import Pixels
 from samething.embedder import Embedder
 from samething.errors import SamethingError
-from samething.images import prepare
 
 MAX_BATCH: Final = 8
 """Images embedded together at most."""
@@ -30,13 +28,6 @@ class BusyError(SamethingError):
             expected="fewer at a time",
             next_step="try again in a second",
         )
-
-
-def prepared(embedder: Embedder, image: Image.Image) -> Pixels:
-    """A decoded image as the model's graph takes it: small, so that many can wait in little memory."""
-    if embedder.form["input"] == "pixels":
-        return prepare(image, embedder.preprocessing)
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 class Batcher:

@@ -21,17 +21,16 @@ from jaxtyping import Float
 
 from samething.errors import InputError, SamethingError
 from samething.files import Json
-from samething.images import Box, decode, thumbnail
+from samething.images import Box, Source, decode
 from samething.index import Where
 from samething.search import Matches, Searcher
-from samething.search.collection import FILE_COLUMNS, ImageFile, files_of, row_of
+from samething.search.collection import FILE_COLUMNS, files_of, looks_of, row_of
 from samething.search.searcher import (
-    THUMBNAIL_SIDE,
     Combine,
     remember_collections,
     remembered_collections,
 )
-from samething.web.batching import Batcher, BusyError, prepared
+from samething.web.batching import Batcher, BusyError
 from samething.web.fetching import fetch_public
 from samething.web.guards import Limits
 from samething.web.projection import ImageMap, image_map
@@ -143,8 +142,7 @@ class Service:
             raise BusyError(self.batcher.num_waiting) from None
 
     def _pixels(self, content: bytes, crop: Box | None) -> Any:
-        image = decode(content, max_pixels=self.limits.max_pixels, box=crop)
-        return prepared(self.searcher.embedder, image)
+        return self.searcher.embedder.prepare(decode(content, max_pixels=self.limits.max_pixels, box=crop))
 
     def fetched(self, url: str) -> bytes:
         """The image behind an address.
@@ -191,7 +189,7 @@ class Service:
         """
         knows_files = FILE_COLUMNS.keys() <= self.searcher.index.description.extra_columns.keys()
         row = self.row(row_id, ["path", "files"] if knows_files else ["path"])
-        files = files_of(row["files"]) if row.get("files") else [ImageFile(row["path"] or "")]
+        files = files_of(row["files"]) if row.get("files") else [Source(row["path"] or "")]
         error: InputError = UnknownImageError(row_id)
         for file in files:
             try:
@@ -251,7 +249,7 @@ class Service:
                 next_step="start the server with --uploads FOLDER, or make the index again",
             )
         image = decode(content, max_pixels=self.limits.max_pixels)
-        [future] = self.batcher.submit([prepared(self.searcher.embedder, image)])
+        [future] = self.batcher.submit([self.searcher.embedder.prepare(image)])
         vector: Float[np.ndarray, " d"] = future.result(timeout=self.limits.timeout_s)
         with self._changing:
             row_id, file = self.uploads.keep(
@@ -262,10 +260,8 @@ class Service:
                 others = files_of(self.row(row_id, ["files"])["files"])
             except UnknownImageError:
                 others = []
-            files = [*(other for other in others if other.place != file.place), file]
-            size = {"width": image.width, "height": image.height}
-            small = thumbnail(image, longer_side=THUMBNAIL_SIDE)
-            row = {**row_of(row_id, files), **size, "thumbnail": small}
+            files = [*(other for other in others if other.key != file.key), file]
+            row = {**row_of(row_id, files), **looks_of(image)}
             index.add(vector[None], [row], model_fingerprint=self.searcher.embedder.fingerprint)
             self._forget()
         return row_id

@@ -9,12 +9,11 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from samething.embedder.sources import fetch
 from samething.errors import InputError
 from samething.files import atomic_path, write_text
-from samething.images import Box, decode, is_url, thumbnail
+from samething.images import Source, decode, disk_state, is_url, thumbnail
 from samething.images.decoding import opened
-from samething.search.collection import Collection, ImageFile, on_disk
+from samething.search.collection import Collection
 
 MEDIA_TYPES: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
 """Formats that are sent as they are; every browser shows them and none of them holds script."""
@@ -23,7 +22,7 @@ _MAX_RAW_BYTES: Final = 64 * 2**20
 _CATALOG_NAME: Final = "uploads.csv"
 
 
-def sendable(file: ImageFile, *, max_pixels: int, side: int | None = None) -> tuple[bytes, str]:
+def sendable(file: Source, *, max_pixels: int, side: int | None = None) -> tuple[bytes, str]:
     """An image file as bytes that any browser shows, and their media type.
 
     What it is is found out from its content, whatever its name says. JPEG, PNG, WebP and GIF files are sent
@@ -37,15 +36,13 @@ def sendable(file: ImageFile, *, max_pixels: int, side: int | None = None) -> tu
     Raises:
         ImageError: it is not there any more, or no image.
     """
-    content: bytes | Path = fetch(file.path) if is_url(file.path) else Path(file.path)
-    if isinstance(content, Path) and content.is_file() and content.stat().st_size <= _MAX_RAW_BYTES:
-        content = content.read_bytes()  # once, so that what is looked at is what is sent
-    if side is None and file.box is None and isinstance(content, bytes):
-        with opened(content, max_pixels=max_pixels, name=file.path) as image:
+    content = file.read()  # once, so that what is looked at is what is sent
+    if side is None and file.box is None and len(content) <= _MAX_RAW_BYTES:
+        with opened(content, max_pixels=max_pixels, name=file.location) as image:
             media_type = MEDIA_TYPES.get(str(image.format))
         if media_type is not None:
             return content, media_type
-    image = decode(content, max_pixels=max_pixels, box=None if file.box is None else Box(*file.box))
+    image = decode(content, max_pixels=max_pixels, box=file.box)
     return thumbnail(image, longer_side=side or max(image.size)), "image/jpeg"
 
 
@@ -64,7 +61,7 @@ class Uploads:
         """What an index follows to keep these images."""
         return Collection(self.folder / _CATALOG_NAME)
 
-    def keep(self, content: bytes, *, label: str, domain: str, max_pixels: int) -> tuple[str, ImageFile]:
+    def keep(self, content: bytes, *, label: str, domain: str, max_pixels: int) -> tuple[str, Source]:
         """Store an image; the identity of its content, and its file.
 
         Raises:
@@ -88,15 +85,15 @@ class Uploads:
                 with atomic_path(path) as partial:
                     partial.write_bytes(content)
             self._write([*(row for row in self._rows() if row["image"] != name), _row(name, label, domain)])
-        return sha256, on_disk(str(path), label=label, domain=domain)
+        return sha256, Source(str(path), label=label, domain=domain, **disk_state(str(path)))
 
-    def drop(self, files: list[ImageFile]) -> None:
+    def drop(self, files: list[Source]) -> None:
         """Delete those of the files that were uploaded; others are left alone."""
         with self._guard:
             mine = {
-                Path(file.path).relative_to(self.folder).as_posix()
+                Path(file.location).relative_to(self.folder).as_posix()
                 for file in files
-                if not is_url(file.path) and Path(file.path).is_relative_to(self.folder)
+                if not is_url(file.location) and Path(file.location).is_relative_to(self.folder)
             }
             if mine:
                 self._write([row for row in self._rows() if row["image"] not in mine])

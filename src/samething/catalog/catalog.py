@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +35,9 @@ from samething.catalog.tables import (
 )
 from samething.errors import ArtefactError, InputError
 from samething.files import atomic_path
-from samething.images.sources import Box, Source, container_of, is_url, located
+from samething.images import Box, Source, container_of, is_url, keyed, located
+
+_SOURCE_COLUMNS: Final = ("image", "label", "domain", *BOX_COLUMNS)
 
 # Rows turned into text together; what there is of them in memory at a time.
 _ROWS_AT_A_TIME: Final = 1 << 16
@@ -64,7 +66,7 @@ class Catalog:
     these ``box_left``, ``box_top``, ``box_right`` and ``box_bottom`` (pixels of the upright image, null
     for the whole of it) say which part a row shows, and ``version`` (such as size and ETag) tells contents
     of one URL apart where there is no ``sha256``. Instead of a path, ``image`` may be a URL or a member of a
-    shard (:mod:`samething.images.sources`).
+    shard (:mod:`samething.images.addresses`).
 
     Raises:
         InputError: a column is missing or of a type that cannot be cast, a role is unknown, or a box has
@@ -175,17 +177,26 @@ class Catalog:
 
     @property
     def sources(self) -> list[Source]:
-        """Where each image is, and which part of it is meant, in catalog order; made for ``decode``."""
-        locations = [located(self.root, image) for image in self.strings("image")]
-        return [Source(*pair) for pair in zip(locations, self.boxes, strict=True)]
+        """Where each image is, which part of it is meant and what it shows, in catalog order."""
+        columns = (self.strings("image"), self.boxes, self.strings("label"), self.strings("domain"))
+        root = self.root
+        return [
+            Source(located(root, image), box, label, domain)
+            for image, box, label, domain in zip(*columns, strict=True)
+        ]
 
     def source(self, row: int) -> Source:
-        """Where the image of one row is, and which part of it is meant."""
-        location = located(self.root, self.table["image"][row].as_py() or "")
-        if BOX_COLUMNS[0] not in self.table.column_names:
-            return Source(location)
-        sides = [self.table[name][row].as_py() for name in BOX_COLUMNS]
-        return Source(location, None if sides[0] is None else Box(*sides))
+        """The source of one row."""
+        cells = {name: self.table[name][row].as_py() for name in _SOURCE_COLUMNS if name in self._names}
+        sides: list[Any] = [cells.get(name) for name in BOX_COLUMNS]
+        box = None if sides[0] is None else Box(*sides)
+        return Source(
+            located(self.root, cells["image"] or ""), box, cells["label"] or "", cells["domain"] or ""
+        )
+
+    @functools.cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(self.table.column_names)
 
     @property
     def boxes(self) -> list[Box | None]:
@@ -201,9 +212,8 @@ class Catalog:
         if "version" in self.table.column_names:
             versions = self.strings("version")
             images = np.where(versions == "", images, images + "\x1f" + versions)
-        keys = np.where(hashes == "", images, hashes)
-        boxes = ["" if box is None else f"\x1f{','.join(map(str, box))}" for box in self.boxes]
-        return np.asarray(keys + np.asarray(boxes, dtype=object), dtype=object)
+        names = np.where(hashes == "", images, hashes)
+        return np.asarray(list(map(keyed, names, self.boxes)), dtype=object)
 
     @property
     def domains(self) -> list[str]:

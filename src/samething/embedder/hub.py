@@ -1,25 +1,18 @@
-"""Where models and images come from when they are not on this disk: the model hub and the web."""
+"""Models of the Hugging Face hub."""
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import re
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any, Final
 
-from samething.errors import ArtefactError, ImageError, MissingExtraError
+from samething.errors import ArtefactError, MissingExtraError
 
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 """``owner/name``, or ``owner/name@revision``."""
 HUB_FILES: Final = ("manifest.json", "config.json", "model.onnx*", "codes.npz")
 """What embedding needs of a model on the hub; the weights for torch stay there."""
-
-TIMEOUT_S: Final = 20.0
-MAX_BYTES: Final = 64 * 2**20
-"""Larger downloads are refused: no image that :func:`samething.images.decode` accepts needs as much."""
 
 
 def model_folder(model: Path | str) -> Path:
@@ -62,42 +55,3 @@ def _snapshot(huggingface_hub: Any, name: str, revision: str | None) -> str:
         with contextlib.suppress(Exception):
             return str(huggingface_hub.snapshot_download(**options, local_files_only=True))
         raise
-
-
-def is_url(image: object) -> bool:
-    """Whether an image is given by its address on the web.
-
-    >>> is_url("https://example.org/a.jpg"), is_url("a.jpg")
-    (True, False)
-    """
-    return isinstance(image, str) and image.lower().startswith(("http://", "https://"))
-
-
-def fetch(url: str, *, timeout_s: float = TIMEOUT_S, max_bytes: int = MAX_BYTES) -> bytes:
-    """The bytes behind an http or https URL.
-
-    Raises:
-        ImageError: it cannot be had, takes longer than ``timeout_s`` without a sign of life, or is larger
-            than ``max_bytes``.
-    """
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "samething"})
-        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
-            content: bytes = answer.read(max_bytes + 1)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        if isinstance(error, urllib.error.HTTPError):
-            reason = str(error)
-            error.close()  # it is the answer itself, with an open connection
-        raise ImageError(
-            f"{url} cannot be fetched ({reason})",
-            expected="the address of an image that may be read",
-            next_step="open the address in a browser; a page around an image is not the image",
-        ) from error
-    if len(content) > max_bytes:
-        raise ImageError(
-            f"{url} has more than {max_bytes // 2**20} MiB",
-            expected="an image file of a usual size",
-            next_step="download it and scale it down",
-        )
-    return content

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -15,7 +14,7 @@ from samething.embedder import Embedder
 from samething.errors import FingerprintError, ImageError, InputError
 from samething.features.store import JOB_NAME, FeatureSet
 from samething.files import is_finished
-from samething.images import decode
+from samething.images import checksum
 from samething.search.collection import Collection, content_id
 
 _SAMPLE: Final = 4
@@ -48,7 +47,7 @@ class KnownVectors:
         catalog = self.features.catalog
         checksums = catalog.table["sha256"].to_pylist() if "sha256" in catalog.table.column_names else []
         self._row_of = {
-            content_id(sha256, None if source.box is None else tuple(source.box)): row
+            content_id(sha256, source.box): row
             for row, (sha256, source) in enumerate(zip(checksums, catalog.sources, strict=False))
             if sha256
         }
@@ -73,13 +72,12 @@ class KnownVectors:
         names = list(self._row_of)
         for name in names[:: max(1, len(names) // _SAMPLE)][:_SAMPLE]:
             row = self._row_of[name]
-            source = self.features.catalog.sources[row]
+            source = self.features.catalog.source(row)
             try:
-                sha256 = hashlib.sha256(source.read()).hexdigest()
-                if content_id(sha256, None if source.box is None else tuple(source.box)) != name:
+                if content_id(checksum(source), source.box) != name:
                     continue  # it changed, and will be embedded
-                expected = embedder.embed([decode(source)])
-            except (ImageError, OSError):
+                expected = embedder.embed([source])
+            except ImageError:
                 continue  # it is listed when its turn comes
             agreement = float(expected[0] @ self._of_rows([row])[0])
             if agreement < _LEAST_AGREEMENT:
