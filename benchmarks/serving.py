@@ -24,7 +24,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 from samething.embedder import Embedder
-from samething.images import find_images
+from samething.images import find_files
 from samething.search.searcher import remembered_model
 from samething.web.client import _multipart
 
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--soak", type=float, default=0, help="seconds to soak instead")
     arguments = parser.parse_args()
-    found = [path for path, is_image in find_images(arguments.images) if is_image]
+    found = [Path(file.path) for file in find_files(arguments.images) if file.is_image]
     files = found[:: max(1, len(found) // arguments.count)][: arguments.count]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the server is stopped too
     server, address = started(arguments.index, max_waiting=4 * arguments.clients)

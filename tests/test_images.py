@@ -23,8 +23,7 @@ from samething.images import (
     Preprocessing,
     decode,
     dimensions,
-    find_image_files,
-    find_images,
+    find_files,
     is_image_file,
     normalise,
     prepare,
@@ -637,9 +636,9 @@ def test_image_files_are_told_by_name_and_else_by_content(tmp_path):
     no = {"i.txt": b"text", "j": b"", "k.json": b"{}", "l.wav": b"RIFF0000WAVE"}
     for name, content in {**yes, **no}.items():
         (tmp_path / name).write_bytes(content)
-    assert {path.name for path, is_image in find_images(tmp_path) if is_image} == set(yes)
-    assert {path.name for path, is_image in find_images(tmp_path) if not is_image} == set(no)
-    files = dict(find_image_files(tmp_path))
+    assert {Path(file.path).name for file in find_files(tmp_path) if file.is_image} == set(yes)
+    assert {Path(file.path).name for file in find_files(tmp_path) if not file.is_image} == set(no)
+    files = {file.path: file.status for file in find_files(tmp_path) if file.is_image}
     assert set(files) == {str(tmp_path / name) for name in yes}
     assert all(status.st_size == Path(path).stat().st_size for path, status in files.items())
     assert not is_image_file(tmp_path)
@@ -654,10 +653,9 @@ def test_folders_are_walked_in_order_without_hidden_files_and_linked_folders(tmp
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (tmp_path / "linked.jpg").symlink_to(tmp_path / "z.jpg")
-    files = dict(find_image_files(tmp_path))
-    assert list(files) == [str(path) for path, is_image in find_images(tmp_path) if is_image]
+    files = {file.path: file.status for file in find_files(tmp_path) if file.is_image}
     assert files[str(tmp_path / "gone.jpg")] is None and files[str(tmp_path / "linked.jpg")] is not None
-    found = [(str(path.relative_to(tmp_path)), is_image) for path, is_image in find_images(tmp_path)]
+    found = [(str(Path(file.path).relative_to(tmp_path)), file.is_image) for file in find_files(tmp_path)]
     assert found == [
         ("gone.jpg", True),
         ("link", False),
@@ -672,11 +670,11 @@ def test_folders_are_walked_in_order_without_hidden_files_and_linked_folders(tmp
 
 def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path):
     with pytest.raises(InputError, match="cannot list the folder"):
-        list(find_images(tmp_path / "nowhere"))
+        list(find_files(tmp_path / "nowhere"))
 
 
 def test_a_folder_full_of_other_things_holds_no_images(tmp_path):
     for number in range(50):
         (tmp_path / f"{number}.csv").write_text("a,b\n")
         (tmp_path / f"{number}").write_bytes(bytes(20))
-    assert [is_image for _, is_image in find_images(tmp_path)] == [False] * 100
+    assert [file.is_image for file in find_files(tmp_path)] == [False] * 100

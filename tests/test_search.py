@@ -24,7 +24,7 @@ from samething.embedder import Embedder
 from samething.errors import ArtefactError, FingerprintError, ImageError, InputError
 from samething.evaluation.calibration import Calibration
 from samething.files import file_sha256
-from samething.images import Box
+from samething.images import Box, decode, decoding, thumbnail
 from samething.index import create_index
 from samething.search import (
     Changes,
@@ -36,8 +36,10 @@ from samething.search import (
     find,
     index,
     rebuild,
+    searcher,
     sync,
 )
+from samething.search.collection import THUMBNAIL_SIDE
 from samething.search.feature_vectors import KnownVectors
 from samething.search.matches import with_thumbnails
 from scenes import write_things
@@ -66,6 +68,28 @@ def test_only_what_is_new_is_embedded(line, images, made, tmp_path):
     changed = index(images, model=line / "model", output=tmp_path / "index")
     assert (changed.num_added, changed.num_kept, changed.index.count()) == (1, 12, 13)
     assert find(target, index=tmp_path / "index", k=1).matches[0].score == pytest.approx(1, abs=1e-4)
+
+
+def test_a_new_image_is_decoded_once(line, images, tmp_path, monkeypatch):
+    decoded = []
+    plain = decoding._to_rgb
+    monkeypatch.setattr(decoding, "_to_rgb", lambda image: decoded.append(image) or plain(image))
+    made = index(images, model=line / "model", output=tmp_path / "index")
+    assert len(decoded) == made.num_added == 12
+    row = next(iter(made.index.items(columns=["path", "width", "height", "thumbnail"]))).to_pylist()[0]
+    upright = decode(row["path"])
+    assert (row["width"], row["height"]) == upright.size
+    assert row["thumbnail"] == thumbnail(upright, longer_side=THUMBNAIL_SIDE)
+
+
+def test_a_query_opens_the_index_once(made, images, tmp_path, monkeypatch):
+    opened = []
+    plain = searcher.open_index
+    monkeypatch.setattr(
+        searcher, "open_index", lambda *given, **named: opened.append(given) or plain(*given, **named)
+    )
+    find(images / "thing 00 é" / "view 0.jpg", index=tmp_path / "index")
+    assert len(opened) == 1
 
 
 def test_stored_vectors_are_the_models(line, made):

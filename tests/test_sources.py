@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import io
 import os
+import pickle
 import shutil
 import socket
 import subprocess
@@ -24,7 +25,8 @@ from object_store import s3_server
 from samething.catalog import BOX_COLUMNS, Catalog
 from samething.errors import ImageError, MissingExtraError
 from samething.features import features
-from samething.images import Box, Source, decode, located
+from samething.images import Box, Source, checksum, decode, identify, in_threads, located
+from samething.search import find, index
 from scenes import write_things
 from test_backbones import TINY, save_tiny
 
@@ -212,6 +214,81 @@ def test_objects_of_a_bucket_are_the_files(bucket, files, tmp_path):
     assert np.array_equal(results[0].rows, results[1].rows) and len(results[1].rows) == 2 * len(files)
 
 
+def test_a_query_may_be_all_that_an_index_may_hold(line, files, tmp_path):
+    indexed = index(tmp_path / "images é", model=line / "model", output=tmp_path / "index").index
+    assert indexed.count() == len(files)
+    plain = find(files[3], index=tmp_path / "index", k=3)
+    for kind in KINDS:
+        (tmp_path / kind).mkdir()
+        place = located_in(kind, files, tmp_path / kind)[3]
+        found = find(place, index=tmp_path / "index", k=3)
+        assert found.query == place and found.matches == plain.matches
+        box = (5, 6, 50, 40)
+        assert find(place, index=tmp_path / "index", crop=box).matches[0].score == pytest.approx(
+            find(files[3], index=tmp_path / "index", crop=box).matches[0].score
+        )
+    with pytest.raises(ImageError, match="no such member"):
+        find(f"tar://none.jpg::{tmp_path / 'tar' / 'shard.tar'}", index=tmp_path / "index")
+
+
+def test_a_query_in_a_bucket(line, bucket, files, tmp_path):
+    url, put = bucket
+    index(tmp_path / "images é", model=line / "model", output=tmp_path / "index")
+    put(files[2], "a é.jpg")
+    in_tar(files, tmp_path / "shard.tar")
+    put(tmp_path / "shard.tar", "shard.tar")
+    plain = find(files[2], index=tmp_path / "index", k=3)
+    for place in (f"{url}/a é.jpg", f"tar://0002.jpg::{url}/shard.tar"):
+        assert find(place, index=tmp_path / "index", k=3).matches == plain.matches
+    with pytest.raises(ImageError, match="does not exist"):
+        find(f"{url}/none.jpg", index=tmp_path / "index")
+
+
+def test_fsspec_is_needed_for_what_is_elsewhere_alone(files, tmp_path, server, monkeypatch):
+    address, folder = server
+    shutil.copy(files[0], folder / "a é.jpg")
+    in_memory(files)
+    local = [in_tar(files, tmp_path / "shard.tar")[0], files[0].as_uri(), f"{address}/a é.jpg"]
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    for location in local:
+        assert Source(location).read() == files[0].read_bytes()
+        assert Source(location).version() == Source(location).version() != ""
+    for location in ("memory://bucket/0.jpg", f"tar://a.jpg::{address}/shard.tar"):
+        with pytest.raises(MissingExtraError, match=r"samething\[remote\]"):
+            Source(location).read()
+        assert Source(location).version() == ""
+
+
+def test_reasons_are_the_errors_own(files, tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("text")
+    reasons = {
+        "empty.jpg": "is empty", "text.jpg": "is not an image in a known format",
+        "none.jpg": "No such file or directory",
+    }  # fmt: skip
+    for name, reason in reasons.items():
+        with pytest.raises(ImageError) as error:
+            decode(tmp_path / name)
+        assert error.value.reason == reason
+        assert error.value.given.startswith(str(tmp_path / name)) and error.value.given.endswith(reason)
+        assert pickle.loads(pickle.dumps(error.value)).reason == reason
+
+
+def test_images_are_read_ahead_in_order_and_a_bad_one_is_a_result(files, tmp_path):
+    (tmp_path / "text.jpg").write_text("text")
+    sources = [Source(str(path)) for path in (files[0], tmp_path / "text.jpg", *files[1:])]
+    found = list(in_threads(identify, sources, ahead=2))
+    assert isinstance(found[1], ImageError)
+    for path, identity in zip(files, [found[0], *found[2:]], strict=True):
+        assert identity == (*decode(path).size, hashlib.sha256(path.read_bytes()).hexdigest())
+    taken = []
+    going = in_threads(checksum, (taken.append(source) or source for source in sources), ahead=2)
+    next(going)
+    assert len(taken) == 3
+    going.close()
+    assert len(taken) == 3
+
+
 def test_what_changed_behind_a_url_is_computed_again_alone(files, tmp_path, server):
     address, folder = server
     save_tiny(tmp_path / "tiny.pth")
@@ -269,7 +346,7 @@ def test_relative_shards_move_with_the_catalog(files, tmp_path):
         ("tar://a.jpg::{tmp}/none.tar", "does not exist"),
         ("tar://a.jpg::{image}", "no uncompressed tar file"),
         ("parquet://image/99::{parquet}", "99"),
-        ("parquet://image/0::{parquet}", "no column image"),
+        ("parquet://photo/0::{parquet}", "no column photo"),
         ("parquet://image/x::{parquet}", "x"),
         ("gopher://example.org/a.jpg", "gopher"),
         ("http://127.0.0.1:9/a.jpg", "http://127.0.0.1:9"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from samething.catalog import Catalog
 from samething.datasets.listing import LINKED_FOLDER, NO_SUFFIX, Dropped, Labels, Listing, printable
 from samething.errors import InputError
-from samething.images import find_images
+from samething.images import find_files
 
 
 def list_folder(
@@ -37,8 +37,9 @@ def list_folder(
     rows: list[dict[str, object]] = []
     dropped: list[Dropped] = []
     passed_over: Counter[str] = Counter()
-    for path, is_image in find_images(folder):
-        if not is_image:
+    for found in find_files(folder):
+        path = Path(found.path)
+        if not found.is_image:
             passed_over[LINKED_FOLDER if path.is_dir() else printable(path.suffix.lower()) or NO_SUFFIX] += 1
             continue
         below = path.relative_to(folder)

@@ -6,7 +6,6 @@ import dataclasses
 import shutil
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -14,11 +13,11 @@ import numpy as np
 from jaxtyping import Float
 
 from samething.catalog import Catalog
-from samething.errors import InputError
+from samething.errors import ImageError, InputError
 from samething.features.store import FORMAT_VERSION, KIND, FeatureSet, Unreadable, write_unreadable
 from samething.features.worker_pool import Batch
 from samething.files import Json, Manifest, atomic_path, file_sha256, read_json, write_json, write_manifest
-from samething.images import Source
+from samething.images import as_they_are, checksum, in_threads
 
 _RUNTIME_NAME: Final = "runtime.json"
 
@@ -34,32 +33,19 @@ def identified(catalog: Catalog) -> Catalog:
     if not len(rows):
         return catalog
     catalog.require_files()
-    sources = [catalog.source(int(row)) for row in rows]
-    with ThreadPoolExecutor(32) as pool:  # they wait for disks and networks
-        hashes[rows] = list(pool.map(_hash_or_nothing, sources))
-        if any(source.is_remote for source in sources) and "version" not in catalog.table.column_names:
-            files = dict.fromkeys(source.container for source in sources if source.is_remote)
-            versions = dict(zip(files, pool.map(_version, files), strict=True))
-            column: list[str | None] = [None] * len(catalog)
-            for row, source in zip(rows, sources, strict=True):
-                if source.is_remote:
-                    column[row] = versions[source.container] or None
-            catalog = catalog.with_column("version", column)
+    sources = catalog.take(rows).sources
+    remote = np.array([source.is_remote for source in sources])
+    local = [source for source in sources if not source.is_remote]
+    # an image that cannot be read is listed with its reason later
+    hashes[rows[~remote]] = [
+        "" if isinstance(found, ImageError) else found for found in in_threads(checksum, local)
+    ]
+    if remote.any() and "version" not in catalog.table.column_names:
+        elsewhere = as_they_are(source for source in sources if source.is_remote)
+        versions = np.full(len(catalog), None, dtype=object)
+        versions[rows[remote]] = [source.mark or None for source in elsewhere]
+        catalog = catalog.with_column("version", versions)
     return catalog.with_column("sha256", [sha256 or None for sha256 in hashes])
-
-
-def _version(container: str) -> str:
-    return Source(container).version()
-
-
-def _hash_or_nothing(source: Source) -> str:
-    if source.is_remote:
-        return ""
-    path = Path(source.location)
-    try:
-        return file_sha256(path) if path.is_file() else ""  # a pipe would never end
-    except OSError:
-        return ""  # the image is listed with its reason later
 
 
 @dataclasses.dataclass(frozen=True)

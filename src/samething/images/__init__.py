@@ -11,9 +11,9 @@ from samething.images.addresses import container_of, is_url, located
 from samething.images.decoding import FORMATS, MAX_PIXELS, ImageLike, clipped, decode
 from samething.images.listing import (
     IMAGE_SUFFIXES,
+    FoundFile,
     dimensions,
-    find_image_files,
-    find_images,
+    find_files,
     is_image_file,
     thumbnail,
 )
@@ -26,7 +26,7 @@ from samething.images.preparing import (
     prepare,
     to_batch,
 )
-from samething.images.reading import Identity, as_they_are, checksum, identify, in_threads
+from samething.images.reading import Identity, as_they_are, checksum, identify, in_threads, prepared
 from samething.images.sources import Box, Source, disk_state, keyed
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "MAX_PIXELS",
     "Box",
     "Decoding",
+    "FoundFile",
     "Identity",
     "ImageLike",
     "Preprocessing",
@@ -47,8 +48,7 @@ __all__ = [
     "decode",
     "dimensions",
     "disk_state",
-    "find_image_files",
-    "find_images",
+    "find_files",
     "identify",
     "in_threads",
     "is_image_file",
@@ -57,6 +57,7 @@ __all__ = [
     "located",
     "normalise",
     "prepare",
+    "prepared",
     "read_pixels",
     "thumbnail",
     "to_batch",

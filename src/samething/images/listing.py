@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from PIL import Image
 
@@ -59,25 +59,26 @@ def dimensions(path: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> tup
         return (height, width) if turned else (width, height)
 
 
-def is_image_file(path: Path) -> bool:
+class FoundFile(NamedTuple):
+    """A file that a folder holds."""
+
+    path: str
+    status: os.stat_result | None
+    """What the disk says of it; None for a broken link."""
+    is_image: bool
+    """Whether it looks like an image."""
+
+
+def is_image_file(path: str | Path) -> bool:
     """Whether a file looks like an image: by its suffix, or for other names by its first bytes.
 
     A broken link named like an image counts, so that it is listed; pipes and devices do not.
     """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return False
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            return True
-        with path.open("rb") as stream:
-            head = stream.read(16)
-    except OSError:
-        return path.suffix.lower() in IMAGE_SUFFIXES
-    return head.startswith(_SIGNATURES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+    return _found(str(path)).is_image
 
 
-def find_images(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """Walk a folder in sorted order and yield every file with whether it looks like an image.
+def find_files(folder: Path) -> Iterator[FoundFile]:
+    """Walk a folder in sorted order and yield every file.
 
     Hidden files and folders (names starting with a dot) are passed over. Links to folders are not followed;
     they are yielded as files that are no images.
@@ -85,35 +86,6 @@ def find_images(folder: Path) -> Iterator[tuple[Path, bool]]:
     Raises:
         InputError: a folder cannot be listed.
     """
-    for parent, name in _walk(folder):
-        path = Path(parent, name)
-        yield path, is_image_file(path)
-
-
-def find_image_files(folder: Path) -> Iterator[tuple[str, os.stat_result | None]]:
-    """The images that :func:`find_images` finds, each with what the disk says of it.
-
-    A path is a text and a file is asked for once, because a sync does this for every file there is. The
-    status of a broken link is None.
-
-    Raises:
-        InputError: a folder cannot be listed.
-    """
-    for parent, name in _walk(folder):
-        path = os.path.join(parent, name)  # noqa: PTH118 - a Path takes five times as long
-        try:
-            status = os.stat(path)  # noqa: PTH116
-        except OSError:
-            status = None
-        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
-            if status is None or stat.S_ISREG(status.st_mode):
-                yield path, status
-        elif is_image_file(Path(path)):
-            yield path, status
-
-
-def _walk(folder: Path) -> Iterator[tuple[str, str]]:
-    """Folder and name of every file that is not hidden."""
 
     def refuse(error: OSError) -> None:
         raise InputError(
@@ -127,4 +99,21 @@ def _walk(folder: Path) -> Iterator[tuple[str, str]]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted([*names, *links]):
             if not name.startswith("."):
-                yield parent, name
+                yield _found(os.path.join(parent, name))  # noqa: PTH118 - a Path takes five times as long
+
+
+def _found(path: str) -> FoundFile:
+    """A file, asked for once, because a sync does this for every file there is."""
+    is_named_so = os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
+    try:
+        status = os.stat(path)  # noqa: PTH116
+        if not stat.S_ISREG(status.st_mode):
+            return FoundFile(path, status, False)
+        if is_named_so:
+            return FoundFile(path, status, True)
+        with Path(path).open("rb") as stream:
+            head = stream.read(16)
+    except OSError:
+        return FoundFile(path, None, is_named_so)
+    is_image = head.startswith(_SIGNATURES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+    return FoundFile(path, status, is_image)

@@ -14,8 +14,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, NamedTuple, TypeVar
 
+from samething.arrays import Pixels
 from samething.errors import ImageError
 from samething.images.listing import dimensions
+from samething.images.pixels import read_pixels
+from samething.images.preparing import Preprocessing
 from samething.images.sources import Source, disk_state, open_image_file, unreadable
 
 _Item = TypeVar("_Item")
@@ -96,6 +99,22 @@ def identify(source: Source) -> Identity:
         content = source.read()
         return Identity(*dimensions(content), hashlib.sha256(content).hexdigest())
     return Identity(*dimensions(source.location), checksum(source))
+
+
+def prepared(sources: Iterable[Source], preprocessing: Preprocessing, *, ahead: int = 64) -> Iterator[Pixels]:
+    """The pixels of images as a backbone takes them, uint8 (3, height, width) each.
+
+    Raises:
+        ImageError: the image that is next cannot be read.
+    """
+
+    def work(source: Source) -> Pixels:
+        return read_pixels(source, preprocessing)
+
+    for result in in_threads(work, sources, ahead=ahead, num_threads=NUM_DECODERS):
+        if isinstance(result, ImageError):
+            raise result
+        yield result
 
 
 def as_they_are(sources: Iterable[Source]) -> Iterator[Source]:

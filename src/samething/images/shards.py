@@ -6,14 +6,15 @@ another costs one read each.
 
 from __future__ import annotations
 
-import dataclasses
+import bisect
+import functools
+import itertools
 import os
 import tarfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from samething.errors import ArtefactError
 from samething.images.addresses import local_copy, local_path, open_file
@@ -22,16 +23,8 @@ KINDS: Final = ("tar", "parquet", "arrow")
 
 _NUM_OPEN: Final = 8
 
-_open: OrderedDict[tuple[int, str, str, str], _Shard] = OrderedDict()
+_open: OrderedDict[tuple[int, str, str, str], _Tar | _Table] = OrderedDict()
 _lock = threading.RLock()
-
-
-class _Shard(Protocol):
-    """An open file with images in it."""
-
-    def read(self, member: str, max_bytes: int) -> bytes: ...
-
-    def close(self) -> None: ...
 
 
 def read_member(kind: str, member: str, container: str, max_bytes: int) -> bytes:
@@ -56,7 +49,7 @@ def read_member(kind: str, member: str, container: str, max_bytes: int) -> bytes
             while len(_open) >= _NUM_OPEN:
                 _, oldest = _open.popitem(last=False)
                 oldest.close()
-            _open[key] = _OPENERS[kind](container)
+            _open[key] = _Tar(container) if kind == "tar" else _Table(container, kind=kind)
         _open.move_to_end(key)
         return _open[key].read(member, max_bytes)
 
@@ -119,97 +112,55 @@ class _Tar:
         self.stream.close()
 
 
-@dataclasses.dataclass
-class _Rows:
-    """Rows of a table, read a group at a time; the last group of a column is kept."""
+class _Table:
+    """A Parquet file, or an Arrow stream or file that is mapped into memory.
 
-    starts: list[int]
-    """First row of each group, and the number of rows."""
-    column: str = ""
-    group: int = -1
-    cells: Any = None
+    Of a Parquet file one row group of one column is in memory at a time.
+    """
 
-    def find(self, member: str) -> tuple[str, int, int]:
-        """Column, group and row within the group that ``COLUMN/ROW`` names."""
-        column, _, number = member.rpartition("/")
-        row = int(number)
-        if not 0 <= row < self.starts[-1]:
-            raise IndexError(f"row {row} of a table with {self.starts[-1]} rows")
-        group = next(at for at in range(len(self.starts)) if self.starts[at + 1] > row)
-        return column, group, row - self.starts[group]
-
-
-def _cell_bytes(cell: Any) -> bytes:
-    """Bytes of a cell; Hugging Face keeps an image as a struct of bytes and path."""
-    value = cell.as_py()
-    if isinstance(value, dict):
-        value = value.get("bytes") or _path_bytes(value.get("path"))
-    if isinstance(value, str):
-        raise ValueError(f"the cell holds text ({value[:60]!r}) and no image")
-    return bytes(value or b"")
-
-
-def _path_bytes(path: str | None) -> bytes:
-    return Path(path).read_bytes() if path else b""
-
-
-class _Parquet:
-    """A Parquet file; one row group of one column is in memory at a time."""
-
-    def __init__(self, container: str) -> None:
+    def __init__(self, container: str, *, kind: str) -> None:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self.stream = open_file(container)
-        self.table = pq.ParquetFile(self.stream)
-        sizes = [self.table.metadata.row_group(at).num_rows for at in range(self.table.num_row_groups)]
-        self.rows = _Rows([0, *_running_sums(sizes)])
+        if kind == "parquet":
+            self.stream = open_file(container)
+            table = pq.ParquetFile(self.stream)
+            self.names = table.schema_arrow.names
+            sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+        else:
+            self.stream = pa.memory_map(local_copy(container))
+            try:
+                table = pa.ipc.open_stream(self.stream).read_all()
+            except pa.ArrowInvalid:
+                self.stream.seek(0)
+                table = pa.ipc.open_file(self.stream).read_all()
+            self.names = table.column_names
+            sizes = [table.num_rows]
+
+        @functools.lru_cache(1)
+        def cells(column: str, group: int) -> Any:
+            return table.read_row_group(group, [column]).column(0) if kind == "parquet" else table[column]
+
+        self.cells = cells
+        self.starts = [0, *itertools.accumulate(sizes)]
 
     def read(self, member: str, max_bytes: int) -> bytes:
-        del max_bytes  # the length is checked by the caller; a row group is read whole
-        column, group, row = self.rows.find(member)
-        if (column, group) != (self.rows.column, self.rows.group):
-            names = self.table.schema_arrow.names
-            if column not in names:
-                raise KeyError(f"no column {column} among {', '.join(names)}")
-            cells = self.table.read_row_group(group, columns=[column]).column(0)
-            self.rows.column, self.rows.group, self.rows.cells = column, group, cells
-        return _cell_bytes(self.rows.cells[row])
-
-    def close(self) -> None:
-        self.table.close()
-        self.stream.close()
-
-
-class _Arrow:
-    """An Arrow stream or file, mapped into memory; from a URL it is copied to this disk first."""
-
-    def __init__(self, container: str) -> None:
-        import pyarrow as pa
-
-        self.stream = pa.memory_map(local_copy(container))
-        try:
-            self.table = pa.ipc.open_stream(self.stream).read_all()
-        except pa.ArrowInvalid:
-            self.stream.seek(0)
-            self.table = pa.ipc.open_file(self.stream).read_all()
-        self.rows = _Rows([0, self.table.num_rows])
-
-    def read(self, member: str, max_bytes: int) -> bytes:
-        del max_bytes  # the length is checked by the caller; the cell is mapped anyhow
-        column, _, row = self.rows.find(member)
-        if column not in self.table.column_names:
-            raise KeyError(f"no column {column} among {', '.join(self.table.column_names)}")
-        return _cell_bytes(self.table[column][row])
+        """The bytes of the cell ``COLUMN/ROW``; Hugging Face keeps an image as a struct of bytes and path."""
+        del max_bytes  # the length is checked by the caller
+        column, _, number = member.rpartition("/")
+        row = int(number)
+        if column not in self.names:
+            raise KeyError(f"no column {column} among {', '.join(self.names)}")
+        if not 0 <= row < self.starts[-1]:
+            raise IndexError(f"row {row} of a table with {self.starts[-1]} rows")
+        group = bisect.bisect_right(self.starts, row) - 1
+        value = self.cells(column, group)[row - self.starts[group]].as_py()
+        if isinstance(value, dict):
+            path = value.get("path")
+            value = value.get("bytes") or (Path(path).read_bytes() if path else b"")
+        if isinstance(value, str):
+            raise ValueError(f"the cell holds text ({value[:60]!r}) and no image")
+        return bytes(value or b"")
 
     def close(self) -> None:
         self.stream.close()
-
-
-def _running_sums(sizes: list[int]) -> Iterator[int]:
-    total = 0
-    for size in sizes:
-        total += size
-        yield total
-
-
-_OPENERS: Final[dict[str, Callable[[str], _Shard]]] = {"tar": _Tar, "parquet": _Parquet, "arrow": _Arrow}

@@ -15,7 +15,7 @@ from PIL import Image
 from samething.catalog import BOX_COLUMNS, SCHEMA, Catalog
 from samething.errors import InputError
 from samething.files import Json
-from samething.images import Box, Source, as_they_are, disk_state, find_image_files, keyed, thumbnail
+from samething.images import Box, Source, as_they_are, disk_state, find_files, keyed, thumbnail
 from samething.index import ColumnKind
 
 THUMBNAIL_SIDE: Final = 224
@@ -67,12 +67,13 @@ class Collection:
         start = len(str(folder).rstrip("/")) + 1
         found = [
             Source(
-                path,
-                label=path[start:].rpartition("/")[0],
+                file.path,
+                label=file.path[start:].rpartition("/")[0],
                 domain=self.domain,
-                **disk_state(path, status),
+                **disk_state(file.path, file.status),
             )
-            for path, status in find_image_files(folder)
+            for file in find_files(folder)
+            if file.is_image
         ]
         if not found:
             raise InputError(

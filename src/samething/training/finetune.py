@@ -17,8 +17,8 @@ import dataclasses
 import io
 import os
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,7 +43,7 @@ from samething.files import (
     write_manifest,
 )
 from samething.heads import Head
-from samething.images import Preprocessing, Source, decode, prepare
+from samething.images import prepared
 from samething.losses import MarginHead
 from samething.progress import progress_bar
 from samething.sampling import SamplingConfig, epoch_batches
@@ -235,18 +235,17 @@ class Finetuner:
         ]
         first = self.step // self.steps_per_epoch * self.steps_per_epoch
         wanted = rows_of_steps[self.step - first : self.num_steps - first]
+        pixels = self._pixels(
+            np.concatenate([self.data.rows[:0], *(self.data.rows[rows] for rows in wanted)])
+        )
+        for rows in wanted:
+            yield self.data.classes[rows], np.stack(list(islice(pixels, len(rows))))
+
+    def _pixels(self, rows: Iterable[int]) -> Iterator[UInt8[np.ndarray, "3 height width"]]:
+        """Prepared images of catalog rows; a batch of them is decoded ahead."""
         sources = self.features.catalog.sources
-        preprocessing = self.backbone.preprocessing
-
-        def submit(pool: ThreadPoolExecutor, rows: np.ndarray) -> list[Future[np.ndarray]]:
-            return [pool.submit(_pixels, sources[self.data.rows[row]], preprocessing) for row in rows]
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            coming = submit(pool, wanted[0]) if wanted else []
-            for place, rows in enumerate(wanted):
-                pixels = np.stack([image.result() for image in coming])
-                coming = submit(pool, wanted[place + 1]) if place + 1 < len(wanted) else []
-                yield self.data.classes[rows], pixels
+        exact = dataclasses.replace(self.backbone.preprocessing, decoding="exact")
+        return prepared((sources[row] for row in rows), exact, ahead=self.tune.tune_batch_size)
 
     def _rate(self) -> float:
         course = dataclasses.replace(
@@ -301,15 +300,12 @@ class Finetuner:
     # ---- validation and checkpoints
 
     def _describe(self, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n w"]:
-        sources = self.features.catalog.sources
         result = np.empty((len(rows), self.backbone.width), np.float32)
-        with ThreadPoolExecutor(os.cpu_count()) as pool, torch.inference_mode():
+        pixels = self._pixels(rows)
+        with torch.inference_mode():
             for start in range(0, len(rows), 32):
-                part = rows[start : start + 32]
-                pixels = np.stack(
-                    list(pool.map(lambda row: _pixels(sources[row], self.backbone.preprocessing), part))
-                )
-                features = self.backbone(torch.from_numpy(pixels).to(self.device))
+                part = np.stack(list(islice(pixels, 32)))
+                features = self.backbone(torch.from_numpy(part).to(self.device))
                 result[start : start + len(part)] = features.cpu().numpy()
         return result
 
@@ -364,10 +360,6 @@ class Finetuner:
             self.head.load_state_dict(self.best["head"])
         self.backbone.network = self.unfrozen.merged()
         return self.backbone.cpu().eval(), self.head.cpu().eval()
-
-
-def _pixels(source: Source, preprocessing: Preprocessing) -> UInt8[np.ndarray, "3 height width"]:
-    return prepare(decode(source), preprocessing)
 
 
 def _finish(folder: Path, tuner: Finetuner, made_from: dict[str, Any]) -> None:
