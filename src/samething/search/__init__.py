@@ -207,8 +207,8 @@ def find(
     """Find the images of an index that show the same thing as an image.
 
     Args:
-        image: the image to look for: a file, a URL, or the word clipboard; several of one thing are one
-            query.
+        image: the image to look for: a file, an address (https://, s3://, tar://MEMBER::SHARD …), or the
+            word clipboard; several of one thing are one query.
         index: the index folder, or the URL of a distributed engine.
         model: the model folder, if it was moved since the index was made.
         k: number of matches.

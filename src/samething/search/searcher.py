@@ -103,8 +103,8 @@ class Searcher:
         """The ``k`` images of the index that look most like the same thing.
 
         Args:
-            images: a path, a URL, the word ``clipboard``, the bytes of a file, a Pillow image or a uint8
-                array; several of one thing are one query.
+            images: a path, an address (:mod:`samething.images.addresses`), the word ``clipboard``, the
+                bytes of a file, a Pillow image or a uint8 array; several of one thing are one query.
             k: number of matches.
             where: columns and what is allowed in them, such as ``{"domain": "cars"}``.
             crop: the part of the image to look for, in pixels of the upright image.
