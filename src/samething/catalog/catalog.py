@@ -384,15 +384,8 @@ class Catalog:
         table = self.table.group_by(["domain", "role"]).aggregate(
             [("label", "count_distinct"), ("label", "count")]
         )
-        rows = [
-            {
-                "domain": row["domain"],
-                "role": row["role"],
-                "instances": row["label_count_distinct"],
-                "images": row["label_count"],
-            }
-            for row in table.to_pylist()
-        ]
+        table = table.select(["domain", "role", "label_count_distinct", "label_count"])
+        rows = table.rename_columns(["domain", "role", "instances", "images"]).to_pylist()
         return sorted(rows, key=lambda row: (str(row["domain"]), ROLES.index(str(row["role"]))))
 
     def split_by_class(self, *, val: float, test: float, seed: int = 0) -> Catalog:

@@ -15,12 +15,12 @@ from samething.search.feature_vectors import KnownVectors, is_feature_folder
 from samething.search.matches import Match, Matches
 from samething.search.near_duplicates import Duplicates, near_duplicates
 from samething.search.searcher import (
-    Changes,
     Searcher,
     remember_collections,
     remember_model,
     remembered_collections,
 )
+from samething.search.syncing import Changes
 
 __all__ = [
     "Changes",

@@ -24,7 +24,7 @@ from samething.search.collection import Collection, looks_of, row_of
 from samething.search.feature_vectors import KnownVectors
 from samething.search.matches import Match, Matches
 from samething.search.queries import query_vector, together, vectors_of_label
-from samething.search.syncing import Plan, make_plan
+from samething.search.syncing import Changes, Plan, make_plan
 
 MODEL_NAME: Final = "model.json"
 """File in an index folder that says where its model is."""
@@ -34,24 +34,6 @@ _MAX_LOOKED_FOR: Final = 24
 _ROWS_A_WRITE: Final = 256
 
 Combine = Literal["mean", "max"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Changes:
-    """What a call did to an index."""
-
-    num_added: int = 0
-    """Images embedded and stored."""
-    num_kept: int = 0
-    """Files that were in the index already, unchanged."""
-    num_moved: int = 0
-    """Files found at a new place: renamed, moved or copied; nothing was embedded for them."""
-    num_dropped: int = 0
-    """Rows removed because none of their files is there any more."""
-    num_read: int = 0
-    """Files that were read to learn their content."""
-    unreadable: tuple[tuple[str, str], ...] = ()
-    """Path and reason of each image that could not be read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,18 +193,11 @@ class Searcher:
     ) -> Searcher:
         """As :meth:`update`, with the files themselves; those whose vectors are known are not embedded."""
         plan = make_plan(self.index, files, drop=drop)
-        unreadable = list(plan.unreadable)
+        unreadable = list(plan.changes.unreadable)
         num_added = self._embed(plan, unreadable, known, on_progress or (lambda done, total: None))
         self._move(plan)
         self.index.delete(plan.gone)
-        changes = Changes(
-            num_added=num_added,
-            num_kept=plan.num_unchanged,
-            num_moved=plan.num_moved,
-            num_dropped=len(plan.gone),
-            num_read=plan.num_read,
-            unreadable=tuple(unreadable),
-        )
+        changes = dataclasses.replace(plan.changes, num_added=num_added, unreadable=tuple(unreadable))
         return dataclasses.replace(self, changes=changes)
 
     def _embed(

@@ -17,6 +17,24 @@ from samething.search.collection import FILE_COLUMNS, content_id, files_of
 
 
 @dataclasses.dataclass(frozen=True)
+class Changes:
+    """What a call did to an index."""
+
+    num_added: int = 0
+    """Images embedded and stored."""
+    num_kept: int = 0
+    """Files that were in the index already, unchanged."""
+    num_moved: int = 0
+    """Files found at a new place: renamed, moved or copied; nothing was embedded for them."""
+    num_dropped: int = 0
+    """Rows removed because none of their files is there any more."""
+    num_read: int = 0
+    """Files that were read to learn their content."""
+    unreadable: tuple[tuple[str, str], ...] = ()
+    """Path and reason of each image that could not be read."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """What has to be done."""
 
@@ -26,14 +44,8 @@ class Plan:
     """Rows whose files are others than before; they keep their vectors."""
     gone: list[str]
     """Rows without a file."""
-    unreadable: list[tuple[str, str]]
-    """Path and reason of each file that could not be read."""
-    num_unchanged: int
-    """Files that are as they were."""
-    num_moved: int
-    """Files at a new place with content that is known."""
-    num_read: int
-    """Files that were read to learn their content."""
+    changes: Changes
+    """What is known of the changes before anything is embedded."""
 
 
 def make_plan(index: AbstractIndex, found: Sequence[Source], *, drop: bool) -> Plan:
@@ -79,14 +91,18 @@ def make_plan(index: AbstractIndex, found: Sequence[Source], *, drop: bool) -> P
         num_moved += content in rows and content_of.get(file.key) != content
         after.setdefault(content, []).append(file)
     changed = {name: files for name, files in after.items() if name in rows and _differ(files, rows[name])}
+    gone = [name for name in rows if name not in after]
     return Plan(
         new={name: files for name, files in after.items() if name not in rows},
         changed=changed,
-        gone=[name for name in rows if name not in after],
-        unreadable=unreadable,
-        num_unchanged=len(same),
-        num_moved=num_moved,
-        num_read=len(to_read),
+        gone=gone,
+        changes=Changes(
+            num_kept=len(same),
+            num_moved=num_moved,
+            num_dropped=len(gone),
+            num_read=len(to_read),
+            unreadable=tuple(unreadable),
+        ),
     )
 
 
