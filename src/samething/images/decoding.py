@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from samething.errors import ImageError
 from samething.images.addresses import is_url
-from samething.images.sources import Box, Source, open_image_file
+from samething.images.sources import Box, Source, check_bytes, open_image_file
 
 ImageLike: TypeAlias = str | Path | bytes | Image.Image | np.ndarray | Source
 """A path or other address, the bytes of a file, a Pillow image, a uint8 array (height, width[, 3]), or a
@@ -113,9 +113,19 @@ def opened(
             if isinstance(image, Image.Image):
                 encoded = image
             else:
-                stream = stack.enter_context(_stream(image, name))
-                encoded = stack.enter_context(Image.open(stream, formats=_formats()))
-            _check_size(encoded, name=name, max_pixels=max_pixels)
+                if isinstance(image, bytes):
+                    check_bytes(name, len(image))
+                    stream: BinaryIO = io.BytesIO(image)
+                else:
+                    stream = stack.enter_context(open_image_file(image))
+                Image.init()
+                formats = tuple(kind for kind in FORMATS if kind in Image.OPEN)
+                encoded = stack.enter_context(Image.open(stream, formats=formats))
+            width, height = encoded.size
+            if width * height == 0:
+                raise ImageError.of(name, "has no pixels", expected="an image", next_step="remove the file")
+            if width * height > max_pixels:
+                raise _too_large(name, f"{width:,} × {height:,} = {width * height:,}", max_pixels)
             yield encoded
     except ImageError:
         raise
@@ -148,30 +158,6 @@ def name_of(image: str | Path | bytes | Image.Image | np.ndarray) -> str:
     return "the Pillow image" if isinstance(image, Image.Image) else str(image)
 
 
-def _formats() -> list[str]:
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
-
-
-@contextlib.contextmanager
-def _stream(image: str | Path | bytes, name: str) -> Iterator[BinaryIO]:
-    if not isinstance(image, bytes):
-        with open_image_file(image) as stream:
-            yield stream
-    elif image:
-        yield io.BytesIO(image)
-    else:
-        raise ImageError.of(name, "is empty", expected="an image", next_step="replace the file")
-
-
-def _check_size(image: Image.Image, *, name: str, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height == 0:
-        raise ImageError.of(name, "has no pixels", expected="an image", next_step="remove the file")
-    if width * height > max_pixels:
-        raise _too_large(name, f"{width:,} × {height:,} = {width * height:,}", max_pixels)
-
-
 def _too_large(name: str, size: str, max_pixels: int) -> ImageError:
     return ImageError.of(
         name,
@@ -193,7 +179,10 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    image = _upright(image)
+    # not ImageOps.exif_transpose, which also rewrites the metadata and so fails where that alone is damaged
+    image.load()  # first, because Pillow turns TIFF files by itself while loading
+    turn = TURNS.get(orientation(image.getexif))
+    image = image if turn is None else image.transpose(turn)
     if image.mode.startswith(("I", "F")):
         image = _scaled_to_8_bits(image)
     if not image.has_transparency_data:
@@ -203,17 +192,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     rgba = image.convert("RGBA")
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, rgba).convert("RGB")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn an image the way its EXIF orientation says.
-
-    Not ``ImageOps.exif_transpose``, which also rewrites the metadata and so fails on images whose pixels
-    are whole but whose metadata is not.
-    """
-    image.load()  # first, because Pillow turns TIFF files by itself while loading
-    turn = TURNS.get(orientation(image.getexif))
-    return image if turn is None else image.transpose(turn)
 
 
 def orientation(getexif: Callable[[], Image.Exif]) -> object:

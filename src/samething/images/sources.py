@@ -137,7 +137,7 @@ def open_image_file(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Iterator
             raise ImageError.of(
                 str(path), "is not a file", expected="an image file", next_step="check the path"
             )
-        _check_bytes(str(path), status.st_size, max_bytes)
+        check_bytes(str(path), status.st_size, max_bytes)
         stream = Path(path).open("rb")  # noqa: SIM115 (closed below)
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         raise unreadable(path, error) from error
@@ -155,7 +155,12 @@ def unreadable(path: str | Path, error: Exception) -> ImageError:
     )
 
 
-def _check_bytes(name: str, num_bytes: int, max_bytes: int) -> None:
+def check_bytes(name: str, num_bytes: int, max_bytes: int = MAX_BYTES) -> None:
+    """Refuse an image file that is empty, or too large to be held in memory.
+
+    Raises:
+        ImageError: says which.
+    """
     if num_bytes == 0:
         raise ImageError.of(name, "is empty", expected="an image", next_step="replace or remove the file")
     if num_bytes > max_bytes:
@@ -171,7 +176,7 @@ def _fetch(location: str, max_bytes: int) -> bytes:
     for wait_s in (*_WAITS_S, None):
         try:
             content = _open_and_read(location, max_bytes)
-            _check_bytes(location, len(content), max_bytes)
+            check_bytes(location, len(content), max_bytes)
             return content
         except SamethingError:
             raise

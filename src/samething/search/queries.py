@@ -64,14 +64,23 @@ def query_vector(
     """
     if not images:
         raise InputError("no image to look for", expected="one or more", next_step="name an image")
-    if crop is not None and len(images) > 1:
+    require_one_to_crop(crop, len(images))
+    vectors: Float[np.ndarray, "m d"] = embedder.embed([query_image(image, crop=crop) for image in images])
+    return vectors
+
+
+def require_one_to_crop(crop: Box | None, num_images: int) -> None:
+    """Refuse a crop of several images.
+
+    Raises:
+        InputError: says how many.
+    """
+    if crop is not None and num_images > 1:
         raise InputError(
-            f"a crop and {len(images)} images",
+            f"a crop and {num_images} images",
             expected="one image with a crop",
             next_step="cut the images yourself, or give one of them",
         )
-    vectors: Float[np.ndarray, "m d"] = embedder.embed([query_image(image, crop=crop) for image in images])
-    return vectors
 
 
 def together(

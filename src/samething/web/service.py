@@ -25,6 +25,7 @@ from samething.images import Box, Source, decode
 from samething.index import Where
 from samething.search import Matches, Searcher
 from samething.search.collection import FILE_COLUMNS, files_of, looks_of, row_of
+from samething.search.queries import require_one_to_crop
 from samething.search.searcher import (
     Combine,
     remember_collections,
@@ -125,8 +126,7 @@ class Service:
             ImageError: one of them is no image, or too large.
             BusyError: too many others wait, or it took too long.
         """
-        if crop is not None and len(contents) > 1:
-            raise InputError("a crop of several images", expected="one", next_step="send one image")
+        require_one_to_crop(crop, len(contents))
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.limits.timeout_s):
