@@ -14,6 +14,7 @@ Layout of a model folder (written by ``export``)::
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -110,12 +111,12 @@ class Embedder:
         """Identity of the model; an index is tied to it."""
         return self.manifest.fingerprint
 
-    @property
+    @functools.cached_property
     def preprocessing(self) -> Preprocessing:
         """How images are prepared."""
         return Preprocessing.from_json(self.config["backbone"]["preprocessing"])
 
-    @property
+    @functools.cached_property
     def form(self) -> Mapping[str, Json]:
         """How the model was written: format, input, precision, prefix, codes."""
         return form_of(self.config)
@@ -162,30 +163,26 @@ class Embedder:
             batch_size = min(32, max(8, 4 * (os.cpu_count() or 1)))
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}", expected="at least 1", next_step="leave it out")
-        preprocessing = self._outside_preprocessing
 
         def decoded(image: ImageLike) -> tuple[Pixels, object]:
             upright = decode(image)
-            return _prepared(upright, preprocessing), None if keep is None else keep(upright)
+            return self.prepare(upright), None if keep is None else keep(upright)
 
         results = enumerate(in_threads(decoded, images, ahead=batch_size, num_threads=os.cpu_count() or 1))
         while part := list(islice(results, batch_size)):
             bad = {position: error for position, error in part if isinstance(error, ImageError)}
             good = {position: result for position, result in part if not isinstance(result, ImageError)}
-            vectors = self._embed_all([pixels for pixels, _ in good.values()])
+            vectors = self.embed_prepared([pixels for pixels, _ in good.values()])
             yield EmbeddedBatch(list(good), vectors, bad, [kept for _, kept in good.values()])
 
     def prepare(self, image: Image.Image) -> Pixels:
         """A decoded image as the model's graph takes it, uint8 (3, height, width)."""
-        return _prepared(image, self._outside_preprocessing)
+        if self.form["input"] == "pixels":
+            return prepare(image, self.preprocessing)
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))  # the graph resizes by itself
 
-    @property
-    def _outside_preprocessing(self) -> Preprocessing | None:
-        """What is done to an image before the graph; None where the graph resizes by itself."""
-        return self.preprocessing if self.form["input"] == "pixels" else None
-
-    def _embed_all(self, images: list[np.ndarray]) -> Embeddings:
-        """Vectors of images whose sizes may differ: one call of the graph for each size."""
+    def embed_prepared(self, images: Sequence[Pixels]) -> Embeddings:
+        """Vectors of prepared images, whose sizes may differ: one call of the graph for each size."""
         vectors = np.empty((len(images), self.dim), np.float32)
         by_size: dict[tuple[int, ...], list[int]] = {}
         for place, pixels in enumerate(images):
@@ -301,9 +298,3 @@ def require_whole(folder: Path, manifest: Manifest, names: Sequence[str]) -> Non
                 expected=f"the SHA-256 that {folder / 'manifest.json'} names",
                 next_step="export the model again, or copy the whole folder again",
             )
-
-
-def _prepared(image: Image.Image, preprocessing: Preprocessing | None) -> Pixels:
-    if preprocessing is not None:
-        return prepare(image, preprocessing)
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))

@@ -65,8 +65,7 @@ def query_vector(
     if not images:
         raise InputError("no image to look for", expected="one or more", next_step="name an image")
     require_one_to_crop(crop, len(images))
-    vectors: Float[np.ndarray, "m d"] = embedder.embed([query_image(image, crop=crop) for image in images])
-    return vectors
+    return embedder.embed_prepared([embedder.prepare(query_image(image, crop=crop)) for image in images])
 
 
 def require_one_to_crop(crop: Box | None, num_images: int) -> None:
