@@ -242,7 +242,7 @@ class Searcher:
             seen = in_threads(lambda entry: looks_of(decode(entry[1][0])), here)
             for (name, files), looks in zip(here, seen, strict=True):
                 if isinstance(looks, ImageError):
-                    unreadable.extend((file.location, looks.given) for file in files)
+                    unreadable.extend((file.location, looks.reason) for file in files)
                 else:
                     made.append({**row_of(name, files), **looks})
             if made:
@@ -251,7 +251,7 @@ class Searcher:
         sources = [files[0] for _, files in part]
         for batch in self.embedder.embed_stream(sources, keep=looks_of):
             for position, error in batch.unreadable.items():
-                unreadable += [(file.location, error.given) for file in part[position][1]]
+                unreadable += [(file.location, error.reason) for file in part[position][1]]
             for position, looks in zip(batch.positions, batch.kept, strict=True):
                 rows.append({**row_of(*part[position]), **looks})
             vectors.append(batch.vectors)

@@ -83,7 +83,7 @@ def make_plan(index: AbstractIndex, found: Sequence[Source], *, drop: bool) -> P
     num_moved = 0
     for file, found_out in zip(to_read, in_threads(checksum, to_read), strict=True):
         if isinstance(found_out, ImageError):
-            unreadable.append((file.location, found_out.given))
+            unreadable.append((file.location, found_out.reason))
             if file.key in known:  # it may be readable again tomorrow
                 after.setdefault(content_of[file.key], []).append(known[file.key])
             continue
