@@ -301,7 +301,7 @@ class Finetuner:
 
     def _describe(self, rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n w"]:
         result = np.empty((len(rows), self.backbone.width), np.float32)
-        pixels = self._pixels(rows)
+        pixels = self._pixels(rows.tolist())
         with torch.inference_mode():
             for start in range(0, len(rows), 32):
                 part = np.stack(list(islice(pixels, 32)))
