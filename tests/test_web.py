@@ -22,7 +22,7 @@ from samething.images import decode
 from samething.index import create_index
 from samething.search import Searcher, index, sync
 from samething.web import Client, Limits, _listening, create_app, serve
-from samething.web.batching import MAX_BATCH, Batcher, BusyError, prepared
+from samething.web.batching import MAX_BATCH, Batcher, BusyError
 from samething.web.projection import image_map, project
 from scenes import write_things
 from web_server import running
@@ -317,18 +317,18 @@ def test_queries_are_embedded_together_and_each_gets_its_own(line, shared):
     batcher = Batcher(embedder, max_waiting=40, on_batch=sizes.append)
     batcher._embedder = slow
     images = [decode(image_bytes(shared, number % 3, number % 4)) for number in range(39)]
-    futures = [batcher.submit([prepared(embedder, image)])[0] for image in images]
+    futures = [batcher.submit([embedder.prepare(image)])[0] for image in images]
     with pytest.raises(BusyError):
-        batcher.submit([prepared(embedder, image) for image in images[:2]])
+        batcher.submit([embedder.prepare(image) for image in images[:2]])
     assert batcher.num_waiting == 39
     slow.go.set()
     vectors = np.stack([future.result(60) for future in futures])
     np.testing.assert_allclose(vectors, embedder.embed(images), atol=1e-5)
     assert sum(sizes) == 39 and max(sizes) == MAX_BATCH
-    bad = np.full_like(prepared(embedder, images[0]), 7)
+    bad = np.full_like(embedder.prepare(images[0]), 7)
     with pytest.raises(ValueError, match="cannot take"):
         batcher.submit([bad])[0].result(60)
-    last = batcher.submit([prepared(embedder, images[0])])[0]
+    last = batcher.submit([embedder.prepare(images[0])])[0]
     batcher.close()
     assert last.done()  # what was taken is finished
     with pytest.raises(BusyError):
@@ -377,7 +377,7 @@ def test_a_query_that_takes_too_long_is_ended(shared):
         assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
         slow.go.set()
         batcher = app.app.state.service.batcher
-        [future] = batcher.submit([prepared(searcher.embedder, decode(image_bytes(shared)))])
+        [future] = batcher.submit([searcher.embedder.prepare(decode(image_bytes(shared)))])
         assert future.result(60).shape == (searcher.embedder.dim,)  # giving up on one hurts no other
 
 
