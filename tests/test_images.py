@@ -25,10 +25,8 @@ from samething.images import (
     dimensions,
     find_files,
     is_image_file,
-    normalise,
     prepare,
     thumbnail,
-    to_batch,
 )
 
 SAMPLES = Path(skimage.data.__file__).parent
@@ -562,6 +560,15 @@ def test_padding_keeps_the_whole_image_and_fills_with_the_mean():
     np.testing.assert_array_equal(border, np.broadcast_to([[[128]], [[102]], [[51]]], border.shape))
 
 
+def normalise(pixels, preprocessing):
+    """Float32 as a backbone computes them from uint8 pixels (b, 3, height, width)."""
+    mean, std = (
+        np.asarray(channels, np.float32)[:, None, None]
+        for channels in (preprocessing.mean, preprocessing.std)
+    )
+    return (pixels.astype(np.float32) / np.float32(255) - mean) / std
+
+
 def test_padding_equals_timms_border_mode():
     preprocessing = Preprocessing(size=64, resize="longer_side_pad", mean=MEAN, std=STD)
     transform = timm.data.create_transform(
@@ -576,7 +583,7 @@ def test_padding_equals_timms_border_mode():
 def test_normalise_equals_torchvision():
     preprocessing = Preprocessing(size=64, mean=MEAN, std=STD)
     images = real_images()[:4]
-    prepared = to_batch([prepare(image, preprocessing) for image in images])
+    prepared = np.stack([prepare(image, preprocessing) for image in images])
     found = normalise(prepared, preprocessing)
     assert found.dtype == np.float32
     then = torchvision.transforms.Compose(

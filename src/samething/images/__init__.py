@@ -11,7 +11,6 @@ from samething.images.addresses import container_of, is_url, located
 from samething.images.decoding import FORMATS, MAX_PIXELS, ImageLike, clipped, decode
 from samething.images.listing import (
     IMAGE_SUFFIXES,
-    FoundFile,
     dimensions,
     find_files,
     is_image_file,
@@ -22,9 +21,7 @@ from samething.images.preparing import (
     Decoding,
     Preprocessing,
     ResizePolicy,
-    normalise,
     prepare,
-    to_batch,
 )
 from samething.images.reading import Identity, as_they_are, checksum, identify, in_threads, prepared
 from samething.images.sources import Box, Source, disk_state, keyed
@@ -35,7 +32,6 @@ __all__ = [
     "MAX_PIXELS",
     "Box",
     "Decoding",
-    "FoundFile",
     "Identity",
     "ImageLike",
     "Preprocessing",
@@ -55,10 +51,8 @@ __all__ = [
     "is_url",
     "keyed",
     "located",
-    "normalise",
     "prepare",
     "prepared",
     "read_pixels",
     "thumbnail",
-    "to_batch",
 ]

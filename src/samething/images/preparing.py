@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
-from samething.arrays import PixelBatch, Pixels
+from samething.arrays import Pixels
 from samething.errors import InputError
 from samething.images.sources import Box
 
@@ -213,15 +213,3 @@ def _without_far_ends(width: int, height: int) -> Box | None:
         return None
     left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
     return Box(left, top, left + min(width, longest), top + min(height, longest))
-
-
-def normalise(pixels: PixelBatch, preprocessing: Preprocessing) -> Float[np.ndarray, "b 3 height width"]:
-    """Scale uint8 pixels to [0, 1], subtract the mean and divide by the standard deviation; float32."""
-    mean = np.asarray(preprocessing.mean, np.float32)[:, None, None]
-    std = np.asarray(preprocessing.std, np.float32)[:, None, None]
-    return (pixels.astype(np.float32) / np.float32(255) - mean) / std
-
-
-def to_batch(pixels: list[Pixels]) -> UInt8[np.ndarray, "b 3 height width"]:
-    """Stack prepared images of one size."""
-    return np.stack(pixels)
