@@ -353,7 +353,7 @@ def test_relative_shards_move_with_the_catalog(files, tmp_path):
     ],
 )
 def test_what_cannot_be_fetched_says_why(location, words, files, tmp_path, monkeypatch):
-    monkeypatch.setattr("samething.images.sources._WAITS_S", (0.01,))
+    monkeypatch.setattr("samething.images.source._WAITS_S", (0.01,))
     in_tar(files, tmp_path / "shard.tar")
     in_parquet(files, tmp_path / "table.parquet")
     places = {
@@ -376,7 +376,7 @@ def test_a_cut_shard_gives_what_is_whole(files, tmp_path):
 
 
 def test_a_network_that_fails_for_a_moment_is_asked_again(files, monkeypatch):
-    from samething.images import sources
+    from samething.images import source as sources
 
     monkeypatch.setattr(sources, "_WAITS_S", (0.01, 0.01))
     attempts = iter([TimeoutError("too slow"), ConnectionError("gone"), files[0].read_bytes()])

@@ -8,28 +8,15 @@ pixels differ by 2 of 255 at most.
 from __future__ import annotations
 
 from samething.images.addresses import container_of, is_url, located
-from samething.images.decoding import FORMATS, MAX_PIXELS, ImageLike, clipped, decode
-from samething.images.listing import (
-    IMAGE_SUFFIXES,
-    dimensions,
-    find_files,
-    is_image_file,
-    thumbnail,
-)
+from samething.images.decoding import ImageLike, clipped, decode, dimensions, thumbnail
+from samething.images.finding import IMAGE_SUFFIXES, find_files, is_image_file
 from samething.images.pixels import read_pixels
-from samething.images.preparing import (
-    Decoding,
-    Preprocessing,
-    ResizePolicy,
-    prepare,
-)
+from samething.images.preparing import Decoding, Preprocessing, ResizePolicy, prepare
 from samething.images.reading import Identity, as_they_are, checksum, identify, in_threads, prepared
-from samething.images.sources import Box, Source, disk_state, keyed
+from samething.images.source import Box, Source, disk_state, keyed
 
 __all__ = [
-    "FORMATS",
     "IMAGE_SUFFIXES",
-    "MAX_PIXELS",
     "Box",
     "Decoding",
     "Identity",

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from samething.errors import ImageError
 from samething.images.addresses import is_url
-from samething.images.sources import Box, Source, check_bytes, open_image_file
+from samething.images.source import Box, Source, check_bytes, open_image_file
 
 ImageLike: TypeAlias = str | Path | bytes | Image.Image | np.ndarray | Source
 """A path or other address, the bytes of a file, a Pillow image, a uint8 array (height, width[, 3]), or a
@@ -218,3 +218,30 @@ def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
     else:
         scale = 255 / max(65535.0, largest)
     return Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
+
+
+def thumbnail(image: Image.Image, *, longer_side: int) -> bytes:
+    """A JPEG of the image whose longer side is at most ``longer_side`` pixels."""
+    small = image.copy()
+    small.thumbnail((longer_side, longer_side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def dimensions(path: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height of an image file (or of its bytes) in pixels, upright, from its header alone.
+
+    A file that is cut off after its header has dimensions but cannot be decoded. A PNG that keeps its EXIF
+    data behind its pixels is taken as upright.
+
+    Raises:
+        ImageError: not an image, empty, too large or not readable.
+    """
+    with opened(path, max_pixels=max_pixels) as image:
+        width, height = image.size
+        if image.format == "TIFF":  # Pillow reports the upright size of these
+            return width, height
+        # the base class's method, because the one for PNG unpacks the whole image
+        turned = orientation(lambda: Image.Image.getexif(image)) in (5, 6, 7, 8)
+        return (height, width) if turned else (width, height)

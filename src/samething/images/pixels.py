@@ -13,7 +13,7 @@ from samething.arrays import Pixels
 from samething.errors import MissingExtraError
 from samething.images.decoding import MAX_PIXELS, ImageLike, clipped, decode, name_of, opened, orientation
 from samething.images.preparing import RESAMPLING, Preprocessing, canvas, laid_out, layout_of, prepare
-from samething.images.sources import Box, Source
+from samething.images.source import Box, Source
 
 _TORCH_MODES: Final = ("bicubic", "bilinear")
 

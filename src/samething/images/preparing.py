@@ -12,7 +12,7 @@ from PIL import Image
 
 from samething.arrays import Pixels
 from samething.errors import InputError
-from samething.images.sources import Box
+from samething.images.source import Box
 
 ResizePolicy: TypeAlias = Literal["short_side_crop", "squash", "longer_side_pad"]
 

@@ -16,10 +16,10 @@ from typing import Final, NamedTuple, TypeVar
 
 from samething.arrays import Pixels
 from samething.errors import ImageError
-from samething.images.listing import dimensions
+from samething.images.decoding import dimensions
 from samething.images.pixels import read_pixels
 from samething.images.preparing import Preprocessing
-from samething.images.sources import Source, disk_state, open_image_file, unreadable
+from samething.images.source import Source, disk_state, open_image_file, unreadable
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from samething.errors import ImageError, MissingExtraError, SamethingError
-from samething.images import shards
 from samething.images.addresses import container_of, download, file_status, is_url, local_path, scheme_of
+from samething.images.shards import KINDS, read_member
 
 MAX_BYTES: Final = 1 << 30
 """Larger image files are refused: they would be held in memory whole."""
@@ -194,8 +194,8 @@ def _fetch(location: str, max_bytes: int) -> bytes:
 
 def _open_and_read(location: str, max_bytes: int) -> bytes:
     member, separator, container = location.partition("::")
-    if separator and scheme_of(location) in shards.KINDS:
-        return shards.read_member(scheme_of(location), member.partition("://")[2], container, max_bytes)
+    if separator and scheme_of(location) in KINDS:
+        return read_member(scheme_of(location), member.partition("://")[2], container, max_bytes)
     return download(location, max_bytes)
 
 

@@ -1,18 +1,14 @@
-"""Image files on a disk: which there are, and what their headers say."""
+"""Image files in a folder."""
 
 from __future__ import annotations
 
-import io
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from PIL import Image
-
 from samething.errors import InputError
-from samething.images.decoding import MAX_PIXELS, opened, orientation
 
 # fmt: off
 IMAGE_SUFFIXES: Final = frozenset({
@@ -30,33 +26,6 @@ _SIGNATURES: Final = (
     b"MM\x00*",  # TIFF, big-endian
 )
 # fmt: on
-
-
-def thumbnail(image: Image.Image, *, longer_side: int) -> bytes:
-    """A JPEG of the image whose longer side is at most ``longer_side`` pixels."""
-    small = image.copy()
-    small.thumbnail((longer_side, longer_side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
-
-
-def dimensions(path: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Width and height of an image file (or of its bytes) in pixels, upright, from its header alone.
-
-    A file that is cut off after its header has dimensions but cannot be decoded. A PNG that keeps its EXIF
-    data behind its pixels is taken as upright.
-
-    Raises:
-        ImageError: not an image, empty, too large or not readable.
-    """
-    with opened(path, max_pixels=max_pixels) as image:
-        width, height = image.size
-        if image.format == "TIFF":  # Pillow reports the upright size of these
-            return width, height
-        # the base class's method, because the one for PNG unpacks the whole image
-        turned = orientation(lambda: Image.Image.getexif(image)) in (5, 6, 7, 8)
-        return (height, width) if turned else (width, height)
 
 
 class FoundFile(NamedTuple):
