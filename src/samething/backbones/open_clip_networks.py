@@ -8,8 +8,8 @@ from typing import Any, Final, Literal, cast
 
 from torch import nn
 
-from samething.backbones.timm_networks import first_line, three
-from samething.errors import ArtefactError, InputError, MissingExtraError
+from samething.backbones.timm_networks import three
+from samething.errors import ArtefactError, InputError, MissingExtraError, first_line
 from samething.images import Preprocessing, ResizePolicy
 
 _RESIZE: Final[dict[str, ResizePolicy]] = {
@@ -75,21 +75,20 @@ def open_clip_network(
     return cast(nn.Module, tower)
 
 
-def open_clip_settings(identifier: str) -> tuple[Preprocessing, str]:
-    """Preprocessing of open_clip's own evaluation transform; the licence stands in the model's card."""
+def open_clip_settings(identifier: str) -> Preprocessing:
+    """Preprocessing of open_clip's own evaluation transform."""
     open_clip = _open_clip()
     architecture, tag = split_identifier(identifier)
     model = open_clip.get_model_config(architecture)
     configured = open_clip.get_pretrained_cfg(architecture, tag)
     side = model["vision_cfg"]["image_size"]
-    preprocessing = Preprocessing(
+    return Preprocessing(
         size=side if isinstance(side, int) else side[0],
         resize=_RESIZE[configured["resize_mode"]],
         interpolation=configured["interpolation"],
         mean=three(configured["mean"]),
         std=three(configured["std"]),
     )
-    return preprocessing, "see the model's card"
 
 
 def split_identifier(identifier: str) -> tuple[str, str]:

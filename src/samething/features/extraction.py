@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import time
 from pathlib import Path
@@ -14,8 +13,8 @@ from samething.catalog import Catalog
 from samething.errors import InputError
 from samething.features.inference import extract_features
 from samething.features.job import Job, identified
-from samething.features.store import JOB_NAME, KIND, FeatureSet, made_from
-from samething.features.worker_pool import ImageReader, ImageStream
+from samething.features.store import JOB_NAME, KIND, FeatureSet
+from samething.features.worker_pool import ImageReader, ImageStream, num_decoders
 from samething.files import claim_folder, disk_errors, is_finished, only_one_writer
 from samething.progress import progress_bar
 
@@ -26,7 +25,7 @@ class Work:
 
     batch_size: int
     num_workers: int | None
-    """Processes that decode: by default one less than the cores, at least one."""
+    """Processes that decode or, on a cluster, compute; None for the default."""
     runtime: RuntimeName
     cluster: str | None
 
@@ -41,7 +40,7 @@ class Work:
 
 def extract(catalog: Catalog, backbone: Backbone, folder: Path, work: Work) -> FeatureSet:
     """Compute the features of a catalog into a folder; see :func:`samething.features.features`."""
-    made = made_from(backbone.metadata())
+    made = {"backbone": backbone.metadata(), "dtype": "float16"}
     next_step = "choose another folder with -o, or remove this one"
     with only_one_writer(folder), disk_errors(folder):
         claim_folder(folder, JOB_NAME, made, kind=KIND, next_step=next_step)
@@ -95,10 +94,3 @@ def _compute_missing(job: Job, backbone: Backbone, work: Work) -> tuple[int, flo
         return num_computed, None
     (start, before), (end, after) = ticks[0], ticks[-1]
     return num_computed, (after - before) / (end - start)
-
-
-def num_decoders(num_workers: int | None) -> int:
-    """Processes that decode: by default one less than the cores, at least one."""
-    if num_workers is not None:
-        return num_workers
-    return max(1, len(os.sched_getaffinity(0)) - 1) if hasattr(os, "sched_getaffinity") else 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import dataclasses
 import shutil
 import zipfile
@@ -14,7 +16,7 @@ from jaxtyping import Float
 
 from samething.catalog import Catalog
 from samething.errors import ImageError, InputError
-from samething.features.store import FORMAT_VERSION, KIND, FeatureSet, Unreadable, write_unreadable
+from samething.features.store import FORMAT_VERSION, KIND, FeatureSet, Unreadable
 from samething.features.worker_pool import Batch
 from samething.files import Json, Manifest, atomic_path, file_sha256, read_json, write_json, write_manifest
 from samething.images import as_they_are, checksum, in_threads
@@ -115,7 +117,17 @@ class Job:
 
     def missing(self) -> dict[int, list[int]]:
         """Batches that are not done, by their number."""
-        return {number: rows for number, rows in enumerate(self.batches) if not _is_whole(self.block(number))}
+        missing = dict(enumerate(self.batches))
+        for number in range(len(self.batches)):
+            # a block may have been cut short by a loss of power
+            with (
+                contextlib.suppress(OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile),
+                self.block(number).open("rb") as stream,
+                np.load(stream) as content,
+            ):
+                if len(content["rows"]) == len(content["features"]) and "reasons" in content:
+                    del missing[number]
+        return missing
 
     @property
     def runtime(self) -> str | None:
@@ -177,7 +189,10 @@ class Job:
             )
         self._gather(np.flatnonzero(readable), made_from["backbone"]["width"])
         self.catalog.take(readable).write(self.data / "catalog.parquet")
-        write_unreadable(self.data / "unreadable.csv", unreadable)
+        with (self.data / "unreadable.csv").open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(["image", "reason"])
+            writer.writerows((bad.image, bad.reason) for bad in unreadable)
         before = {} if self.previous is None else self.previous.manifest.content
         noted = self.data / "blocks" / _RUNTIME_NAME
         if noted.exists() or not before:
@@ -231,14 +246,3 @@ class Job:
             with np.load(self.block(number)) as block:
                 for row, feature in zip(block["rows"], block["features"], strict=True):
                     yield self.keys[row], feature
-
-
-def _is_whole(block: Path) -> bool:
-    """Whether a block is there, and not cut short by a loss of power."""
-    try:
-        with block.open("rb") as stream, np.load(stream) as content:
-            return len(content["rows"]) == len(content["features"]) and "reasons" in content
-    except FileNotFoundError:
-        return False
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-        return False

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import rich.markup
@@ -73,7 +73,8 @@ class FeatureSet:
         data = folder / str(manifest.content["data"])
         try:
             rows = np.load(data / "features.npy", mmap_mode="r")
-            unreadable = tuple(read_unreadable(data / "unreadable.csv"))
+            with (data / "unreadable.csv").open(newline="", encoding="utf-8") as stream:
+                unreadable = tuple(Unreadable(row["image"], row["reason"]) for row in csv.DictReader(stream))
         except (OSError, ValueError, EOFError, KeyError) as error:
             raise ArtefactError(
                 f"{data} is not whole ({error})",
@@ -129,23 +130,3 @@ class FeatureSet:
             where = self.folder / str(self.manifest.content["data"]) / "unreadable.csv"
             lines.append(f"  all of them: {rich.markup.escape(str(where))}")
         return "\n".join(lines)
-
-
-def write_unreadable(target: Path, images: list[Unreadable]) -> None:
-    """Write the list of images left out."""
-    with target.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["image", "reason"])
-        writer.writerows((image.image, image.reason) for image in images)
-
-
-def read_unreadable(source: Path) -> Iterator[Unreadable]:
-    """Read the list of images left out."""
-    with source.open(newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            yield Unreadable(row["image"], row["reason"])
-
-
-def made_from(backbone: Mapping[str, Any]) -> dict[str, Json]:
-    """What decides the numbers in a feature folder, whichever images it holds."""
-    return {"backbone": dict(backbone), "dtype": "float16"}

@@ -27,10 +27,17 @@ from samething.errors import ImageError
 from samething.images import Preprocessing, read_pixels
 
 # Tasks handed to a worker at a time: with two, it decodes the next batch while its last one is described.
-_TASKS_A_WORKER: Final = 2
+_TASKS_PER_WORKER: Final = 2
 
 # An image that a worker died on twice is left out; once may have been chance, such as a lack of memory.
 _DEATHS_PER_IMAGE: Final = 2
+
+
+def num_decoders(num_workers: int | None) -> int:
+    """Processes that decode: by default one less than the cores, at least one."""
+    if num_workers is not None:
+        return num_workers
+    return max(1, len(os.sched_getaffinity(0)) - 1) if hasattr(os, "sched_getaffinity") else 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,24 +53,18 @@ class ImageReader:
         """Pixels of a row's image, or the reasons why neither it nor a copy of it can be read."""
         reasons = {}
         for place in self.copies.get(row, (row,)):
-            pixels = self._pixels(place)
-            if not isinstance(pixels, str):
-                return pixels
-            reasons[place] = pixels
+            source = self.catalog.source(place)
+            sha256 = self.catalog.table["sha256"][place].as_py()
+            try:
+                content = source.read()
+                if not sha256 or hashlib.sha256(content).hexdigest() == sha256:
+                    return read_pixels(content, self.preprocessing, box=source.box)
+                reasons[place] = "changed since the catalog was made; make the catalog again"
+            except ImageError as error:
+                reasons[place] = error.reason
+            except RecursionError as error:
+                reasons[place] = f"cannot be decoded ({error})"
         return reasons
-
-    def _pixels(self, row: int) -> UInt8[np.ndarray, "3 height width"] | str:
-        source = self.catalog.source(row)
-        sha256 = self.catalog.table["sha256"][row].as_py()
-        try:
-            content = source.read()
-            if sha256 and hashlib.sha256(content).hexdigest() != sha256:
-                return "changed since the catalog was made; make the catalog again"
-            return read_pixels(content, self.preprocessing, box=source.box)
-        except ImageError as error:
-            return error.reason
-        except RecursionError as error:
-            return f"cannot be decoded ({error})"
 
     def read_batch(
         self, rows: Sequence[int], pixels: UInt8[np.ndarray, "b 3 height width"], reasons: dict[int, str]
@@ -135,7 +136,7 @@ class ImageStream:
         self.batches = batches
         # where a process cannot be forked, memory could not be shared like this
         self.num_workers = min(num_workers, len(batches)) if sys.platform == "linux" else 0
-        self._num_slots = self.num_workers * _TASKS_A_WORKER + 1
+        self._num_slots = self.num_workers * _TASKS_PER_WORKER + 1
         self._shape = (3, *reader.preprocessing.shape)
         self.batch_size = max(map(len, batches.values()), default=0)
         self._workers: list[_Worker] = []
@@ -176,9 +177,9 @@ class ImageStream:
         deaths: Counter[int] = Counter()
         while waiting or any(worker.tasks for worker in self._workers):
             for worker in sorted(self._workers, key=lambda worker: len(worker.tasks)):
-                if waiting and free and len(worker.tasks) < _TASKS_A_WORKER:
+                if waiting and free and len(worker.tasks) < _TASKS_PER_WORKER:
                     worker.give(waiting.popleft(), free.pop())
-            if waiting and free and any(len(worker.tasks) < _TASKS_A_WORKER for worker in self._workers):
+            if waiting and free and any(len(worker.tasks) < _TASKS_PER_WORKER for worker in self._workers):
                 continue
             multiprocessing.connection.wait([worker.connection for worker in self._workers if worker.tasks])
             for at, worker in enumerate(self._workers):
@@ -187,7 +188,7 @@ class ImageStream:
                     rows, reasons = answer
                     yield Batch(task.number, rows, slots[slot, : len(rows)], reasons)
                     free.append(slot)
-                    if waiting and len(worker.tasks) < _TASKS_A_WORKER:
+                    if waiting and len(worker.tasks) < _TASKS_PER_WORKER:
                         worker.give(waiting.popleft(), free.pop())
                 if worker.tasks and worker.has_ended:
                     self._replace(at, worker, deaths, waiting, free, slots)
