@@ -521,7 +521,7 @@ def test_two_tone_images_are_what_compositing_gives() -> None:
 )
 def test_roles_keep_their_shares_whatever_the_order(sizes: list[int], turn: int) -> None:
     instances = [
-        DrawnInstance("icon", f"thing{number}", tuple((f"s{j}", Glyph("", j)) for j in range(size)), "own")
+        DrawnInstance("icon", f"thing{number}", tuple((f"s{j}", Glyph("", j)) for j in range(size)), "jpg")
         for number, size in enumerate(sizes)
     ]
     roles = assign_roles(instances)
@@ -541,7 +541,7 @@ def test_roles_keep_their_shares_whatever_the_order(sizes: list[int], turn: int)
 
 
 def test_an_instance_of_one_image_cannot_be_searched_for() -> None:
-    alone = DrawnInstance("icon", "alone", (("s0", Glyph("", 0)),), "own")
+    alone = DrawnInstance("icon", "alone", (("s0", Glyph("", 0)),), "jpg")
     with pytest.raises(ValueError, match="icon/alone has one image"):
         assign_roles([alone])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-from collections.abc import Collection, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 from xml.etree import ElementTree
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
-from samething.datasets.demo.instances import SIDE, Instance, generator_for
+from samething.datasets.demo.instances import SIDE, Instance
 from samething.errors import MissingExtraError
 
 DRAWN_SIDE: Final = 168
@@ -130,30 +130,26 @@ class DrawnInstance(Instance):
     name: str
     drawings: tuple[tuple[str, Drawing], ...]
     """Pairs of source and drawing, sorted by source."""
-    colours: Literal["two_tone", "own"]
-    """``two_tone``: the silhouette in one random colour on another; ``own``: as drawn, on a pale ground."""
+    suffix: Literal["png", "jpg"]
+    """``png``: the silhouette in one random colour on another, which packs best so; ``jpg``: as drawn, on a
+    pale ground."""
 
     @property
     def sources(self) -> tuple[str, ...]:
         """The vendors and styles."""
         return tuple(source for source, _ in self.drawings)
 
-    @property
-    def suffix(self) -> str:
-        """Two tones pack best as PNG, more colours as JPEG."""
-        return "png" if self.colours == "two_tone" else "jpg"
+    def painter(self) -> Callable[[str, np.random.Generator], Image.Image]:
+        """A drawing turned, scaled and shifted a little, on a ground of its own."""
+        drawings = dict(self.drawings)
 
-    def images(self, wanted: Collection[str]) -> Iterator[tuple[str, Image.Image]]:
-        """Each drawing turned, scaled and shifted a little, on a ground of its own."""
-        for source, drawing in self.drawings:
-            if source in wanted:
-                random = generator_for(self.domain, self.name, source)
-                rendered = drawing.render(DRAWN_SIDE)
-                if self.colours == "two_tone":
-                    silhouette = _turned_and_scaled(rendered.getchannel("A"), random)
-                    yield source, _in_two_tones(silhouette, random)
-                else:
-                    yield source, _on_pale_ground(_turned_and_scaled(rendered, random), random)
+        def paint(source: str, random: np.random.Generator) -> Image.Image:
+            rendered = drawings[source].render(DRAWN_SIDE)
+            if self.suffix == "png":
+                return _in_two_tones(_turned_and_scaled(rendered.getchannel("A"), random), random)
+            return _on_pale_ground(_turned_and_scaled(rendered, random), random)
+
+        return paint
 
 
 def _turned_and_scaled(drawing: Image.Image, random: np.random.Generator) -> Image.Image:

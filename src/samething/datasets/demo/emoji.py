@@ -75,4 +75,4 @@ def find_emoji(limit: int | None) -> list[DrawnInstance]:
         min_drawings=_MIN_DRAWINGS,
         num_shared=_NUM_SHARED,
     )
-    return [DrawnInstance("emoji", name, drawings, "own") for name, drawings in chosen.items()]
+    return [DrawnInstance("emoji", name, drawings, "jpg") for name, drawings in chosen.items()]

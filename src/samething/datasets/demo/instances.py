@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
 import numpy as np
@@ -12,6 +12,9 @@ from PIL import Image
 
 SIDE: Final = 192
 """Width and height of every demo image, in pixels."""
+
+NUM_VIEWS: Final = 5
+"""Images of an instance that is rendered or photographed."""
 
 DOMAINS: Final = ("icon", "logo", "emoji", "object", "photo")
 
@@ -26,23 +29,27 @@ class Instance(abc.ABC):
     domain: str
     name: str
     """File-system safe, unique within the domain."""
+    suffix: str = "jpg"
+    """``png`` or ``jpg``."""
 
     @property
-    @abc.abstractmethod
     def sources(self) -> tuple[str, ...]:
         """Names of the instance's images, sorted: the vendor of a drawing or the number of a view."""
-
-    @property
-    @abc.abstractmethod
-    def suffix(self) -> str:
-        """``png`` or ``jpg``."""
+        return tuple(f"view{number}" for number in range(NUM_VIEWS))
 
     @abc.abstractmethod
+    def painter(self) -> Callable[[str, np.random.Generator], Image.Image]:
+        """What makes the image of a source, ``SIDE`` × ``SIDE``, from its random numbers."""
+
     def images(self, wanted: Collection[str]) -> Iterator[tuple[str, Image.Image]]:
-        """Make the wanted images, each ``SIDE`` × ``SIDE``: pairs of source and image.
+        """Make the wanted images: pairs of source and image.
 
         An image depends on the instance and its source only, not on what else is wanted.
         """
+        paint = self.painter()
+        for source in self.sources:
+            if source in wanted:
+                yield source, paint(source, generator_for(self.domain, self.name, source))
 
     @property
     def label(self) -> str:

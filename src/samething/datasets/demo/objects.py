@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,14 +15,12 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from samething.datasets.demo.instances import SIDE, Instance, generator_for, limited
+from samething.datasets.demo.instances import SIDE, Instance, limited
 from samething.datasets.demo.packages import package_files
 from samething.errors import MissingExtraError
 
 NUM_OBJECTS: Final = 500
 """Of the 1,000 shapes, every second one: enough for the demo, and half the time."""
-
-NUM_VIEWS: Final = 5
 
 _RENDERED_SIDE: Final = 3 * SIDE // 2
 """The renderer does not smooth edges, so that images are made larger and scaled down."""
@@ -39,27 +37,14 @@ class ObjectInstance(Instance):
     """Path of the mesh's description (URDF)."""
     domain: str = "object"
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """``view0``…"""
-        return tuple(f"view{number}" for number in range(NUM_VIEWS))
-
-    @property
-    def suffix(self) -> str:
-        """Shades and noise pack best as JPEG."""
-        return "jpg"
-
-    def images(self, wanted: Collection[str]) -> Iterator[tuple[str, Image.Image]]:
-        """The mesh from a random side each, in random light, before a random gradient."""
+    def painter(self) -> Callable[[str, np.random.Generator], Image.Image]:
+        """The mesh from a random side, in random light, before a random gradient."""
         engine, client = _renderer()
         engine.resetSimulation(physicsClientId=client)
         body = engine.loadURDF(self.urdf, useFixedBase=True, physicsClientId=client)
         box = np.array(engine.getAABB(body, physicsClientId=client))
         centre, radius = box.mean(axis=0), float(np.linalg.norm(box[1] - box[0])) / 2
-        for source in self.sources:
-            if source in wanted:
-                random = generator_for(self.domain, self.name, source)
-                yield source, _view(engine, client, centre, radius, random)
+        return lambda source, random: _view(engine, client, centre, radius, random)
 
 
 def find_objects(limit: int | None) -> list[ObjectInstance]:

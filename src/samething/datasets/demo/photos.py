@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageFilter
 
-from samething.datasets.demo.instances import SIDE, Instance, generator_for, limited
+from samething.datasets.demo.instances import SIDE, Instance, limited
 from samething.datasets.demo.packages import package_files
 from samething.images import decode
 
@@ -41,8 +41,6 @@ PHOTOGRAPHS: Final = {
     "matplotlib": ("mpl-data/sample_data/grace_hopper.jpg",),
 }
 """Photographs and scans by package."""
-
-NUM_VIEWS: Final = 5
 
 CELL: Final = 240
 """Side of a place, in pixels of the enlarged photograph; they do not overlap, so that none shows another."""
@@ -74,24 +72,10 @@ class PhotoInstance(Instance):
     """The place's cell, counted from the top left."""
     domain: str = "photo"
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """``view0``…"""
-        return tuple(f"view{number}" for number in range(NUM_VIEWS))
-
-    @property
-    def suffix(self) -> str:
-        """Photographs pack best as JPEG."""
-        return "jpg"
-
-    def images(self, wanted: Collection[str]) -> Iterator[tuple[str, Image.Image]]:
-        """The place from a random viewpoint each, with random exposure, white balance and blur."""
-        photograph = _enlarged(self.photograph)
-        for source in self.sources:
-            if source in wanted:
-                random = generator_for(self.domain, self.name, source)
-                seen = _seen_aslant(photograph, (self.column * CELL, self.row * CELL), random)
-                yield source, _exposed(seen, random)
+    def painter(self) -> Callable[[str, np.random.Generator], Image.Image]:
+        """The place from a random viewpoint, with random exposure, white balance and blur."""
+        photograph, corner = _enlarged(self.photograph), (self.column * CELL, self.row * CELL)
+        return lambda source, random: _exposed(_seen_aslant(photograph, corner, random), random)
 
 
 def find_photos(limit: int | None) -> list[PhotoInstance]:

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, TypeAlias
+from typing import Final
 
 from samething.datasets.demo.drawings import Drawing, DrawnInstance, Glyph, Svg
 from samething.datasets.demo.instances import limited
@@ -35,57 +35,36 @@ _NUM_SHARED: Final = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class FontStyle:
-    """One style of an icon font: which of the names in its table belong to it."""
+class Style:
+    """One style of an icon family: which of its names belong to it."""
 
     source: str
     family: str
     pattern: str
-    """Regular expression over the whole name; its first group is the name without the style."""
-    module: str
-    font: str
-    """Glob patterns, within the package, of the font and of the table from names to code points."""
-    table: str
-
-    def drawings(self) -> Iterator[tuple[str, Drawing]]:
-        """Pairs of name and glyph."""
-        font = str(package_files(self.module, self.font)[-1])
-        table = json.loads(package_files(self.module, self.table)[-1].read_text(encoding="utf-8"))
-        pattern = re.compile(self.pattern)
-        for name in sorted(table):
-            found = pattern.fullmatch(name)
-            if found:
-                yield found[1], Glyph(font, int(str(table[name]), 16))
-
-
-@dataclasses.dataclass(frozen=True)
-class SvgStyle:
-    """One style of an icon family that comes as SVG files."""
-
-    source: str
-    family: str
-    pattern: str
-    """Regular expression over the whole file name without its suffix; its first group is the icon's name."""
+    """Regular expression over the whole name (of a file without its suffix); its first group is the name
+    without the style."""
     module: str
     files: str
-    """Glob pattern within the package."""
+    """Glob pattern, within the package, of the font or of the SVG files."""
+    table: str = ""
+    """Likewise of the table from names to code points; empty for SVG files."""
 
     def drawings(self) -> Iterator[tuple[str, Drawing]]:
-        """Pairs of name and file."""
-        pattern = re.compile(self.pattern)
-        for path in package_files(self.module, self.files):
-            found = pattern.fullmatch(path.stem)
+        """Pairs of name and drawing."""
+        files = package_files(self.module, self.files)
+        drawings: dict[str, Drawing] = {path.stem: Svg(str(path)) for path in files}
+        if self.table:
+            text = package_files(self.module, self.table)[-1].read_text(encoding="utf-8")
+            codes = sorted(json.loads(text).items())
+            drawings = {name: Glyph(str(files[-1]), int(str(code), 16)) for name, code in codes}
+        for name, drawing in drawings.items():
+            found = re.fullmatch(self.pattern, name)
             if found:
-                yield found[1], Svg(str(path))
+                yield found[1], drawing
 
 
-Style: TypeAlias = FontStyle | SvgStyle
-
-
-def _qtawesome(source: str, family: str, pattern: str, stem: str) -> FontStyle:
-    return FontStyle(
-        source, family, pattern, "qtawesome", f"fonts/{stem}*.ttf", f"fonts/{stem}*charmap*.json"
-    )
+def _qtawesome(source: str, family: str, pattern: str, stem: str) -> Style:
+    return Style(source, family, pattern, "qtawesome", f"fonts/{stem}*.ttf", f"fonts/{stem}*charmap*.json")
 
 
 _OCTICONS: Final = "templates/.icons/octicons/*-24.svg"
@@ -104,10 +83,10 @@ ICON_STYLES: Final[tuple[Style, ...]] = (
     _qtawesome("remix-line", "remix", r"(.+)-line", "remixicon"),
     _qtawesome("codicon", "codicon", r"(.+)", "codicon"),
     _qtawesome("elusive", "elusive", r"(.+)", "elusiveicons"),
-    SvgStyle("octicon", "octicon", r"(.+)(?<!-fill)-24", "material", _OCTICONS),
-    SvgStyle("octicon-fill", "octicon", r"(.+)-fill-24", "material", _OCTICONS),
-    SvgStyle("tabler", "tabler", r"(?!brand-)(.+)", "pytablericons", "icons/outline/*.svg"),
-    SvgStyle("tabler-fill", "tabler", r"(?!brand-)(.+)", "pytablericons", "icons/filled/*.svg"),
+    Style("octicon", "octicon", r"(.+)(?<!-fill)-24", "material", _OCTICONS),
+    Style("octicon-fill", "octicon", r"(.+)-fill-24", "material", _OCTICONS),
+    Style("tabler", "tabler", r"(?!brand-)(.+)", "pytablericons", "icons/outline/*.svg"),
+    Style("tabler-fill", "tabler", r"(?!brand-)(.+)", "pytablericons", "icons/filled/*.svg"),
 )
 
 _DEVICON: Final = ("tkinter_icons_devicon", "fonts/devicon.ttf", "glyphmap.json")
@@ -118,11 +97,11 @@ BRAND_STYLES: Final[tuple[Style, ...]] = (
     _qtawesome("fontawesome-alt", "fontawesome", r"(.+)-(?:alt|in|f|brand)", "fontawesome6-brands"),
     _qtawesome("phosphor", "phosphor", r"(.+)-logo", "phosphor"),
     _qtawesome("phosphor-fill", "phosphor", r"(.+)-logo-fill", "phosphor"),
-    SvgStyle("simple-icons", "simple-icons", r"(.+)", "material", "templates/.icons/simple/*.svg"),
-    SvgStyle("tabler", "tabler", r"brand-(.+)", "pytablericons", "icons/outline/*.svg"),
-    SvgStyle("tabler-fill", "tabler", r"brand-(.+)", "pytablericons", "icons/filled/*.svg"),
-    FontStyle("devicon", "devicon", r"(.+)-plain", *_DEVICON),
-    FontStyle("devicon-original", "devicon", r"(.+)-original", *_DEVICON),
+    Style("simple-icons", "simple-icons", r"(.+)", "material", "templates/.icons/simple/*.svg"),
+    Style("tabler", "tabler", r"brand-(.+)", "pytablericons", "icons/outline/*.svg"),
+    Style("tabler-fill", "tabler", r"brand-(.+)", "pytablericons", "icons/filled/*.svg"),
+    Style("devicon", "devicon", r"(.+)-plain", *_DEVICON),
+    Style("devicon-original", "devicon", r"(.+)-original", *_DEVICON),
 )
 """Styles that hold brands only."""
 
@@ -191,7 +170,7 @@ def find_symbols(limit: int | None) -> list[DrawnInstance]:
         num_shared=_NUM_SHARED,
     )
     return [
-        DrawnInstance(domain, name, drawings, "two_tone")
+        DrawnInstance(domain, name, drawings, "png")
         for domain, chosen in (("icon", chosen_icons), ("logo", chosen_logos))
         for name, drawings in chosen.items()
     ]
