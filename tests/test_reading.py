@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samething.errors import ArtefactError
-from samething.features import reading
+from samething.features import row_reader
 from samething.features.row_reader import GROUP_ROWS, RowReader
 from samething.sampling import SamplingConfig, epoch_batches
 from scenes import feature_folder
@@ -98,7 +98,7 @@ def test_memory_is_two_groups_and_nothing_is_left_behind(large):
     for epoch in range(3):
         reader.plan(np.concatenate(block_batches(len(rows), batch_size=128, epoch=epoch)))
         assert sum(buffer.nbytes for buffer in reader._buffers) == 2 * GROUP_ROWS * WIDTH * 2
-        assert threading.active_count() <= threads + reading.NUM_THREADS
+        assert threading.active_count() <= threads + row_reader.NUM_THREADS
     reader.close()
     reader.close()
     assert threading.active_count() == threads and open_files() == mapped
