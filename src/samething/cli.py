@@ -41,7 +41,9 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "backbones": Command(
         "samething.backbones.command:backbones", "List the backbones, and which are already on this disk."
     ),
-    "features": Command("samething.features:features", "Describe every image with a frozen backbone, once."),
+    "features": Command(
+        "samething.features:features", "Extract the features of every image with a frozen backbone, once."
+    ),
     "train": Command("samething.training.command:train", "Train a head on cached features."),
     "evaluate": Command(
         "samething.evaluation:evaluate", "Measure retrieval on instances never seen in training."
@@ -176,9 +178,22 @@ def _run_and_exit(program: Callable[[], Any]) -> None:
     sys.exit(getattr(result, "exit_status", 0))
 
 
-_EXTRAS: Final = dict.fromkeys(
-    ("torch", "torchvision", "timm", "open_clip", "onnx", "safetensors", "matplotlib", "optuna"), "train"
-)
+_EXTRAS: Final = {
+    module: extra
+    for extra, modules in {
+        "train": "torch torchvision timm open_clip onnx onnxscript openvino safetensors matplotlib optuna scipy "
+        "sklearn simplejpeg",
+        "hf": "huggingface_hub datasets transformers",
+        "finetune": "peft",
+        "cluster": "ray",
+        "remote": "fsspec s3fs gcsfs",
+        "milvus": "pymilvus",
+        "watch": "watchfiles",
+        "map": "bokeh umap",
+    }.items()
+    for module in modules.split()
+}
+"""Modules that an optional part of the installation brings, and its name."""
 
 
 def _missing_module(error: ImportError) -> str:
