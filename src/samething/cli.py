@@ -181,8 +181,8 @@ def _run_and_exit(program: Callable[[], Any]) -> None:
 _EXTRAS: Final = {
     module: extra
     for extra, modules in {
-        "train": "torch torchvision timm open_clip onnx onnxscript openvino safetensors matplotlib optuna scipy "
-        "sklearn simplejpeg",
+        "train": "torch torchvision timm open_clip onnx onnxscript openvino safetensors matplotlib optuna "
+        "scipy sklearn simplejpeg",
         "hf": "huggingface_hub datasets transformers",
         "finetune": "peft",
         "cluster": "ray",
