@@ -8,14 +8,14 @@ come from the ranks of the relevant entries in the ranking of the whole gallery.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from samething.arrays import Embeddings, Gallery, Queries
+from samething.arrays import Embeddings
 from samething.catalog import Catalog
 from samething.errors import InputError
 from samething.evaluation.embedding_files import open_embeddings
@@ -71,16 +71,14 @@ def evaluate_embeddings(
     """
     protocol = protocol_of(protocol)
     tasks = catalog if isinstance(catalog, TaskSet) else TaskSet.of(catalog, role, protocol.scopes)
-    _check(embeddings, tasks, protocol, num_resamples)
     shards = [open_embeddings(Path(path)) for path in distractors]
-    _check_distractors(shards, distractors, embeddings, protocol, gain)
+    _check(embeddings, tasks, protocol, num_resamples, list(zip(distractors, shards, strict=True)), gain)
     counter_of = functools.partial(
         RankCounter, precision=precision, distance=protocol.distance, memory_mib=memory_mib
     )
 
-    def measured(task: RetrievalTask, further: Sequence[np.ndarray]) -> PerMetric:
-        gallery = [_take(embeddings, task.gallery), *further]
-        ranks = _ranks(task, _take(embeddings, task.queries), gallery, gain, counter_of, show_progress)
+    def measured(task: RetrievalTask, further: Iterable[np.ndarray]) -> PerMetric:
+        ranks = _ranks(task, embeddings, further, gain, counter_of, show_progress)
         return measure(protocol.metrics, ranks, task.relevant.counts)
 
     merged: PerMetric = measured(tasks.merged, shards) if tasks.merged is not None else {}
@@ -104,26 +102,33 @@ def evaluate_embeddings(
 
 def _ranks(
     task: RetrievalTask,
-    queries: Queries,
-    gallery: Sequence[Gallery],
+    embeddings: Embeddings,
+    further: Iterable[np.ndarray],
     gain: Gain | None,
     counter_of: Callable[..., RankCounter],
     show_progress: bool,
 ) -> Int[np.ndarray, " p"]:
-    """Ranks of the relevant entries, all in the first part of the gallery."""
-    first, *further = gallery
+    """Ranks of the relevant entries in the task's gallery and ``further`` parts of it."""
+    queries, gallery = _take(embeddings, task.queries), _take(embeddings, task.gallery)
     if gain is not None:
-        refined = gain(queries, first, task.leave_out)
-        queries, first = refined.queries, refined.gallery
+        refined = gain(queries, gallery, task.leave_out)
+        queries, gallery = refined.queries, refined.gallery
         if refined.scores is not None:
             return ranks_of_scores(refined.scores, task.relevant, leave_out=task.leave_out)
-    counter = counter_of(queries, first, task.relevant, leave_out=task.leave_out)
-    for part in (first, *further):
+    counter = counter_of(queries, gallery, task.relevant, leave_out=task.leave_out)
+    for part in (gallery, *further):
         counter.count(part, show_progress=show_progress)
     return counter.ranks()
 
 
-def _check(embeddings: Embeddings, tasks: TaskSet, protocol: Protocol, num_resamples: int) -> None:
+def _check(
+    embeddings: Embeddings,
+    tasks: TaskSet,
+    protocol: Protocol,
+    num_resamples: int,
+    distractors: Sequence[tuple[Path, np.ndarray]],
+    gain: Gain | None,
+) -> None:
     if num_resamples < 1:
         raise InputError(
             f"num_resamples={num_resamples}", expected="at least 1", next_step="leave it at 2000"
@@ -142,28 +147,19 @@ def _check(embeddings: Embeddings, tasks: TaskSet, protocol: Protocol, num_resam
         )
     if protocol.distance == "cosine":
         require_directions(embeddings, tasks.used)
-
-
-def _check_distractors(
-    shards: Sequence[np.ndarray],
-    files: Sequence[Path],
-    embeddings: Embeddings,
-    protocol: Protocol,
-    gain: Gain | None,
-) -> None:
-    if shards and gain is not None:
+    if distractors and gain is not None:
         raise InputError(
             "a gain together with distractors",
             expected="one of them: a gain needs the whole index at once",
             next_step="leave one out",
         )
-    if shards and (protocol.distance != "cosine" or "merged" not in protocol.scopes):
+    if distractors and (protocol.distance != "cosine" or "merged" not in protocol.scopes):
         raise InputError(
             f"distractors with the protocol {protocol.name}",
             expected="a protocol with a merged index and cosine similarity",
             next_step="use --protocol ilias, or custom",
         )
-    for shard, file in zip(shards, files, strict=True):
+    for file, shard in distractors:
         if shard.shape[1] != embeddings.shape[1]:
             raise InputError(
                 f"{file} holds rows of {shard.shape[1]} dimensions",
@@ -174,8 +170,6 @@ def _check_distractors(
 
 def _take(embeddings: Embeddings, rows: Int[np.ndarray, " r"]) -> Float[np.ndarray, "r d"]:
     """The rows, as a view where they lie side by side, so that a memory-mapped file is not read at once."""
-    if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
-        side_by_side: np.ndarray = embeddings[rows[0] : rows[-1] + 1]
-        return side_by_side
-    copied: np.ndarray = embeddings[rows]
-    return copied
+    side_by_side = len(rows) > 0 and rows[-1] - rows[0] + 1 == len(rows)
+    taken: np.ndarray = embeddings[rows[0] : rows[-1] + 1] if side_by_side else embeddings[rows]
+    return taken
