@@ -235,9 +235,7 @@ class Finetuner:
         ]
         first = self.step // self.steps_per_epoch * self.steps_per_epoch
         wanted = rows_of_steps[self.step - first : self.num_steps - first]
-        pixels = self._pixels(
-            np.concatenate([self.data.rows[:0], *(self.data.rows[rows] for rows in wanted)])
-        )
+        pixels = self._pixels(row for rows in wanted for row in self.data.rows[rows].tolist())
         for rows in wanted:
             yield self.data.classes[rows], np.stack(list(islice(pixels, len(rows))))
 
