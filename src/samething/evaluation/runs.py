@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
-from samething.arrays import Embeddings, FeatureRows
+from samething.arrays import FeatureRows
 from samething.catalog import Catalog
 from samething.errors import InputError
 from samething.evaluation.analysis import Analysis
@@ -37,8 +37,8 @@ class OpenedRuns:
     """Which of its images are for the test."""
     tested: Catalog
     """These images."""
-    embeddings: tuple[Embeddings, ...]
-    """Of each run, of the test images."""
+    embeddings: tuple[Float[np.ndarray, "_ _"], ...]
+    """Of each run, of the test images; others than ``is_tested`` counts, so their number has no letter."""
 
     @classmethod
     def open(cls, folders: Sequence[Path], *, moved: Sequence[Path] = ()) -> OpenedRuns:
