@@ -17,6 +17,8 @@ ORDER = [
     "statistics", "retrieval", "backbones", "features", "losses", "heads", "sampling", "training", "curate",
     "evaluation", "leaderboard", "study", "embedder", "export", "index", "search", "web", "demo", "cli",
 ]  # fmt: skip
+# functions that are commands: their parameters are options
+COMMANDS = {"catalog", "curate", "features", "train", "evaluate", "export", "index", "find", "serve", "sync"}
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "core", "base", "misc"}
 
 
@@ -63,6 +65,77 @@ def test_no_rooms_without_a_concept_and_no_star_imports(path):
     assert not {part.removesuffix(".py") for part in path.relative_to(SOURCE).parts} & FORBIDDEN_NAMES
     for node in ast.walk(ast.parse(path.read_text())):
         assert not (isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names))
+
+
+def file_imports(path: Path) -> set[str]:
+    """Modules of the package that a file imports for use, at its head or inside functions; not those for types alone."""
+    tree = ast.parse(path.read_text())
+    guarded = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for inner in ast.walk(node)
+    }
+    return {
+        node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and id(node) not in guarded
+    }
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_no_two_files_import_each_other():
+    imports = {dotted(path): file_imports(path) for path in modules()}
+    both = [
+        (one, other)
+        for one, others in imports.items()
+        for other in others
+        if one < other and one in imports.get(other, ())
+    ]
+    assert not both
+
+
+def test_files_and_functions_can_be_held_in_the_head():
+    """No file over 450 lines, no function over 80 lines or with more than 10 parameters, no file name twice.
+
+    The function behind a command has its options as parameters: at most 15, ``train`` 25.
+    """
+    long_files, long_functions, wide = [], [], []
+    for path in modules():
+        text = path.read_text()
+        lines = text.count("\n")
+        if lines > 450:
+            long_files.append((str(path.relative_to(SOURCE)), lines))
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                where = f"{path.relative_to(SOURCE)}:{node.name}"
+                length = node.end_lineno - node.lineno + 1
+                if length > 80:
+                    long_functions.append((where, length))
+                count = len([*node.args.args, *node.args.kwonlyargs])
+                options = {"train": 26}.get(node.name, 16) if node.name in COMMANDS else 10
+                if count > options:
+                    wide.append((where, count))
+    assert not long_files
+    assert not long_functions
+    assert not wide
+
+
+def test_a_file_name_means_one_thing():
+    names: dict[str, list[str]] = {}
+    for path in modules():
+        if path.name != "__init__.py":
+            names.setdefault(path.name, []).append(str(path.relative_to(SOURCE)))
+    assert not {name: paths for name, paths in names.items() if len(paths) > 1}
+
+
+def test_the_document_gives_the_order_that_is_held():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    written = re.search(r"in this order: ([\w\s,]+)\.", text)
+    assert written and [name.strip() for name in written[1].split(",")] == ORDER
 
 
 def run_python(code: str, *arguments: str) -> str:
