@@ -106,7 +106,7 @@ def line(folder: Path) -> None:
     catalog(images, domain="things", output=folder / "c.parquet")
     features(folder / "c.parquet", output=folder / "f", **backbone(folder))
     train(folder / "f", output=folder / "run", recipe="demo", epochs=2, embedding_dim=16)
-    export(folder / "run", output=folder / "model")
+    export(folder / "run", output=folder / "model", weights=folder / "w.safetensors")
     index(images, model=folder / "model", output=folder / "index")
     for name in ("one", "two"):
         shutil.copytree(images / "thing 00", folder / name / "thing 00")
