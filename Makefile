@@ -18,6 +18,9 @@ demo: $(VENV)/.demo  ## install, then run the whole line on real pictures (minut
 test: $(VENV)/.dev  ## install, then run the tests
 	$(BIN)/python -m pytest -n 2
 
+test-quick: $(VENV)/.dev  ## the tests that need neither torch nor the whole line (under a minute)
+	$(BIN)/python -m pytest -n 2 --quick
+
 test-slow: $(VENV)/.dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 

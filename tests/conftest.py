@@ -1,7 +1,9 @@
 """Shapes and dtypes in signatures are checked in every test run."""
 
+import ast
 import os
 import shutil
+from pathlib import Path
 
 import filelock
 import hypothesis
@@ -15,7 +17,15 @@ hypothesis.settings.register_profile("samething", deadline=None)
 hypothesis.settings.load_profile("samething")
 
 
+HEAVY = {"torch", "timm", "tiny", "line", "onnx", "safetensors", "ray", "pymilvus", "playwright", "transformers"}
+
+
 def pytest_addoption(parser):
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="only the files that need neither torch nor the whole line: what make test-quick runs",
+    )
     parser.addoption(
         "--data-root",
         default=os.environ.get("SAMETHING_DATA_ROOT"),
@@ -47,3 +57,18 @@ def line(tmp_path_factory):
 def line_copy(line, tmp_path):
     """A copy of the line that a test may change; the index still remembers the model beside it."""
     return shutil.copytree(line, tmp_path / "copy with space ü")
+
+
+def _imports(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    fixtures = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    return {name.split(".")[0] for name in names} | ({"line"} if fixtures & {"line", "line_copy"} else set())
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With ``--quick`` files that need torch are not even imported, so that it runs where torch is not."""
+    if config.getoption("--quick") and collection_path.suffix == ".py":
+        return True if _imports(collection_path) & HEAVY else None
+    return None
