@@ -49,12 +49,12 @@ $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed; if it has another name: make PYTHON=python3 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.demo: pyproject.toml demo_images/pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing (torch is large: some minutes the first time) ..."
-	$(INSTALL) -e '.[demo]'
+	$(INSTALL) -e ./demo_images -e '.[demo]'
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.dev: pyproject.toml demo_images/pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing (torch is large: some minutes the first time) ..."
-	$(INSTALL) -e '.[dev]'
+	$(INSTALL) -e ./demo_images -e '.[dev]'
 	@touch $@ $(VENV)/.demo

@@ -1,13 +1,13 @@
 """How many files, functions and moves a command takes: what a reader has to follow.
 
     python benchmarks/walks.py                     # a table, one row per walk
-    python benchmarks/walks.py --names evaluate    # the functions of one walk, in the order of their first call
+    python benchmarks/walks.py --names evaluate    # the functions of one walk, by their first call
 
-A toy line (a tiny vision transformer with random weights, things of four images each) is built first, then each
-walk runs twice in this process, and the second run is traced with ``sys.setprofile`` in every thread. So imports and
-what is cached do not count. *Functions* are distinct named functions of the package, *moves* are changes of file
-from one call of the package to the next. What runs in other processes is not seen. Threads interleave, so a
-difference of moves below a factor of two says little.
+A toy line (a tiny vision transformer with random weights, things of four images each) is built first. Each walk
+then runs twice in this process, and the second run is traced with ``sys.setprofile`` in every thread. So imports
+and what is cached do not count. *Functions* are distinct named functions of the package, *moves* are changes of
+file from one call of the package to the next. What runs in other processes is not seen. Threads interleave, so
+a difference of moves below a factor of two says little.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import shutil
 import sys
 import tempfile
@@ -59,7 +60,7 @@ class Trace:
     def row(self) -> tuple[int, int, int, int]:
         """Files, functions, calls and moves."""
         files = [code.co_filename for code in self.calls]
-        moves = sum(one != other for one, other in zip(files, files[1:], strict=False))
+        moves = sum(one != other for one, other in itertools.pairwise(files))
         return len(set(files)), len(self.functions), len(self.calls), moves
 
 
@@ -117,7 +118,8 @@ def line(folder: Path) -> None:
 def backbone(folder: Path) -> dict[str, object]:
     """Which backbone computes features, in this process alone."""
     return {
-        "backbone": "timm:test_vit", "weights": folder / "w.safetensors", "runtime": "torch", "num_workers": 0,
+        "backbone": "timm:test_vit", "weights": folder / "w.safetensors", "runtime": "torch",
+        "num_workers": 0,
     }  # fmt: skip
 
 

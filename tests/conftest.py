@@ -10,14 +10,25 @@ import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook("samething", "beartype.beartype")
+install_import_hook(["samething", "samething_demo"], "beartype.beartype")
 
 # how long an example takes says nothing on a machine that does other things too
 hypothesis.settings.register_profile("samething", deadline=None)
 hypothesis.settings.load_profile("samething")
 
 
-HEAVY = {"torch", "timm", "tiny", "line", "onnx", "safetensors", "ray", "pymilvus", "playwright", "transformers"}
+HEAVY = {
+    "torch",
+    "timm",
+    "tiny",
+    "line",
+    "onnx",
+    "safetensors",
+    "ray",
+    "pymilvus",
+    "playwright",
+    "transformers",
+}
 
 
 def pytest_addoption(parser):

@@ -16,8 +16,8 @@ from planted import KINDS, plant_copies, plant_noise, rates
 from samething.catalog import Catalog
 from samething.curate import curate
 from samething.curate.noise import agreement
-from samething.datasets.demo import build_demo_images
 from samething.features import FeatureSet, features
+from samething_demo import build_demo_images
 
 CHOSEN_ON = ("emoji", "object")
 JUDGED_ON = ("icon", "logo", "photo")

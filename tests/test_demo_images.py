@@ -22,25 +22,6 @@ from PIL import Image
 
 import samething
 from samething.catalog import Catalog
-from samething.datasets.demo import FORMAT_VERSION, KIND, build_demo_images
-from samething.datasets.demo.drawings import (
-    DrawnInstance,
-    Glyph,
-    Svg,
-    _corner,
-    _in_two_tones,
-    _two_tones,
-    sketch,
-)
-from samething.datasets.demo.emoji import find_emoji
-from samething.datasets.demo.instances import DOMAINS, SIDE, generator_for
-from samething.datasets.demo.journal import JOURNAL_NAME, add_to_journal, read_journal, start_journal
-from samething.datasets.demo.objects import find_objects
-from samething.datasets.demo.packages import DISTRIBUTION_OF_MODULE, package_files, package_versions
-from samething.datasets.demo.photos import find_photos, perspective
-from samething.datasets.demo.roles import TWO_QUERIES_FROM, assign_roles
-from samething.datasets.demo.selection import NEAR_IDENTICAL, distinct_drawings
-from samething.datasets.demo.symbols import brand_key, find_symbols
 from samething.errors import ArtefactError, InputError, MissingExtraError, SamethingError
 from samething.files import (
     MANIFEST_NAME,
@@ -50,6 +31,25 @@ from samething.files import (
     read_manifest,
     write_manifest,
 )
+from samething_demo import FORMAT_VERSION, KIND, build_demo_images
+from samething_demo.drawings import (
+    DrawnInstance,
+    Glyph,
+    Svg,
+    _corner,
+    _in_two_tones,
+    _two_tones,
+    sketch,
+)
+from samething_demo.emoji import find_emoji
+from samething_demo.instances import DOMAINS, SIDE, generator_for
+from samething_demo.journal import JOURNAL_NAME, add_to_journal, read_journal, start_journal
+from samething_demo.objects import find_objects
+from samething_demo.packages import DISTRIBUTION_OF_MODULE, package_files, package_versions
+from samething_demo.photos import find_photos, perspective
+from samething_demo.roles import TWO_QUERIES_FROM, assign_roles
+from samething_demo.selection import NEAR_IDENTICAL, distinct_drawings
+from samething_demo.symbols import brand_key, find_symbols
 
 LIMIT = 4
 
@@ -164,7 +164,7 @@ def test_two_processes_and_another_hash_seed_give_the_same_bytes(built: Catalog,
     source = """
 import sys
 from pathlib import Path
-from samething.datasets.demo import build_demo_images
+from samething_demo import build_demo_images
 
 if __name__ == "__main__":
     seen = []
@@ -212,7 +212,7 @@ def test_a_finished_data_set_is_returned_at_once_without_heavy_imports(copied: P
     source = """
 import sys
 from pathlib import Path
-from samething.datasets.demo import build_demo_images
+from samething_demo import build_demo_images
 
 catalog = build_demo_images(Path(sys.argv[1]), limit_per_domain=int(sys.argv[2]))
 heavy = {"fontTools", "matplotlib", "pybullet", "resvg_py", "skimage", "sklearn", "torch"}
@@ -252,7 +252,7 @@ def test_a_killed_build_resumes_and_ends_with_the_same_bytes(built: Catalog, tmp
     source = """
 import sys, time
 from pathlib import Path
-from samething.datasets.demo import build_demo_images
+from samething_demo import build_demo_images
 
 def wait(done, total):
     print(done, total, flush=True)
@@ -333,7 +333,7 @@ def test_a_full_disk_is_reported_by_the_workers(tmp_path: Path) -> None:
     source = """
 import resource, sys
 from pathlib import Path
-from samething.datasets.demo import build_demo_images
+from samething_demo import build_demo_images
 from samething.errors import InputError
 
 if __name__ == "__main__":

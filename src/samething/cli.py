@@ -190,6 +190,7 @@ _EXTRAS: Final = {
         "milvus": "pymilvus",
         "watch": "watchfiles",
         "map": "bokeh umap",
+        "demo": "samething_demo",
     }.items()
     for module in modules.split()
 }

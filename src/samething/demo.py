@@ -12,12 +12,12 @@ import rich.console
 from rich.markup import escape
 
 from samething.catalog import Catalog
-from samething.datasets.demo import build_demo_images
 from samething.errors import ArtefactError
 from samething.evaluation import Comparison, evaluate
 from samething.files import is_finished
 from samething.progress import progress_bar
 from samething.search import index
+from samething_demo import build_demo_images
 
 BACKBONE: Final = "efficientnet_lite0"
 NUM_PRINTED: Final = 3

@@ -14,11 +14,6 @@ from pathlib import Path
 from typing import Final
 
 from samething.catalog import Catalog
-from samething.datasets.demo.instances import DOMAINS, SIDE, Instance
-from samething.datasets.demo.journal import add_to_journal, read_journal, remove_journal, start_journal
-from samething.datasets.demo.packages import package_versions
-from samething.datasets.demo.roles import assign_roles
-from samething.datasets.demo.workers import Workers, find_jobs, make_images
 from samething.errors import ArtefactError, InputError
 from samething.files import (
     MANIFEST_NAME,
@@ -31,6 +26,11 @@ from samething.files import (
     read_manifest,
     write_manifest,
 )
+from samething_demo.instances import DOMAINS, SIDE, Instance
+from samething_demo.journal import add_to_journal, read_journal, remove_journal, start_journal
+from samething_demo.packages import package_versions
+from samething_demo.roles import assign_roles
+from samething_demo.workers import Workers, find_jobs, make_images
 
 KIND: Final = "demo-images"
 FORMAT_VERSION: Final = 1

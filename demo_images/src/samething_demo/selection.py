@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from jaxtyping import Float
 
-from samething.datasets.demo.drawings import SKETCH_SIDE, Drawing, sketch
+from samething_demo.drawings import SKETCH_SIDE, Drawing, sketch
 
 NEAR_IDENTICAL: Final = 0.985
 """Sketches whose inner product is above this show the same drawing (families copy from each other)."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from samething.catalog import Role
-from samething.datasets.demo.instances import Instance, digest
+from samething_demo.instances import Instance, digest
 
 TRAIN_SHARE: Final = 0.4
 VAL_SHARE: Final = 0.1

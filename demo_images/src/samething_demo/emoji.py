@@ -10,11 +10,11 @@ import re
 import unicodedata
 from typing import Final
 
-from samething.datasets.demo.drawings import Drawing, DrawnInstance, Glyph, Svg
-from samething.datasets.demo.instances import limited
-from samething.datasets.demo.packages import package_files
-from samething.datasets.demo.selection import distinct_drawings
 from samething.errors import MissingExtraError
+from samething_demo.drawings import Drawing, DrawnInstance, Glyph, Svg
+from samething_demo.instances import limited
+from samething_demo.packages import package_files
+from samething_demo.selection import distinct_drawings
 
 _NUM_SHARED: Final = 2
 """Vendors reuse parts (a face, a book), so that one drawing two emoji share is not yet a synonym; two are."""

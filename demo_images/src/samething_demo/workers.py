@@ -18,13 +18,13 @@ from typing import Final, TypeVar
 
 from PIL import Image
 
-from samething.datasets.demo.emoji import find_emoji
-from samething.datasets.demo.instances import SIDE, Instance
-from samething.datasets.demo.objects import find_objects
-from samething.datasets.demo.photos import find_photos
-from samething.datasets.demo.symbols import find_symbols
 from samething.errors import SamethingError
 from samething.files import PARTIAL_SUFFIX, disk_errors, file_sha256
+from samething_demo.emoji import find_emoji
+from samething_demo.instances import SIDE, Instance
+from samething_demo.objects import find_objects
+from samething_demo.photos import find_photos
+from samething_demo.symbols import find_symbols
 
 Result = TypeVar("Result")
 

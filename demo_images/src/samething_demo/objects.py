@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from samething.datasets.demo.instances import SIDE, Instance, limited
-from samething.datasets.demo.packages import package_files
 from samething.errors import MissingExtraError
+from samething_demo.instances import SIDE, Instance, limited
+from samething_demo.packages import package_files
 
 NUM_OBJECTS: Final = 500
 """Of the 1,000 shapes, every second one: enough for the demo, and half the time."""

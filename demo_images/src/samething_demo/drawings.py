@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
-from samething.datasets.demo.instances import SIDE, Instance
 from samething.errors import MissingExtraError
+from samething_demo.instances import SIDE, Instance
 
 DRAWN_SIDE: Final = 168
 """Drawings are rendered at this size, in pixels: just above the largest size they are placed at."""

@@ -13,10 +13,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from samething.datasets.demo.drawings import Drawing, DrawnInstance, Glyph, Svg
-from samething.datasets.demo.instances import limited
-from samething.datasets.demo.packages import package_files
-from samething.datasets.demo.selection import distinct_drawings
+from samething_demo.drawings import Drawing, DrawnInstance, Glyph, Svg
+from samething_demo.instances import limited
+from samething_demo.packages import package_files
+from samething_demo.selection import distinct_drawings
 
 MIN_FAMILIES_OF_AN_ICON: Final = 4
 """A name that few families know is mostly a homonym or a matter of taste."""

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageFilter
 
-from samething.datasets.demo.instances import SIDE, Instance, limited
-from samething.datasets.demo.packages import package_files
 from samething.images import decode
+from samething_demo.instances import SIDE, Instance, limited
+from samething_demo.packages import package_files
 
 PHOTOGRAPHS: Final = {
     "skimage": (
