@@ -3,11 +3,11 @@
     python benchmarks/walks.py                     # a table, one row per walk
     python benchmarks/walks.py --names evaluate    # the functions of one walk, by their first call
 
-A toy line (a tiny vision transformer with random weights, things of four images each) is built first. Each walk
-then runs twice in this process, and the second run is traced with ``sys.setprofile`` in every thread. So imports
-and what is cached do not count. *Functions* are distinct named functions of the package, *moves* are changes of
-file from one call of the package to the next. What runs in other processes is not seen. Threads interleave, so
-a difference of moves below a factor of two says little.
+A toy line (a tiny vision transformer with random weights, things of four images each) is built first.
+Each walk then runs twice in this process, and the second run is traced with ``sys.setprofile`` in every
+thread. So imports and what is cached do not count. *Functions* are distinct named functions of the
+package, *moves* are changes of file from one call of the package to the next. What runs in other
+processes is not seen. Threads interleave, so a difference of moves below a factor of two says little.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def test_no_rooms_without_a_concept_and_no_star_imports(path):
 
 
 def file_imports(path: Path) -> set[str]:
-    """Modules of the package that a file imports for use, at its head or inside functions; not those for types alone."""
+    """Modules of the package that a file imports for use, anywhere in it; not those for types alone."""
     tree = ast.parse(path.read_text())
     guarded = {
         id(inner)
