@@ -207,7 +207,7 @@ def find(
     """Find the images of an index that show the same thing as an image.
 
     Args:
-        image: the image to look for: a file, an address (http, s3, gs, a tar member …: docs/file-formats.md), or the
+        image: the image to look for: a file, an address (docs/file-formats.md), or the
             word clipboard; several of one thing are one query.
         index: the index folder, or the URL of a distributed engine.
         model: the model folder, if it was moved since the index was made.
