@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from samething.catalog import require_shares
@@ -57,12 +58,9 @@ def catalog(
 ) -> CatalogReport:
     """List images and what they show in one table, the catalog, from which everything else starts.
 
-    SOURCE is a folder with one sub-folder for each thing; or a table (.csv, .parquet) with the columns
-    img_path,label and optionally domain,dataset,role; or boxes in images in the COCO format (.json); or a
-    folder written by Hugging Face's save_to_disk. Every image's checksum and size are taken. An image
-    that cannot be opened is left out and listed with its reason in OUTPUT.dropped.csv; the exit status is
-    then 3. A file that is cut off behind its header is noticed later, when its features are computed, and
-    listed there.
+    Every image's checksum and size are taken. An image that cannot be opened is left out and listed with its
+    reason in OUTPUT.dropped.csv; the exit status is then 3. A file that is cut off behind its header is
+    noticed later, when its features are computed, and listed there.
 
     In place of SOURCE, --dataset KEY --data-root FOLDER reads a public data set in its official layout
     (samething datasets lists them). No image is opened then, because there may be millions: a few are
@@ -105,41 +103,33 @@ def catalog(
     """
     output = Path(output)
     require_shares(val=val, test=test, seed=seed)
-    if dataset is not None:
-        if source is not None or data_root is None or root is not None or labels != "folder":
-            raise InputError(
-                f"--dataset {dataset} with {_others(source, data_root, root, labels)}",
-                expected="--dataset KEY --data-root FOLDER, and no SOURCE, --root or --labels",
-                next_step="give the folder that holds all data sets with --data-root; or only SOURCE",
-            )
+    public = {"--data-root": data_root is not None, "--part": part != "all", "--check-files": check_files}
+    own = {"SOURCE": source is not None, "--root": root is not None, f"--labels {labels}": labels != "folder"}
+    if dataset is None:
+        _refuse("for one's own images", public | {"--checksums": checksums, "no SOURCE": source is None})
+        assert source is not None
+        listing = _list(Path(source), domain=domain, labels=labels, root=root, margin=margin)
+    else:
+        _refuse(f"with --dataset {dataset}", own | {"no --data-root": data_root is None})
+        assert data_root is not None
         names = () if domain is None else tuple(name.strip() for name in domain.split(",") if name.strip())
         listing = read_dataset(
             dataset, data_root=data_root, part=part, domains=names, margin=margin, check_files=check_files
         )
-        what = dataset
-    else:
-        if source is None or data_root is not None or part != "all" or check_files or checksums:
-            raise InputError(
-                "no SOURCE"
-                if source is None
-                else "--data-root, --part, --check-files or --checksums with SOURCE",
-                expected="a folder, table or COCO file as SOURCE; or --dataset KEY --data-root FOLDER",
-                next_step="samething datasets lists the keys",
-            )
-        listing = _list(Path(source), domain=domain, labels=labels, root=root, margin=margin)
-        what = str(source)
-    return _write(listing, what, opened=dataset is None or checksums, labels=labels, output=output,
+    opened = dataset is None or checksums
+    return _write(listing, dataset or str(source), opened=opened, labels=labels, output=output,
                   val=val, test=test, seed=seed)  # fmt: skip
 
 
-def _others(source: Path | None, data_root: Path | None, root: Path | None, labels: Labels) -> str:
-    given = [
-        ("SOURCE", source is not None),
-        ("--root", root is not None),
-        (f"--labels {labels}", labels != "folder"),
-        ("no --data-root", data_root is None),
-    ]
-    return ", ".join(name for name, is_given in given if is_given)
+def _refuse(what: str, given: Mapping[str, bool]) -> None:
+    """Refuse what does not go with one's own images, or with a public data set."""
+    if wrong := [name for name, is_given in given.items() if is_given]:
+        raise InputError(
+            f"{', '.join(wrong)} {what}",
+            expected="a folder, table or COCO file as SOURCE; or --dataset KEY --data-root FOLDER, and no "
+            "SOURCE, --root or --labels",
+            next_step="samething datasets lists the keys; --data-root is the folder that holds all data sets",
+        )
 
 
 def _list(

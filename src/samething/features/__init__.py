@@ -107,8 +107,7 @@ def features(
             next_step="make another with: samething catalog FOLDER",
         )
     work = Work(batch_size=batch_size, num_workers=num_workers, runtime=runtime, cluster=cluster)
-    network = load_backbone(
-        backbone, weights=weights, pooling=pooling, views=views, combine=combine, sizes=sizes
-    )
+    options: dict[str, Any] = {"pooling": pooling, "views": views, "combine": combine, "sizes": sizes}
+    network = load_backbone(backbone, weights=weights, **options)
     network = network.with_preprocessing(dataclasses.replace(network.preprocessing, decoding=decoding))
     return (estimated if dry_run else extract)(images, network, Path(output), work)
