@@ -38,7 +38,7 @@ import numpy as np
 import torch
 
 from samething.features.row_reader import RowReader
-from samething.sampling import SamplingConfig, epoch_batches
+from samething.sampling import epoch_batches
 
 WIDTH, BATCH, NUM_ROWS, NUM_WARM = 1152, 128, 1_000_000, 200_000
 FREE_BYTES = 6_000_000_000
@@ -67,8 +67,7 @@ def write_file(path: Path) -> None:
 
 def shuffled(num_rows: int, *, kind: str, epoch: int) -> Batches:
     zeros = np.zeros(num_rows, np.int64)
-    config = SamplingConfig(kind=kind)
-    return epoch_batches(zeros, zeros, batch_size=BATCH, seed=0, epoch=epoch, config=config)
+    return epoch_batches(zeros, zeros, batch_size=BATCH, seed=0, epoch=epoch, kind=kind)
 
 
 # ---- warm

@@ -7,7 +7,7 @@ process.
 
     python benchmarks/training.py              # times, digits and memory
     python benchmarks/training.py --rounds 25  # quieter medians
-    python benchmarks/training.py --losses     # every loss: plain, fused, compiled
+    python benchmarks/training.py --losses     # every loss: plain, fused
 
 (a) ``as the paper``: acos over the whole matrix, one-hot mixing, Adam as torch chooses it by itself.
 (b) pytorch-metric-learning's SubCenterArcFaceLoss / ArcFaceLoss (pip install --no-deps
@@ -15,7 +15,7 @@ process.
 (c) the floor: the three matrix products of a step at the best rate this machine shows for their shapes, and
     Adam's pass over the class weights, with nothing in between.
 
-``fused`` is FusedMarginStep; ``compiled`` is the same with ``compile``, whose elementwise arithmetic is C.
+``fused`` is FusedMarginStep.
 Memory is the peak of each process, less that of a process that trains a head of a few classes with torch.
 """
 
@@ -135,12 +135,11 @@ def fused_step(
     *,
     precision: str = "float32",
     loss: str = "arcface",
-    compiled: bool = False,
     **options: Any,
 ) -> Step:
     linear, head = projection(), our_head(classes, k, loss, **options)
     optimiser = torch.optim.Adam([*linear.parameters(), head.weight], **ADAM, fused=True)
-    fused = FusedMarginStep(head, optimiser, precision=precision, compiled=compiled)
+    fused = FusedMarginStep(head, optimiser, precision=precision)
     features, labels = batch_of(batch, classes)
 
     def step() -> float:
@@ -185,24 +184,19 @@ MAKERS: dict[str, Callable[[int, int, int], Step]] = {
     "ours, plain autograd": plain_step,
     "ours, fused, float32": fused_step,
     "ours, fused, bfloat16": partial(fused_step, precision="bfloat16"),
-    "ours, compiled, float32": partial(fused_step, compiled=True),
-    "ours, compiled, bfloat16": partial(fused_step, precision="bfloat16", compiled=True),
     FLOOR: floor_step,
     FLOOR_BFLOAT16: partial(floor_step, bfloat16=True),
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     **{loss: {"loss": loss} for loss in LOSSES},
     "arcface, prefixes 16 32 64": {"prefixes": (16, 32, 64)},
-    "arcface, half of the dimensions": {"dimension_fraction": 0.5},
     "arcface, 0.3 of the classes": {"class_fraction": 0.3},
 }
 """Every loss, and ArcFace with the options that look at parts."""
 WRITINGS: dict[str, Callable[..., Step]] = {
     "plain": plain_step,
     "fused": fused_step,
-    "compiled": partial(fused_step, compiled=True),
     "fused, bfloat16": partial(fused_step, precision="bfloat16"),
-    "compiled, bfloat16": partial(fused_step, precision="bfloat16", compiled=True),
 }
 for (_writing, _maker), (_variant, _options) in itertools.product(WRITINGS.items(), VARIANTS.items()):
     MAKERS[f"{_writing}:{_variant}"] = partial(_maker, **_options)
@@ -360,9 +354,9 @@ def print_errors(classes: int, k: int, batch: int) -> None:
     exact_loss.backward()
     print(f"\nk = {k}: relative error against float64\n")
     print("| | loss | gradient by embeddings | by class weights |\n| --- | --- | --- | --- |")
-    for precision, compiled in itertools.product(("float32", "bfloat16"), (False, True)):
+    for precision in ("float32", "bfloat16"):
         head.weight.grad = None
-        fused = FusedMarginStep(head, precision=precision, compiled=compiled)
+        fused = FusedMarginStep(head, precision=precision)
         loss, gradient = fused.loss_and_embedding_gradient(x, labels)
         errors = [
             float((ours.double() - value).norm() / value.norm())
@@ -372,8 +366,7 @@ def print_errors(classes: int, k: int, batch: int) -> None:
                 (head.weight.grad, exact.weight.grad),
             )
         ]
-        name = f"{'compiled' if compiled else 'fused'}, {precision}"
-        print(f"| {name} | " + " | ".join(f"{error:.1e}" for error in errors) + " |")
+        print(f"| fused, {precision} | " + " | ".join(f"{error:.1e}" for error in errors) + " |")
 
 
 def main() -> None:

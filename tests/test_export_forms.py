@@ -18,7 +18,7 @@ from samething.evaluation import evaluate_embeddings
 from samething.export import Form, export
 from samething.export.parity import Parity
 from samething.export.quality import changes_of
-from samething.files import file_sha256, read_json, read_manifest, write_json
+from samething.files import file_sha256, read_json, read_manifest, write_json, write_manifest
 from samething.heads import build_head
 from samething.training import train
 from samething.training.run import Run
@@ -323,27 +323,14 @@ def test_half_the_way_from_the_start(tiny):
         written(tiny, "refused wise", interpolate=1.5)
 
 
-def test_a_head_that_was_reduced_is_averaged_before_the_reduction(tiny):
-    for name, epochs in (("wide", 4.0), ("wide longer", 6.0)):
-        train(
-            tiny / "f",
-            output=tiny / name,
-            epochs=epochs,
-            embedding_dim=8,
-            train_dim=32,
-            members=1,
-            keep="last",
-        )
-    same = written(tiny, "soup of one", run="wide", average=(tiny / "wide",))
-    alone = written(tiny, "alone", run="wide")
-    assert same.config["metrics"]["merged"]["mean"] == alone.config["metrics"]["merged"]["mean"]
-    chosen = written(tiny, "greedy soup", run="wide", average=(tiny / "wide longer",), soup="greedy").config[
-        "training"
-    ]["mix"]
-    assert sorted([*chosen["names"], *chosen["left_out"]]) == ["wide", "wide longer"]
-    shutil.rmtree(tiny / "wide longer" / "checkpoints")
-    with pytest.raises(ArtefactError, match="does not exist"):
-        written(tiny, "no checkpoint", run="wide", average=(tiny / "wide longer",))
+def test_a_head_that_an_earlier_version_joined_or_shortened_is_not_averaged(tiny):
+    shutil.copytree(tiny / "run", tiny / "joined")
+    manifest = read_manifest(tiny / "joined", kind="run", format_version=1)
+    manifest.made_from["config"] |= {"members": 2, "train_dim": 256}
+    write_manifest(tiny / "joined", manifest)
+    with pytest.raises(InputError, match="after its training"):
+        written(tiny, "soup of joined", average=(tiny / "joined",))
+    assert written(tiny, "alone", run="joined").config["dim"] == 16
 
 
 def test_the_metrics_are_those_of_the_form(tiny):

@@ -14,7 +14,7 @@ from samething.heads import (
     fitted_head,
     head_from_state,
     mean_and_covariance,
-    reduced_head,
+    whitened_head,
 )
 
 RNG = np.random.default_rng(0)
@@ -52,18 +52,11 @@ def test_pca_equals_scikit_learns(standardise):
         np.testing.assert_allclose(ours[:, column] * scale, sign * expected[:, column], atol=2e-3)
 
 
-def test_linear_from_pca_starts_at_the_principal_components():
-    pca = fitted_head(HeadConfig(kind="pca", embedding_dim=6), FEATURES)
-    linear = build_head(HeadConfig(kind="linear", embedding_dim=6, initialise="pca"), 40)
-    linear.fit(FEATURES)
-    np.testing.assert_allclose(linear.embed(FEATURES), pca.embed(FEATURES), atol=1e-6)
-
-
 def test_fit_to_some_rows_is_fit_to_a_copy_of_them(monkeypatch):
     """Bit for bit, a part at a time, so that features may be larger than memory."""
     monkeypatch.setattr("samething.heads._ROWS_AT_A_TIME", 64)
     rows = np.sort(RNG.permutation(len(FEATURES))[:200])
-    config = HeadConfig(kind="linear", embedding_dim=6, initialise="pca")
+    config = HeadConfig(kind="pca", embedding_dim=6)
     some, copy = build_head(config, 40), build_head(config, 40)
     some.fit(FEATURES, rows)
     copy.fit(FEATURES[rows])
@@ -103,42 +96,26 @@ def test_embeddings_are_unit_float32_and_survive_storage(kind):
     assert embeddings.dtype == np.float32
     assert embeddings.shape == (300, 40 if kind == "none" else 8)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
-    stored = head_from_state(vars(head.config), 40, head.state_dict())
+    config = {**vars(head.config), "initialise": "random"}  # which earlier versions wrote
+    stored = head_from_state(config, 40, head.state_dict())
     assert np.array_equal(stored.embed(FEATURES.astype(np.float16)), embeddings)
 
 
-def test_a_reduced_head_is_the_components_of_its_embeddings():
-    wide = build_head(HeadConfig(embedding_dim=20), 40)
-    wide.fit(FEATURES)
-    reduced = reduced_head(wide, FEATURES, 6)
-    components = PCA(6, svd_solver="full").fit(wide.embed(FEATURES)).components_
-    expected = unit(wide.embed(FEATURES) @ components.T)
-    ours = reduced.embed(FEATURES)
-    signs = np.sign((ours * expected).sum(0))
-    np.testing.assert_allclose(ours, expected * signs, atol=2e-4)
-    assert reduced.embedding_dim == 6 and not reduced.training
-
-
-@pytest.mark.parametrize("whiten", [0.0, 0.5, 1.0])
-def test_several_heads_are_reduced_as_their_embeddings_side_by_side(whiten):
-    wide = [build_head(HeadConfig(embedding_dim=10), 40, seed=seed) for seed in range(3)]
-    for head in wide:
-        head.fit(FEATURES)
+@pytest.mark.parametrize("power", [0.5, 1.0])
+@pytest.mark.parametrize("kind", ["linear", "batchnorm-linear", "mlp"])
+def test_a_whitened_head_evens_out_its_embeddings(kind, power):
+    head = fitted_head(HeadConfig(kind=kind, embedding_dim=6), FEATURES)
+    rows = np.arange(0, 300, 2)
+    pca = PCA(svd_solver="full").fit(head.embed(FEATURES[rows]))
     with torch.no_grad():
-        wide[1].projection.weight *= 7  # a head that is longer does not count more
-        wide[1].projection.bias *= 7
-        raw = [head(torch.from_numpy(FEATURES)).numpy() for head in wide]
-    side_by_side = unit(np.hstack([rows / np.linalg.norm(rows, axis=1).mean() for rows in raw]))
-    pca = PCA(6, svd_solver="full").fit(side_by_side)
-    expected = side_by_side @ pca.components_.T / pca.explained_variance_ ** (whiten / 2)
-    reduced = reduced_head(wide, FEATURES, 6, whiten=whiten)
-    ours, expected = reduced.embed(FEATURES), unit(expected)
-    np.testing.assert_allclose(ours, expected * np.sign((ours * expected).sum(0)), atol=5e-4)
-    some = np.arange(0, 300, 2)
-    of_some = reduced_head(wide, FEATURES, 6, rows=some, whiten=whiten)
-    assert np.array_equal(
-        of_some.embed(FEATURES), reduced_head(wide, FEATURES[some], 6, whiten=whiten).embed(FEATURES)
-    )
+        raw = head(torch.from_numpy(FEATURES)).numpy()
+    expected = unit(raw @ pca.components_.T / pca.explained_variance_ ** (power / 2))
+    ours = whitened_head(head, FEATURES, power, rows=rows)
+    found = ours.embed(FEATURES)
+    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=2e-4)
+    assert not np.array_equal(found, head.embed(FEATURES)) and ours.config == head.config
+    same = whitened_head(head, FEATURES, 0.0)
+    np.testing.assert_allclose(same.embed(FEATURES), head.embed(FEATURES), atol=1e-5)
 
 
 def test_same_seed_same_head():
@@ -152,12 +129,6 @@ def test_same_seed_same_head():
 def test_dimensions_that_cannot_be(dim):
     with pytest.raises(InputError, match="embedding_dim"):
         Head(HeadConfig(embedding_dim=dim), 40)
-
-
-def test_pca_start_needs_a_linear_head():
-    head = build_head(HeadConfig(kind="mlp", embedding_dim=4, initialise="pca"), 40)
-    with pytest.raises(InputError, match="initialise"):
-        head.fit(FEATURES)
 
 
 def test_an_embedding_of_length_zero_is_refused():

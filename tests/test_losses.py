@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import losses_reference as pure
 import samething
 from samething.errors import InputError
 from samething.losses import LOSSES, BatchRows, MarginHead, build_margin
-from samething.losses import logits as pure
 from samething.losses.class_margins import cosine_margins, inverse_root_margins
-from samething.losses.subsets import generator_for_step, sample_classes
+from samething.losses.head import generator_for_step, sample_classes
+from samething.losses.similarities import adaface_qualities
 
 GOLDEN = Path(os.environ.get("MARGIN_HEADS_GOLDEN", Path(__file__).parent / "golden/margin_heads.npz"))
 EVERY_LOSS = sorted(LOSSES)
@@ -256,9 +257,7 @@ def test_module_and_pure_function_give_the_same_logits(name):
             labels,
             scale=30.0,
             margin=0.4,
-            qualities=pure.adaface_qualities(
-                norms, h=0.333, norm_mean=margin.norm_mean, norm_std=margin.norm_std
-            ),
+            qualities=adaface_qualities(norms, h=0.333, norm_mean=margin.norm_mean, norm_std=margin.norm_std),
         ),
     }[name]
     torch.testing.assert_close(found, call(), rtol=1e-12, atol=1e-12)
@@ -361,7 +360,6 @@ def test_unfit_arguments_are_refused_in_words():
     for wrong in (
         {"num_centers": 0},
         {"class_fraction": 0.0},
-        {"dimension_fraction": 1.5},
         {"prefixes": (9,)},
     ):
         with pytest.raises(InputError, match=next(iter(wrong))):
@@ -373,13 +371,11 @@ def test_unfit_arguments_are_refused_in_words():
             head(x[: len(labels)], labels)
     with pytest.raises(InputError, match="7 dimensions"):
         head(x[:, :7], y)
-    with pytest.raises(InputError, match="progress"):
-        head.set_progress(1.1)
 
 
 # ---- state -------------------------------------------------------------------------------------------
 
-EVERY_OPTION = {"prefixes": (4, 8), "dimension_fraction": 0.75, "class_fraction": 0.6, "seed": 3}
+EVERY_OPTION = {"prefixes": (4, 8), "class_fraction": 0.6, "seed": 3}
 
 
 @pytest.mark.parametrize("head_options", [{}, {"num_centers": 3, **EVERY_OPTION}])
@@ -387,13 +383,12 @@ EVERY_OPTION = {"prefixes": (4, 8), "dimension_fraction": 0.75, "class_fraction"
 def test_a_resumed_head_takes_the_same_next_step(name, head_options, tmp_path):
     options = {"dynamic": True} if name == "adacos-dynamic" else None
     name = name.removesuffix("-dynamic")
-    head = make_head(name, options=options, margin_growth=(0.5, 1.0), **head_options)
+    head = make_head(name, options=options, **head_options)
     for step in range(2):
-        head.set_progress(step / 4)
         head(*make_batch(seed=step))
     torch.save(head.state_dict(), tmp_path / "state.pt")
     other_seed = head_options | ({"seed": 8} if head_options else {})
-    resumed = make_head(name, options=options, weight_seed=99, margin_growth=(0.5, 1.0), **other_seed)
+    resumed = make_head(name, options=options, weight_seed=99, **other_seed)
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     results = []
     for each in (head, resumed):
@@ -480,37 +475,6 @@ def test_sampled_classes_hold_all_positives(num_classes, fraction, seed, data):
     ).tolist()
     assert found == sorted(set(found)) and set(present) <= set(found)
     assert len(found) == max(math.ceil(fraction * num_classes), len(set(present)))
-
-
-def test_dimension_sampling_changes_by_step_and_repeats_by_seed():
-    x, y = make_batch()
-    seen = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(0)
-        head = MarginHead(
-            8,
-            NUM_CLASSES,
-            build_margin("arcface", num_classes=NUM_CLASSES),
-            dimension_fraction=0.5,
-            seed=seed,
-        ).double()
-        used = []
-        for _ in range(4):
-            head.weight.grad = None
-            head(x, y).backward()
-            used.append(tuple((head.weight.grad.abs().sum(dim=0) > 0).tolist()))
-        assert all(sum(u) == 4 for u in used) and len(set(used)) > 1
-        seen.append(used)
-    assert seen[0] == seen[1] != seen[2]
-
-
-@pytest.mark.parametrize("name,narrow", [("arcface", 0.3), ("liarcface", 0.3), ("curricularface", 0.3)])
-def test_margins_grow_with_progress(name, narrow):
-    grown = make_head(name, options={"margin_radians": 0.5}, margin_growth=(0.2, 1.0))
-    grown.set_progress(0.5)  # a multiple of 0.6
-    fixed = make_head(name, options={"margin_radians": narrow})
-    x, y = make_batch()
-    assert float(grown(x, y).detach()) == pytest.approx(float(fixed(x, y).detach()), abs=1e-12)
 
 
 # ---- several processes -------------------------------------------------------------------------------

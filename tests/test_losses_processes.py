@@ -14,7 +14,7 @@ from samething.losses import LOSSES, MarginHead, build_margin
 
 CASES = [(name, {}, {}) for name in LOSSES] + [
     ("adacos", {"dynamic": True}, {}),
-    ("arcface", {}, {"class_fraction": 0.5, "dimension_fraction": 0.5}),
+    ("arcface", {}, {"class_fraction": 0.5, "prefixes": (4, 8)}),
 ]
 
 

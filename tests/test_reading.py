@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from samething.errors import ArtefactError
 from samething.features import row_reader
 from samething.features.row_reader import GROUP_ROWS, RowReader
-from samething.sampling import SamplingConfig, epoch_batches
+from samething.sampling import epoch_batches
 from scenes import feature_folder
 
 WIDTH = 6
@@ -30,8 +30,7 @@ def open_files():
 
 def block_batches(num_rows, *, batch_size, epoch=0):
     zeros = np.zeros(num_rows, np.int64)
-    config = SamplingConfig(kind="block-shuffled")
-    return epoch_batches(zeros, zeros, batch_size=batch_size, seed=3, epoch=epoch, config=config)
+    return epoch_batches(zeros, zeros, batch_size=batch_size, seed=3, epoch=epoch, kind="block-shuffled")
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,8 @@ from scenes import feature_folder
 
 RECIPES = {path.stem: path for path in sorted((Path(__file__).parent.parent / "recipes").glob("*.py"))}
 SMALL = {
-    "dataset_substitution": {"seeds": 1, "epochs": 1.0, "budget": 40},
     "leave_one_domain_out": {"candidates": ["fewer epochs"]},
-    "loss_comparison": {"num_seeds": 1, "epochs": 1.0},
     "uned_adaptation": {"epochs": 1.0},
-    "zero_shot_and_linear_probe": {"epochs": 1.0},
 }
 
 

@@ -1,10 +1,13 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samething.errors import InputError
-from samething.sampling import SAMPLING_KINDS, SamplingConfig, epoch_batches
+from samething.sampling import SamplingKind, epoch_batches
+from samething.training import TrainConfig
 
 LABELS = st.lists(st.integers(0, 6), min_size=2, max_size=60)
 
@@ -17,11 +20,12 @@ def batches(classes, domains, *, kind="shuffled", batch_size=8, seed=0, epoch=0,
         batch_size=batch_size,
         seed=seed,
         epoch=epoch,
-        config=SamplingConfig(kind=kind, temperature=temperature),
+        kind=kind,
+        temperature=temperature,
     )
 
 
-@given(LABELS, st.integers(2, 20), st.sampled_from(SAMPLING_KINDS), st.integers(0, 5))
+@given(LABELS, st.integers(2, 20), st.sampled_from(get_args(SamplingKind)), st.integers(0, 5))
 @settings(max_examples=100, deadline=None)
 def test_every_kind_is_a_pure_function_of_seed_and_epoch(labels, batch_size, kind, epoch):
     domains = np.asarray(labels) % 3
@@ -97,4 +101,4 @@ def test_epochs_differ():
 
 def test_temperature_below_one_is_refused():
     with pytest.raises(InputError, match="temperature"):
-        SamplingConfig(kind="domain-balanced", temperature=0.5)
+        TrainConfig(sampling="domain-balanced", sampling_temperature=0.5)

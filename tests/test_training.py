@@ -1,4 +1,3 @@
-import itertools
 import json
 import math
 import os
@@ -10,17 +9,21 @@ import time
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from samething.cli import build_app
 from samething.errors import ArtefactError, FingerprintError, InputError
 from samething.evaluation import evaluate, evaluate_embeddings
-from samething.heads import HeadConfig, fitted_head, reduced_head
+from samething.files import read_manifest, write_manifest
+from samething.heads import HeadConfig, fitted_head
 from samething.training import RECIPES, TrainConfig, train
-from samething.training.config import paper
+from samething.training.config import REMOVED, paper
+from samething.training.data import TrainingData
+from samething.training.loop import HeadTrainer
 from samething.training.optimisers import build_optimiser, take_step
 from samething.training.run import Run
-from samething.training.schedule import learning_rate, warmup_steps
+from samething.training.schedule import Schedule
 from samething.training.validation import validation_scores
 from scenes import feature_folder
 
@@ -94,22 +97,18 @@ def test_same_seed_same_run(features, tmp_path):
         {"optimiser": "adam", "sam_rho": 0.05},
         {"head": "batchnorm-linear", "standardise": False},
         {"head": "mlp", "hidden_dim": 32, "gradient_clip": 1.0},
-        {"initialise": "pca", "ema_decay": 0.9},
+        {"ema_decay": 0.9, "whiten": 0.5},
         {"precision": "bfloat16"},
-        {"compile": True},
-        {"compile": True, "precision": "bfloat16", "num_centers": 3},
+        {"precision": "bfloat16", "num_centers": 3},
         {"matryoshka_dims": (2, 4)},
-        {"class_sample_ratio": 0.5, "feature_sample_ratio": 0.5},
-        {"margin_growth": (0.2, 1.4)},
+        {"class_sample_ratio": 0.5},
         {"sampling": "class-balanced"},
         {"sampling": "block-shuffled"},
-        {"sampling": "domain-round-robin", "warmup_unit": "images", "warmup": 40.0},
-        {"schedule": "constant", "warmup_shape": "exponential"},
+        {"sampling": "domain-round-robin", "warmup_unit": "steps", "warmup": 3.0},
+        {"schedule": "constant"},
         {"loss": "adaface", "loss_options": {"h": 0.4}},
         {"loss": "adacos", "loss_options": {"dynamic": True}},
         {"loss": "dynm-arcface"},
-        {"train_dim": 16, "whiten": 0.5},
-        {"distill": 10.0, "pull_to_start": 0.01, "interpolate": 0.7},
     ],
     ids=lambda options: "-".join(f"{value}" for value in options.values()),
 )
@@ -123,58 +122,29 @@ def test_every_option_trains_and_resumes_to_the_same_weights(features, tmp_path,
     assert same_weights(whole, part) and whole.records == part.records
 
 
-@pytest.mark.parametrize("unit, length", [("steps", 3.0), ("images", 48.0), ("epochs", 0.6)])
-def test_checkpoints_between_validations(features, tmp_path, unit, length):
+def test_checkpoints_between_validations(features, tmp_path):
     """Five steps per epoch: a checkpoint after every third step, and at each validation."""
-    settings = {**QUICK, "checkpoint_every": length, "checkpoint_unit": unit, "keep_checkpoints": True}
-    settings |= {"keep": "last", "epochs": 4.0}
+    settings = {**QUICK, "checkpoint_every": 0.6, "keep_checkpoints": True, "keep": "last", "epochs": 4.0}
     whole = train(features.folder, output=tmp_path / "whole", **settings)
-    assert list(whole.checkpoints()) == [3, 6, 9, 10, 12, 15, 18, 20]
-    last = whole.head_at(20).state_dict()
-    assert all(torch.equal(value, last[name]) for name, value in weights(whole).items())
-    assert not torch.equal(whole.head_at(3).projection.weight, whole.head_at(6).projection.weight)
-    with pytest.raises(InputError, match="step 4 of"):
-        whole.head_at(4)
     interrupted(features, tmp_path / "part", settings, after=1)
     part = train(features.folder, output=tmp_path / "part", **settings)
     assert same_weights(whole, part) and whole.records == part.records
-    assert list(part.checkpoints()) == list(whole.checkpoints())
+    heads, again = (
+        {int(path.stem[5:]): safetensors.torch.load_file(path) for path in sorted(folder.glob("*/head-*"))}
+        for folder in (whole.folder, part.folder)
+    )
+    assert list(heads) == list(again) == [3, 6, 9, 10, 12, 15, 18, 20]
+    assert all(torch.equal(value, heads[20][name]) for name, value in weights(whole).items())
+    assert not torch.equal(heads[3]["projection.weight"], heads[6]["projection.weight"])
 
 
 def test_losses_since_the_last_record_survive_a_checkpoint(tmp_path):
     """With 45 steps per epoch a record is the mean of two; a checkpoint may fall between them."""
     found = feature_folder(tmp_path / "features", num_classes=60, per_class=6)
-    settings = {**QUICK, "batch_size": 4, "epochs": 2.0, "checkpoint_every": 7.0, "checkpoint_unit": "steps"}
+    settings = {**QUICK, "batch_size": 4, "epochs": 2.0, "checkpoint_every": 7 / 45}
     whole = train(found.folder, output=tmp_path / "whole", **settings)
     interrupted(found, tmp_path / "part", settings, after=1)
     assert train(found.folder, output=tmp_path / "part", **settings).records == whole.records
-
-
-def test_members_are_runs_of_their_own_and_resume(features, tmp_path):
-    settings = {**QUICK, "epochs": 4.0, "members": 3, "train_dim": 12, "whiten": 0.5}
-    whole = train(features.folder, output=tmp_path / "whole", **settings)
-    members = [Run.open(tmp_path / "whole" / "members" / name) for name in "012"]
-    assert [member.config.seed for member in members] == [0, 1, 2]
-    alone = train(
-        features.folder, output=tmp_path / "alone", **{**QUICK, "epochs": 4.0, "embedding_dim": 12}, seed=1
-    )
-    assert same_weights(alone, members[1])
-    rows = np.flatnonzero(features.catalog.has_role("train"))
-    expected = reduced_head([run.head for run in members], features.rows, 8, rows=rows, whiten=0.5)
-    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in weights(whole).items())
-    assert whole.manifest.content["num_class_parameters"] == 3 * 12 * 2 * 12
-    assert whole.best_score == whole.records[-1]["val/mmp@5"] > 0.1
-    # stopped in the second member, whose own checkpoint it goes on from
-    interrupted(features, tmp_path / "part", settings, after=3)
-    assert Run.open(tmp_path / "part" / "members" / "0").config.members == 1
-    part = train(features.folder, output=tmp_path / "part", **settings)
-    assert same_weights(whole, part) and whole.records == part.records
-    again = train(features.folder, output=tmp_path / "part", **settings)
-    assert again.was_finished
-    fresh = train(features.folder, output=tmp_path / "part", resume=False, **{**settings, "members": 2})
-    assert not (fresh.folder / "members" / "2").exists()
-    with pytest.raises(InputError, match="--members 2 with --head mlp"):
-        train(features.folder, output=tmp_path / "run", **QUICK, head="mlp", members=2)
 
 
 def test_progress_counts_images(features, tmp_path, capsys):
@@ -191,7 +161,7 @@ def interrupted(features, folder, settings, *, after):
     class StopError(Exception):
         pass
 
-    original, saved = loop.Trainer._save, []
+    original, saved = loop.HeadTrainer._save, []
 
     def save_then_stop(self):
         original(self)
@@ -199,12 +169,12 @@ def interrupted(features, folder, settings, *, after):
         if len(saved) == after:
             raise StopError
 
-    loop.Trainer._save = save_then_stop
+    loop.HeadTrainer._save = save_then_stop
     try:
         with pytest.raises(StopError):
             train(features.folder, output=folder, **settings)
     finally:
-        loop.Trainer._save = original
+        loop.HeadTrainer._save = original
     with pytest.raises(ArtefactError, match="not a finished run"):
         Run.open(folder)
 
@@ -310,7 +280,7 @@ def test_the_papers_recipe_to_the_letter():
     assert (config.optimiser, config.learning_rate, config.final_learning_rate) == ("adam", 2e-2, 1e-3)
     assert (config.weight_decay, config.batch_size, config.epochs, config.seed) == (1e-4, 128, 10, 42)
     assert (config.dropout, config.embedding_dim, config.head, config.bias) == (0.2, 64, "linear", True)
-    assert (config.warmup, config.warmup_unit, config.warmup_shape) == (1.0, "epochs", "linear")
+    assert (config.warmup, config.warmup_unit) == (1.0, "epochs")
     assert not config.standardise and config.keep == "last" and config.schedule == "cosine"
 
 
@@ -321,7 +291,7 @@ def test_recipes_survive_json(name):
 
 
 def test_learning_rates_against_torchs_schedulers():
-    config = TrainConfig(learning_rate=0.5, final_learning_rate=0.01, batch_size=10)
+    schedule = Schedule(highest=0.5, final=0.01, course="cosine", num_steps=100, warmup_steps=20)
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimiser = torch.optim.SGD([parameter], lr=0.5)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=80 - 1, eta_min=0.01)
@@ -330,22 +300,20 @@ def test_learning_rates_against_torchs_schedulers():
         expected.append(optimiser.param_groups[0]["lr"])
         optimiser.step()
         cosine.step()
-    ours = [learning_rate(config, step, num_steps=100, warmup_steps=20) for step in range(100)]
+    ours = [schedule.rate(step) for step in range(100)]
     np.testing.assert_allclose(ours[20:], expected, rtol=1e-9)
     np.testing.assert_allclose(ours[:20], [0.5 * (step + 1) / 20 for step in range(20)])
-    exponential = TrainConfig(learning_rate=0.5, warmup_shape="exponential", schedule="constant")
-    rates = [learning_rate(exponential, step, num_steps=9, warmup_steps=4) for step in range(9)]
-    factors = {round(after / before, 9) for before, after in itertools.pairwise(rates[:4])}
-    assert len(factors) == 1 and rates[3:] == [0.5] * 6
+    constant = Schedule(highest=0.5, final=0.01, course="constant", num_steps=9, warmup_steps=4)
+    assert [constant.rate(step) for step in range(3, 9)] == [0.5] * 6
 
 
-def test_warmup_units():
+def test_warmup_units(features, tmp_path):
     def steps(**options):
-        return warmup_steps(TrainConfig(**options), steps_per_epoch=50)
+        config = TrainConfig(batch_size=16, embedding_dim=8, **options)
+        return HeadTrainer(features, TrainingData.of(features), config, tmp_path).schedule.warmup_steps
 
-    assert steps(warmup=2.0) == 100
+    assert steps(warmup=2.0) == 10
     assert steps(warmup=7.0, warmup_unit="steps") == 7
-    assert steps(warmup=640.0, warmup_unit="images", batch_size=64) == 10
 
 
 def test_sharpness_aware_step_by_hand():
@@ -378,15 +346,15 @@ def test_weight_decay_is_coupled_or_not(name, coupled):
 @pytest.mark.parametrize(
     "words, expected",
     [
-        (["dynm-arcface", "--loss-option.schedule", "inverse_root"], {"schedule": "inverse_root"}),
-        (["adacos", "--loss-option.dynamic", "true"], {"dynamic": True}),
-        (["adaface", "--loss-option.h", "0.25"], {"h": 0.25}),
+        (["dynm-arcface", "--loss-options.schedule", "inverse_root"], {"schedule": "inverse_root"}),
+        (["adacos", "--loss-options.dynamic", "true"], {"dynamic": True}),
+        (["adaface", "--loss-options.h", "0.25"], {"h": 0.25}),
     ],
     ids=lambda value: str(value[0]) if isinstance(value, list) else "",
 )
 def test_options_of_a_loss_on_the_command_line(features, tmp_path, words, expected):
     command = ["train", str(features.folder), "-o", str(tmp_path / "run"), "--epochs", "1", "--loss", *words]
-    run = build_app(command="train")([*command, "--embedding-dim", "8", "--train-dim", "0"])
+    run = build_app(command="train")([*command, "--embedding-dim", "8"])
     assert run.config.loss_options == expected
     assert TrainConfig.from_json(run.config.to_json()) == run.config
 
@@ -419,14 +387,64 @@ def test_another_configuration_in_the_same_folder_is_refused(features, tmp_path)
 
 
 def test_a_folder_of_an_older_version_is_still_known(features, tmp_path):
-    """Options that came later have defaults that do what was done before."""
+    """Options that came later have defaults that do what was done before; those that went are passed over."""
     run = train(features.folder, output=tmp_path / "run", **QUICK)
-    record = json.loads((run.folder / "config.json").read_text())
-    del record["config"]["compile"], record["config"]["hidden_dim"]
-    (run.folder / "config.json").write_text(json.dumps(record))
+    path = run.folder / "config.json"
+    record = json.loads(path.read_text())
+    del record["config"]["hidden_dim"]
+    record["config"] |= REMOVED
+    path.write_text(json.dumps(record))
     assert train(features.folder, output=tmp_path / "run", **QUICK).was_finished
-    with pytest.raises(FingerprintError, match="compile"):
-        train(features.folder, output=tmp_path / "run", compile=True, **QUICK)
+    with pytest.raises(FingerprintError, match="hidden_dim"):
+        train(features.folder, output=tmp_path / "run", hidden_dim=9, **QUICK)
+    manifest = read_manifest(run.folder, kind="run", format_version=1)
+    manifest.made_from["config"] |= {**REMOVED, "members": 2, "train_dim": 12}
+    manifest.made_from["config"] |= {"warmup_unit": "images", "warmup": 48.0}
+    manifest.content["head"]["initialise"] = "random"
+    write_manifest(run.folder, manifest)
+    old = Run.open(run.folder)
+    assert same_weights(old, run) and (old.config.warmup, old.config.warmup_unit) == (3.0, "steps")
+    record["config"]["members"] = 2
+    path.write_text(json.dumps(record))
+    with pytest.raises(FingerprintError, match="members"):
+        train(features.folder, output=tmp_path / "run", **QUICK)
+
+
+def test_a_checkpoint_of_another_version_is_refused(features, tmp_path):
+    interrupted(features, tmp_path / "run", QUICK, after=1)
+    path = tmp_path / "run" / "checkpoints" / "last.pt"
+    state = torch.load(path, weights_only=True)
+    del state["version"]
+    torch.save(state, path)
+    with pytest.raises(ArtefactError, match="another version"):
+        train(features.folder, output=tmp_path / "run", **QUICK)
+
+
+def test_a_file_changes_the_recipe_and_options_change_the_file(features, tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('epochs = 2\nmatryoshka_dims = [2, 4]\nhead = "mlp"\n[loss_options]\nscale = 20\n')
+    command = ["train", str(features.folder), "-o", str(tmp_path / "run"), "--config", str(file)]
+    run = build_app(command="train")([*command, "--embedding-dim", "8", "--epochs", "1"])
+    config = run.config
+    assert (config.epochs, config.matryoshka_dims, config.head, config.embedding_dim) == (
+        1.0,
+        (2, 4),
+        "mlp",
+        8,
+    )
+    assert config.loss_options == {"scale": 20.0}
+    for text, message in (
+        ("epoch = 2", "unknown option epoch"),
+        ('epochs = "two"', "--epochs two"),
+        ("num_centers = 1.5", r"--num-centers 1\.5"),
+        ("epochs = ", "run.toml: "),
+    ):
+        file.write_text(text)
+        with pytest.raises(InputError, match=message):
+            train(features.folder, output=tmp_path / "other", config=file)
+    with pytest.raises(InputError, match="unknown option epoch") as caught:
+        train(features.folder, output=tmp_path / "other", epoch=2)
+    assert caught.value.next_step == "perhaps epochs was meant"
 
 
 def test_singles_are_left_out_and_said(tmp_path):
@@ -444,8 +462,8 @@ def test_wrong_options(features, tmp_path):
         train(features.folder, output=tmp_path / "run", lr=1.0)
     with pytest.raises(InputError, match="loss 'arkface'"):
         train(features.folder, output=tmp_path / "run", loss="arkface", **QUICK)
-    with pytest.raises(InputError, match="--initialise pca with --head mlp"):
-        train(features.folder, output=tmp_path / "run2", head="mlp", initialise="pca")
+    with pytest.raises(InputError, match="--optimiser lion"):
+        train(features.folder, output=tmp_path / "run2", optimiser="lion")
 
 
 def test_a_loss_that_blows_up_says_so(features, tmp_path):

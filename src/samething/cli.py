@@ -8,6 +8,7 @@ program exit: 0 all well, 1 an error, 2 wrong usage, 3 done but some images were
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +36,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         "samething.datasets:catalog", "List a folder of images, or read a table or a public data set."
     ),
     "curate": Command(
-        "samething.curate.command:curate",
+        "samething.curate:curate",
         "Choose what to train on: rules, budgets, no copies, no leaks, no doubtful labels.",
     ),
     "backbones": Command(
@@ -44,7 +45,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "features": Command(
         "samething.features:features", "Extract the features of every image with a frozen backbone, once."
     ),
-    "train": Command("samething.training.command:train", "Train a head on cached features."),
+    "train": Command("samething.training:train", "Train a head on cached features."),
     "evaluate": Command(
         "samething.evaluation:evaluate", "Measure retrieval on instances never seen in training."
     ),
@@ -173,7 +174,8 @@ def _run_and_exit(program: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         console.print("stopped; run the same command again to go on")
         sys.exit(130)
-    if result is not None:
+    # of several processes, started by torchrun, one prints the result that all have
+    if result is not None and os.environ.get("RANK", "0") == "0":
         rich.console.Console().print(result, highlight=False, soft_wrap=isinstance(result, str))
     sys.exit(getattr(result, "exit_status", 0))
 

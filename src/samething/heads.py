@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -21,7 +21,6 @@ from samething.arrays import Embeddings, FeatureRows, unit
 from samething.errors import InputError
 
 HeadKind: TypeAlias = Literal["linear", "batchnorm-linear", "mlp", "average", "pca", "none"]
-HEAD_KINDS: Final = ("linear", "batchnorm-linear", "mlp", "average", "pca", "none")
 
 _ROWS_AT_A_TIME: Final = 16_384
 
@@ -40,9 +39,6 @@ class HeadConfig:
     """Whether the linear map has a bias."""
     standardise: bool = True
     """Bring features to unit length, subtract their mean over the training images, divide by one scale."""
-    initialise: Literal["random", "pca", "whitened-pca"] = "random"
-    """Start of a linear map: random as in torch, or the principal components of the training features, as
-    they are or each scaled to unit variance."""
     hidden_dim: int = 512
     """Width of the hidden layer of ``mlp``."""
 
@@ -134,23 +130,14 @@ class Head(nn.Module):
         """
         if isinstance(self.standardise, Standardise):
             self.standardise.fit(features, rows)
-        if self.config.kind == "pca" or self.config.initialise != "random":
+        if self.config.kind == "pca":
             self._set_to_principal_components(features, rows)
 
     @torch.no_grad()
     def _set_to_principal_components(self, features: FeatureRows, rows: Int[np.ndarray, " m"] | None) -> None:
-        if not isinstance(self.projection, nn.Linear):
-            raise InputError(
-                f"initialise={self.config.initialise!r} with a head of kind {self.config.kind!r}",
-                expected="kind 'linear' or 'pca'",
-                next_step="choose another head, or initialise='random'",
-            )
+        assert isinstance(self.projection, nn.Linear)
         mean, covariance = mean_and_covariance(features, rows, unit_length=self.config.standardise)
         components = principal_components(covariance, self.embedding_dim)
-        if self.config.initialise == "whitened-pca":
-            variances = np.einsum("dw,wv,dv->d", components, covariance, components)
-            # the mean variance stays, so that the scale of the map is that of the plain components
-            components *= np.sqrt(variances.mean() / np.maximum(variances, 1e-12))[:, None]
         self.projection.weight.copy_(torch.from_numpy(components))
         if self.projection.bias is not None:
             # standardised features have mean zero already
@@ -221,81 +208,38 @@ def fitted_head(config: HeadConfig, features: FeatureRows) -> Head:
 
 
 @torch.no_grad()
-def reduced_head(
-    heads: Head | Sequence[Head],
-    features: FeatureRows,
-    dim: int,
-    *,
-    rows: Int[np.ndarray, " m"] | None = None,
-    whiten: float = 0.0,
+def whitened_head(
+    head: Head, features: FeatureRows, power: float, *, rows: Int[np.ndarray, " m"] | None = None
 ) -> Head:
-    """One linear head: the principal components of a head's embeddings, or of several heads' side by side.
+    """The head with a symmetric map behind it that evens out the spread of its embeddings.
 
-    Several heads are brought to the same mean length first, so that each counts the same.
+    The map is ``C^(-power/2)`` up to a factor, C the covariance of unit-length embeddings. It turns no
+    direction into another, so prefixes of the embedding and averages of heads keep their sense.
 
     Args:
-        heads: of kind ``linear``, fitted to the same features.
+        head: of a kind that ends in a linear map.
         features: training features, a few thousand of which are in memory at a time.
-        dim: numbers that remain.
+        power: in [0, 1]; 1 is whitening proper, 0.5 half of it.
         rows: the rows that are training features; by default all.
-        whiten: in [0, 1]; each component is divided by its standard deviation to this power.
     """
-    heads = [heads] if isinstance(heads, Head) else list(heads)
-    first, weights, biases = heads[0], [], []
-    for head in heads:
-        assert isinstance(head.projection, nn.Linear)
-        weight, bias = head.projection.weight.cpu(), head.projection.bias
-        weights.append(weight)
-        biases.append(torch.zeros(len(weight)) if bias is None else bias.cpu())
-    standardise = copy.deepcopy(first.standardise).cpu()
-    if len(heads) > 1:
-        for i, length in enumerate(_mean_lengths(standardise, weights, biases, features, rows)):
-            weights[i], biases[i] = weights[i] / length, biases[i] / length
-    all_weights, all_biases = torch.cat(weights), torch.cat(biases)
-    num_dims = len(all_weights)
-    total, products, num_rows = np.zeros(num_dims), np.zeros((num_dims, num_dims)), 0
-    for _, part in _in_parts(features, rows):
-        embeddings = nn.functional.linear(standardise(torch.from_numpy(part)), all_weights, all_biases)
-        exact = nn.functional.normalize(embeddings, dim=1).numpy().astype(np.float64)
-        total, products, num_rows = total + exact.sum(0), products + exact.T @ exact, num_rows + len(exact)
-    covariance = products / num_rows - np.outer(total / num_rows, total / num_rows)
-    exact_components = principal_components(covariance, dim)
-    if whiten:
-        variances = np.einsum("dw,wv,dv->d", exact_components, covariance, exact_components)
-        exact_components *= (variances.max() / np.maximum(variances, 1e-12))[:, None] ** (whiten / 2)
-    components = torch.from_numpy(exact_components).float()
-    reduced = Head(dataclasses.replace(first.config, embedding_dim=dim), first.width)
-    reduced.standardise.load_state_dict(standardise.state_dict())
-    kept = reduced.projection
-    assert isinstance(kept, nn.Linear)
-    kept.weight.copy_(components @ all_weights)
-    if kept.bias is not None:
-        kept.bias.copy_(components @ all_biases)
-    return reduced.eval()
-
-
-def _mean_lengths(
-    standardise: nn.Module,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    features: FeatureRows,
-    rows: Int[np.ndarray, " m"] | None,
-) -> Float[np.ndarray, " heads"]:
-    """Mean length of each linear map's embeddings, before they are normalised."""
-    total, num_rows = np.zeros(len(weights)), 0
-    for _, part in _in_parts(features, rows):
-        inputs = standardise(torch.from_numpy(part))
-        lengths = [
-            nn.functional.linear(inputs, *each).norm(dim=1) for each in zip(weights, biases, strict=True)
-        ]
-        total += [float(each.double().sum()) for each in lengths]
-        num_rows += len(part)
-    return np.maximum(total / num_rows, 1e-12)
+    head = copy.deepcopy(head).cpu().eval()
+    linear = head.projection if isinstance(head.projection, nn.Linear) else [*head.projection.children()][-1]
+    assert isinstance(linear, nn.Linear)
+    _, covariance = mean_and_covariance(features, rows, unit_length=True, through=head)
+    variances, vectors = np.linalg.eigh(covariance)
+    # what hardly varies is noise, and is not blown up without end
+    factors = (variances[-1] / np.maximum(variances, 1e-6 * variances[-1])) ** (power / 2)
+    even = torch.from_numpy((vectors * factors) @ vectors.T).float()
+    linear.weight.copy_(even @ linear.weight)
+    if linear.bias is not None:
+        linear.bias.copy_(even @ linear.bias)
+    return head
 
 
 def head_from_state(config: Mapping[str, Any], width: int, state: Mapping[str, Tensor]) -> Head:
     """A stored head: its configuration as JSON, the backbone's width and its tensors."""
-    head = Head(HeadConfig(**config), width)
+    known = {field.name for field in dataclasses.fields(HeadConfig)}  # earlier versions wrote more
+    head = Head(HeadConfig(**{name: value for name, value in config.items() if name in known}), width)
     head.load_state_dict(dict(state))
     return head.eval()
 
@@ -304,18 +248,25 @@ def head_from_state(config: Mapping[str, Any], width: int, state: Mapping[str, T
 
 
 def mean_and_covariance(
-    features: FeatureRows, rows: Int[np.ndarray, " m"] | None = None, *, unit_length: bool
-) -> tuple[Float[np.ndarray, " w"], Float[np.ndarray, "w w"]]:
+    features: FeatureRows,
+    rows: Int[np.ndarray, " m"] | None = None,
+    *,
+    unit_length: bool,
+    through: Head | None = None,
+) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
     """Mean and covariance of features in float64, a few thousand rows at a time.
 
     Args:
         features: float16 or float32 (n, w).
         rows: the rows to take; by default all.
         unit_length: divide each row by its length first.
+        through: a head, whose embeddings are taken instead.
     """
-    width = features.shape[1]
+    width = features.shape[1] if through is None else through.embedding_dim
     total, products = np.zeros(width), np.zeros((width, width))
     for _, part in _in_parts(features, rows):
+        if through is not None:
+            part = through(torch.from_numpy(part)).numpy()
         exact = unit(part, np.float64) if unit_length else part.astype(np.float64)
         total += exact.sum(0)
         products += exact.T @ exact

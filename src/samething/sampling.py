@@ -6,49 +6,18 @@ batches as an undisturbed one.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Int
 
-from samething.errors import InputError
 from samething.features.row_reader import GROUP_ROWS
 
 SamplingKind: TypeAlias = Literal[
     "shuffled", "block-shuffled", "class-balanced", "domain-balanced", "domain-round-robin"
 ]
-SAMPLING_KINDS: Final = (
-    "shuffled",
-    "block-shuffled",
-    "class-balanced",
-    "domain-balanced",
-    "domain-round-robin",
-)
 BLOCK_ROWS: Final = 256
 """Consecutive training rows that stay together in ``block-shuffled``: 590 KB of float16 rows of 1152."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How the images of an epoch are drawn."""
-
-    kind: SamplingKind = "shuffled"
-    """``shuffled``: every image once; ``block-shuffled``: every image once, in blocks of 256 that follow
-    one another in the catalog, 32 random blocks shuffled together, for features larger than memory;
-    ``class-balanced``: every class equally often; ``domain-balanced``:
-    a domain of n images in proportion to n^(1 / temperature); ``domain-round-robin``: each batch from one
-    domain, in turn."""
-    temperature: float = 1.0
-    """For ``domain-balanced``, at least 1: 1 is proportional to the size of the domains, large is equal."""
-
-    def __post_init__(self) -> None:
-        if self.temperature < 1:
-            raise InputError(
-                f"temperature={self.temperature}",
-                expected="at least 1 (1: proportional to size; large: equal shares)",
-                next_step="give another --sampling-temperature",
-            )
 
 
 def epoch_batches(
@@ -58,9 +27,15 @@ def epoch_batches(
     batch_size: int,
     seed: int,
     epoch: int,
-    config: SamplingConfig,
+    kind: SamplingKind,
+    temperature: float = 1.0,
 ) -> list[Int[np.ndarray, " b"]]:
     """Rows of each batch of one epoch; about n rows in all.
+
+    ``shuffled``: every image once. ``block-shuffled``: every image once, in blocks of 256 that follow one
+    another in the catalog, 32 random blocks shuffled together, for features larger than memory.
+    ``class-balanced``: every class equally often. ``domain-balanced``: a domain of n images in proportion to
+    n^(1 / temperature). ``domain-round-robin``: each batch from one domain, in turn.
 
     Args:
         classes: class of each training row, 0….
@@ -68,17 +43,19 @@ def epoch_batches(
         batch_size: rows per batch; the last one of an epoch may be smaller, but has at least 2 rows.
         seed: seed of the run.
         epoch: number of the epoch, from 0.
-        config: how rows are drawn.
+        kind: how rows are drawn.
+        temperature: for ``domain-balanced``, at least 1: 1 is proportional to the size of the domains, large
+            is equal shares.
     """
     rng = np.random.default_rng([seed, epoch])
-    if config.kind == "domain-round-robin":
+    if kind == "domain-round-robin":
         return _round_robin(domains, batch_size, rng)
-    if config.kind == "block-shuffled":
+    if kind == "block-shuffled":
         order = _block_shuffled(len(classes), rng)
-    elif config.kind == "class-balanced":
+    elif kind == "class-balanced":
         order = _class_balanced(classes, rng)
-    elif config.kind == "domain-balanced":
-        order = _domain_balanced(domains, config.temperature, rng)
+    elif kind == "domain-balanced":
+        order = _domain_balanced(domains, temperature, rng)
     else:
         order = rng.permutation(len(classes))
     return _cut(order, batch_size)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias
 
+from samething.configuration import check_ranges
 from samething.curate.duplicates import Conflicts, Leaks
 from samething.curate.near_hashes import LARGEST_DISTANCE
 from samething.curate.noise import LEAST_AGREEMENT, Noise
@@ -81,40 +82,11 @@ class CurateConfig:
     """Another number draws other images and classes."""
 
     def __post_init__(self) -> None:
-        for name, kind in (
-            ("share", Share),
-            ("thin", Thin),
-            ("duplicates", Duplicates),
-            ("conflicts", Conflicts),
-            ("leaks", Leaks),
-            ("noise", Noise),
-        ):
-            value = getattr(self, name)
-            if value not in get_args(kind):
-                raise InputError(
-                    f"--{name} {value}",
-                    expected=f"one of {', '.join(get_args(kind))}",
-                    next_step=f"give another --{name}",
-                )
-        in_range = {
-            "bits": 0 <= self.bits <= LARGEST_DISTANCE,
-            "similarity": 0 < self.similarity <= 1,
-            "closeness": 0 <= self.closeness <= 1,
-            "silhouette": -1 < self.silhouette < 1,
-            "memory_mib": self.memory_mib >= 1,
-            "seed": 0 <= self.seed < 2**63,
-        }
-        for name, is_right in in_range.items():
-            if not is_right:
-                raise InputError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}",
-                    expected="a number in its range",
-                    next_step="see samething curate --help",
-                )
+        check_ranges(self, _RANGES)
         users = {
             "--duplicates embedding": self.duplicates == "embedding",
             f"--noise {self.noise}": self.noise != "none",
-            "--refine-clusters": self.refine_clusters,
+            "refine_clusters": self.refine_clusters,
         }
         lacking = [name for name, is_used in users.items() if is_used and not self.features]
         if lacking:
@@ -148,6 +120,16 @@ class CurateConfig:
         """One of the three options that may differ between data sets."""
         texts = [str(value) for value in getattr(self, name)]
         return Limit.parsed(texts, name=f"--{name.replace('_', '-')}")
+
+
+_RANGES: Final = (
+    ("bits", 0, LARGEST_DISTANCE, f"a number of bits from 0 to {LARGEST_DISTANCE}"),
+    ("similarity", 1e-9, 1, "a cosine in (0, 1]"),
+    ("closeness", 0, 1, "a correlation in [0, 1]"),
+    ("silhouette", 1e-9 - 1, 1 - 1e-9, "a number in (-1, 1)"),
+    ("memory_mib", 1, 2**40, "at least 1"),
+    ("seed", 0, 2**63 - 1, "a whole number from 0"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

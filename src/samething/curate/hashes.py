@@ -198,7 +198,7 @@ def _database(cache: Path) -> Iterator[sqlite3.Connection]:
         raise ArtefactError(
             f"{cache} cannot be used ({error})",
             expected="a file of hashes written by samething curate, or a path for a new one",
-            next_step=f"remove {cache}: the hashes are computed again; or name another file with --hashes",
+            next_step=f"remove {cache}: they are computed again; or name another file (hashes = ...)",
         ) from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pyarrow.csv
 from jaxtyping import Bool, Int
 
 from samething.catalog import Catalog
+from samething.configuration import changed, read_config, with_options
 from samething.curate.config import CurateConfig, Recipe
 from samething.curate.curation_report import write_curation_page
 from samething.curate.duplicates import (
@@ -39,6 +39,14 @@ from samething.errors import InputError
 from samething.files import atomic_path, require_writable
 
 
+@with_options(
+    CurateConfig,
+    defaults=True,
+    groups={
+        "Numbers of images and classes": ("min_images", "max_images", "max_classes", "budget_images", "seed"),
+        "Labels and copies": ("refine_by", "features", "duplicates", "against", "noise"),
+    },
+)
 def curate(
     catalogs: Sequence[Path] = (),
     *,
@@ -46,23 +54,30 @@ def curate(
     recipe: str | None = None,
     data_root: Path | None = None,
     root: Path | None = None,
-    config: CurateConfig | None = None,
+    config: Path | CurateConfig | None = None,
     **changes: Any,
 ) -> Curation:
     """Choose what to train on: rules, budgets, finer labels, no copies, no leaks, no doubtful labels.
 
-    Rows for training are chosen; rows of validation are dropped only where they leak, and rows of evaluation
-    never. The same input, options and seed give the same catalog, byte for byte.
+    Training rows are chosen; validation rows are dropped only where they leak, and evaluation rows (query,
+    index) never. The steps, in this order: finer labels, unreadable files, leaks, contradictions, copies,
+    doubtful labels, least images per class, classes per data set, images per class, budget.
+
+    Beside OUTPUT are written OUTPUT.dropped.csv (a row for each image left out, and why), OUTPUT.pairs.csv
+    (images that are there twice), OUTPUT.report.html, and OUTPUT.hashes.sqlite, from which a killed or
+    repeated run goes on. The same input, options and seed give the same catalog, byte for byte. Files that
+    cannot be read are left out, and the exit status is then 3.
 
     Args:
-        catalogs: catalogs to choose from, put together.
-        output: the catalog to write; ``OUTPUT.dropped.csv``, ``OUTPUT.pairs.csv`` and ``OUTPUT.report.html``
-            are written beside it.
-        recipe: name of a recipe, instead of catalogs.
-        data_root: folder that holds the recipe's data sets.
-        root: folder of the images, if they were moved since a single catalog was made.
-        config: a whole configuration.
-        changes: fields of :class:`CurateConfig`, on top of the recipe or the configuration.
+        catalogs: catalogs to choose from; several are put together.
+        output: the catalog to write.
+        recipe: m4d-35k: the paper's training set, rebuilt by its rules from --data-root and held against the
+            published numbers.
+        data_root: folder that holds the folders of the recipe's data sets.
+        root: folder of the images, if they were moved since the catalog was made.
+        config: a TOML file with any of the fields listed in docs/commands.md, such as mirrored = true; in
+            Python also a whole CurateConfig.
+        changes: fields of CurateConfig, on top of the recipe or the configuration.
 
     Raises:
         InputError: options that do not fit together, or nothing is left.
@@ -70,17 +85,13 @@ def curate(
     """
     catalogs, output = [Path(source) for source in catalogs], Path(output)
     chosen = _recipe(catalogs, recipe, data_root)
-    unknown = set(changes) - {field.name for field in dataclasses.fields(CurateConfig)}
-    if unknown:
-        raise InputError(
-            f"unknown option {', '.join(sorted(unknown))}",
-            expected="fields of CurateConfig",
-            next_step="see samething curate --help",
-        )
+    whole = config if isinstance(config, CurateConfig) else CurateConfig()
+    if config is not None and not isinstance(config, CurateConfig):
+        changes = {**read_config(config), **changes}
     changes = {**(chosen.changes if chosen else {}), **changes}
     if chosen and changes.get("against") and changes["duplicates"] == "none":
         changes["duplicates"] = "perceptual"  # what the recipe leaves out, the evaluation sets ask for
-    config = dataclasses.replace(config or CurateConfig(), **changes)
+    whole = changed(whole, changes)
     require_writable(output)
     if chosen is not None and data_root is not None:
         parts, notes = read_parts(chosen, Path(data_root))
@@ -90,7 +101,7 @@ def curate(
     del parts
     if not len(catalog):
         raise InputError("a catalog without rows", expected="images", next_step="check the catalog")
-    return _Process(catalog, config, output, notes).run(chosen)
+    return _Process(catalog, whole, output, notes).run(chosen)
 
 
 def _recipe(catalogs: Sequence[Path], recipe: str | None, data_root: Path | None) -> Recipe | None:
@@ -214,7 +225,7 @@ class _Process:
         if num_crowded:
             self.notes.append(
                 f"{num_crowded:,} images have more candidates by embedding than were looked at; a higher "
-                "--similarity makes fewer"
+                "similarity makes fewer"
             )
         return pairs
 

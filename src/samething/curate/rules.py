@@ -132,7 +132,7 @@ class Budget:
                 f"a budget of images={self.images}, classes={self.classes}, "
                 f"temperature={self.temperature}, least={self.least}",
                 expected="images or classes, not both, from 1; a temperature above 0; least from 1",
-                next_step="give one of --budget-images and --budget-classes",
+                next_step="give one of budget_images and budget_classes",
             )
         for name, value, legal in (
             ("share", self.share, get_args(Share)),

@@ -84,7 +84,7 @@ def export(
         preprocessing_inside: let model.onnx take images of any size and resize them itself.
         precision: of the weights; float16 halves the file, int8 quarters it and computes in whole numbers,
             calibrated on training images.
-        dim: keep the first numbers of the embedding only; good where --matryoshka-dims trained them.
+        dim: keep the first numbers of the embedding only; good where matryoshka_dims trained them.
         codes: how vectors are kept: float32, or int8 (a quarter of the bytes).
         average: further runs whose weights are averaged with the first (a model soup); same start, same
             features.

@@ -105,7 +105,7 @@ def first_dims(head: Head, dim: int) -> Head:
             f"--dim {dim}",
             expected=f"between 1 and the {head.embedding_dim} numbers of this run's embedding, "
             "and a head that ends in a linear map",
-            next_step="give a prefix that the run was trained with (--matryoshka-dims), or train again",
+            next_step="give a prefix that the run was trained with (matryoshka_dims), or train again",
         )
     shorter = Head(dataclasses.replace(head.config, embedding_dim=dim), head.width)
     wanted = shorter.state_dict()

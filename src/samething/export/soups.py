@@ -1,8 +1,5 @@
 """Averages of runs that share their start (model soups), and points on the line from start to end.
 
-Weights are averaged where they were learned: at the width of the training, before the principal components
-bring a head to its final dimension, because each run's components turn the space another way.
-
 Wortsman et al., *Model soups*, ICML 2022; *Robust fine-tuning of zero-shot models* (WiSE-FT), CVPR 2022.
 """
 
@@ -20,11 +17,11 @@ import torch
 from torch import Tensor
 
 from samething.backbones import load_from_metadata
-from samething.errors import ArtefactError, InputError
+from samething.errors import InputError
 from samething.export.network import Source, backbone_of, source_of
 from samething.features import FeatureSet
 from samething.files import Json
-from samething.heads import Head, HeadConfig, build_head, head_from_state, reduced_head
+from samething.heads import Head, build_head, head_from_state, whitened_head
 from samething.training.data import TrainingData
 from samething.training.run import Run
 from samething.training.validation import validation_scores
@@ -71,20 +68,14 @@ def mixed_source(run: Run, others: Sequence[Run], mix: Mix, *, weights: Path | N
 
     Raises:
         InputError: the runs do not share their start, features or head.
-        ArtefactError: a run's checkpoint is gone.
     """
     for each in (run, *others):
-        if each.config.members > 1:
-            raise InputError(
-                f"{each.folder} joins {each.config.members} heads into one",
-                expected="runs of one head: a joined one has no single start to average from",
-                next_step="train them with --members 1",
-            )
+        require_one_head(each)
     source = source_of(run, weights=weights)
     start = start_of(run, source.features)
     for other in others:
         _require_same_start(run, other, start)
-    ends = [head_at_training_width(each) for each in (run, *others)]
+    ends = [each.head for each in (run, *others)]
     chosen = list(range(len(ends)))
     if mix.soup == "greedy" and others:
         chosen = greedy_choice((run, *others), ends, source.features)
@@ -104,7 +95,7 @@ def mixed_source(run: Run, others: Sequence[Run], mix: Mix, *, weights: Path | N
     }
     return dataclasses.replace(
         source,
-        head=_at_final_width(head, run, source.features),
+        head=head.eval(),
         mix=mixed,
         described=not tuned,
     )
@@ -136,43 +127,19 @@ def is_tuned(run: Run) -> bool:
     return (run.folder / "backbone.safetensors").exists()
 
 
-def head_at_training_width(run: Run) -> Head:
-    """The head of a run at the width it was trained at; the last one where a reduction followed.
+def require_one_head(run: Run) -> None:
+    """Refuse a run of an earlier version whose head was joined or shortened after its training.
 
     Raises:
-        ArtefactError: it was reduced and its checkpoint is gone.
+        InputError: it was; its head is on no line from a start.
     """
-    if is_tuned(run) or run.config.train_dim <= run.config.embedding_dim:
-        return run.head
-    path = run.folder / "checkpoints" / "last.pt"
-    if not path.exists():
-        raise ArtefactError(
-            f"{path} does not exist",
-            expected="the last checkpoint, because averaging needs the head before it was brought to "
-            f"{run.config.embedding_dim} numbers",
-            next_step="train the run again, or leave --average and --interpolate out",
+    config = run.manifest.made_from["config"]
+    if not is_tuned(run) and (config.get("members", 1) > 1 or config.get("train_dim", 0)):
+        raise InputError(
+            f"{run.folder} was brought to {run.config.embedding_dim} numbers after its training",
+            expected="runs whose heads are as they were trained: others have no start to average from",
+            next_step="train it again, with this version",
         )
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    weights = state["head"]
-    if state["average"] is not None:
-        prefix = "module."
-        weights = {
-            name.removeprefix(prefix): value
-            for name, value in state["average"].items()
-            if name.startswith(prefix)
-        }
-    return head_from_state(dataclasses.asdict(_training_head(run)), run.head.width, weights)
-
-
-def _training_head(run: Run) -> HeadConfig:
-    config = run.config
-    return HeadConfig(
-        kind=config.head,
-        embedding_dim=config.train_dim or config.embedding_dim,
-        bias=config.bias,
-        standardise=config.standardise,
-        initialise=config.initialise,
-    )
 
 
 def start_of(run: Run, features: FeatureSet) -> Head:
@@ -180,8 +147,11 @@ def start_of(run: Run, features: FeatureSet) -> Head:
     if is_tuned(run):
         state = safetensors.torch.load_file(run.folder / START_HEAD)
         return head_from_state(dataclasses.asdict(run.head.config), run.head.width, state)
-    head = build_head(_training_head(run), run.head.width, seed=run.config.seed)
-    head.fit(features.rows, TrainingData.of(features).rows)
+    head = build_head(run.head.config, run.head.width, seed=run.config.seed)
+    rows = TrainingData.of(features).rows
+    head.fit(features.rows, rows)
+    if run.config.whiten:
+        return whitened_head(head, features.rows, run.config.whiten, rows=rows)
     return head.eval()
 
 
@@ -199,20 +169,8 @@ def _require_same_start(run: Run, other: Run, start: Head) -> None:
         f"{other.folder} and {run.folder} have {reason}",
         expected="runs of the same features that began with the same head: their average means something "
         "only then",
-        next_step="train them with one --seed, or with --initialise pca, and vary other options",
+        next_step="train them with one --seed, and vary other options",
     )
-
-
-def _at_final_width(head: Head, run: Run, features: FeatureSet) -> Head:
-    if head.embedding_dim > run.config.embedding_dim:
-        return reduced_head(
-            head,
-            features.rows,
-            run.config.embedding_dim,
-            rows=TrainingData.of(features).rows,
-            whiten=run.config.whiten,
-        )
-    return head.eval()
 
 
 def greedy_choice(runs: Sequence[Run], ends: Sequence[Head], features: FeatureSet) -> list[int]:
@@ -233,7 +191,7 @@ def greedy_choice(runs: Sequence[Run], ends: Sequence[Head], features: FeatureSe
     def score(places: Sequence[int]) -> float:
         head: Any = copy.deepcopy(ends[0])
         head.load_state_dict(average([ends[place].state_dict() for place in places]))
-        return validation_scores(_at_final_width(head, runs[0], features).embed(rows), catalog)[0]
+        return validation_scores(head.eval().embed(rows), catalog)[0]
 
     alone = [score([place]) for place in range(len(ends))]
     order = sorted(range(len(ends)), key=lambda place: -alone[place])

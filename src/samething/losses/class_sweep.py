@@ -29,7 +29,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from samething.losses.chunk_arithmetic import Arithmetic, Piece
+from samething.losses import chunk_arithmetic as arithmetic
+from samething.losses.chunk_arithmetic import Piece
 from samething.losses.head import check_lengths
 from samething.losses.margins import Margin, RowContext
 
@@ -62,7 +63,6 @@ class Workspace:
         num_centers: k.
         dtype: of the matrix products.
         limit_bytes: the most that may be kept between the passes; beyond it, the first pass is repeated.
-        arithmetic: what computes number by number.
     """
 
     def __init__(
@@ -71,14 +71,11 @@ class Workspace:
         num_centers: int,
         dtype: torch.dtype,
         limit_bytes: int,
-        arithmetic: Arithmetic,
     ) -> None:
         self.weight = weight.detach()
         self.num_centers = num_centers
-        self.num_masks = arithmetic.num_masks(num_centers)
         self.dtype = dtype
         self.limit_bytes = limit_bytes
-        self.arithmetic = arithmetic
         self._sizes: tuple[int, ...] = ()
         self._plans: dict[tuple[int, int], Plan] = {}
 
@@ -91,7 +88,7 @@ class Workspace:
             k = self.num_centers
             n = min(NUMBERS_A_CHUNK // (k * batch), LARGEST_CHUNK_ROWS // k) // 64 * 64
             n = min(num_classes, max(64, n))
-            keeps = num_classes * batch * (self.dtype.itemsize + self.num_masks) <= self.limit_bytes
+            keeps = num_classes * batch * (self.dtype.itemsize + k - 1) <= self.limit_bytes
             num_chunks = math.ceil(num_classes / n)
             self._make_room(n * k, n * batch, (num_classes if keeps else n) * batch, num_chunks * batch)
             if len(self._plans) >= 4:  # a full batch and the last one of an epoch are usual
@@ -112,10 +109,10 @@ class Workspace:
         num_rows, in_plane, num_kept, num_sums = sizes
         d, k = self.weight.shape[1], self.num_centers
         self.exponentials = torch.empty(num_kept, dtype=self.dtype)
-        self.masks = torch.empty(num_kept * self.num_masks, dtype=torch.bool)
+        self.masks = torch.empty(num_kept * (k - 1), dtype=torch.bool)
         self.planes = torch.empty(in_plane * k, dtype=self.dtype)
         self.nearest = torch.empty(2, in_plane, dtype=self.dtype)
-        self.sums = torch.empty(num_sums, dtype=self.arithmetic.sum_dtype(self.weight.dtype))
+        self.sums = torch.empty(num_sums, dtype=self.weight.dtype)
         self.unit_classes = torch.empty(num_rows, d, dtype=self.dtype)
         self.products = torch.empty(num_rows, d, dtype=self.dtype)
         self.scratch = torch.empty(num_rows, d, dtype=self.weight.dtype)
@@ -130,8 +127,7 @@ class Workspace:
         n, kept = stop - start, start if keeps else 0
         exponentials = self.exponentials[kept * b : (kept + n) * b].view(n, b)
         planes = self.planes[: n * k * b].view(n, k, b)
-        num_masks = self.num_masks
-        masks = self.masks[kept * num_masks * b : (kept + n) * num_masks * b].view(num_masks, n, b)
+        masks = self.masks[kept * (k - 1) * b : (kept + n) * (k - 1) * b].view(k - 1, n, b)
         # with one centre the only plane is what was kept
         numbers = exponentials if k == 1 else planes.view(n * k, b)
         return Piece(
@@ -209,8 +205,7 @@ class ClassSweep:
         classes: Int[Tensor, " sampled"] | None,
     ) -> None:
         self.workspace, self.margin, self.unit, self.classes = workspace, margin, unit, classes
-        self.k, self.arithmetic = workspace.num_centers, workspace.arithmetic
-        self.weight = workspace.weight
+        self.k, self.weight = workspace.num_centers, workspace.weight
         self.centers = self.weight.view(-1, self.k, self.weight.shape[1])
         self.num_classes = len(self.centers) if classes is None else len(classes)
         self.num_rows = self.num_classes * self.k
@@ -278,7 +273,7 @@ class ClassSweep:
                 weight = self._normalise(piece, lengths_known=True)
             else:
                 weight = self._sum_exponentials(piece, targets, masks=True)
-            self.arithmetic.give_to_nearest(piece)
+            arithmetic.give_to_nearest(piece)
             if self.workspace.dtype == from_others.dtype:
                 from_others.addmm_(piece.unit_by_dim, piece.numbers)
             else:
@@ -338,13 +333,13 @@ class ClassSweep:
         weight = piece.weight
         if self.classes is not None:
             weight = self.centers[self.classes[piece.start : piece.stop]].flatten(0, 1)
-        self.arithmetic.normalise(piece, weight, lengths_known=lengths_known)
+        arithmetic.normalise(piece, weight, lengths_known=lengths_known)
         return weight
 
     def _nearest(self, piece: Piece, *, masks: bool) -> Float[Tensor, "c b"]:
         """``unit_classes @ factors``, the largest over the centres of each class; masks say where it was."""
         torch.mm(piece.unit_classes, self.factors, out=piece.cosines)
-        return self.arithmetic.nearest(piece, masks=masks)
+        return arithmetic.nearest(piece, masks=masks)
 
     def _exponents(self, nearest: Float[Tensor, "c b"]) -> tuple[Float[Tensor, "c b"], Tensor | None]:
         """Logits as exponents of 2, and the slope of the similarity unless it is 1 throughout."""
@@ -361,13 +356,9 @@ class ClassSweep:
     ) -> Float[Tensor, "rows d"]:
         """First pass: sum up exp(logit) but the targets', and keep it, times the slope of the similarity."""
         weight = self._normalise(piece)
-        places = None if targets is None else targets.places
-        if self.context is None:
-            torch.mm(piece.unit_classes, self.factors, out=piece.cosines)
-            self.arithmetic.sum_exponentials(piece, self.shift, places, masks=masks)
-            return weight
         exponents, slope = self._exponents(self._nearest(piece, masks=masks))
-        self.arithmetic.exponentiate(piece, exponents, self.shift, places)
+        places = None if targets is None else targets.places
+        arithmetic.sum_exponentials(piece, exponents, self.shift, places)
         if slope is not None:
             piece.exponentials.mul_(slope)
         return weight
@@ -390,5 +381,5 @@ class ClassSweep:
             gradient.copy_(piece.products)
         if targets is not None:
             gradient.index_add_(0, targets.rows, of_targets[targets.batch])
-        self.arithmetic.through_normalisation(piece, weight)
+        arithmetic.through_normalisation(piece, weight)
         return gradient

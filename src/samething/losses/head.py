@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -13,7 +15,6 @@ from torch import Tensor, nn
 from samething.errors import InputError
 from samething.losses.margins import Margin
 from samething.losses.processes import gather_rows
-from samething.losses.subsets import generator_for_step, sample_classes, sample_dimensions
 
 
 class MarginHead(nn.Module):
@@ -35,11 +36,8 @@ class MarginHead(nn.Module):
         prefixes: Matryoshka training (Kusupati et al., arXiv 2205.13147): the loss is the mean over these
             leading parts of the embedding, such as (16, 32, 64), each with cosines and a margin of its own.
             Empty means the whole embedding.
-        dimension_fraction: part of the dimensions, in (0, 1], that a training step sees (UNICOM).
         class_fraction: part of the classes, in (0, 1], that a training step sees (Partial FC).
-        margin_growth: multiples of the margin at the start and at the end of training, see
-            :meth:`set_progress`; (0.6, 1.6) grows a margin of 0.5 from 0.3 to 0.8.
-        seed: of the random subsets, ≥ 0.
+        seed: of the random classes, ≥ 0.
 
     Raises:
         InputError: from the constructor, an argument outside its range; from a call, labels outside
@@ -56,18 +54,14 @@ class MarginHead(nn.Module):
         *,
         num_centers: int = 1,
         prefixes: Sequence[int] = (),
-        dimension_fraction: float = 1.0,
         class_fraction: float = 1.0,
-        margin_growth: tuple[float, float] = (1.0, 1.0),
         seed: int = 0,
     ) -> None:
         super().__init__()
         _check(embedding_dim >= 1, "embedding_dim", embedding_dim, "at least 1")
         _check(num_classes >= 2, "num_classes", num_classes, "at least 2 classes")
         _check(num_centers >= 1, "num_centers", num_centers, "at least 1 sub-centre per class")
-        _check(0 < dimension_fraction <= 1, "dimension_fraction", dimension_fraction, "a part in (0, 1]")
         _check(0 < class_fraction <= 1, "class_fraction", class_fraction, "a part in (0, 1]")
-        _check(min(margin_growth) >= 0, "margin_growth", margin_growth, "two multiples ≥ 0")
         _check(seed >= 0, "seed", seed, "a number ≥ 0")
         prefixes = tuple(prefixes) or (embedding_dim,)
         in_range = all(1 <= p <= embedding_dim for p in prefixes)
@@ -75,42 +69,25 @@ class MarginHead(nn.Module):
         self.num_classes = num_classes
         self.num_centers = num_centers
         self.prefixes = prefixes
-        self.dimension_fraction = dimension_fraction
         self.class_fraction = class_fraction
-        self.margin_growth = margin_growth
         # what a margin remembers (a scale, mean lengths) differs between prefixes
         self.margins = nn.ModuleList([margin, *(copy.deepcopy(margin) for _ in prefixes[1:])])
         self.weight = nn.Parameter(torch.empty(num_classes * num_centers, embedding_dim))
         nn.init.xavier_uniform_(self.weight)
         self.register_buffer("sampling_state", torch.tensor([seed, 0]))
-        self.set_progress(0.0)
 
     def extra_repr(self) -> str:
         """Sizes, for ``print(head)``."""
         return f"num_classes={self.num_classes}, num_centers={self.num_centers}, prefixes={self.prefixes}"
 
-    def set_progress(self, progress: float) -> None:
-        """Grow the margins linearly with training; ``progress`` runs from 0 to 1, and the state is saved.
-
-        Raises:
-            InputError: a progress outside [0, 1].
-        """
-        _check(0 <= progress <= 1, "progress", progress, "a part of the training in [0, 1]")
-        start, end = self.margin_growth
-        for margin in self.margins:
-            assert isinstance(margin, Margin)
-            margin.margin_scale.fill_(start + (end - start) * progress)
-
     def forward(self, embeddings: Float[Tensor, "b d"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
         """Mean cross-entropy of the batch, over the classes sampled for this step."""
         self.check_batch(embeddings, labels)
-        classes, dims_of_prefixes = self.next_subsets(labels)
+        classes = self.next_classes(labels)
         weight, columns = self._sampled_weight(labels, classes)
         losses = []
-        for margin, prefix, dims in zip(self.margins, self.prefixes, dims_of_prefixes, strict=True):
-            logits = self._logits(
-                margin, _part(embeddings, prefix, dims), _part(weight, prefix, dims), columns, labels
-            )
+        for margin, prefix in zip(self.margins, self.prefixes, strict=True):
+            logits = self._logits(margin, embeddings[:, :prefix], weight[:, :prefix], columns, labels)
             losses.append(F.cross_entropy(logits, columns))
         return torch.stack(losses).mean()
 
@@ -120,22 +97,18 @@ class MarginHead(nn.Module):
         prefix = self.prefixes[-1]
         return self._logits(self.margins[-1], embeddings[:, :prefix], self.weight[:, :prefix], labels, labels)
 
-    def next_subsets(
-        self, labels: Int[Tensor, " b"]
-    ) -> tuple[Int[Tensor, " sampled"] | None, list[Int[Tensor, " _"] | None]]:
-        """Begin a training step: classes and, for each prefix, dimensions drawn for it, ascending.
-
-        None where all take part.
-        """
-        generator = self._next_generator()
-        classes = self._draw_classes(labels, generator)
-        if generator is None or self.dimension_fraction == 1:
-            return classes, [None] * len(self.prefixes)
-        dims = [
-            sample_dimensions(prefix, fraction=self.dimension_fraction, generator=generator)
-            for prefix in self.prefixes
-        ]
-        return classes, [*dims]
+    def next_classes(self, labels: Int[Tensor, " b"]) -> Int[Tensor, " sampled"] | None:
+        """Begin a training step: the classes drawn for it, ascending; None where all take part."""
+        if not self.training or self.class_fraction == 1:
+            return None
+        seed, step = self.sampling_state.tolist()
+        self.sampling_state[1] += 1
+        return sample_classes(
+            gather_rows(labels),
+            num_classes=self.num_classes,
+            fraction=self.class_fraction,
+            generator=generator_for_step(seed, step),
+        ).to(labels.device)
 
     def check_batch(self, embeddings: Float[Tensor, "b _"], labels: Int[Tensor, " b"]) -> None:
         """Refuse, as an InputError, another embedding size and labels outside 0 … C - 1."""
@@ -154,30 +127,12 @@ class MarginHead(nn.Module):
                 next_step="number the classes of the training catalog without gaps, from 0",
             )
 
-    def _next_generator(self) -> torch.Generator | None:
-        """The generator of this training step; counts steps only where something is sampled."""
-        if not self.training or (self.dimension_fraction == 1 and self.class_fraction == 1):
-            return None
-        seed, step = self.sampling_state.tolist()
-        self.sampling_state[1] += 1
-        return generator_for_step(seed, step)
-
     def _sampled_weight(self, labels: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
         """Sub-centres of this step's classes, and where each row's own class stands among them."""
         if classes is None:
             return self.weight, labels
         centers = self.weight.view(self.num_classes, self.num_centers, -1)
         return centers[classes].flatten(0, 1), torch.searchsorted(classes, labels)
-
-    def _draw_classes(self, labels: Tensor, generator: torch.Generator | None) -> Tensor | None:
-        if generator is None or self.class_fraction == 1:
-            return None
-        return sample_classes(
-            gather_rows(labels),
-            num_classes=self.num_classes,
-            fraction=self.class_fraction,
-            generator=generator,
-        ).to(labels.device)
 
     def _logits(
         self, margin: nn.Module, embeddings: Tensor, weight: Tensor, columns: Tensor, labels: Tensor
@@ -194,9 +149,36 @@ class MarginHead(nn.Module):
         return margin.logits(cosines, columns, norms=norms, labels=labels)
 
 
-def _part(rows: Tensor, prefix: int, dims: Tensor | None) -> Tensor:
-    """The first ``prefix`` columns, or ``dims`` of them."""
-    return rows[:, :prefix] if dims is None else rows[:, dims.to(rows.device)]
+def generator_for_step(seed: int, step: int) -> torch.Generator:
+    """A CPU generator that depends on both numbers, ≥ 0: all processes and a resumed run draw the same."""
+    mixed = np.random.SeedSequence([seed, step]).generate_state(1, dtype=np.uint32)[0]
+    return torch.Generator().manual_seed(int(mixed))
+
+
+def sample_classes(
+    present: Int[Tensor, " some"], *, num_classes: int, fraction: float, generator: torch.Generator
+) -> Int[Tensor, " sampled"]:
+    """Partial FC (An et al., arXiv 2203.15565): the classes present, and random others up to ``fraction``.
+
+    Args:
+        present: class numbers of the (global) batch; repeats are welcome.
+        num_classes: C.
+        fraction: r in (0, 1]; ⌈r·C⌉ classes are returned, or more when more are present.
+        generator: a CPU generator.
+
+    Returns:
+        Class numbers, ascending, without repeats.
+
+    >>> g = generator_for_step(0, 0)
+    >>> sampled = sample_classes(torch.tensor([7, 7, 2]), num_classes=10, fraction=0.5, generator=g)
+    >>> len(sampled), 2 in sampled, 7 in sampled
+    (5, True, True)
+    """
+    present = torch.unique(present).cpu()
+    keys = torch.rand(num_classes, generator=generator)
+    keys[present] = 2.0  # above every draw from [0, 1)
+    num_sampled = max(math.ceil(fraction * num_classes), len(present))
+    return keys.topk(num_sampled).indices.sort().values
 
 
 def check_lengths(what: str, norms: Float[Tensor, " rows"]) -> None:

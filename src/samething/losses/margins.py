@@ -15,7 +15,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from samething.errors import InputError
 from samething.losses.class_margins import cosine_margins, inverse_root_margins
-from samething.losses.logits import (
+from samething.losses.processes import gather_rows
+from samething.losses.similarities import (
     ADAFACE_EPSILON,
     adacos_dynamic_scale,
     adacos_fixed_scale,
@@ -37,7 +38,6 @@ from samething.losses.logits import (
     put_targets,
     reciprocal_sines,
 )
-from samething.losses.processes import gather_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,9 @@ class RowContext:
 class Margin(nn.Module, abc.ABC):
     """A margin-softmax loss without its class weights; ``logits = scale × similarity``.
 
-    ``margin_scale`` multiplies every margin: 1 at first, moved by a growing-margin schedule.
+    Args:
+        scale: s > 0, without unit.
+        margin: m of every row, in the unit of the loss; 0 where there is none or each row has its own.
     """
 
     needs_other_logsumexp: bool = False
@@ -83,21 +85,23 @@ class Margin(nn.Module, abc.ABC):
     keeps_other_cosines: bool = True
     """Whether :meth:`other_similarity` is the cosine itself, so that nothing needs computing."""
 
-    margin_scale: Tensor
-
-    def __init__(self, *, scale: float) -> None:
+    def __init__(self, *, scale: float, margin: float = 0.0) -> None:
         super().__init__()
+        self.margin = margin
         _check(scale > 0 and math.isfinite(scale), "scale", scale, "a positive number")
         # float64, so that a scale of √2·ln(C - 1) is exact under float64 weights; a number without
         # dimensions does not promote the float32 matrix that it multiplies
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
-        self.register_buffer("margin_scale", torch.tensor(1.0, dtype=torch.float64))
 
     scale: Tensor
 
-    @abc.abstractmethod
     def prepare(self, batch: BatchRows) -> RowContext:
-        """Take notice of a batch: in training mode move the state, then say what holds for each row."""
+        """Take notice of a batch: in training mode move the state, then say what holds for each row.
+
+        Here: nothing moves, and every row has the same margin.
+        """
+        margins = torch.full_like(batch.target_cosines, self.margin)
+        return RowContext(scale=self.scale.clone(), margins=margins)
 
     @abc.abstractmethod
     def target_similarity(self, cosines: Float[Tensor, " b"], context: RowContext) -> Float[Tensor, " b"]:
@@ -157,12 +161,9 @@ class Margin(nn.Module, abc.ABC):
         others = self.other_similarity(cosines, context)
         return context.scale * put_targets(others, columns, self.target_similarity(targets, context))
 
-    def _constant_margins(self, margin: float, like: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        return torch.full_like(like, margin) * self.margin_scale
-
 
 class NormFace(Margin):
-    """Cosine softmax without a margin (arXiv 1704.06369); see ``normface_logits``.
+    """Cosine softmax without a margin (arXiv 1704.06369).
 
     Args:
         scale: s > 0.
@@ -171,17 +172,13 @@ class NormFace(Margin):
     def __init__(self, *, scale: float = 30.0) -> None:
         super().__init__(scale=scale)
 
-    def prepare(self, batch: BatchRows) -> RowContext:
-        """The scale and no margin."""
-        return RowContext(scale=self.scale.clone(), margins=torch.zeros_like(batch.target_cosines))
-
     def target_similarity(self, cosines: Float[Tensor, " b"], context: RowContext) -> Float[Tensor, " b"]:
         """The cosine."""
         return cosines
 
 
 class CosFace(Margin):
-    """Margin on the cosine (arXiv 1801.09414); see ``cosface_logits``.
+    """Margin on the cosine (arXiv 1801.09414).
 
     Args:
         scale: s > 0.
@@ -189,15 +186,8 @@ class CosFace(Margin):
     """
 
     def __init__(self, *, scale: float = 30.0, margin: float = 0.35) -> None:
-        super().__init__(scale=scale)
         _check(0 <= margin <= 1, "margin", margin, "a difference of cosines in [0, 1]")
-        self.margin = margin
-
-    def prepare(self, batch: BatchRows) -> RowContext:
-        """The same margin for every row."""
-        return RowContext(
-            scale=self.scale.clone(), margins=self._constant_margins(self.margin, batch.target_cosines)
-        )
+        super().__init__(scale=scale, margin=margin)
 
     def target_similarity(self, cosines: Float[Tensor, " b"], context: RowContext) -> Float[Tensor, " b"]:
         """``cos θ - m``."""
@@ -205,7 +195,7 @@ class CosFace(Margin):
 
 
 class ArcFace(Margin):
-    """Margin on the angle (arXiv 1801.07698); see ``arcface_logits``.
+    """Margin on the angle (arXiv 1801.07698).
 
     With ``num_centers > 1`` on the class weights this is Sub-Center ArcFace (Deng et al., ECCV 2020).
 
@@ -215,14 +205,8 @@ class ArcFace(Margin):
     """
 
     def __init__(self, *, scale: float = 30.0, margin_radians: float = 0.5) -> None:
-        super().__init__(scale=scale)
         _check_angle("margin_radians", margin_radians)
-        self.margin_radians = margin_radians
-
-    def prepare(self, batch: BatchRows) -> RowContext:
-        """The same margin for every row."""
-        margins = self._constant_margins(self.margin_radians, batch.target_cosines)
-        return RowContext(scale=self.scale.clone(), margins=margins)
+        super().__init__(scale=scale, margin=margin_radians)
 
     def target_similarity(self, cosines: Float[Tensor, " b"], context: RowContext) -> Float[Tensor, " b"]:
         """``cos(θ + m)``, straight beyond π - m."""
@@ -266,7 +250,7 @@ class DynamicArcFace(Margin):
 
     def prepare(self, batch: BatchRows) -> RowContext:
         """Each row gets its class's margin."""
-        margins = (self.class_margins[batch.labels] * self.margin_scale).to(batch.target_cosines.dtype)
+        margins = self.class_margins[batch.labels].to(batch.target_cosines.dtype)
         return RowContext(scale=self.scale.clone(), margins=margins)
 
     def target_similarity(self, cosines: Float[Tensor, " b"], context: RowContext) -> Float[Tensor, " b"]:
@@ -275,7 +259,7 @@ class DynamicArcFace(Margin):
 
 
 class LiArcFace(Margin):
-    """Linear in the angle (arXiv 1907.12256); see ``li_arcface_logits``.
+    """Linear in the angle (arXiv 1907.12256).
 
     Args:
         scale: s > 0.
@@ -285,14 +269,8 @@ class LiArcFace(Margin):
     keeps_other_cosines = False
 
     def __init__(self, *, scale: float = 64.0, margin_radians: float = 0.45) -> None:
-        super().__init__(scale=scale)
         _check_angle("margin_radians", margin_radians)
-        self.margin_radians = margin_radians
-
-    def prepare(self, batch: BatchRows) -> RowContext:
-        """The same margin for every row."""
-        margins = self._constant_margins(self.margin_radians, batch.target_cosines)
-        return RowContext(scale=self.scale.clone(), margins=margins)
+        super().__init__(scale=scale, margin=margin_radians)
 
     def target_similarity(self, cosines: Float[Tensor, " b"], context: RowContext) -> Float[Tensor, " b"]:
         """``1 - 2(θ + m)/π``."""
@@ -314,8 +292,8 @@ class AdaCos(Margin):
 
     Fixed: ``s = √2·ln(C - 1)``, for ever. Dynamic: that is the start; each training step moves the scale
     *before* it is used, from the targets' median angle and the mean over rows of ``Σ_{j≠y} exp(s·cos θ_j)``
-    under the old scale; see :func:`~samething.losses.logits.adacos_dynamic_scale`. Should a batch propose a
-    scale that is not positive (few classes, all far away), the old one stays.
+    under the old scale; see :func:`~samething.losses.similarities.adacos_dynamic_scale`. Should a batch
+    propose a scale that is not positive (few classes, all far away), the old one stays.
 
     Args:
         num_classes: C, at least 3 (with two classes the formula's scale is 0).
@@ -341,7 +319,7 @@ class AdaCos(Margin):
                 gather_rows(batch.target_cosines), gather_rows(batch.other_logsumexp)
             )
             self.scale.copy_(torch.where(proposed > 0, proposed, self.scale.to(proposed.dtype)))
-        return RowContext(scale=self.scale.clone(), margins=torch.zeros_like(batch.target_cosines))
+        return super().prepare(batch)
 
     def target_similarity(self, cosines: Float[Tensor, " b"], context: RowContext) -> Float[Tensor, " b"]:
         """The cosine."""
@@ -349,7 +327,7 @@ class AdaCos(Margin):
 
 
 class CurricularFace(Margin):
-    """Hard negatives weigh more as training goes on (arXiv 2004.00288); see ``curricularface_logits``.
+    """Hard negatives weigh more as training goes on (arXiv 2004.00288).
 
     ``t`` starts at 0; each training step first sets ``t ← momentum·mean(cos θ_y) + (1 - momentum)·t``.
 
@@ -363,10 +341,9 @@ class CurricularFace(Margin):
     t: Tensor
 
     def __init__(self, *, scale: float = 30.0, margin_radians: float = 0.5, momentum: float = 0.01) -> None:
-        super().__init__(scale=scale)
         _check_angle("margin_radians", margin_radians)
         _check(0 < momentum <= 1, "momentum", momentum, "a number in (0, 1]")
-        self.margin_radians = margin_radians
+        super().__init__(scale=scale, margin=margin_radians)
         self.momentum = momentum
         self.register_buffer("t", torch.tensor(0.0, dtype=torch.float64))
 
@@ -374,13 +351,9 @@ class CurricularFace(Margin):
         """Move t, and say from which cosine on a wrong class is hard."""
         if self.training:
             _move(self.t, gather_rows(batch.target_cosines).mean(), self.momentum)
-        margins = self._constant_margins(self.margin_radians, batch.target_cosines)
-        return RowContext(
-            scale=self.scale.clone(),
-            margins=margins,
-            hard_above=curricularface_threshold(batch.target_cosines, margins),
-            hardness=self.t.clone(),
-        )
+        context = super().prepare(batch)
+        threshold = curricularface_threshold(batch.target_cosines, context.margins)
+        return replace(context, hard_above=threshold, hardness=self.t.clone())
 
     def target_similarity(self, cosines: Float[Tensor, " b"], context: RowContext) -> Float[Tensor, " b"]:
         """``cos(θ + m)``, straight beyond π - m."""
@@ -425,11 +398,10 @@ class AdaFace(Margin):
     def __init__(
         self, *, scale: float = 30.0, margin: float = 0.4, h: float = 0.333, momentum: float = 0.01
     ) -> None:
-        super().__init__(scale=scale)
         _check(0 <= margin <= 1, "margin", margin, "a number in [0, 1]")
         _check(h > 0, "h", h, "a positive number")
         _check(0 < momentum <= 1, "momentum", momentum, "a number in (0, 1]")
-        self.margin = margin
+        super().__init__(scale=scale, margin=margin)
         self.h = h
         self.momentum = momentum
         self.register_buffer("norm_mean", torch.tensor(20.0, dtype=torch.float64))
@@ -442,16 +414,9 @@ class AdaFace(Margin):
             _move(self.norm_mean, lengths.mean(), self.momentum)
             if len(lengths) > 1:
                 _move(self.norm_std, lengths.std(), self.momentum)
-        return RowContext(
-            scale=self.scale.clone(),
-            margins=self._constant_margins(self.margin, batch.target_cosines),
-            qualities=adaface_qualities(
-                batch.norms.to(batch.target_cosines.dtype),
-                h=self.h,
-                norm_mean=self.norm_mean,
-                norm_std=self.norm_std,
-            ),
-        )
+        norms = batch.norms.to(batch.target_cosines.dtype)
+        qualities = adaface_qualities(norms, h=self.h, norm_mean=self.norm_mean, norm_std=self.norm_std)
+        return replace(super().prepare(batch), qualities=qualities)
 
     def target_similarity(self, cosines: Float[Tensor, " b"], context: RowContext) -> Float[Tensor, " b"]:
         """``cos(θ - m·q) - (m + m·q)``."""

@@ -119,16 +119,14 @@ def trained_head(
         folder: for checkpoints.
     """
     from samething.training.data import TrainingData
-    from samething.training.loop import Trainer, run_training
+    from samething.training.loop import HeadTrainer
 
     chosen = np.zeros(len(features.catalog), bool)
     chosen[rows] = True
     subset = features.subset(chosen)
     config = dataclasses.replace(config, keep="last")
     with without_progress():
-        if config.members > 1:
-            return run_training(subset, config, folder, resume=True).head
-        trainer = Trainer(subset, TrainingData.of(subset), config, folder)
+        trainer = HeadTrainer(subset, TrainingData.of(subset), config, folder)
         trainer.run()
         return trainer.result()
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samething.configuration import changed, divided, read_config, with_options
 from samething.errors import InputError
 from samething.features import FeatureSet
-from samething.training.config import RECIPES, TrainConfig
-from samething.training.finetune_config import FinetuneConfig
+from samething.training.config import RECIPES, FinetuneConfig, TrainConfig
 
 if TYPE_CHECKING:
     from samething.training.run import Run
@@ -17,30 +16,51 @@ if TYPE_CHECKING:
 __all__ = ["RECIPES", "FinetuneConfig", "TrainConfig", "train"]
 
 
+@with_options(
+    TrainConfig,
+    FinetuneConfig,
+    groups={
+        "Loss": ("loss", "num_centers", "scale", "margin", "loss_options"),
+        "Head": ("embedding_dim", "dropout", "whiten"),
+        "Optimisation": (
+            "epochs",
+            "batch_size",
+            "optimiser",
+            "learning_rate",
+            "weight_decay",
+            "sampling",
+            "precision",
+            "seed",
+        ),
+        "Fine-tuning of the backbone": ("unfreeze", "backbone_rate", "lora_rank"),
+    },
+)
 def train(
     features: Path,
     *,
     output: Path = Path("run"),
-    recipe: str = "universal",
-    config: TrainConfig | None = None,
+    recipe: str = "plain",
+    config: Path | TrainConfig | None = None,
     resume: bool = True,
-    finetune: FinetuneConfig | None = None,
     weights: Path | None = None,
-    **overrides: Any,
+    **changes: Any,
 ) -> Run:
-    """Train a head on the ``train`` images of a feature folder and validate it on the ``val`` images.
+    """Train a head on the train images of a feature folder and validate it on the val images.
 
-    A killed run continues from its last checkpoint and ends with the same weights as an undisturbed one.
+    A killed run continues from its last checkpoint and ends with the same weights as an undisturbed one. The
+    recipe sets every option, the file given with --config changes it, and options beside it change that.
+    Several processes or GPUs share each batch when they are started by torchrun --standalone
+    --nproc-per-node 2 --no-python samething train …
 
     Args:
         features: the feature folder.
         output: the run folder to write.
-        recipe: name of the preset in :data:`RECIPES` that the overrides change.
-        config: a whole configuration instead of a recipe.
-        resume: continue an unfinished run; otherwise start it over.
-        finetune: let the backbone learn after the head, see :class:`FinetuneConfig`.
-        weights: with ``finetune``: the backbone's checkpoint, if the features were made from one.
-        overrides: fields of :class:`TrainConfig`, such as ``epochs=20``.
+        recipe: plain (ArcFace, half whitened), demo (Sub-Center ArcFace) or paper (the paper's winner).
+        config: a TOML file with any of the fields listed in docs/commands.md, such as
+            matryoshka_dims = [16, 32]; in Python also a whole TrainConfig in place of a recipe.
+        resume: continue an unfinished run; --no-resume starts it over.
+        weights: with --unfreeze: the backbone's checkpoint, if the features were made from one.
+        changes: fields of TrainConfig and FinetuneConfig, such as epochs=20.
 
     Returns:
         The finished run.
@@ -51,25 +71,20 @@ def train(
     """
     from samething.training.loop import run_training
 
-    if config is None:
-        if recipe not in RECIPES:
-            raise InputError(
-                f"recipe {recipe!r}",
-                expected=f"one of {', '.join(RECIPES)}",
-                next_step="choose one of these; single options can be changed after it",
-            )
-        config = RECIPES[recipe]()
-    unknown = set(overrides) - {field.name for field in dataclasses.fields(TrainConfig)}
-    if unknown:
+    if recipe not in RECIPES:
         raise InputError(
-            f"unknown option {', '.join(sorted(unknown))}",
-            expected="fields of TrainConfig",
-            next_step="see samething train --help",
+            f"recipe {recipe!r}",
+            expected=f"one of {', '.join(RECIPES)}",
+            next_step="choose one of these; single options can be changed after it",
         )
-    config = dataclasses.replace(config, **overrides)
+    whole = config if isinstance(config, TrainConfig) else RECIPES[recipe]()
+    if config is not None and not isinstance(config, TrainConfig):
+        changes = {**read_config(config), **changes}
+    of_head, of_backbone = divided(changes, TrainConfig, FinetuneConfig)
+    whole, tune = changed(whole, of_head), changed(FinetuneConfig(), of_backbone)
     feature_set = FeatureSet.open(features)
-    if finetune is not None and finetune.unfreeze:
+    if tune.unfreeze:
         from samething.training.finetune import run_finetuning
 
-        return run_finetuning(feature_set, config, finetune, Path(output), resume=resume, weights=weights)
-    return run_training(feature_set, config, Path(output), resume=resume)
+        return run_finetuning(feature_set, whole, tune, Path(output), resume=resume, weights=weights)
+    return run_training(feature_set, whole, Path(output), resume=resume)

@@ -1,4 +1,4 @@
-"""What a training run is told: one small dataclass, and the recipes, which are functions that return one."""
+"""What a training run is told: two small dataclasses, and recipes, which are functions that return one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
+from samething.configuration import changed, check_ranges
 from samething.errors import InputError
 from samething.files import Json
 
@@ -25,36 +26,23 @@ class TrainConfig:
     """s, the factor of the cosines; by default the loss's own."""
     margin: float | None = None
     """m, in radians (cosface and adaface: of the cosine); by default the loss's own."""
-    loss_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Further options of the loss by their names in docs/losses.md, such as dynamic of adacos."""
+    loss_options: dict[str, float | bool | str] = dataclasses.field(default_factory=dict)
+    """Further options of the loss by their names in docs/losses.md, such as --loss-options.h 0.3 for adaface,
+    --loss-options.dynamic true for adacos and --loss-options.schedule inverse_root for dynm-arcface."""
 
     head: Literal["linear", "batchnorm-linear", "mlp"] = "linear"
     """The map that is trained."""
     hidden_dim: int = 512
-    """Width of the hidden layer of --head mlp."""
+    """Width of the hidden layer of the head mlp."""
     embedding_dim: int = 64
     """Numbers in an embedding."""
-    train_dim: int = 0
-    """Numbers in an embedding while it is trained; at the end its principal components over the training
-    images bring it to embedding_dim. 0: the same."""
-    members: int = 1
-    """Heads that are trained one after the other from the seeds seed, seed + 1, …; the principal components
-    of all their embeddings together bring them to embedding_dim, as one linear map."""
-    whiten: float = 0.0
-    """Whitening of these components (train_dim, members), in [0, 1]: each is divided by its standard
-    deviation to this power."""
     bias: bool = True
     """Whether the linear map has a bias."""
     standardise: bool = True
     """Bring features to unit length, centre and scale them before the head."""
-    initialise: Literal["random", "pca", "whitened-pca"] = "random"
-    """Start of the linear map: random, or the (whitened) principal components of the training features."""
-    pull_to_start: float = 0.0
-    """Strength of an L2 pull of the head's weights towards their start, for unseen domains; 0: none."""
-    distill: float = 0.0
-    """Strength of keeping the backbone's own similarities within a batch, for unseen domains; 0: none."""
-    interpolate: float = 1.0
-    """Share of the trained weights in the result, in [0, 1]; the rest are the head's weights at the start."""
+    whiten: float = 0.0
+    """Whitening of the trained head's embeddings, in [0, 1]: the spread in each direction is divided by its
+    standard deviation to this power. It keeps what few training classes do not ask for; 0: none."""
     dropout: float = 0.2
     """Share of the feature's numbers that are dropped in a training step, in [0, 1)."""
 
@@ -70,10 +58,8 @@ class TrainConfig:
     """Course of the learning rate after the warm-up."""
     warmup: float = 2.0
     """Length of the warm-up, in warmup_unit."""
-    warmup_unit: Literal["epochs", "steps", "images"] = "epochs"
+    warmup_unit: Literal["epochs", "steps"] = "epochs"
     """What warmup counts."""
-    warmup_shape: Literal["linear", "exponential"] = "linear"
-    """Course of the warm-up."""
     weight_decay: float = 1e-4
     """Weight decay of head and class weights."""
     momentum: float = 0.9
@@ -81,40 +67,31 @@ class TrainConfig:
     gradient_clip: float = 0.0
     """Largest norm of the whole gradient; 0 switches clipping off."""
     ema_decay: float = 0.0
-    """Decay a step of the moving average of the head's weights, which is then the result; 0: none."""
+    """Decay per step of the moving average of the head's weights, which is then the result; 0: none."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the matrix products; weights and optimiser stay float32."""
-    compile: bool = False
-    """On a CPU: let this machine's C compiler translate the elementwise part of the step first; on one thread
-    an eighth to a quarter faster, the same up to rounding."""
 
     epochs: float = 40.0
     """Passes over the training images."""
     iterations: int | None = None
     """Number of steps, instead of epochs."""
     batch_size: int = 256
-    """Images a step, over all processes."""
+    """Images per step, over all processes."""
     sampling: Literal[
         "shuffled", "block-shuffled", "class-balanced", "domain-balanced", "domain-round-robin"
     ] = "shuffled"
     """How images are drawn; block-shuffled is for features that are larger than memory."""
     sampling_temperature: float = 1.0
     """For domain-balanced: 1 is proportional to the size of the domains, large is equal shares."""
-    margin_growth: tuple[float, float] = (1.0, 1.0)
-    """Multiples of the margin at the start and at the end of the run; 0.6 1.6 grows 0.5 from 0.3 to 0.8."""
     class_sample_ratio: float = 1.0
     """Partial FC: share of the other classes that a step looks at, in (0, 1]."""
-    feature_sample_ratio: float = 1.0
-    """UNICOM: share of the embedding's numbers that a step looks at, in (0, 1]."""
     matryoshka_dims: tuple[int, ...] = ()
     """Prefixes of the embedding that are trained together with the whole, such as 16 32."""
 
     validate_every: float = 5.0
     """Epochs between two validations by mMP@5 on unseen instances; a checkpoint is written at each."""
     checkpoint_every: float = 0.0
-    """Further checkpoints, so many checkpoint_unit apart, for long runs; 0: none."""
-    checkpoint_unit: Literal["epochs", "steps", "images"] = "epochs"
-    """What checkpoint_every counts."""
+    """Epochs between further checkpoints, for long runs, such as 0.1; 0: none."""
     keep_checkpoints: bool = False
     """Keep the head of every checkpoint as checkpoints/head-STEP.safetensors."""
     patience: int = 0
@@ -125,37 +102,7 @@ class TrainConfig:
     """Decides initial weights, order of the images and dropout."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if field.type == "float":  # 20 and 20.0 are the same run
-                object.__setattr__(self, field.name, float(getattr(self, field.name)))
-        for name, low, high, words in _RANGES:
-            value = getattr(self, name)
-            if not low <= value <= high:
-                flag = "--" + name.replace("_", "-")
-                raise InputError(f"{flag} {value}", expected=words, next_step=f"give another {flag}")
-        if self.dropout >= 1:
-            raise InputError(
-                "--dropout 1", expected="a share below 1", next_step="the paper's is --dropout 0.2"
-            )
-        if self.initialise != "random" and self.head != "linear":
-            raise InputError(
-                f"--initialise {self.initialise} with --head {self.head}",
-                expected="--head linear",
-                next_step="use --head linear, or --initialise random",
-            )
-        if (self.train_dim or self.members > 1) and (self.head != "linear" or self.matryoshka_dims):
-            raise InputError(
-                f"--train-dim {self.train_dim}, --members {self.members} with --head {self.head} and "
-                f"prefixes {self.matryoshka_dims}",
-                expected="--head linear and no --matryoshka-dims",
-                next_step="set --train-dim 0 --members 1",
-            )
-        if 0 < self.train_dim < self.embedding_dim:
-            raise InputError(
-                f"--train-dim {self.train_dim} with --embedding-dim {self.embedding_dim}",
-                expected="at least the embedding's own dimension",
-                next_step="give a larger --train-dim, or 0",
-            )
+        check_ranges(self, _RANGES)
         if any(not 0 < dim < self.embedding_dim for dim in self.matryoshka_dims):
             raise InputError(
                 f"--matryoshka-dims {' '.join(map(str, self.matryoshka_dims))}",
@@ -165,29 +112,101 @@ class TrainConfig:
 
     def to_json(self) -> dict[str, Json]:
         """Plain JSON values."""
-        return {
-            **dataclasses.asdict(self),
-            "matryoshka_dims": list(self.matryoshka_dims),
-            "margin_growth": list(self.margin_growth),
-        }
+        return {**dataclasses.asdict(self), "matryoshka_dims": list(self.matryoshka_dims)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Json]) -> TrainConfig:
-        """The inverse of :meth:`to_json`."""
-        fields: dict[str, Any] = {
-            key: tuple(item) if isinstance(item, list) else item for key, item in value.items()
-        }
-        return cls(**fields)
+        """The inverse of :meth:`to_json`; options of earlier versions that are gone are passed over."""
+        fields: dict[str, Any] = {name: item for name, item in value.items() if name not in REMOVED}
+        if fields.get("warmup_unit") == "images":
+            fields |= {"warmup": fields["warmup"] / fields["batch_size"], "warmup_unit": "steps"}
+        return changed(cls(), fields)
+
+
+REMOVED: Final[Mapping[str, Json]] = {
+    "train_dim": 0,
+    "members": 1,
+    "initialise": "random",
+    "pull_to_start": 0.0,
+    "distill": 0.0,
+    "interpolate": 1.0,
+    "warmup_shape": "linear",
+    "compile": False,
+    "margin_growth": [1.0, 1.0],
+    "feature_sample_ratio": 1.0,
+    "checkpoint_unit": "epochs",
+}
+"""Options that earlier versions had, with their defaults. A run that used one is a head like any other; only
+training it again from its configuration is not possible."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """The stage after the head: the backbone learns too.
+
+    The head is trained first, on cached features, so that the backbone is not torn by a head that knows
+    nothing (LP-FT, Kumar et al., ICLR 2022).
+    """
+
+    unfreeze: str = ""
+    """Which layers of the backbone learn after the head: all, or the number of last ones; by default none."""
+    stage: Literal["lp-ft", "locked-head"] = "lp-ft"
+    """lp-ft: head, classes and backbone learn together; locked-head: the backbone alone, as the challenge's
+    winner did."""
+    tune_epochs: float = 3.0
+    """Passes over the training images with the backbone unfrozen."""
+    tune_batch_size: int = 32
+    """Images per step of fine-tuning."""
+    tune_learning_rate: float = 1e-3
+    """Highest learning rate of head and classes while the backbone learns."""
+    backbone_rate: float = 1e-2
+    """Learning rate of the backbone's last layer as a share of it; the winner's were 1e-2 to 1e-3."""
+    layer_decay: float = 0.9
+    """Each earlier layer learns slower by this factor, in (0, 1]; 1: all alike."""
+    lora_rank: int = 0
+    """Rank of LoRA updates (peft) instead of whole weights, merged at the end; 0: whole weights."""
+    lora_alpha: int = 16
+    """LoRA updates are multiplied by lora_alpha / lora_rank."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third more time."""
+    tune_validate_every: float = 1.0
+    """Epochs between two validations of fine-tuning; also the stride of its checkpoints."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, _TUNE_RANGES)
+        if self.unfreeze not in ("", "all") and not (self.unfreeze.isdigit() and int(self.unfreeze) > 0):
+            raise InputError(
+                f"--unfreeze {self.unfreeze}",
+                expected="all, or a number of layers from 1",
+                next_step="for instance --unfreeze 2",
+            )
+        plain = FinetuneConfig.__dataclass_fields__
+        changed = [name for name in plain if getattr(self, name) != plain[name].default]
+        if changed and not self.unfreeze:
+            flag = "--" + changed[0].replace("_", "-")
+            raise InputError(
+                f"{flag} without --unfreeze",
+                expected="--unfreeze all or --unfreeze NUMBER, because the backbone is frozen otherwise",
+                next_step=f"add --unfreeze, or leave {flag} out",
+            )
+
+    @property
+    def num_layers(self) -> int | None:
+        """Last layers that learn; None: all."""
+        return None if self.unfreeze == "all" else int(self.unfreeze)
+
+    def to_json(self) -> dict[str, Json]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
 
 
 _LARGE: Final = 1e12
 _RANGES: Final = (
     ("num_centers", 1, _LARGE, "at least 1"),
     ("embedding_dim", 1, _LARGE, "at least 1"),
-    ("members", 1, _LARGE, "at least 1"),
     ("whiten", 0, 1, "a power in [0, 1]"),
     ("hidden_dim", 1, _LARGE, "at least 1"),
-    ("dropout", 0, 1, "a share in [0, 1)"),
+    ("dropout", 0, 1 - 1e-9, "a share in [0, 1), such as the paper's 0.2"),
     ("sam_rho", 0, _LARGE, "at least 0"),
     ("learning_rate", 0, _LARGE, "at least 0"),
     ("final_learning_rate", 0, _LARGE, "at least 0"),
@@ -196,27 +215,34 @@ _RANGES: Final = (
     ("momentum", 0, 1, "a share in [0, 1]"),
     ("gradient_clip", 0, _LARGE, "at least 0"),
     ("ema_decay", 0, 1, "a share in [0, 1]"),
-    ("pull_to_start", 0, _LARGE, "at least 0"),
-    ("distill", 0, _LARGE, "at least 0"),
-    ("interpolate", 0, 1, "a share in [0, 1]"),
     ("epochs", 1e-9, _LARGE, "above 0"),
     ("batch_size", 2, _LARGE, "at least 2"),
+    ("sampling_temperature", 1, _LARGE, "at least 1 (1: proportional to size; large: equal shares)"),
     ("class_sample_ratio", 1e-9, 1, "a share in (0, 1]"),
-    ("feature_sample_ratio", 1e-9, 1, "a share in (0, 1]"),
     ("validate_every", 1e-9, _LARGE, "above 0"),
     ("checkpoint_every", 0, _LARGE, "at least 0"),
     ("patience", 0, _LARGE, "at least 0"),
 )
+_TUNE_RANGES: Final = (
+    ("tune_epochs", 1e-9, _LARGE, "above 0"),
+    ("tune_batch_size", 2, _LARGE, "at least 2"),
+    ("tune_learning_rate", 0, _LARGE, "at least 0"),
+    ("backbone_rate", 0, 1, "a share in [0, 1]"),
+    ("layer_decay", 1e-9, 1, "a factor in (0, 1]"),
+    ("lora_rank", 0, _LARGE, "at least 0"),
+    ("lora_alpha", 0, _LARGE, "at least 0"),
+    ("tune_validate_every", 1e-9, _LARGE, "above 0"),
+)
+
+
+def plain() -> TrainConfig:
+    """ArcFace with one centre per class, half whitened; chosen on unseen domains (docs/studies.md)."""
+    return TrainConfig(whiten=0.5)
 
 
 def demo() -> TrainConfig:
     """Sub-Center ArcFace for a few thousand images: seconds on two cores."""
     return TrainConfig(num_centers=2)
-
-
-def universal() -> TrainConfig:
-    """Chosen on domains left out of training (docs/studies.md): two wide heads, brought to 64 numbers."""
-    return TrainConfig(train_dim=256, num_centers=1, members=2, whiten=0.5)
 
 
 def paper() -> TrainConfig:
@@ -241,7 +267,6 @@ def paper() -> TrainConfig:
         schedule="cosine",
         warmup=1.0,
         warmup_unit="epochs",
-        warmup_shape="linear",
         weight_decay=1e-4,
         epochs=10.0,
         batch_size=128,
@@ -252,7 +277,7 @@ def paper() -> TrainConfig:
 
 
 RECIPES: Final[Mapping[str, Callable[[], TrainConfig]]] = {
-    "universal": universal,
+    "plain": plain,
     "demo": demo,
     "paper": paper,
 }

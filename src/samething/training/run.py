@@ -24,7 +24,7 @@ import safetensors
 import safetensors.torch
 from rich.markup import escape
 
-from samething.errors import ArtefactError, InputError
+from samething.errors import ArtefactError
 from samething.features import FeatureSet
 from samething.files import Manifest, atomic_path, read_manifest, write_text
 from samething.heads import Head, head_from_state
@@ -110,27 +110,6 @@ class Run:
             )
         return found
 
-    def checkpoints(self) -> dict[int, Path]:
-        """The kept heads by the number of steps they were trained for, see :meth:`head_at`."""
-        files = (self.folder / "checkpoints").glob("head-*.safetensors")
-        return {int(file.stem.removeprefix("head-")): file for file in sorted(files)}
-
-    def head_at(self, step: int) -> Head:
-        """The head after so many steps, in evaluation mode.
-
-        Raises:
-            InputError: the run kept no head of that step.
-        """
-        kept = self.checkpoints()
-        if step not in kept:
-            raise InputError(
-                f"step {step} of {self.folder}",
-                expected=f"one of {', '.join(map(str, kept)) or 'none, as no checkpoints were kept'}",
-                next_step="train with --keep-checkpoints",
-            )
-        state = safetensors.torch.load_file(kept[step])
-        return head_from_state(self.manifest.content["head"], self.manifest.content["width"], state)
-
     @property
     def best_score(self) -> float | None:
         """Best validation mMP@5, or None where there was no validation."""
@@ -146,7 +125,7 @@ class Run:
         total = content["num_head_parameters"] + (content["num_backbone_parameters"] or 0)
         lines = [
             f"[bold]{escape(str(self.folder))}[/bold]: {self.config.loss}, "
-            f"{self.config.num_centers} centre(s) a class, "
+            f"{self.config.num_centers} centre(s) per class, "
             f"{self.config.embedding_dim}-d, {content['num_steps']:,} steps, {score}{note}",
             f"  parameters of the model {total:,}; trained {trained:,}: "
             f"{content['num_head_parameters']:,} of the head + {content['num_class_parameters']:,} "

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from samething.errors import InputError, MissingExtraError
-from samething.training.finetune_config import FinetuneConfig
+from samething.training.config import FinetuneConfig
 
 
 def layers_of(network: nn.Module) -> dict[str, int]:
@@ -52,7 +52,7 @@ class Unfrozen:
     """Parameters with their share of the backbone's learning rate."""
     uses_lora: bool
 
-    def learned(self) -> dict[str, torch.Tensor]:
+    def state_dict(self) -> dict[str, torch.Tensor]:
         """Copies of what learns, by name."""
         return {
             name: parameter.detach().cpu().clone()
@@ -61,8 +61,8 @@ class Unfrozen:
         }
 
     @torch.no_grad()
-    def load(self, learned: Mapping[str, torch.Tensor]) -> None:
-        """Put back what :meth:`learned` gave."""
+    def load_state_dict(self, learned: Mapping[str, torch.Tensor]) -> None:
+        """Put back what :meth:`state_dict` gave."""
         parameters = dict(self.network.named_parameters())
         for name, value in learned.items():
             parameters[name].copy_(value)
