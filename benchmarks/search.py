@@ -12,8 +12,6 @@ Sync: a folder of small files that all have the names of images and different co
 because none changed. The rival is our own writing of what rclip (github.com/yurijmikhalevich/rclip) does at
 every start: flag all rows as gone, walk the folder, look each path up in SQLite, compare size and time of
 change, take the flag off. The floor is walking the folder and asking the disk for size and time.
-
-Needs: pip install faiss-cpu
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from samething.index import LanceIndex, create_index
+from samething.index import SqliteIndex, create_index
 from samething.retrieval import exact_topk, nearest_units
 
 DIM, NUM_CENTRES, K = 64, 35_000, 5
@@ -74,10 +72,10 @@ def read_rate(rows: np.ndarray) -> float:
 # ---- engines: each a function from a query to row numbers
 
 
-def filled_index(folder: Path, rows: np.ndarray) -> LanceIndex:
+def filled_index(folder: Path, rows: np.ndarray) -> SqliteIndex:
     """Our index with a path and a label per row."""
     index = create_index(folder, dim=DIM, **IDENTITY)
-    assert isinstance(index, LanceIndex)
+    assert isinstance(index, SqliteIndex)
     for start in range(0, len(rows), 50_000):
         part = rows[start : start + 50_000]
         numbers = range(start, start + len(part))
@@ -85,21 +83,9 @@ def filled_index(folder: Path, rows: np.ndarray) -> LanceIndex:
     return index
 
 
-def by_index(index: LanceIndex, columns: list[str]) -> Ask:
+def by_index(index: SqliteIndex, columns: list[str]) -> Ask:
     """The whole search as users call it."""
     return lambda query: [int(name) for name in index.search(query[None], K, columns=columns).ids[0]]
-
-
-def by_lancedb(table: Any) -> Ask:
-    """LanceDB as its guide shows it, by cosine."""
-
-    def ask(query: np.ndarray) -> list[int]:
-        asked = (
-            table.search(query).distance_type("cosine").select(["id", "path", "label", "_distance"]).limit(K)
-        )
-        return [int(name) for name in asked.to_arrow()["id"].to_pylist()]
-
-    return ask
 
 
 def by_faiss(index: Any) -> Ask:
@@ -110,7 +96,6 @@ def by_faiss(index: Any) -> Ask:
 def engines(rows: np.ndarray, scratch: Path) -> dict[str, Ask]:
     """All of them, made from the same vectors."""
     import faiss
-    import lancedb
 
     flat, graph = faiss.IndexFlatIP(DIM), faiss.IndexHNSWFlat(DIM, 32, faiss.METRIC_INNER_PRODUCT)
     _timed("FAISS flat", lambda: flat.add(rows))
@@ -120,15 +105,6 @@ def engines(rows: np.ndarray, scratch: Path) -> dict[str, Ask]:
     exact = _timed("our index", lambda: filled_index(scratch / "exact", rows))
     tuned = _timed("our index to be tuned", lambda: filled_index(scratch / "tuned", rows))
     print("   ", _timed("tuning", lambda: tuned.tune(0.98, k=K)).__rich__())
-    store = lancedb.connect(scratch / "lancedb")
-    names = [f"{n:09d}" for n in range(len(rows))]
-    import pyarrow as pa
-
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), DIM)
-    data = pa.table({"id": names, "path": names, "label": names, "vector": vectors})
-    plain = store.create_table("plain", data)
-    coded = store.create_table("coded", data)
-    _timed("LanceDB IVF-PQ", lambda: coded.create_index(metric="cosine"))
     return {
         "ours, exact": by_index(exact, ["path", "label"]),
         "ours, exact, ids only": by_index(exact, []),
@@ -138,8 +114,6 @@ def engines(rows: np.ndarray, scratch: Path) -> dict[str, Ask]:
         "ours, tuned to 0.98": by_index(tuned, ["path", "label"]),
         "FAISS flat": by_faiss(flat),
         "FAISS HNSW (M 32, ef 64)": by_faiss(graph),
-        "LanceDB, no index": by_lancedb(plain),
-        "LanceDB, default index (IVF-PQ)": by_lancedb(coded),
     }
 
 

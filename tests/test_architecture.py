@@ -152,7 +152,7 @@ def run_python(code: str, *arguments: str) -> str:
 def test_imports_without_torch(module):
     heavy = run_python(
         "import sys, importlib; importlib.import_module(sys.argv[1]);"
-        "print(sorted({'torch', 'timm', 'torchvision', 'matplotlib', 'lancedb'} & set(sys.modules)))",
+        "print(sorted({'torch', 'timm', 'torchvision', 'matplotlib', 'faiss'} & set(sys.modules)))",
         module,
     )
     assert heavy.strip() == "[]"
@@ -165,7 +165,7 @@ def test_imports_have_no_effects(tmp_path):
         for path in modules()
     ]
     code = """
-import importlib, logging, os, pathlib, sys, torch, timm, matplotlib, lancedb, onnxruntime, cyclopts
+import importlib, logging, os, pathlib, sys, torch, timm, matplotlib, faiss, onnxruntime, cyclopts
 before = dict(os.environ), list(logging.getLogger().handlers), torch.get_num_threads()
 for name in sys.argv[1:]:
     importlib.import_module(name)

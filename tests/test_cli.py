@@ -37,7 +37,7 @@ def test_starting_the_program_imports_nothing_heavy():
         "import sys, samething.cli\n"
         "try: samething.cli.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'timm', 'numpy', 'pyarrow', 'PIL', 'onnxruntime', 'lancedb', 'matplotlib'}\n"
+        "heavy = {'torch', 'timm', 'numpy', 'pyarrow', 'PIL', 'onnxruntime', 'faiss', 'matplotlib'}\n"
         "print('heavy:', sorted(heavy & set(sys.modules)))"
     )
     done = run_python("-c", code)

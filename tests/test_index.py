@@ -45,43 +45,28 @@ class MemoryIndex(AbstractIndex):
     stores: ClassVar[dict[str, tuple[IndexDescription, dict[str, tuple[list[float], dict[str, Any]]]]]] = {}
 
     @classmethod
-    def create(cls, location, *, dim, model_fingerprint, model_name, extra_columns=None):
+    def _create(cls, location, description):
         if str(location) in cls.stores:
             raise ArtefactError("twice", expected="once", next_step="open it")
-        description = IndexDescription(
-            dim=dim,
-            model_name=model_name,
-            model_fingerprint=model_fingerprint,
-            extra_columns=extra_columns or {},
-        )
         cls.stores[str(location)] = (description, {})
         return cls(str(location), description)
 
     @classmethod
-    def open(cls, location, *, model_fingerprint=None, model_name=None):
+    def _open(cls, location):
         if str(location) not in cls.stores:
             raise ArtefactError("nothing there", expected="an index", next_step="make one")
-        index = cls(str(location), cls.stores[str(location)][0])
-        if model_fingerprint is not None:
-            index.require_model(model_fingerprint, model_name)
-        return index
+        return cls(str(location), cls.stores[str(location)][0])
 
     @classmethod
     def exists(cls, location):
         return str(location) in cls.stores
 
-    def beside(self, *, dim, model_fingerprint, model_name):
-        successor = type(self).create(
-            f"{self.location} next {model_fingerprint}",
-            dim=dim,
-            model_fingerprint=model_fingerprint,
-            model_name=model_name,
-            extra_columns=self.description.extra_columns,
-        )
+    def _beside(self, description):
+        successor = type(self)._create(f"{self.location} next {description.model_fingerprint}", description)
         successor.known = dict(self.store)
         return successor
 
-    def take_place(self, of):
+    def swap(self, of):
         if self.known != of.store:
             self.known = dict(of.store)
             return False
@@ -578,8 +563,8 @@ def test_another_index_takes_the_place_in_one_step(engine: Engine) -> None:
     new.add(np.eye(4, dtype=np.float32), [{"id": f"n{row}", "season": "été"} for row in range(4)])
     assert engine.kind.open(old.location, **MODEL).count() == 3
     old.add(unit(1), [{"id": "late"}])
-    assert not new.take_place(old)
-    assert new.take_place(old)
+    assert not new.swap(old)
+    assert new.swap(old)
     found = engine.kind.open(old.location, **new_model)
     assert (found.count(), found.dim, found.model_name) == (4, 4, "new-4")
     assert found.search(np.eye(4, dtype=np.float32)[1:2], 1, where={"season": "été"}).ids.tolist() == [["n1"]]
@@ -588,7 +573,7 @@ def test_another_index_takes_the_place_in_one_step(engine: Engine) -> None:
         engine.kind.open(old.location, **MODEL)
     again = found.beside(dim=DIM, **MODEL)
     again.add(unit(2), named(2))
-    assert again.take_place(found)
+    assert again.swap(found)
     assert engine.kind.open(old.location, **MODEL).count() == 2
     assert again.verify().problems == ()
 
@@ -655,7 +640,7 @@ def test_the_location_chooses_the_engine(tmp_path: Path) -> None:
     made = create_index(tmp_path / "a", dim=DIM, **MODEL)
     made.add(unit(1), named(1))
     folder = str(tmp_path / "a")
-    for location in (tmp_path / "a", folder, f"lance://{folder}", f"LANCE://{folder}"):
+    for location in (tmp_path / "a", folder, f"sqlite://{folder}", f"SQLITE://{folder}"):
         assert open_index(location, model_fingerprint=MODEL["model_fingerprint"]).count() == 1
     for location in (
         "milvsu://host:19530/images",
@@ -664,7 +649,7 @@ def test_the_location_chooses_the_engine(tmp_path: Path) -> None:
         "milvus-lite:///x/y",
         "http://host/x",
     ):
-        with pytest.raises(InputError, match=r"lance://|milvus://"):
+        with pytest.raises(InputError, match=r"sqlite://|milvus://"):
             open_index(location)
-        with pytest.raises(InputError, match=r"lance://|milvus://"):
+        with pytest.raises(InputError, match=r"sqlite://|milvus://"):
             create_index(location, dim=DIM, **MODEL)

@@ -1,5 +1,6 @@
 """Embedder and index together: growing an index, killing it, asking it."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -7,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -38,6 +40,7 @@ from samething.search import (
     rebuild,
     searcher,
     sync,
+    verify,
 )
 from samething.search.collection import THUMBNAIL_SIDE
 from samething.search.feature_vectors import KnownVectors
@@ -184,7 +187,7 @@ def test_markup_in_unreadable_paths_is_text(line, made, images):
 READY = """
 import sys, samething.embedder, samething.search.searcher
 samething.search.searcher._ROWS_A_WRITE = 2
-import lancedb, onnxruntime
+import onnxruntime
 from samething.cli import main
 print("ready", flush=True)
 main(sys.argv[1:])
@@ -228,8 +231,8 @@ def test_kill_and_resume_lose_nothing(line, tmp_path):
 
 
 def stored(folder: Path) -> int:
-    """Data files of the index so far, without opening it."""
-    return len(list(folder.rglob("*.lance")))
+    """Bytes of vectors of the index so far, without opening it."""
+    return sum(path.stat().st_size for path in folder.glob("vectors-*.f32"))
 
 
 # ---- keeping current
@@ -267,7 +270,7 @@ def test_a_folder_that_is_gone_drops_nothing(line, images, made, tmp_path):
     assert made.index.count() == 12
     (tmp_path / "unmounted").rename(images)
     with pytest.raises(InputError, match="does not say which folders"):
-        (tmp_path / "index" / "collections.json").unlink()
+        made.index.set_notes("collections", dict.fromkeys(made.index.notes("collections")))
         sync(tmp_path / "index")
 
 
@@ -441,6 +444,32 @@ def test_compaction_frees_the_disk_and_keeps_what_is_found(made, images, tmp_pat
     create_index(f"milvus-lite://{tmp_path}/lite.db/a", dim=2, model_fingerprint="f", model_name="n").close()
     with pytest.raises(InputError, match="not an index folder"):
         compact(f"milvus-lite://{tmp_path}/lite.db/a")
+
+
+def test_verify_names_what_is_damaged(made, tmp_path):
+    whole = verify(tmp_path / "index")
+    assert whole.exit_status == 0 and "12 rows, 0 damages" in whole.__rich__()
+    made.index.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "index" / "rows-1.sqlite")) as db, db:
+        db.execute("UPDATE rows SET label = 'cat [red]' WHERE slot = 3")
+    damaged = verify(tmp_path / "index")
+    assert damaged.exit_status == 3 and "rows-1.sqlite: the row of" in damaged.__rich__()
+
+
+def test_a_sync_leaves_what_was_uploaded_and_what_another_command_indexed(line, made, images, tmp_path):
+    """A row may go only when no folder that the index follows now, and no upload, has its image."""
+    others = write_things(tmp_path / "others", num_things=4)
+    index(others, model=line / "model", output=tmp_path / "index")
+    kept = others / "thing 03 é" / "view 0.jpg"
+    elsewhere = tmp_path / "index" / "uploads" / "a.jpg"
+    elsewhere.parent.mkdir()
+    shutil.copy(kept, elsewhere)
+    made.index.set_notes("uploads", {"uploads/a.jpg": {"label": "cat", "domain": "pets"}})
+    kept.unlink()
+    assert sync(tmp_path / "index").changes.num_dropped == 0
+    assert made.index.count() == 16
+    rows = [row for batch in made.index.items(["labels"]) for row in batch.to_pylist()]
+    assert [row["labels"] for row in rows if "cat" in row["labels"]] == [["cat"]]
 
 
 def test_the_clipboard_as_a_query(made, images, monkeypatch):

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Final
 
 from samething.errors import InputError
+from samething.index.answers import Between, Hits, Verification, Where
+from samething.index.approximate import RecallReport
 from samething.index.description import COLUMNS, ColumnKind, IndexDescription, Items
-from samething.index.interface import AbstractIndex, Between, Hits, Verification, Where
-from samething.index.lance import LanceIndex
-from samething.index.lance_approximate import RecallReport
+from samething.index.interface import AbstractIndex
 from samething.index.milvus import MilvusIndex
+from samething.index.sqlite import SqliteIndex
 
 __all__ = [
     "COLUMNS",
@@ -27,9 +28,9 @@ __all__ = [
     "Hits",
     "IndexDescription",
     "Items",
-    "LanceIndex",
     "MilvusIndex",
     "RecallReport",
+    "SqliteIndex",
     "Verification",
     "Where",
     "create_index",
@@ -38,11 +39,11 @@ __all__ = [
 ]
 
 ENGINES: Final[dict[str, type[AbstractIndex]]] = {
-    "lance": LanceIndex,
+    "sqlite": SqliteIndex,
     "milvus": MilvusIndex,
     "milvus-lite": MilvusIndex,
 }
-"""URL scheme -> engine. A location without a scheme is a folder, which is ``lance``."""
+"""URL scheme -> engine. A location without a scheme is a folder, which is ``sqlite``."""
 
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
@@ -83,7 +84,7 @@ def exists_index(location: str | Path) -> bool:
 def _engine(location: str | Path) -> tuple[type[AbstractIndex], str | Path]:
     url = _URL.fullmatch(location) if isinstance(location, str) else None
     if url is None:
-        return LanceIndex, location
+        return SqliteIndex, location
     scheme = url[1].lower()
     if scheme not in ENGINES:
         raise InputError(
@@ -91,4 +92,4 @@ def _engine(location: str | Path) -> tuple[type[AbstractIndex], str | Path]:
             expected="a folder, or a URL that starts with " + " or ".join(f"{name}://" for name in ENGINES),
             next_step="correct the scheme; a folder needs none",
         )
-    return ENGINES[scheme], (url[2] if ENGINES[scheme] is LanceIndex else location)
+    return ENGINES[scheme], (url[2] if ENGINES[scheme] is SqliteIndex else location)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -140,6 +141,12 @@ def unit_vectors(vectors: Float[np.ndarray, "n d"], *, dim: int) -> Float[np.nda
     return scaled
 
 
+def vector_crc32(ids: Sequence[str], vectors: Float[np.ndarray, "n d"]) -> list[int]:
+    """CRC-32 over id and vector of each row; it changes with certainty when a single byte does."""
+    rows = np.ascontiguousarray(vectors)
+    return [zlib.crc32(row, zlib.crc32(name.encode())) for name, row in zip(ids, rows, strict=True)]
+
+
 def item_table(items: Items, description: IndexDescription) -> Table:
     """Metadata as a table with all columns of an index, in order; absent ones are null.
 
@@ -180,6 +187,14 @@ def item_table(items: Items, description: IndexDescription) -> Table:
                 next_step="give each row an id, such as the SHA-256 of its file",
             )
     return table.cast(schema)
+
+
+def item_rows(rows: list[dict[str, Any]], columns: list[str], description: IndexDescription) -> Table:
+    """Metadata that an engine keeps, as a table of some columns."""
+    import pyarrow as pa
+
+    schema = pa.schema([description.item_schema.field(name) for name in columns])
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def _from_mappings(items: Iterable[Mapping[str, Any]]) -> Table:

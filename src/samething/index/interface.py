@@ -8,96 +8,25 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
-
-import numpy as np
-from jaxtyping import Float, Shaped
+from typing import Any
 
 from samething.arrays import Embeddings, Queries
 from samething.errors import FingerprintError, InputError
+from samething.files import Json
+from samething.index.answers import Between, Condition, Hits, Verification, Where
 from samething.index.description import (
     ColumnKind,
     IndexDescription,
     Items,
     RecordBatch,
     Table,
+    item_rows,
     item_table,
     unit_vectors,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Between:
-    """A range of a numeric column, both ends included; an end that is None is open."""
-
-    low: float | int | None = None
-    high: float | int | None = None
-
-    def __post_init__(self) -> None:
-        for end in (self.low, self.high):
-            if end is not None and not math.isfinite(end):
-                raise InputError(
-                    f"a range that ends at {end}",
-                    expected="finite numbers",
-                    next_step="leave an end out to keep it open",
-                )
-
-    def of_whole_numbers(self) -> Between:
-        """The same range of 64-bit whole numbers, its ends whole.
-
-        >>> Between(0.5, 1e30).of_whole_numbers()
-        Between(low=1, high=9223372036854775807)
-        """
-        least, most = -(2**63) + 1, 2**63 - 1
-        low = None if self.low is None else min(max(math.ceil(self.low), least), most)
-        high = None if self.high is None else min(max(math.floor(self.high), least), most)
-        return Between(low, high)
-
-
-Condition: TypeAlias = list[str] | Between
-"""What one column of a row must meet: one of these texts, or a number in this range."""
-
-Where: TypeAlias = Mapping[str, str | Sequence[str] | Between]
-"""A filter: for each text column the value or the values a row may have there, for each numeric column the
-range; all columns must agree. A row without a value is left out."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Hits:
-    """The nearest rows of each query, best first; rows of equal score in the order of their ids."""
-
-    ids: Shaped[np.ndarray, "q k"]
-    """Ids as Python strings. ``k`` is smaller than asked for where fewer rows match the filter."""
-    scores: Float[np.ndarray, "q k"]
-    """Cosine similarities, float64, rounded to 10 decimals; rows that agree in those are tied."""
-    items: Table
-    """Metadata of the hits: all hits of the first query, then all of the second, and so on."""
-
-    def __len__(self) -> int:
-        """Number of queries."""
-        return int(self.ids.shape[0])
-
-    def of(self, query: int) -> list[dict[str, Any]]:
-        """The hits of one query as mappings of the metadata columns and ``score``."""
-        num_hits = self.ids.shape[1]
-        rows = self.items.slice(query * num_hits, num_hits).to_pylist()
-        return [{**row, "score": float(score)} for row, score in zip(rows, self.scores[query], strict=True)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Verification:
-    """What a complete check of an index found."""
-
-    num_rows: int
-    """Rows that could be read."""
-    num_files: int
-    """Files whose content was compared with its checksum; 0 for an engine without files of its own."""
-    problems: tuple[str, ...]
-    """One sentence each, with the file's name where one is to blame. Empty: all is as it was written."""
 
 
 class AbstractIndex(abc.ABC):
@@ -114,7 +43,6 @@ class AbstractIndex(abc.ABC):
     # ---- making and opening
 
     @classmethod
-    @abc.abstractmethod
     def create(
         cls,
         location: str | Path,
@@ -137,9 +65,15 @@ class AbstractIndex(abc.ABC):
             InputError: there is something else at this place, or it cannot be written to.
             ArtefactError: there is an index already.
         """
+        description = IndexDescription(
+            dim=dim,
+            model_name=model_name,
+            model_fingerprint=model_fingerprint,
+            extra_columns=dict(extra_columns or {}),
+        )
+        return cls._create(location, description)
 
     @classmethod
-    @abc.abstractmethod
     def open(
         cls, location: str | Path, *, model_fingerprint: str | None = None, model_name: str | None = None
     ) -> AbstractIndex:
@@ -154,6 +88,10 @@ class AbstractIndex(abc.ABC):
             ArtefactError: there is none, or it is unfinished, damaged or of a newer format.
             FingerprintError: it was made by another model.
         """
+        index = cls._open(location)
+        if model_fingerprint is not None:
+            index.require_model(model_fingerprint, model_name)
+        return index
 
     @classmethod
     @abc.abstractmethod
@@ -162,15 +100,19 @@ class AbstractIndex(abc.ABC):
 
     # ---- being replaced
 
-    @abc.abstractmethod
     def beside(self, *, dim: int, model_fingerprint: str, model_name: str) -> AbstractIndex:
         """An index that is to take this one's place: empty, or as far as a killed process came with it.
 
-        It has the same extra columns. Nobody finds it until :meth:`take_place` is called on it.
+        It has the same extra columns. Nobody finds it until :meth:`swap` is called on it.
         """
+        return self._beside(
+            dataclasses.replace(
+                self.description, dim=dim, model_fingerprint=model_fingerprint, model_name=model_name
+            )
+        )
 
     @abc.abstractmethod
-    def take_place(self, of: AbstractIndex) -> bool:
+    def swap(self, of: AbstractIndex) -> bool:
         """Take the place of the index that this one was made beside, in one step.
 
         Returns:
@@ -249,6 +191,19 @@ class AbstractIndex(abc.ABC):
         names = _ids(ids)
         if names:
             self._delete(list(dict.fromkeys(names)))
+
+    def notes(self, kind: str) -> dict[str, Json]:
+        """What is kept beside the rows, such as the folders that a sync follows; an engine may keep nothing.
+
+        Args:
+            kind: what the notes are about.
+        """
+        del kind
+        return {}
+
+    def set_notes(self, kind: str, values: Mapping[str, Json]) -> None:
+        """Set some notes in one step and leave the others; None removes one. Nothing where none are kept."""
+        del kind, values
 
     # ---- asking
 
@@ -334,6 +289,17 @@ class AbstractIndex(abc.ABC):
 
     # ---- what an engine adds; arguments were checked before
 
+    @classmethod
+    @abc.abstractmethod
+    def _create(cls, location: str | Path, description: IndexDescription) -> AbstractIndex: ...
+
+    @classmethod
+    @abc.abstractmethod
+    def _open(cls, location: str | Path) -> AbstractIndex: ...
+
+    @abc.abstractmethod
+    def _beside(self, description: IndexDescription) -> AbstractIndex: ...
+
     @abc.abstractmethod
     def _upsert(self, vectors: Embeddings, items: Table) -> None:
         """Store rows with distinct ids in one step; return when they outlive the process."""
@@ -354,6 +320,9 @@ class AbstractIndex(abc.ABC):
 
     @abc.abstractmethod
     def _vectors(self, ids: list[str]) -> Embeddings: ...
+
+    def _hits(self, ids: Any, scores: Any, rows: list[dict[str, Any]], columns: list[str]) -> Hits:
+        return Hits(ids, scores, lambda: item_rows(rows, columns, self.description), rows)
 
     # ---- checking
 

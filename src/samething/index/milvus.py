@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,9 +23,15 @@ import numpy as np
 
 from samething.arrays import Embeddings, Queries
 from samething.errors import ArtefactError, InputError, MissingExtraError, SamethingError
-from samething.index.checksums import vector_crc32
-from samething.index.description import ColumnKind, IndexDescription, RecordBatch, Table
-from samething.index.interface import AbstractIndex, Condition, Hits, Verification
+from samething.index.answers import Condition, Hits, Verification
+from samething.index.description import (
+    IndexDescription,
+    RecordBatch,
+    Table,
+    item_rows,
+    vector_crc32,
+)
+from samething.index.interface import AbstractIndex
 from samething.index.milvus_schema import (
     bound_to,
     collection_schema,
@@ -140,22 +146,7 @@ class MilvusIndex(AbstractIndex):
     # ---- making and opening
 
     @classmethod
-    def create(
-        cls,
-        location: str | Path,
-        *,
-        dim: int,
-        model_fingerprint: str,
-        model_name: str,
-        extra_columns: Mapping[str, ColumnKind] | None = None,
-    ) -> MilvusIndex:
-        """Make an empty collection. See :meth:`AbstractIndex.create`."""
-        description = IndexDescription(
-            dim=dim,
-            model_name=model_name,
-            model_fingerprint=model_fingerprint,
-            extra_columns=dict(extra_columns or {}),
-        )
+    def _create(cls, location: str | Path, description: IndexDescription) -> MilvusIndex:
         place = MilvusPlace.of(str(location))
         client = place.connect()
         index = cls(str(location), place, client, description)
@@ -171,10 +162,7 @@ class MilvusIndex(AbstractIndex):
         return index
 
     @classmethod
-    def open(
-        cls, location: str | Path, *, model_fingerprint: str | None = None, model_name: str | None = None
-    ) -> MilvusIndex:
-        """Open a collection. See :meth:`AbstractIndex.open`."""
+    def _open(cls, location: str | Path) -> MilvusIndex:
         place = MilvusPlace.of(str(location))
         client = place.connect()
         shown = _without_password(str(location))
@@ -189,8 +177,6 @@ class MilvusIndex(AbstractIndex):
             # Lite forgets descriptions and keeps properties; Milvus 2.3 knows few properties
             text = found["description"] or found.get("properties", {}).get(_PROPERTY, "")
             index = cls(str(location), place, client, read_description(text, shown))
-            if model_fingerprint is not None:
-                index.require_model(model_fingerprint, model_name)
             client.load_collection(place.collection)
         return index
 
@@ -204,21 +190,17 @@ class MilvusIndex(AbstractIndex):
 
     # ---- being replaced
 
-    def beside(self, *, dim: int, model_fingerprint: str, model_name: str) -> MilvusIndex:
-        """Another collection of the same server. See :meth:`AbstractIndex.beside`."""
-        description = dataclasses.replace(
-            self.description, dim=dim, model_fingerprint=model_fingerprint, model_name=model_name
-        )
+    def _beside(self, description: IndexDescription) -> MilvusIndex:
         with self._server_errors():
-            name = new_collection(self._open, self._place, description, resume=True)
+            name = new_collection(self._connected, self._place, description, resume=True)
         place = dataclasses.replace(self._place, collection=name)
         successor = MilvusIndex(self.location, place, place.connect(), description)
         successor._alias = self._place.collection
         successor._succeeds = self._state()
         return successor
 
-    def take_place(self, of: AbstractIndex) -> bool:
-        """Let the alias name this collection. See :meth:`AbstractIndex.take_place`.
+    def swap(self, of: AbstractIndex) -> bool:
+        """Let the alias name this collection. See :meth:`AbstractIndex.swap`.
 
         Changes of the other one are noticed by its number of rows, which is less than the embedded engine
         notices: let no other process write while an index of Milvus is rebuilt.
@@ -229,9 +211,9 @@ class MilvusIndex(AbstractIndex):
             self._succeeds = state
             return False
         with self._server_errors():
-            old = self._open.describe_collection(self._alias)["collection_name"]
-            self._open.alter_alias(self._place.collection, self._alias)
-            self._open.drop_collection(old)
+            old = self._connected.describe_collection(self._alias)["collection_name"]
+            self._connected.alter_alias(self._place.collection, self._alias)
+            self._connected.drop_collection(old)
         self._place = dataclasses.replace(self._place, collection=self._alias)
         return True
 
@@ -242,23 +224,23 @@ class MilvusIndex(AbstractIndex):
 
     def _upsert(self, vectors: Embeddings, items: Table) -> None:
         checks = vector_crc32(items["id"].to_pylist(), vectors)
-        rows = entities(vectors, items, checks.tolist(), self.description)
+        rows = entities(vectors, items, checks, self.description)
         with self._server_errors():
             for start in range(0, len(rows), _ROWS_A_WRITE):
-                self._open.upsert(self._name, rows[start : start + _ROWS_A_WRITE])
+                self._connected.upsert(self._name, rows[start : start + _ROWS_A_WRITE])
 
     def _delete(self, ids: list[str]) -> None:
         keys = [key(name) for name in ids]
         with self._server_errors():
             for start in range(0, len(keys), _ROWS_A_READ):
-                self._open.delete(self._name, ids=keys[start : start + _ROWS_A_READ])
+                self._connected.delete(self._name, ids=keys[start : start + _ROWS_A_READ])
 
     # ---- asking
 
     def count(self) -> int:
         """Number of rows."""
         with self._server_errors():
-            found = self._open.query(self._name, filter="", output_fields=["count(*)"])
+            found = self._connected.query(self._name, filter="", output_fields=["count(*)"])
         return int(found[0]["count(*)"])
 
     def _search(self, queries: Queries, k: int, where: dict[str, Condition], columns: list[str]) -> Hits:
@@ -273,14 +255,15 @@ class MilvusIndex(AbstractIndex):
         scores = np.empty((len(queries), width))
         for row, (names, values) in enumerate(parts):
             ids[row, :], scores[row, :] = names, values
-        return Hits(ids, scores, self._rows(list(ids.ravel()), columns))
+        found = self._get(list(ids.ravel()), _fields(columns))
+        return self._hits(ids, scores, [item_of(found[name]) for name in ids.ravel()], columns)
 
     def _nearest(self, queries: Queries, k: int, chosen: str) -> list[tuple[list[str], list[float]]]:
         """Ids and scores of each query's hits; asks for more where copies of one image fill the list."""
         limit = min(k + _SPARE, _MOST_FETCHED)
         while True:
             with self._server_errors():
-                answers = self._open.search(
+                answers = self._connected.search(
                     self._name,
                     queries.tolist(),
                     filter=chosen,
@@ -302,11 +285,12 @@ class MilvusIndex(AbstractIndex):
 
     def _items(self, columns: list[str]) -> Iterator[RecordBatch]:
         for rows in self._stream(_fields(columns)):
-            yield from self._table([item_of(row) for row in rows], columns).to_batches()
+            items = [item_of(row) for row in rows]
+            yield from item_rows(items, columns, self.description).to_batches()
 
     def _stream(self, fields: list[str]) -> Iterator[list[Any]]:
         with self._server_errors():
-            iterator = self._open.query_iterator(
+            iterator = self._connected.query_iterator(
                 self._name, batch_size=_ROWS_A_READ, filter="", output_fields=fields
             )
             with contextlib.closing(iterator):
@@ -315,7 +299,7 @@ class MilvusIndex(AbstractIndex):
 
     def _rows(self, ids: list[str], columns: list[str]) -> Table:
         found = self._get(ids, _fields(columns))
-        return self._table([item_of(found[name]) for name in ids], columns)
+        return item_rows([item_of(found[name]) for name in ids], columns, self.description)
 
     def _vectors(self, ids: list[str]) -> Embeddings:
         found = self._get(ids, ["vector"])
@@ -330,7 +314,7 @@ class MilvusIndex(AbstractIndex):
         with self._server_errors():
             for start in range(0, len(wanted), _ROWS_A_READ):
                 keys = list(names)[start : start + _ROWS_A_READ]
-                for row in self._open.get(self._name, ids=keys, output_fields=[*fields, "id"]):
+                for row in self._connected.get(self._name, ids=keys, output_fields=[*fields, "id"]):
                     found[names[row["id"]]] = row
         for name in wanted:
             if name not in found:
@@ -341,12 +325,6 @@ class MilvusIndex(AbstractIndex):
                 )
         return found
 
-    def _table(self, items: list[dict[str, Any]], columns: list[str]) -> Table:
-        import pyarrow as pa
-
-        schema = pa.schema([self.description.item_schema.field(name) for name in columns])
-        return pa.Table.from_pylist(items, schema=schema)
-
     def verify(self) -> Verification:
         """Read every row and compare its vector with the checksum that was stored with it."""
         problems: list[str] = []
@@ -354,15 +332,18 @@ class MilvusIndex(AbstractIndex):
         for rows in self._stream(["vector", "vector_crc32", "metadata"]):
             ids = [item_of(row)["id"] for row in rows]
             vectors = np.asarray([row["vector"] for row in rows], dtype=np.float32)
-            wrong = vector_crc32(ids, vectors) != np.asarray([row["vector_crc32"] for row in rows])
-            problems += [f"the vector of {ids[row]!r} is not what was written" for row in wrong.nonzero()[0]]
+            problems += [
+                f"the vector of {name!r} is not what was written"
+                for name, check, row in zip(ids, vector_crc32(ids, vectors), rows, strict=True)
+                if check != row["vector_crc32"]
+            ]
             num_rows += len(rows)
         return Verification(num_rows, 0, tuple(problems))
 
     # ---- the connection
 
     @property
-    def _open(self) -> Any:
+    def _connected(self) -> Any:
         if self._client is None:
             raise InputError(
                 f"the index {self.location} was closed",

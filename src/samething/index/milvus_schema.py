@@ -29,8 +29,8 @@ import numpy as np
 
 from samething.arrays import Embeddings
 from samething.errors import ArtefactError, InputError
+from samething.index.answers import Between, Condition
 from samething.index.description import IndexDescription, Table
-from samething.index.interface import Between, Condition
 
 LONGEST_TEXT: Final = 65_535
 """Bytes in a text of Milvus."""

@@ -6,11 +6,21 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from rich.markup import escape
+
 from samething.embedder import Embedder
 from samething.errors import InputError
 from samething.images import Box
-from samething.index import LanceIndex, RecallReport, Where, create_index, exists_index, open_index
-from samething.search.collection import FILE_COLUMNS, Collection
+from samething.index import (
+    RecallReport,
+    SqliteIndex,
+    Verification,
+    Where,
+    create_index,
+    exists_index,
+    open_index,
+)
+from samething.search.collection import FILE_COLUMNS, Collection, uploaded_files
 from samething.search.feature_vectors import KnownVectors, is_feature_folder
 from samething.search.matches import Match, Matches
 from samething.search.near_duplicates import Duplicates, near_duplicates
@@ -35,6 +45,7 @@ __all__ = [
     "rebuild",
     "sync",
     "tune",
+    "verify",
 ]
 
 
@@ -87,7 +98,7 @@ def index(
         kinds = {name: kind for part in collections for name, kind in part.metadata_kinds().items()}
         opened = create_index(output, dim=embedder.dim, **identity, extra_columns={**kinds, **FILE_COLUMNS})
     remember_model(output, Path(model))
-    remember_collections(output, collections)
+    remember_collections(opened, collections)
     return Searcher(embedder, opened).update_files(files, known=list(known.values()))
 
 
@@ -117,15 +128,17 @@ def sync(
         InputError: a folder is not there (nothing is dropped then), or none is known.
         FingerprintError: the model is not the index's own.
     """
-    collections = [Collection(Path(place), domain) for place in source] or remembered_collections(index)
-    if not collections:
+    searcher = Searcher.open(index, model=model)
+    given = [Collection(Path(place), domain) for place in source]
+    collections = given or remembered_collections(searcher.index)
+    if not collections and not uploaded_files(searcher.index):
         raise InputError(
             f"{index} does not say which folders it follows",
             expected="the folders and catalogs whose images it holds",
             next_step=f"name all of them: samething index sync {index} FOLDER …",
         )
-    searcher = Searcher.open(index, model=model).update(collections, drop=True)
-    remember_collections(index, collections)
+    searcher = searcher.update(collections, drop=True)
+    remember_collections(searcher.index, given)
     if watch:
         from samething.search.watching import watch_collections
 
@@ -138,12 +151,12 @@ def tune(
 ) -> RecallReport | str:
     """Choose how a large index is searched, by a recall measured on its own vectors.
 
-    Searches are exact until this is called, which needs the vectors in memory: 350 MB per million. Afterwards
-    they are approximate; those with a filter stay exact.
+    Searches are exact until this is called, which reads all vectors for each. Afterwards they follow a graph;
+    those with a filter stay exact.
 
     Args:
         index: the index folder.
-        recall: share of the exact nearest images that is to be found.
+        recall: share of the exact nearest images that is to be found; it is kept with 95 % confidence.
         k: neighbours per query that the recall is about.
         exact: search exactly again, instead.
 
@@ -158,10 +171,10 @@ def tune(
 
 
 def compact(index: str | Path = "index") -> str:
-    """Write an index anew into few files; what was deleted or replaced leaves the disk.
+    """Write an index anew; what was deleted or replaced leaves the disk.
 
-    The old files are searched meanwhile; a killed process leaves them as they were. A tuned index is exact
-    afterwards: tune it again.
+    The old files are searched meanwhile, and writers wait. A killed process leaves them as they were. A tuned
+    index is exact afterwards: tune it again.
 
     Args:
         index: the index folder.
@@ -171,14 +184,47 @@ def compact(index: str | Path = "index") -> str:
     """
     old = _embedded(index, otherwise="a Milvus server compacts its collections by itself")
     before = _num_bytes(Path(index))
-    fresh = old.compact()
+    old.compact()
     after = _num_bytes(Path(index))
-    return f"{fresh.count():,} rows in {after / 1e6:,.1f} MB; before {before / 1e6:,.1f} MB"
+    return f"{old.count():,} rows in {after / 1e6:,.1f} MB; before {before / 1e6:,.1f} MB"
 
 
-def _embedded(index: str | Path, *, otherwise: str) -> LanceIndex:
+@dataclasses.dataclass(frozen=True)
+class Verified:
+    """What a complete check of an index found."""
+
+    location: str
+    found: Verification
+
+    @property
+    def exit_status(self) -> int:
+        """0, or 3 when something is damaged."""
+        return 3 if self.found.problems else 0
+
+    def __rich__(self) -> str:
+        """A line, and one for each damage."""
+        lines = [
+            f"{escape(self.location)}: {self.found.num_rows:,} rows, {len(self.found.problems):,} damages"
+        ]
+        return "\n".join([*lines, *map(escape, self.found.problems)])
+
+
+def verify(index: str | Path = "index") -> Verified:
+    """Read all that an index holds and compare it with its checksums; name every damaged row and file.
+
+    Args:
+        index: the index folder, or the URL of a distributed engine.
+
+    Raises:
+        ArtefactError: there is no index, or what it is bound to cannot be read.
+    """
+    with open_index(index) as opened:
+        return Verified(str(index), opened.verify())
+
+
+def _embedded(index: str | Path, *, otherwise: str) -> SqliteIndex:
     opened = open_index(index)
-    if not isinstance(opened, LanceIndex):
+    if not isinstance(opened, SqliteIndex):
         raise InputError(
             f"{index} is not an index folder", expected="an index of the embedded engine", next_step=otherwise
         )
@@ -326,7 +372,7 @@ def rebuild(
                 expected="the images where the index knows them",
                 next_step=f"name their new place: samething index rebuild {index} --model {model} --source …",
             )
-        if successor.index.take_place(old):
+        if successor.index.swap(old):
             break
     remember_model(index, Path(model))
     return dataclasses.replace(successor, changes=dataclasses.replace(successor.changes, num_added=added))

@@ -16,7 +16,7 @@ from samething.catalog import BOX_COLUMNS, SCHEMA, Catalog
 from samething.errors import InputError
 from samething.files import Json
 from samething.images import Box, Source, as_they_are, disk_state, find_files, keyed, thumbnail
-from samething.index import ColumnKind
+from samething.index import AbstractIndex, ColumnKind
 
 THUMBNAIL_SIDE: Final = 224
 """Pixels. Even black and white noise fits the 65,535 bytes of a text of Milvus then."""
@@ -126,6 +126,19 @@ class Collection:
             value["domain"],
             None if root is None else Path(os.path.normpath(relative_to.resolve() / root)),
         )
+
+
+UPLOADS: Final = "uploads"
+"""Notes of an index: label and domain of each uploaded image, by its path relative to the index."""
+
+
+def uploaded_files(index: AbstractIndex) -> list[Source]:
+    """The images that were uploaded to an index."""
+    found = []
+    for name, kept in index.notes(UPLOADS).items():
+        path = os.path.normpath(Path(index.location).absolute() / name)
+        found.append(Source(path, label=kept["label"], domain=kept["domain"], **disk_state(path)))
+    return found
 
 
 def metadata_columns(catalog: Catalog) -> dict[str, ColumnKind]:

@@ -20,7 +20,7 @@ from samething.files import read_json, write_json
 from samething.images import Box, ImageLike, Source, decode, in_threads
 from samething.index import AbstractIndex, Where, open_index
 from samething.progress import progress_bar
-from samething.search.collection import Collection, looks_of, row_of
+from samething.search.collection import Collection, looks_of, row_of, uploaded_files
 from samething.search.feature_vectors import KnownVectors
 from samething.search.matches import Match, Matches
 from samething.search.queries import query_vector, together, vectors_of_label
@@ -28,8 +28,8 @@ from samething.search.syncing import Changes, Plan, make_plan
 
 MODEL_NAME: Final = "model.json"
 """File in an index folder that says where its model is."""
-COLLECTIONS_NAME: Final = "collections.json"
-"""File in an index folder that lists the folders and catalogs it follows."""
+_COLLECTIONS: Final = "collections"
+"""Notes of an index: the folders and catalogs that it follows."""
 _MAX_LOOKED_FOR: Final = 24
 _ROWS_A_WRITE: Final = 256
 
@@ -174,13 +174,15 @@ class Searcher:
 
         Args:
             collections: where the images are.
-            drop: whether rows without a file leave the index: then ``collections`` must be all there are.
+            drop: whether rows without a file leave the index: then ``collections`` must be all there are, but
+                for what was uploaded.
             on_progress: told how many images are embedded so far, and of how many.
 
         Returns:
             This searcher with the counts of what was done.
         """
         files = [file for part in collections for file in part.files()]
+        files += uploaded_files(self.index) if drop else []
         return self.update_files(files, drop=drop, on_progress=on_progress)
 
     def update_files(
@@ -345,19 +347,13 @@ def remember_model(location: Path | str, model: Path) -> None:
         write_json(folder / MODEL_NAME, os.path.relpath(model.resolve(), folder.resolve()))
 
 
-def remembered_collections(location: Path | str) -> list[Collection]:
-    """The folders and catalogs that an index follows."""
-    folder = Path(location)
-    path = folder / COLLECTIONS_NAME
-    if not path.exists():
-        return []
-    return [Collection.from_json(value, folder) for value in read_json(path)]
+def remembered_collections(index: AbstractIndex) -> list[Collection]:
+    """The folders and catalogs that an index follows; an engine elsewhere keeps none."""
+    folder = Path(index.location)
+    return [Collection.from_json(value, folder) for value in index.notes(_COLLECTIONS).values()]
 
 
-def remember_collections(location: Path | str, collections: Sequence[Collection]) -> None:
+def remember_collections(index: AbstractIndex, collections: Sequence[Collection]) -> None:
     """Note further folders and catalogs that an index follows."""
-    folder = Path(location)
-    if folder.is_dir():
-        kept = {str(Path(part.location).resolve()): part for part in remembered_collections(folder)}
-        kept |= {str(Path(part.location).resolve()): part for part in collections}
-        write_json(folder / COLLECTIONS_NAME, [part.to_json(folder) for part in kept.values()])
+    parts = [part.to_json(Path(index.location)) for part in collections]
+    index.set_notes(_COLLECTIONS, {part["location"]: part for part in parts})

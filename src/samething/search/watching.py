@@ -9,7 +9,7 @@ import rich.console
 
 from samething.errors import InputError, MissingExtraError
 from samething.search.collection import Collection
-from samething.search.searcher import Searcher
+from samething.search.searcher import Searcher, remembered_collections
 
 
 def watch_collections(searcher: Searcher, collections: Sequence[Collection]) -> Searcher:
@@ -39,6 +39,8 @@ def watch_collections(searcher: Searcher, collections: Sequence[Collection]) -> 
     try:
         for _ in watchfiles.watch(*places, watch_filter=concerns_images, debounce=500, raise_interrupt=False):
             try:
+                # another command may have added folders, whose rows are not to go
+                collections = remembered_collections(searcher.index) or collections
                 searcher = searcher.update(collections, drop=True)
             except InputError as error:
                 console.print(f"[yellow]{error.given}[/yellow]; trying again at the next change")

@@ -24,11 +24,10 @@ from samething.files import Json
 from samething.images import Box, Source, decode
 from samething.index import Where
 from samething.search import Matches, Searcher
-from samething.search.collection import FILE_COLUMNS, files_of, looks_of, row_of
+from samething.search.collection import FILE_COLUMNS, files_of, looks_of, row_of, uploaded_files
 from samething.search.queries import require_one_to_crop
 from samething.search.searcher import (
     Combine,
-    remember_collections,
     remembered_collections,
 )
 from samething.web.batching import Batcher, BusyError
@@ -96,7 +95,7 @@ class Service:
         folder = Path(searcher.index.location)
         if uploads is None and folder.is_dir():
             uploads = folder / "uploads"
-        self.uploads = None if uploads is None else Uploads(uploads)
+        self.uploads = None if uploads is None else Uploads(uploads, searcher.index)
         self.batcher = Batcher(searcher.embedder, max_waiting=limits.max_waiting, on_batch=on_batch)
         self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decoder")
         self._changing = threading.Lock()
@@ -255,7 +254,6 @@ class Service:
             row_id, file = self.uploads.keep(
                 content, label=label, domain=domain, max_pixels=self.limits.max_pixels
             )
-            remember_collections(index.location, [self.uploads.collection])
             try:
                 others = files_of(self.row(row_id, ["files"])["files"])
             except UnknownImageError:
@@ -293,8 +291,8 @@ class Service:
         Raises:
             InputError: the index does not say which folders it follows.
         """
-        collections = remembered_collections(self.searcher.index.location)
-        if not collections:
+        collections = remembered_collections(self.searcher.index)
+        if not collections and not uploaded_files(self.searcher.index):
             raise InputError(
                 f"{self.searcher.index.location} does not say which folders it follows",
                 expected="an index folder",

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import threading
+import os
 from pathlib import Path
 from typing import Final
 
 from samething.errors import InputError
-from samething.files import atomic_path, write_text
+from samething.files import atomic_path
 from samething.images import Source, decode, disk_state, is_url, thumbnail
 from samething.images.decoding import opened
-from samething.search.collection import Collection
+from samething.index import AbstractIndex
+from samething.search.collection import UPLOADS
 
 MEDIA_TYPES: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
 """Formats that are sent as they are; every browser shows them and none of them holds script."""
 _SUFFIXES: Final = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "TIFF": ".tif"}
 _MAX_RAW_BYTES: Final = 64 * 2**20
-_CATALOG_NAME: Final = "uploads.csv"
 
 
 def sendable(file: Source, *, max_pixels: int, side: int | None = None) -> tuple[bytes, str]:
@@ -47,19 +45,14 @@ def sendable(file: Source, *, max_pixels: int, side: int | None = None) -> tuple
 
 
 class Uploads:
-    """The folder where uploaded images are kept, with a table of their labels that a sync follows.
+    """The folder where uploaded images are kept; the index notes label and domain of each, for a sync.
 
     A file's name is the SHA-256 of its content: nothing of what the sender calls it is used.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.absolute()
-        self._guard = threading.Lock()
-
-    @property
-    def collection(self) -> Collection:
-        """What an index follows to keep these images."""
-        return Collection(self.folder / _CATALOG_NAME)
+    def __init__(self, folder: Path, index: AbstractIndex) -> None:
+        self.folder = Path(os.path.normpath(folder.absolute()))
+        self.index = index
 
     def keep(self, content: bytes, *, label: str, domain: str, max_pixels: int) -> tuple[str, Source]:
         """Store an image; the identity of its content, and its file.
@@ -79,41 +72,21 @@ class Uploads:
             suffix = _SUFFIXES.get(str(image.format), ".img")
         sha256 = hashlib.sha256(content).hexdigest()
         name = f"{sha256[:2]}/{sha256}{suffix}"
-        with self._guard:
-            path = self.folder / name
-            if not path.exists():
-                with atomic_path(path) as partial:
-                    partial.write_bytes(content)
-            self._write([*(row for row in self._rows() if row["image"] != name), _row(name, label, domain)])
+        path = self.folder / name
+        if not path.exists():
+            with atomic_path(path) as partial:
+                partial.write_bytes(content)
+        self.index.set_notes(UPLOADS, {self._key(path): {"label": label, "domain": domain}})
         return sha256, Source(str(path), label=label, domain=domain, **disk_state(str(path)))
 
     def drop(self, files: list[Source]) -> None:
         """Delete those of the files that were uploaded; others are left alone."""
-        with self._guard:
-            mine = {
-                Path(file.location).relative_to(self.folder).as_posix()
-                for file in files
-                if not is_url(file.location) and Path(file.location).is_relative_to(self.folder)
-            }
-            if mine:
-                self._write([row for row in self._rows() if row["image"] not in mine])
-                for name in mine:
-                    (self.folder / name).unlink(missing_ok=True)
+        mine = [Path(file.location) for file in files if not is_url(file.location)]
+        mine = [path for path in mine if path.is_relative_to(self.folder)]
+        if mine:
+            self.index.set_notes(UPLOADS, {self._key(path): None for path in mine})
+            for path in mine:
+                path.unlink(missing_ok=True)
 
-    def _rows(self) -> list[dict[str, str]]:
-        path = self.folder / _CATALOG_NAME
-        if not path.exists():
-            return []
-        with path.open(encoding="utf-8", newline="") as stream:
-            return list(csv.DictReader(stream))
-
-    def _write(self, rows: list[dict[str, str]]) -> None:
-        stream = io.StringIO()
-        writer = csv.DictWriter(stream, ("image", "label", "domain"), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(self.folder / _CATALOG_NAME, stream.getvalue())
-
-
-def _row(name: str, label: str, domain: str) -> dict[str, str]:
-    return {"image": name, "label": label, "domain": domain}
+    def _key(self, path: Path) -> str:
+        return os.path.relpath(path, Path(self.index.location).absolute())

@@ -1,0 +1,104 @@
+"""What an index can be asked for besides nearness, and what it answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from samething.errors import InputError
+from samething.index.description import Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Between:
+    """A range of a numeric column, both ends included; an end that is None is open."""
+
+    low: float | int | None = None
+    high: float | int | None = None
+
+    def __post_init__(self) -> None:
+        for end in (self.low, self.high):
+            if end is not None and not math.isfinite(end):
+                raise InputError(
+                    f"a range that ends at {end}",
+                    expected="finite numbers",
+                    next_step="leave an end out to keep it open",
+                )
+
+    def of_whole_numbers(self) -> Between:
+        """The same range of 64-bit whole numbers, its ends whole.
+
+        >>> Between(0.5, 1e30).of_whole_numbers()
+        Between(low=1, high=9223372036854775807)
+        """
+        least, most = -(2**63) + 1, 2**63 - 1
+        low = None if self.low is None else min(max(math.ceil(self.low), least), most)
+        high = None if self.high is None else min(max(math.floor(self.high), least), most)
+        return Between(low, high)
+
+
+Condition: TypeAlias = list[str] | Between
+"""What one column of a row must meet: one of these texts, or a number in this range."""
+
+Where: TypeAlias = Mapping[str, str | Sequence[str] | Between]
+"""A filter: for each text column the value or the values a row may have there, for each numeric column the
+range; all columns must agree. A row without a value is left out."""
+
+
+class Hits:
+    """The nearest rows of each query, best first; rows of equal score in the order of their ids.
+
+    Args:
+        ids: Python strings. ``k`` is smaller than asked for where fewer rows match the filter.
+        scores: cosine similarities, float64, rounded to 10 decimals; rows that agree in those are tied.
+        items: metadata of the hits: all hits of the first query, then all of the second, and so on.
+    """
+
+    def __init__(
+        self,
+        ids: Shaped[np.ndarray, "q k"],
+        scores: Float[np.ndarray, "q k"],
+        items: Table | Callable[[], Table],
+        rows: list[dict[str, Any]] | None = None,
+    ) -> None:
+        self.ids = ids
+        self.scores = scores
+        self._items, self._rows = items, rows
+
+    @property
+    def items(self) -> Table:
+        """Metadata of all hits as a table."""
+        if callable(self._items):  # pyarrow takes 0.3 s to import, and most callers want ``of``
+            self._items = self._items()
+        return self._items
+
+    def __len__(self) -> int:
+        """Number of queries."""
+        return int(self.ids.shape[0])
+
+    def of(self, query: int) -> list[dict[str, Any]]:
+        """The hits of one query as mappings of the metadata columns and ``score``."""
+        num_hits = self.ids.shape[1]
+        first = query * num_hits
+        if self._rows is None:
+            rows = self.items.slice(first, num_hits).to_pylist()
+        else:
+            rows = self._rows[first : first + num_hits]
+        return [{**row, "score": float(score)} for row, score in zip(rows, self.scores[query], strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """What a complete check of an index found."""
+
+    num_rows: int
+    """Rows that could be read."""
+    num_files: int
+    """Files whose content was compared with its checksum; 0 for an engine without files of its own."""
+    problems: tuple[str, ...]
+    """One sentence each, with the file's name where one is to blame. Empty: all is as it was written."""

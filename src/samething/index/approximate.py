@@ -1,0 +1,244 @@
+"""Approximate search of large indexes: a graph beside the exact search, at a recall that was measured.
+
+FAISS links each vector, of 8 bits per dimension, with some near ones (Malkov and Yashunin, *Efficient and
+robust approximate nearest neighbor search using hierarchical navigable small world graphs*, TPAMI 2020).
+What the graph finds is ranked again by the exact search, so scores are those of the exact search. Rows newer
+than the graph are searched exactly beside it, deleted ones are left out, and a filter makes a search exact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from samething.arrays import Queries
+from samething.errors import InputError
+from samething.files import atomic_path, file_sha256
+from samething.index.generation import Generation, View
+from samething.index.ranked import SPARE, nearest_rows
+from samething.index.sqlite_rows import Connection, Slots
+from samething.retrieval import nearest_units
+
+LEAST_ROWS: Final = 1000
+_LINKS: Final = 16
+_BREADTH_OF_BUILDING: Final = 100
+_LARGEST_BREADTH: Final = 4096
+_ROWS_AT_A_TIME: Final = 50_000
+_Z95: Final = 1.6449
+"""95 % of a normal distribution lie below so many standard deviations."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecallReport:
+    """How an index is searched, and what was measured when that was chosen."""
+
+    target: float
+    """Recall that was asked for."""
+    recall: float
+    """Share of the exact nearest rows that the search finds, over the sampled queries."""
+    lower_bound: float
+    """What the recall of other such queries is above, with 95 % confidence."""
+    k: int
+    """Neighbours a query."""
+    num_queries: int
+    """Rows of the index that were asked for while the graph did not hold them."""
+    num_rows: int
+    """Rows of the index then."""
+    num_slots: int
+    """Slots of the file of vectors then; rows beyond are searched exactly."""
+    breadth: int
+    """Candidates that a search keeps; 0: exact search, because no breadth reached the target."""
+    latency_ms: float
+    """Median of a query."""
+    exact_latency_ms: float
+    """Median of the exact search, for some of the queries."""
+    sha256: str = ""
+    """Of the graph's file."""
+    tried: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Breadth -> lower bound, for all that were tried."""
+
+    def __rich__(self) -> str:
+        """In words."""
+        way = (
+            f"graph, {self.breadth} candidates" if self.breadth else "exact search, since no graph reached it"
+        )
+        return (
+            f"{way}: recall@{self.k} {self.recall:.4f}, with 95 % confidence at least {self.lower_bound:.4f} "
+            f"(asked for {self.target:g}), {self.latency_ms:.2f} ms per query; exact search "
+            f"{self.exact_latency_ms:.2f} ms ({self.num_rows:,} rows, {self.num_queries:,} queries)"
+        )
+
+
+class Graph:
+    """A graph of the vectors of a generation, its nodes named by their slots.
+
+    Args:
+        path: its file.
+        report: what was measured with it.
+    """
+
+    def __init__(self, path: Path, report: RecallReport, nodes: Any) -> None:
+        self.path, self.report, self.nodes = path, report, nodes
+
+    @classmethod
+    def open(cls, path: Path, report: RecallReport) -> Graph | None:
+        """The graph in a file; None where it is gone or damaged, since exact search finds everything."""
+        if not path.exists() or file_sha256(path) != report.sha256:
+            return None
+        return cls(path, report, _faiss().read_index(str(path)))
+
+    def search(
+        self, db: Connection, generation: Generation, view: View, queries: Queries, k: int
+    ) -> tuple[Shaped[np.ndarray, "q k"], Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
+        """As :func:`nearest_rows`, at the recall of the report; ``k`` is at most the number of rows."""
+        newer = np.arange(self.report.num_slots, len(view.vectors))
+        parts = []
+        for query in queries:
+            found = candidates(self.nodes, query, k + SPARE, breadth=self.report.breadth)
+            chosen = np.concatenate([np.sort(found), newer])
+            chosen = chosen[~view.is_dead[chosen]]
+            parts.append(
+                nearest_rows(
+                    db, generation, view, query[None], k, chosen if len(chosen) >= k else None, is_few=True
+                )
+            )
+        ids, scores, slots = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return ids, scores, slots
+
+
+def candidates(nodes: Any, query: Float[np.ndarray, " d"], num: int, *, breadth: int) -> Slots:
+    """Slots of about the ``num`` nearest nodes of a graph, each once."""
+    options = _faiss().SearchParametersHNSW(efSearch=max(breadth, num))
+    found = nodes.search(query[None], num, params=options)[1][0]
+    slots: Slots = found[found >= 0]
+    return slots
+
+
+def tuned_graph(
+    path: Path, vectors: Float[np.ndarray, "n d"], slots: Slots, *, target: float, k: int, num_queries: int
+) -> RecallReport:
+    """Build a graph, choose how broadly it is searched, and write it to a file.
+
+    The queries are rows that the graph does not hold yet: asking for its own nodes would be too easy.
+
+    Args:
+        path: the file to write.
+        vectors: by slot, float32 of length 1.
+        slots: those that have a row, ascending.
+        target: recall whose lower 95 % bound is to be reached, in (0, 1].
+        k: neighbours per query.
+        num_queries: how many to ask.
+
+    Raises:
+        InputError: a recall out of range, or too few rows.
+    """
+    if not 0 < target <= 1:
+        raise InputError(
+            f"a recall of {target}", expected="more than 0 and at most 1", next_step="0.98 is a start"
+        )
+    if len(slots) < LEAST_ROWS:
+        raise InputError(
+            f"an index of {len(slots)} rows",
+            expected=f"at least {LEAST_ROWS:,}: smaller ones are searched exactly in no time",
+            next_step="leave it as it is",
+        )
+    faiss = _faiss()
+    random = np.random.default_rng(0)
+    sample = np.sort(random.choice(slots, min(num_queries, len(slots) // 10), replace=False))
+    rest = np.setdiff1d(slots, sample, assume_unique=True)
+    graph = faiss.IndexHNSWSQ(
+        vectors.shape[1], faiss.ScalarQuantizer.QT_8bit, _LINKS, faiss.METRIC_INNER_PRODUCT
+    )
+    graph.hnsw.efConstruction = _BREADTH_OF_BUILDING
+    graph.train(vectors[random.choice(slots, min(len(slots), _ROWS_AT_A_TIME), replace=False)])
+    nodes = faiss.IndexIDMap(graph)
+    _add(nodes, vectors, rest)
+    expected, exact_ms = _expected(vectors, sample, rest, k)
+    tried: dict[str, float] = {}
+    breadth, recall, latency = 16, 0.0, exact_ms
+    while True:
+        times, num_found = [], 0
+        for row, wanted in zip(sample, expected, strict=True):
+            started = time.perf_counter()
+            found = np.sort(candidates(nodes, vectors[row], k + SPARE, breadth=breadth))
+            top = nearest_units(vectors[row : row + 1], vectors[found], min(k, len(found)))
+            times.append(time.perf_counter() - started)
+            num_found += len(wanted.intersection(found[top.indices[0]].tolist()))
+        recall, latency = num_found / (k * len(sample)), 1e3 * float(np.median(times))
+        tried[str(breadth)] = lower_bound(recall, len(sample))
+        if tried[str(breadth)] >= target or breadth >= _LARGEST_BREADTH:
+            break
+        breadth *= 2
+    is_reached = tried[str(breadth)] >= target
+    if is_reached:
+        _add(nodes, vectors, sample)
+        with atomic_path(path) as partial:
+            faiss.write_index(nodes, str(partial))
+    return RecallReport(
+        target=target,
+        recall=recall if is_reached else 1.0,
+        lower_bound=tried[str(breadth)] if is_reached else 1.0,
+        k=k,
+        num_queries=len(sample),
+        num_rows=len(slots),
+        num_slots=len(vectors),
+        breadth=breadth if is_reached else 0,
+        latency_ms=latency if is_reached else exact_ms,
+        exact_latency_ms=exact_ms,
+        sha256=file_sha256(path) if is_reached else "",
+        tried=tried,
+    )
+
+
+def _faiss() -> Any:
+    import faiss  # takes 0.2 s
+
+    return faiss
+
+
+def lower_bound(recall: float, num_queries: int) -> float:
+    """Lower end of the one-sided 95 % interval of a mean of shares (Wilson, JASA 22, 1927).
+
+    A share of several neighbours varies less than a yes or no, so the interval is on the safe side.
+
+    >>> round(lower_bound(1.0, 1000), 4), round(lower_bound(0.99, 1000), 4)
+    (0.9973, 0.9834)
+    """
+    spread = _Z95**2 / num_queries
+    return (
+        recall
+        + spread / 2
+        - _Z95 * math.sqrt(recall * (1 - recall) / num_queries + spread**2 / (4 * _Z95**2))
+    ) / (1 + spread)
+
+
+def _add(nodes: Any, vectors: Float[np.ndarray, "n d"], slots: Slots) -> None:
+    from samething.progress import progress_bar
+
+    with progress_bar("images") as progress:
+        task = progress.add_task("graph", total=len(slots))
+        for start in range(0, len(slots), _ROWS_AT_A_TIME):
+            part = slots[start : start + _ROWS_AT_A_TIME]
+            nodes.add_with_ids(vectors[part], part)
+            progress.advance(task, len(part))
+
+
+def _expected(
+    vectors: Float[np.ndarray, "n d"], sample: Slots, rest: Slots, k: int
+) -> tuple[list[set[int]], float]:
+    """The ``k`` nearest of the rest for each sampled row, and the median milliseconds of an exact query."""
+    gallery = vectors[rest]
+    top = nearest_units(vectors[sample], gallery, k)
+    times = []
+    for row in sample[:20]:
+        started = time.perf_counter()
+        nearest_units(vectors[row : row + 1], gallery, k)
+        times.append(time.perf_counter() - started)
+    return [set(rest[places].tolist()) for places in top.indices], 1e3 * float(np.median(times))

@@ -1,0 +1,419 @@
+"""One generation of an index in a folder: a database of rows, and a file of vectors beside it.
+
+A change appends its vectors to the file at places that no row has had, flushes them, and then commits its
+rows. A killed writer leaves vectors that no row names, which the next writer overwrites. Readers see one
+state of the database each, and map the file into memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import mmap
+import os
+import sqlite3
+import threading
+import urllib.parse
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Final
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from samething.errors import ArtefactError, InputError
+from samething.files import Json, disk_errors
+from samething.index.answers import Condition
+from samething.index.description import IndexDescription, vector_crc32
+from samething.index.sqlite_rows import Connection, RowFormat, Slots, StoredRow, checksum
+from samething.retrieval import SharedProducts
+
+WAIT_S: Final = 600.0
+"""How long a writer waits for another one's batch."""
+_MOST_FILTERS: Final = 16
+_READ_ONLY: Final = ("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH", "SQLITE_CANTOPEN")
+_FULL: Final = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_SHMSIZE")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class View:
+    """One state of a generation, ready to be searched."""
+
+    change: int
+    """Number of changes until then."""
+    vectors: Float[np.ndarray, "n d"]
+    """All vectors by slot, mapped from the file; float32 of length 1."""
+    is_dead: Bool[np.ndarray, " n"]
+    """Slots whose row was deleted or replaced."""
+    num_dead: int
+    products: SharedProducts
+    """Of the vectors, for threads that ask at the same time."""
+    filters: dict[str, Slots] = dataclasses.field(default_factory=dict)
+    """Slots that filters let through, by what the filter says."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that are there."""
+        return len(self.vectors) - self.num_dead
+
+
+class Generation:
+    """The files of one generation, open. It may be used by several threads.
+
+    Args:
+        folder: the index's folder.
+        number: which generation; files are named by it.
+        description: what the index is bound to.
+    """
+
+    def __init__(self, folder: Path, number: int, description: IndexDescription) -> None:
+        self.folder, self.number, self.description = folder, number, description
+        self.database, self.vectors_file = generation_files(folder, number)
+        self.rows = RowFormat(description)
+        self._is_closed = False
+        self._num_active = 0
+        self._free: list[Connection] = []
+        self._guard = threading.RLock()
+        self._view: View | None = None
+        self._file: IO[bytes] | None = None
+        self._num_checked = 0
+
+    @classmethod
+    def create(cls, folder: Path, number: int, description: IndexDescription) -> Generation:
+        """Make an empty one; what a killed process left of it is removed."""
+        made = cls(folder, number, description)
+        made.unlink()
+        with disk_errors(folder):
+            made.vectors_file.touch()
+            made.database.touch()
+        with made.transaction("IMMEDIATE") as db:
+            made.rows.create_tables(db, file=made.vectors_file.name, dim=description.dim)
+        return made
+
+    def unlink(self) -> None:
+        """Remove the files; who has them open keeps them."""
+        for path in (self.database, self.vectors_file, *self.folder.glob(f"{self.database.name}-*")):
+            with contextlib.suppress(OSError):  # Windows keeps open files; the next compaction tries again
+                path.unlink()
+
+    def close(self) -> None:
+        """Let go of connections and of the vectors, when whoever reads at the moment has come to an end."""
+        with self._guard:
+            self._is_closed = True
+            self._release()
+
+    def __del__(self) -> None:
+        self._is_closed, self._num_active = True, 0
+        self._release()
+
+    def _release(self) -> None:
+        if self._is_closed and not self._num_active:
+            while self._free:
+                self._free.pop().close()
+            self._view = None
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
+    # ---- transactions
+
+    @contextlib.contextmanager
+    def transaction(self, kind: str) -> Iterator[Connection]:
+        """A connection within a transaction of its own: ``DEFERRED`` to read, ``IMMEDIATE`` to write.
+
+        Raises:
+            InputError: the folder cannot be written to, or the disk is full.
+            ArtefactError: damage, or another process writes for too long.
+        """
+        is_writing = kind == "IMMEDIATE"
+        try:
+            with self._lent() as db:
+                db.execute(f"BEGIN {kind}")
+                try:
+                    yield db
+                    db.execute("COMMIT")
+                except BaseException:
+                    with contextlib.suppress(sqlite3.Error):
+                        db.execute("ROLLBACK")
+                    raise
+        except sqlite3.Error as error:
+            raise self._translated(error, is_writing=is_writing) from error
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the text {error.object!r}", expected="Unicode without surrogates", next_step="correct it"
+            ) from error
+        except (TypeError, ValueError, IndexError) as error:  # values of a kind that was never written
+            raise self.damaged(f"{self.database}: {error}") from error
+
+    @contextlib.contextmanager
+    def _lent(self) -> Iterator[Connection]:
+        with self._guard:
+            db = self._free.pop() if self._free else None
+            self._num_active += 1
+        try:
+            db = db or self._connect()
+            yield db
+        finally:
+            with self._guard:
+                self._num_active -= 1
+                if db is not None:
+                    self._free.append(db)
+                self._release()
+
+    def _connect(self) -> Connection:
+        """A connection; one without locks where nobody can write, or keep a note of who reads."""
+        address = f"file:{urllib.parse.quote(str(self.database.absolute()))}?mode=rw"
+        wal = self.database.with_name(f"{self.database.name}-wal")
+        if not os.access(self.folder, os.W_OK) and not wal.exists():
+            address += "&immutable=1"
+        db = sqlite3.connect(address, uri=True, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
+        try:
+            with contextlib.suppress(sqlite3.OperationalError):  # a folder that is read only
+                db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+        except sqlite3.Error:
+            db.close()
+            raise
+        return db
+
+    def _translated(self, error: sqlite3.Error, *, is_writing: bool) -> Exception:
+        name = getattr(error, "sqlite_errorname", "")
+        if is_writing and name.startswith(_READ_ONLY + _FULL):
+            number = errno.ENOSPC if name.startswith(_FULL) else errno.EACCES
+            try:
+                with disk_errors(self.folder):
+                    raise OSError(number, os.strerror(number))
+            except InputError as clear:
+                return clear
+        if name.startswith("SQLITE_BUSY"):
+            return ArtefactError(
+                f"another process has been writing to {self.folder} for {WAIT_S:.0f} s",
+                expected="a batch that ends sooner",
+                next_step="look for the process that holds it, and try again when it has ended",
+            )
+        return self.damaged(f"{self.database}: {error}")
+
+    def damaged(self, what: str) -> ArtefactError:
+        """The error that says so."""
+        return ArtefactError(
+            f"the index {self.folder} cannot be used: {what}",
+            expected="files as they were written",
+            next_step=f"samething index verify {self.folder} names every damage: restore the files from a "
+            "copy, or make the index again",
+        )
+
+    # ---- reading
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[tuple[Connection, View]]:
+        """One state of the rows, and the view of it."""
+        for _ in range(100):
+            with self.transaction("DEFERRED") as db:
+                view = self._seen(db)
+                if view is not None:
+                    yield db, view
+                    return
+        raise self.damaged(f"{self.database} goes back in time")
+
+    def _seen(self, db: Connection) -> View | None:
+        """The view of a transaction's state; None where another thread has seen a later one already."""
+        (change,) = db.execute("SELECT change FROM state").fetchone() or (-1,)
+        with self._guard:
+            old = self._view
+            if old is None or old.change < change:
+                self._view = self._looked_at(db, old, change)
+            elif old.change > change:
+                return None
+            return self._view
+
+    def _looked_at(self, db: Connection, old: View | None, change: int) -> View:
+        """What was appended and deleted since the last view; the rest of it is taken over."""
+        found = db.execute("SELECT num_slots, num_dead FROM spaces WHERE space = 0").fetchone()
+        if old is None:
+            self.rows.require_tables(db)
+        if change < 0 or found is None:
+            raise self.damaged(f"{self.database} does not say what state it is in")
+        num_slots, num_dead = found
+        vectors = self._mapped(num_slots)
+        is_dead = np.zeros(num_slots, dtype=bool)
+        if old is not None:
+            is_dead[: len(old.is_dead)] = old.is_dead
+        known = 0 if old is None else old.num_dead
+        slots = [slot for (slot,) in db.execute("SELECT slot FROM dead WHERE number > ?", (known,))]
+        if known + len(slots) != num_dead or (slots and not 0 <= min(slots) <= max(slots) < num_slots):
+            raise self.damaged(f"{self.database} counts its rows wrongly")
+        is_dead[slots] = True
+        same = old is not None and len(old.vectors) == num_slots
+        products = old.products if old is not None and same else SharedProducts(vectors)
+        return View(change, vectors, is_dead, num_dead, products)
+
+    def _mapped(self, num_slots: int) -> Float[np.ndarray, "n d"]:
+        dim = self.description.dim
+        num_bytes = 4 * dim * num_slots
+        self.require_whole(num_bytes)
+        if num_bytes == 0:
+            return np.empty((0, dim), dtype=np.float32)
+        assert self._file is not None
+        mapped = mmap.mmap(self._file.fileno(), num_bytes, access=mmap.ACCESS_READ)
+        return np.frombuffer(mapped, dtype=np.float32).reshape(num_slots, dim)
+
+    def require_whole(self, num_bytes: int) -> None:
+        """Refuse a file of vectors that is too short: reading its map would end the process.
+
+        Raises:
+            ArtefactError: it is too short, or gone.
+        """
+        try:
+            if self._file is None:
+                self._file = self.vectors_file.open("rb")
+            size = os.fstat(self._file.fileno()).st_size
+        except OSError as error:
+            raise self.damaged(f"{self.vectors_file}: {error.strerror}") from error
+        if size < num_bytes:
+            raise self.damaged(f"{self.vectors_file} has {size} bytes instead of {num_bytes}")
+
+    def matching(self, db: Connection, view: View, where: Mapping[str, Condition]) -> Slots:
+        """Slots of the rows that a filter lets through, ascending; kept until the next change."""
+        said = repr(where)
+        found = view.filters.get(said)
+        if found is None:
+            if len(view.filters) >= _MOST_FILTERS:
+                view.filters.clear()
+            found = view.filters[said] = self.rows.matching(db, where)
+        return found
+
+    def checked_vectors(self, db: Connection, view: View) -> Float[np.ndarray, "n d"]:
+        """All vectors by slot, compared with their checksums the first time.
+
+        Raises:
+            ArtefactError: they are not what was written.
+        """
+        self.require_whole(view.vectors.nbytes)
+        with self._guard:
+            problems = self._segment_problems(db, view, since=self._num_checked)
+            if problems:
+                raise self.damaged("; ".join(problems))
+            self._num_checked = max(self._num_checked, len(view.vectors))
+        return view.vectors
+
+    def _segment_problems(self, db: Connection, view: View, *, since: int) -> list[str]:
+        if since >= len(view.vectors):
+            return []
+        problems: list[str] = []
+        expected = since
+        for start, count, check in db.execute(
+            "SELECT start, count, crc32 FROM segments WHERE space = 0 AND start >= ? ORDER BY start", (since,)
+        ):
+            part = view.vectors[start : start + count]
+            if start != expected or zlib.crc32(part.data) != check:
+                place = f"byte {4 * self.description.dim * start}"
+                problems.append(f"{self.vectors_file} is not what was written from {place} on")
+            expected = start + count
+        if expected != len(view.vectors):
+            problems.append(f"{self.database} has no checksum of all vectors")
+        return problems
+
+    def problems(self) -> tuple[int, list[str]]:
+        """Number of rows, and everything that is not as it was written."""
+        with self.reading() as (db, view):
+            self.require_whole(view.vectors.nbytes)
+            problems = self._segment_problems(db, view, since=0)
+            num_rows, of_rows = self.rows.problems(db, view.vectors)
+            living = np.flatnonzero(~view.is_dead).tolist()
+            if living != [slot for (slot,) in db.execute("SELECT slot FROM rows ORDER BY slot")]:
+                problems.append(f"{self.database} does not name the rows that it has")
+        return num_rows, problems + [f"{self.database}: {problem}" for problem in of_rows]
+
+    def notes(self, db: Connection, kind: str) -> dict[str, Json]:
+        """The notes of a kind by their keys."""
+        found = {}
+        for row in db.execute("SELECT * FROM notes WHERE kind = ?", (kind,)):
+            if checksum(row[:3]) != row[3]:
+                raise self.damaged(f"{self.database}: the note {row[:2]!r} is damaged")
+            found[row[1]] = json.loads(row[2])
+        return found
+
+    # ---- writing; the caller has begun a transaction
+
+    def upsert(self, db: Connection, vectors: Float[np.ndarray, "n d"], rows: Sequence[StoredRow]) -> None:
+        """Insert rows with distinct ids; those that are there are replaced, and keep an equal vector."""
+        view = self._looked_at_anew(db)
+        checks = vector_crc32([row.values[0] for row in rows], vectors)
+        slots: list[int] = []
+        new: list[int] = []
+        replaced: list[int] = []
+        dead: list[int] = []
+        for number, row in enumerate(rows):
+            found = db.execute("SELECT slot FROM rows WHERE id = ?", row.values[:1]).fetchone()
+            replaced += found or ()
+            if found and np.array_equal(view.vectors[found[0]], vectors[number]):
+                slots += found
+                continue
+            dead += found or ()
+            slots.append(len(view.vectors) + len(new))
+            new.append(number)
+        if new:
+            self._append(db, len(view.vectors), vectors[new])
+        self.rows.remove(db, replaced)
+        self.rows.insert(db, slots, rows, checks)
+        self._bury(db, dead)
+
+    def delete(self, db: Connection, ids: Sequence[str]) -> None:
+        """Delete the rows of those ids that are there."""
+        slots = [
+            slot for name in ids for (slot,) in db.execute("SELECT slot FROM rows WHERE id = ?", (name,))
+        ]
+        self.rows.remove(db, slots)
+        self._bury(db, slots)
+
+    def set_notes(self, db: Connection, kind: str, values: Mapping[str, Json]) -> None:
+        """Set some notes of a kind; None removes one."""
+        for key, value in values.items():
+            row = (kind, key, json.dumps(value, ensure_ascii=False))
+            db.execute("DELETE FROM notes WHERE kind = ? AND key = ?", row[:2])
+            if value is not None:
+                db.execute("INSERT INTO notes VALUES (?, ?, ?, ?)", (*row, checksum(row)))
+
+    def copy_rows(self, source: Generation, db: Connection, num_rows: int) -> None:
+        """Insert all rows of another generation of the same description, so many at a time."""
+        with source.reading() as (theirs, view):
+            vectors = source.checked_vectors(theirs, view)
+            living = np.flatnonzero(~view.is_dead)
+            columns = list(self.description.columns)
+            for start in range(0, len(living), num_rows):
+                slots = living[start : start + num_rows]
+                items, problems = source.rows.read(theirs, slots.tolist(), columns)
+                if problems:
+                    raise source.damaged("; ".join(problems))
+                self.upsert(db, vectors[slots], self.rows.stored(items))
+
+    def _looked_at_anew(self, db: Connection) -> View:
+        """What the transaction that writes sees, its own changes included; kept from readers."""
+        (change,) = db.execute("SELECT change FROM state").fetchone()
+        with self._guard:
+            base = self._view if self._view is not None and self._view.change == change else None
+            return self._looked_at(db, base, change)
+
+    def _append(self, db: Connection, start: int, vectors: Float[np.ndarray, "n d"]) -> None:
+        content = np.ascontiguousarray(vectors, dtype="<f4")
+        with disk_errors(self.vectors_file), self.vectors_file.open("r+b") as stream:
+            stream.seek(content.itemsize * self.description.dim * start)
+            stream.write(content.data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        crc32 = zlib.crc32(content.data)
+        db.execute("INSERT INTO segments VALUES (NULL, 0, ?, ?, ?)", (start, len(content), crc32))
+        db.execute("UPDATE spaces SET num_slots = ? WHERE space = 0", (start + len(content),))
+
+    def _bury(self, db: Connection, slots: Sequence[int]) -> None:
+        db.executemany("INSERT INTO dead VALUES (NULL, 0, ?)", [(slot,) for slot in slots])
+        db.execute("UPDATE spaces SET num_dead = num_dead + ? WHERE space = 0", (len(slots),))
+        db.execute("UPDATE state SET change = change + 1")
+
+
+def generation_files(folder: Path, number: int) -> tuple[Path, Path]:
+    """Database and file of vectors."""
+    return folder / f"rows-{number}.sqlite", folder / f"vectors-{number}.f32"

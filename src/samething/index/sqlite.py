@@ -1,0 +1,400 @@
+"""The embedded engine: SQLite keeps the rows, our own exact search reads their vectors from a mapped file.
+
+The folder::
+
+    manifest.json       what the index is bound to, and the number of the generation in use
+    rows-1.sqlite       its rows, see ``sqlite_rows``
+    vectors-1.f32       its vectors, float32, a row per slot
+    approximate-1.faiss after ``tune``: the graph of the approximate search
+
+A change is acknowledged when it is committed and on disk. SQLite's lock lets one process write at a time, and
+any number read meanwhile. ``compact`` and ``rebuild`` write another generation; the manifest that names it is
+renamed into place under the lock of the old one, and every open handle follows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numpy as np
+
+from samething.arrays import Embeddings, Queries
+from samething.errors import ArtefactError, FingerprintError, InputError, SamethingError
+from samething.files import (
+    Json,
+    disk_errors,
+    is_finished,
+    only_one_writer,
+    write_manifest,
+)
+from samething.index.answers import Condition, Hits, Verification
+from samething.index.approximate import Graph, RecallReport, tuned_graph
+from samething.index.description import IndexDescription, RecordBatch, Table, item_rows
+from samething.index.generation import Generation, View
+from samething.index.interface import AbstractIndex
+from samething.index.ranked import nearest_rows
+from samething.index.sqlite_folder import (
+    NO_STAMP,
+    Stamp,
+    bound_to,
+    generation_numbers,
+    graph_path,
+    manifest_stamp,
+    new_manifest,
+    read_description,
+    require_free,
+)
+from samething.index.sqlite_rows import Connection
+
+T = TypeVar("T")
+
+_ROWS_A_SCAN: Final = 10_000
+_ROWS_A_COPY: Final = 5_000
+_MANY_QUERIES: Final = 64
+"""From so many queries at once on, exact search is the quicker one."""
+
+
+class SqliteIndex(AbstractIndex):
+    """An index in a folder. See :class:`AbstractIndex` for what it does and the module for how.
+
+    It may be used by several threads. Memory: the vectors are mapped, not copied; the system lets go of them
+    when it needs to. A change costs its readers what it changes.
+    """
+
+    def __init__(self, folder: Path, description: IndexDescription, number: int, stamp: Stamp | None) -> None:
+        """Use ``create`` or ``open``. ``stamp``: the manifest's before it was read; None: not followed."""
+        super().__init__(str(folder), description)
+        self.folder = folder
+        self._generation = Generation(folder, number, description)
+        self._stamp = stamp
+        self._is_closed = False
+        self._guard = threading.Lock()
+        self._succeeds = (-1, -1)
+        self._loaded: tuple[str, Graph | None] | None = None
+
+    # ---- making and opening
+
+    @classmethod
+    def _create(cls, location: str | Path, description: IndexDescription) -> SqliteIndex:
+        folder = Path(location)
+        require_free(folder)
+        with only_one_writer(folder):
+            require_free(folder)  # another process may have made one while this one began
+            Generation.create(folder, 1, description).close()
+            with disk_errors(folder):
+                write_manifest(folder, new_manifest(description, 1))
+        return cls(folder, description, 1, NO_STAMP)
+
+    @classmethod
+    def _open(cls, location: str | Path) -> SqliteIndex:
+        folder = Path(location)
+        stamp = manifest_stamp(folder)
+        index = cls(folder, *read_description(folder), stamp)
+        index.count()  # finds missing and truncated files now rather than later
+        return index
+
+    @classmethod
+    def exists(cls, location: str | Path) -> bool:
+        """Whether there is a manifest. See :meth:`AbstractIndex.exists`."""
+        return is_finished(Path(location))
+
+    # ---- being replaced
+
+    def _beside(self, description: IndexDescription) -> SqliteIndex:
+        with self._writing() as (db, generation):
+            wanted = bound_to(description)
+            noted = generation.notes(db, "next").get("generation", {})
+            number = noted.get("number") if noted.get("made_from") == wanted else None
+            if number is None:
+                self._remove_others(keep=(generation.number,))
+                number = self._new_number(db, generation)
+                Generation.create(self.folder, number, description).close()
+                generation.set_notes(db, "next", {"generation": {"number": number, "made_from": wanted}})
+            (change,) = db.execute("SELECT change FROM state").fetchone()
+        successor = SqliteIndex(self.folder, description, number, None)
+        successor._succeeds = (generation.number, change)
+        return successor
+
+    def swap(self, of: AbstractIndex) -> bool:
+        """Write a manifest that names this generation. See :meth:`AbstractIndex.swap`."""
+        assert isinstance(of, SqliteIndex)
+        with of._writing() as (db, old):
+            number = self._generation.number
+            if old.number == number:
+                return True  # another process that made the same one was faster
+            if old.notes(db, "next").get("generation", {}).get("number") != number:
+                raise ArtefactError(
+                    f"the index {self.location} is being rebuilt with another model by another process",
+                    expected="one rebuild at a time",
+                    next_step="run samething index rebuild again when that one has ended",
+                )
+            (change,) = db.execute("SELECT change FROM state").fetchone()
+            if self._succeeds != (old.number, change):
+                self._succeeds = (old.number, change)
+                return False
+            self._take_over(db, self._generation)
+            self._stamp = NO_STAMP
+        return True
+
+    def compact(self) -> None:
+        """Write all rows anew; what was deleted or replaced leaves the disk.
+
+        Other writers wait for it, readers do not. A killed process leaves the index as it was.
+        """
+        with self._writing() as (db, old):
+            noted = old.notes(db, "next").get("generation", {}).get("number", 0)
+            self._remove_others(keep=(old.number, noted))
+            fresh = Generation.create(self.folder, self._new_number(db, old), self.description)
+            with contextlib.closing(fresh):
+                with fresh.transaction("IMMEDIATE") as theirs:
+                    fresh.copy_rows(old, theirs, _ROWS_A_COPY)
+                self._take_over(db, fresh, keep=noted)
+
+    def _take_over(self, db: Connection, fresh: Generation, *, keep: int = 0) -> None:
+        """Let the manifest name another generation, whose notes become those of the old one.
+
+        ``db`` holds the lock of the old generation, so that nobody writes to it any more. A process that is
+        killed here leaves the old manifest or the new one.
+        """
+        kept = ("approximate",) if keep else ("approximate", "next")
+        marks = ", ".join("?" * len(kept))
+        notes = db.execute(f"SELECT * FROM notes WHERE kind NOT IN ({marks})", kept).fetchall()
+        with fresh.transaction("IMMEDIATE") as theirs:
+            theirs.executemany("INSERT OR REPLACE INTO notes VALUES (?, ?, ?, ?)", notes)
+        with disk_errors(self.folder):
+            write_manifest(self.folder, new_manifest(fresh.description, fresh.number))
+        self._remove_others(keep=(fresh.number, keep))
+
+    def _new_number(self, db: Connection, generation: Generation) -> int:
+        """A number that no generation has had, so that no handle takes one for another."""
+        last = generation.notes(db, "generations").get("last", 1)
+        number: int = 1 + max(last, *generation_numbers(self.folder))
+        generation.set_notes(db, "generations", {"last": number})
+        return number
+
+    def _remove_others(self, *, keep: tuple[int, ...]) -> None:
+        for number in set(generation_numbers(self.folder)) - set(keep):
+            Generation(self.folder, number, self.description).unlink()
+            graph_path(self.folder, number).unlink(missing_ok=True)
+
+    # ---- changing
+
+    def _upsert(self, vectors: Embeddings, items: Table) -> None:
+        rows = self._generation.rows.stored(items.to_pylist())
+        with self._writing() as (db, generation):
+            generation.upsert(db, vectors, rows)
+
+    def _delete(self, ids: list[str]) -> None:
+        with self._writing() as (db, generation):
+            generation.delete(db, ids)
+
+    def notes(self, kind: str) -> dict[str, Json]:
+        """See :meth:`AbstractIndex.notes`."""
+        with self._reading() as ((db, _), generation):
+            return generation.notes(db, kind)
+
+    def set_notes(self, kind: str, values: Mapping[str, Json]) -> None:
+        """See :meth:`AbstractIndex.set_notes`."""
+        with self._writing() as (db, generation):
+            generation.set_notes(db, kind, values)
+
+    # ---- asking
+
+    def count(self) -> int:
+        """Number of rows."""
+        with self._reading() as ((_, view), _):
+            return view.num_rows
+
+    def _search(self, queries: Queries, k: int, where: dict[str, Condition], columns: list[str]) -> Hits:
+        with self._reading() as ((db, view), generation):
+            if queries.shape[1] != generation.description.dim:
+                raise self._of_another_model(generation.description)
+            chosen = generation.matching(db, view, where) if where else None
+            k = min(k, view.num_rows if chosen is None else len(chosen))
+            if k == 0 or len(queries) == 0:
+                shape = (len(queries), k)
+                return self._hits(np.empty(shape, dtype=object), np.empty(shape), [], columns)
+            graph = None
+            if chosen is None and len(queries) < _MANY_QUERIES:
+                graph = self._graph(db, generation)
+            if graph is None:
+                ids, scores, slots = nearest_rows(db, generation, view, queries, k, chosen)
+            else:
+                ids, scores, slots = graph.search(db, generation, view, queries, k)
+            rows = [{"id": name} for name in ids.ravel()]
+            if columns != ["id"]:
+                rows = self._read(db, generation, slots.ravel().tolist(), columns)
+        return self._hits(ids, scores, rows, columns)
+
+    def _items(self, columns: list[str]) -> Iterator[RecordBatch]:
+        import pyarrow as pa
+
+        schema = pa.schema([self.description.item_schema.field(name) for name in columns])
+        with self._reading() as ((db, _), generation):
+            for values in generation.rows.scan(db, columns, _ROWS_A_SCAN):
+                arrays = [pa.array(part, field.type) for part, field in zip(values, schema, strict=True)]
+                yield pa.record_batch(arrays, schema=schema)
+
+    def _rows(self, ids: list[str], columns: list[str]) -> Table:
+        with self._reading() as ((db, _), generation):
+            found = self._read(db, generation, self._slots(db, ids), columns)
+        return item_rows(found, columns, self.description)
+
+    def _vectors(self, ids: list[str]) -> Embeddings:
+        with self._reading() as ((db, view), generation):
+            vectors = generation.checked_vectors(db, view)
+            return np.take(vectors, np.asarray(self._slots(db, ids), dtype=np.int64), axis=0)
+
+    def _read(
+        self, db: Connection, generation: Generation, slots: list[int], columns: list[str]
+    ) -> list[dict[str, Any]]:
+        found, problems = generation.rows.read(db, slots, columns)
+        if problems:
+            raise generation.damaged("; ".join(problems))
+        return found
+
+    def _slots(self, db: Connection, ids: list[str]) -> list[int]:
+        slots = []
+        for name in ids:
+            found = db.execute("SELECT slot FROM rows WHERE id = ?", (name,)).fetchone()
+            if found is None:
+                raise InputError(
+                    f"the id {name!r}",
+                    expected=f"an id that is in the index {self.location}",
+                    next_step="list the ids with items()",
+                )
+            slots += found
+        return slots
+
+    # ---- approximate search
+
+    def tune(self, recall: float = 0.98, *, k: int = 5, num_queries: int = 1000) -> RecallReport:
+        """Let searches be approximate from now on, at a recall measured on the index's own vectors.
+
+        Args:
+            recall: share of the exact nearest rows that is to be found, in (0, 1]; the lower 95 % bound of
+                what was measured reaches it.
+            k: neighbours per query.
+            num_queries: rows of the index to ask for.
+
+        Raises:
+            InputError: a recall out of range, or too few rows.
+        """
+        with self._reading() as ((db, view), generation):
+            vectors = generation.checked_vectors(db, view)
+            slots = np.flatnonzero(~view.is_dead)
+            path = graph_path(self.folder, generation.number)
+            report = tuned_graph(path, vectors, slots, target=recall, k=k, num_queries=num_queries)
+        with self._writing() as (db, now):
+            if now.number == generation.number:
+                now.set_notes(db, "approximate", {"report": dataclasses.asdict(report)})
+            else:  # it was compacted meanwhile
+                path.unlink(missing_ok=True)
+        return report
+
+    def search_exactly(self) -> None:
+        """Let searches be exact again."""
+        self.set_notes("approximate", {"report": None})
+
+    def recall_report(self) -> RecallReport | None:
+        """How approximate searches are, or None where they are exact."""
+        found = self.notes("approximate").get("report")
+        return None if found is None else RecallReport(**found)
+
+    def _graph(self, db: Connection, generation: Generation) -> Graph | None:
+        """The graph to search, loaded once."""
+        noted = generation.notes(db, "approximate").get("report")
+        if not noted or not noted["breadth"]:
+            return None
+        with self._guard:
+            if self._loaded is None or self._loaded[0] != noted["sha256"]:
+                path = graph_path(self.folder, generation.number)
+                self._loaded = (noted["sha256"], Graph.open(path, RecallReport(**noted)))
+            return self._loaded[1]
+
+    # ---- checking and ending
+
+    def verify(self) -> Verification:
+        """Compare every row, list, thumbnail and vector with its checksum."""
+        try:
+            with self._reading() as ((db, _), generation):
+                num_rows, problems = generation.problems()
+                path = graph_path(self.folder, generation.number)
+                noted = generation.notes(db, "approximate").get("report")
+                if noted and noted["breadth"] and Graph.open(path, RecallReport(**noted)) is None:
+                    problems.append(f"{path} is not what was written: tune the index again")
+        except ArtefactError as error:
+            num_rows, problems = 0, [error.given]
+        return Verification(num_rows, 2, tuple(dict.fromkeys(problems)))
+
+    def close(self) -> None:
+        """Let go of the vectors and of the files; the index cannot be used afterwards."""
+        with self._guard:
+            self._is_closed = True
+            self._generation.close()
+
+    # ---- the generation in use
+
+    def _reading(self) -> contextlib.AbstractContextManager[tuple[tuple[Connection, View], Generation]]:
+        """One state of the index as it was last acknowledged, by any process."""
+        return self._in_use(Generation.reading)
+
+    def _writing(self) -> contextlib.AbstractContextManager[tuple[Connection, Generation]]:
+        """The lock of the generation in use, for one change that is on disk when the block has ended."""
+        return self._in_use(lambda generation: generation.transaction("IMMEDIATE"))
+
+    @contextlib.contextmanager
+    def _in_use(
+        self, begin: Callable[[Generation], contextlib.AbstractContextManager[T]]
+    ) -> Iterator[tuple[T, Generation]]:
+        """A transaction of the generation in use.
+
+        Whoever changes the manifest holds the lock of the generation that it named, and removes files only
+        afterwards. So what a manifest that has not changed since the beginning names is locked, or whole.
+        """
+        is_inside = False
+        while True:
+            generation = self._current()
+            try:
+                with begin(generation) as begun:
+                    if not self._has_moved():
+                        is_inside = True
+                        yield begun, generation
+                        return
+            except SamethingError:
+                if is_inside or not self._has_moved():
+                    raise
+
+    def _has_moved(self) -> bool:
+        return self._stamp is not None and manifest_stamp(self.folder) != self._stamp
+
+    def _current(self) -> Generation:
+        with self._guard:
+            if self._is_closed:
+                raise InputError(
+                    f"the index {self.location} was closed",
+                    expected="an open index",
+                    next_step="open it again",
+                )
+            while self._has_moved():
+                stamp = manifest_stamp(self.folder)
+                description, number = read_description(self.folder)
+                if description.model_fingerprint != self.model_fingerprint:
+                    raise self._of_another_model(description)
+                self._generation.close()
+                self._generation = Generation(self.folder, number, description)
+                self._stamp = stamp
+            return self._generation
+
+    def _of_another_model(self, description: IndexDescription) -> FingerprintError:
+        return FingerprintError(
+            f"the index {self.location} was rebuilt with the model {description.model_name!r} "
+            f"({description.model_fingerprint}) since it was opened",
+            expected=f"vectors of {self.model_name!r} ({self.model_fingerprint})",
+            next_step="open it again with the new model",
+        )

@@ -1,0 +1,272 @@
+"""How a row of an index lies in an SQLite database, and how a filter is said in SQL.
+
+``rows`` holds a row's columns, two checksums, and its slot: its place in the file of vectors. ``members``
+holds every text of its lists, to filter by; ``blobs`` its thumbnail, which would slow reading the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from samething.index.answers import Between, Condition
+from samething.index.description import IndexDescription, vector_crc32
+
+Connection: TypeAlias = sqlite3.Connection
+Slots: TypeAlias = Int[np.ndarray, "_"]
+
+_SQL_TYPES: Final = {"text": "TEXT", "texts": "TEXT", "integer": "INTEGER", "number": "REAL"}
+_VALUES: Final = json.JSONEncoder(default=repr).encode
+_LIST: Final = json.JSONEncoder(ensure_ascii=False).encode
+_MOST_VALUES: Final = 30_000
+"""SQLite takes 32,766 values in a statement."""
+_SCHEMA: Final = """
+CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), change INTEGER NOT NULL);
+CREATE TABLE spaces (space INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, file TEXT NOT NULL,
+  dtype TEXT NOT NULL, dim INTEGER NOT NULL, num_slots INTEGER NOT NULL, num_dead INTEGER NOT NULL);
+CREATE TABLE segments (number INTEGER PRIMARY KEY, space INTEGER NOT NULL, start INTEGER NOT NULL,
+  count INTEGER NOT NULL, crc32 INTEGER NOT NULL);
+CREATE TABLE dead (number INTEGER PRIMARY KEY, space INTEGER NOT NULL, slot INTEGER NOT NULL);
+CREATE TABLE members (name INTEGER, text TEXT, slot INTEGER, PRIMARY KEY (name, text, slot)) WITHOUT ROWID;
+CREATE TABLE blobs (kind TEXT NOT NULL, slot INTEGER NOT NULL, content BLOB NOT NULL, crc32 INTEGER NOT NULL,
+  UNIQUE (kind, slot));
+CREATE TABLE notes (kind TEXT, key TEXT, value TEXT NOT NULL, crc32 INTEGER NOT NULL,
+  PRIMARY KEY (kind, key)) WITHOUT ROWID;
+CREATE TABLE rows (slot INTEGER PRIMARY KEY, {columns}, vector_crc32 INTEGER NOT NULL,
+  row_crc32 INTEGER NOT NULL);
+CREATE UNIQUE INDEX rows_id ON rows (id);
+CREATE INDEX rows_label ON rows (label);
+CREATE INDEX rows_domain ON rows (domain)"""
+
+
+def checksum(values: Sequence[Any]) -> int:
+    """CRC-32 over values of a database's row."""
+    return zlib.crc32(_VALUES(values).encode())
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredRow:
+    """A row as the database has it."""
+
+    values: tuple[Any, ...]
+    """Its columns but the thumbnail; the id comes first, lists are JSON."""
+    thumbnail: bytes | None
+
+    @property
+    def row_crc32(self) -> int:
+        """Over all values."""
+        return checksum(self.values)
+
+
+class RowFormat:
+    """The tables of an index with certain columns: written, read and filtered.
+
+    Args:
+        description: what the index is bound to.
+    """
+
+    def __init__(self, description: IndexDescription) -> None:
+        self.kinds = {name: kind for name, kind in description.columns.items() if kind != "bytes"}
+        """Columns of the table ``rows`` and their kinds, in order."""
+        columns = ", ".join(f'"{name}" {_SQL_TYPES[kind]}' for name, kind in self.kinds.items())
+        self.statements = [part.strip() for part in _SCHEMA.format(columns=columns).split(";")]
+        """What makes the tables."""
+        self.names = ", ".join(f'"{name}"' for name in self.kinds)
+        self._places = {name: place for place, name in enumerate(self.kinds)}
+        self._lists = [(place, name) for name, place in self._places.items() if self.kinds[name] == "texts"]
+
+    # ---- making
+
+    def create_tables(self, db: Connection, *, file: str, dim: int) -> None:
+        """Make all tables, empty."""
+        for statement in self.statements:
+            db.execute(statement)
+        db.execute("INSERT INTO state VALUES (1, 0)")
+        db.execute("INSERT INTO spaces VALUES (0, 'main', ?, 'float32', ?, 0, 0)", (file, dim))
+
+    def require_tables(self, db: Connection) -> None:
+        """Refuse a database whose tables are not those that were made.
+
+        Raises:
+            ValueError: they are others.
+        """
+        there = {sql for (sql,) in db.execute("SELECT sql FROM sqlite_master")}
+        if not there.issuperset(self.statements):
+            raise ValueError("its tables are not those of an index")
+
+    # ---- writing
+
+    def stored(self, items: Sequence[Mapping[str, Any]]) -> list[StoredRow]:
+        """Checked metadata as it is stored."""
+        kinds = self.kinds.items()
+        return [
+            StoredRow(tuple(_stored(item[name], kind) for name, kind in kinds), item["thumbnail"])
+            for item in items
+        ]
+
+    def insert(
+        self, db: Connection, slots: Sequence[int], rows: Sequence[StoredRow], checks: Sequence[int]
+    ) -> None:
+        """Insert rows whose ids are not there; ``checks`` are the CRC-32 of their vectors."""
+        marks = ", ".join("?" * (len(self.kinds) + 3))
+        db.executemany(
+            f"INSERT INTO rows VALUES ({marks})",
+            [
+                (slot, *row.values, check, row.row_crc32)
+                for slot, row, check in zip(slots, rows, checks, strict=True)
+            ],
+        )
+        db.executemany("INSERT INTO members VALUES (?, ?, ?)", list(self._members(slots, rows)))
+        db.executemany(
+            "INSERT INTO blobs VALUES ('thumbnail', ?, ?, ?)",
+            [
+                (slot, row.thumbnail, zlib.crc32(row.thumbnail))
+                for slot, row in zip(slots, rows, strict=True)
+                if row.thumbnail is not None
+            ],
+        )
+
+    def remove(self, db: Connection, slots: Sequence[int]) -> None:
+        """Remove rows; what their slots hold stays in the file."""
+        rows = [StoredRow(values, None) for slot in slots for values in self._raw(db, [slot])]
+        db.executemany("DELETE FROM members WHERE (name, text, slot) = (?, ?, ?)", self._members(slots, rows))
+        for table in ("rows", "blobs"):
+            db.executemany(f"DELETE FROM {table} WHERE slot = ?", [(slot,) for slot in slots])
+
+    def _raw(self, db: Connection, slots: Sequence[int]) -> list[tuple[Any, ...]]:
+        return [
+            row
+            for slot in slots
+            for row in db.execute(f"SELECT {self.names} FROM rows WHERE slot = ?", (slot,))
+        ]
+
+    def _members(self, slots: Sequence[int], rows: Sequence[StoredRow]) -> set[tuple[int, str, int]]:
+        return {
+            (place, text, slot)
+            for slot, row in zip(slots, rows, strict=True)
+            for place, _ in self._lists
+            for text in json.loads(row.values[place] or "[]")
+            if text is not None
+        }
+
+    # ---- reading
+
+    def read(
+        self, db: Connection, slots: Sequence[int], columns: Sequence[str]
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """Columns of rows, in the order of the slots, and a sentence for each that is damaged."""
+        found: dict[int, dict[str, Any]] = {}
+        problems: list[str] = []
+        for slot in dict.fromkeys(slots):
+            row = db.execute(f"SELECT {self.names}, row_crc32 FROM rows WHERE slot = ?", (slot,)).fetchone()
+            if row is None or StoredRow(row[:-1], None).row_crc32 != row[-1]:
+                problems.append(f"the row of {row[0]!r} is damaged" if row else f"slot {slot} has no row")
+                row = [None] * (len(self.kinds) + 1)
+            found[slot] = {
+                name: self.value(name, row[self._places[name]]) for name in columns if name != "thumbnail"
+            }
+            if "thumbnail" in columns:
+                blob = db.execute(
+                    "SELECT content, crc32 FROM blobs WHERE kind = 'thumbnail' AND slot = ?", (slot,)
+                ).fetchone()
+                if blob and zlib.crc32(blob[0]) != blob[1]:
+                    problems.append(f"the thumbnail of {row[0]!r} is damaged")
+                found[slot]["thumbnail"] = blob[0] if blob else None
+        return [found[slot] for slot in slots], problems
+
+    def value(self, name: str, stored: Any) -> Any:
+        """A value as it was given."""
+        return stored if stored is None or self.kinds[name] != "texts" else json.loads(stored)
+
+    def scan(self, db: Connection, columns: Sequence[str], num_rows: int) -> Iterator[list[list[Any]]]:
+        """The columns of all rows, so many rows at a time: a list of values per column."""
+        select = ", ".join("content" if name == "thumbnail" else f'"{name}"' for name in columns)
+        joined = "LEFT JOIN blobs ON kind = 'thumbnail' AND blobs.slot = rows.slot"
+        cursor = db.execute(f"SELECT {select} FROM rows {joined if 'thumbnail' in columns else ''}")
+        while part := cursor.fetchmany(num_rows):
+            yield [
+                list(values) if self.kinds.get(name) != "texts" else [self.value(name, v) for v in values]
+                for name, values in zip(columns, zip(*part, strict=True), strict=True)
+            ]
+
+    def matching(self, db: Connection, where: Mapping[str, Condition]) -> Slots:
+        """Slots of the rows that a filter lets through, ascending."""
+        found = [self._meeting(db, name, condition) for name, condition in where.items()]
+        return functools.reduce(functools.partial(np.intersect1d, assume_unique=True), found)
+
+    def _meeting(self, db: Connection, name: str, condition: Condition) -> Slots:
+        if isinstance(condition, Between):
+            ends = {">=": condition.low, "<=": condition.high}
+            parts = [f'"{name}" {sign} ?' for sign, end in ends.items() if end is not None]
+            values = [end for end in ends.values() if end is not None]
+            return _slots(db, "rows WHERE " + " AND ".join([f'"{name}" IS NOT NULL', *parts]), values)
+        parts_found = [np.empty(0, dtype=np.int64)]
+        for some in chunks(list(dict.fromkeys(condition)), _MOST_VALUES):
+            marks = ", ".join("?" * len(some))
+            if self.kinds[name] == "texts":
+                table = f"members WHERE name = {self._places[name]} AND text IN ({marks})"
+            else:
+                table = f'rows WHERE "{name}" IN ({marks})'
+            parts_found.append(_slots(db, table, some))
+        return np.unique(np.concatenate(parts_found))
+
+    # ---- checking
+
+    def problems(self, db: Connection, vectors: Float[np.ndarray, "n d"]) -> tuple[int, list[str]]:
+        """Number of rows, and a sentence for each row, list or thumbnail that is not what was written."""
+        problems = [text for (text,) in db.execute("PRAGMA integrity_check") if text != "ok"]
+        num_rows = 0
+        members: set[int] = set()
+        for slot, *values, vector_check, row_check in db.execute("SELECT * FROM rows"):
+            num_rows += 1
+            row = StoredRow(tuple(values), None)
+            if row.row_crc32 != row_check:
+                problems.append(f"the row of {values[0]!r} is damaged")
+                continue
+            members ^= {hash(entry) for entry in self._members([slot], [row])}
+            if not slot < len(vectors) or vector_crc32([values[0]], vectors[slot : slot + 1]) != [
+                vector_check
+            ]:
+                problems.append(f"the vector of {values[0]!r} is not what was written")
+        for entry in db.execute("SELECT name, text, slot FROM members"):
+            members ^= {hash(entry)}
+        if members:
+            problems.append("the texts to filter by are not those of the rows")
+        for name, content, check in db.execute(
+            "SELECT id, content, crc32 FROM blobs LEFT JOIN rows USING (slot) WHERE kind = 'thumbnail'"
+        ):
+            if zlib.crc32(content) != check:
+                problems.append(f"the thumbnail of {name!r} is damaged")
+        problems += [
+            f"the note {row[:2]!r} is damaged"
+            for row in db.execute("SELECT * FROM notes")
+            if checksum(row[:3]) != row[3]
+        ]
+        return num_rows, problems
+
+
+def _stored(value: Any, kind: str) -> Any:
+    if value is None or value != value:  # SQLite knows no NaN
+        return None
+    if kind == "texts":
+        return _LIST(value)
+    return value + 0.0 if kind == "number" else value  # nor a zero below zero
+
+
+def _slots(db: Connection, table: str, values: Sequence[Any]) -> Slots:
+    # one text of all numbers takes a quarter of the time of a row per number
+    (found,) = db.execute(f"SELECT group_concat(slot) FROM {table}", values).fetchone()
+    return np.sort(np.fromstring(found or "", dtype=np.int64, sep=","))
+
+
+def chunks(values: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
+    """Parts of a sequence."""
+    return (values[start : start + size] for start in range(0, len(values), size))
