@@ -24,6 +24,7 @@ from samething.errors import ArtefactError, FingerprintError, InputError
 from samething.files import Manifest, write_json, write_manifest
 from samething.index import AbstractIndex, SqliteIndex, create_index, open_index
 from samething.index.approximate import lower_bound
+from samething.retrieval import SharedProducts, exact_topk, nearest_units
 
 DIM = 8
 MODEL = {"model_fingerprint": "a1b2c3d4e5f60718", "model_name": "small-64"}
@@ -67,7 +68,6 @@ index.delete([f"{batch}-0" for batch in range(8)])
 # Gives up the power of root to write anywhere, if it has it.
 POWERLESS = """
 import ctypes, os
-from samething.retrieval import SharedProducts, exact_topk, nearest_units
 if os.geteuid() == 0:
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     assert ctypes.CDLL(None, use_errno=True).capset(header, (ctypes.c_uint32 * 6)()) == 0
