@@ -190,6 +190,7 @@ _EXTRAS: Final = {
         "milvus": "pymilvus",
         "watch": "watchfiles",
         "map": "bokeh umap",
+        "serve": "fastapi fastapi_offline prometheus_client uvicorn",
     }.items()
     for module in modules.split()
 }
