@@ -36,9 +36,9 @@ def named(part: Part) -> str:
     """A part in words.
 
     >>> named(("cars", 0)), named(("cars", 10))
-    ('cars', 'cars, at most 10 a class')
+    ('cars', 'cars, at most 10 per class')
     """
-    return part[0] if not part[1] else f"{part[0]}, at most {part[1]} a class"
+    return part[0] if not part[1] else f"{part[0]}, at most {part[1]} per class"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,18 +14,11 @@ import numpy as np
 from samething.arrays import PerQuery
 from samething.errors import InputError
 from samething.features import FeatureSet
-from samething.files import write_json
 from samething.pages import Table, bars_figure
 from samething.progress import progress_bar
+from samething.study.conclusion import conclude, domain_table, queries_said, said_of_others, shown
 from samething.study.folder import StudyFolder
-from samething.study.questions import (
-    Questions,
-    means_of_seeds,
-    percent,
-    said_of_others,
-    shown_difference,
-    trained_head,
-)
+from samething.study.questions import Questions, means_of_seeds, percent, trained_head
 from samething.study.study_report import StudyResult
 
 if TYPE_CHECKING:
@@ -125,10 +118,7 @@ def run_loss_study(
                     values[loss][repeat] = study.scores(loss, best[loss], _repeat_seed(seed, repeat))
                     bar.advance(task)
         _write_storage(folder.folder, searches)
-        result = _concluded(study, test, best, values)
-        write_json(folder.folder / "chosen.json", dict(result.chosen))
-        folder.finish({"chosen": result.chosen, "num_trials": len(folder.trials)})
-        return dataclasses.replace(result, num_new=folder.num_new)
+        return _concluded(study, test, best, values)
 
 
 def _repeat_seed(seed: int, repeat: int) -> int:
@@ -227,50 +217,14 @@ def _concluded(
     on_test = {
         loss: means_of_seeds({n: seen[f"{loss} {n}"] for n in range(study.num_seeds)}) for loss in ranking
     }
-    rows: list[dict[str, Any]] = []
-    cells: list[list[str]] = []
-    for loss in ranking:
-        (val_values, val_spread), (test_values, test_spread) = on_val[loss], on_test[loss]
-        behind = test.difference(test_values, on_test[winner][0])
-        rows.append(
-            {
-                "loss": loss, **{name: best[loss].get(name) for name in ("num_centers", "scale", "margin")},
-                **val.row(val_values), "val_spread": val_spread, **test.row(test_values),
-                "test_spread": test_spread, "test_minus_chosen": behind.difference,
-                "test_minus_chosen_low": behind.low, "test_minus_chosen_high": behind.high,
-            }
-        )  # fmt: skip
-        shown = [f"{best[loss][name]:.3g}" if name in best[loss] else "–" for name in ("scale", "margin")]
-        cells.append(
-            [
-                loss, str(best[loss]["num_centers"]), *shown,
-                f"{percent(val.mean(val_values), val.interval(val_values))} ±{100 * val_spread:.1f}",
-                f"{percent(test.mean(test_values), test.interval(test_values))} ±{100 * test_spread:.1f}",
-                "" if loss == winner else shown_difference(behind),
-            ]
-        )  # fmt: skip
-    findings = [
-        f"Best on validation: {winner}; on test it reaches "
-        f"{percent(rows[0]['test'], (rows[0]['test_low'], rows[0]['test_high']))} % mMP@5.",
-        said_of_others({row["loss"]: row["test_minus_chosen_high"] for row in rows[1:]}),
-    ]
-    table = Table(
-        "Losses, each with the best of its search",
-        ["loss", "k", "scale", "margin", "validation mMP@5 %", "test mMP@5 %", "test, minus the chosen"],
-        cells,
-        note=f"Means of {study.num_seeds} seeds that the searches did not use; in brackets 95 % bootstrap "
-        "intervals over queries, ± the standard deviation over seeds. Chosen on validation, looked at once "
-        "on test. adacos sets its scale itself; adacos and normface have no margin.",
-        featured=0,
-    )
-    domains = Table(
-        "Test mMP@5 % a domain",
-        ["loss", *test.domains],
-        [
-            [loss, *(percent(value) for value in test.of_domains(on_test[loss][0]).values())]
-            for loss in ranking
-        ],
-    )
+    rows = [
+        {
+            "loss": loss, **{name: best[loss].get(name) for name in ("num_centers", "scale", "margin")},
+            **val.row(on_val[loss][0]), "val_spread": on_val[loss][1],
+            **test.row(on_test[loss][0], on_test[winner][0]), "test_spread": on_test[loss][1],
+        }
+        for loss in ranking
+    ]  # fmt: skip
     result = StudyResult(
         folder=study.folder.folder,
         title="Losses",
@@ -279,21 +233,42 @@ def _concluded(
             f"fingerprint {study.features.manifest.fingerprint}",
             "budget": f"{study.num_trials} trials of {study.config.epochs:g} epochs for each loss, "
             f"then {study.num_seeds} seeds",
-            "queries": f"{len(val.domain_of):,} of validation, {len(test.domain_of):,} of test, "
-            "of unseen instances",
+            "queries": queries_said(val, test),
         },
-        findings=findings,
-        tables=[table, domains],
+        findings=[
+            f"Best on validation: {winner}; on test it reaches "
+            f"{percent(rows[0]['test'], (rows[0]['test_low'], rows[0]['test_high']))} % mMP@5.",
+            said_of_others({row["loss"]: row["gain_high"] for row in rows[1:]}),
+        ],
+        tables=[_table(rows, study.num_seeds), domain_table(rows, test, ["loss"])],
         rows=rows,
         chosen=chosen,
+        num_new=study.folder.num_new,
     )
-    result.write(
-        {
-            "Test score": bars_figure(
-                ranking,
-                {"": [(row["test"], row["test_low"], row["test_high"]) for row in rows]},
-                label="test mMP@5 %, 95 % interval over queries",
-            )
-        }
+    bars = bars_figure(
+        ranking,
+        {"": [(row["test"], row["test_low"], row["test_high"]) for row in rows]},
+        label="test mMP@5 %, 95 % interval over queries",
     )
-    return result
+    return conclude(study.folder, result, {"Test score": bars}, recipe=chosen)
+
+
+def _table(rows: Sequence[Mapping[str, Any]], num_seeds: int) -> Table:
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3g}"
+
+    return Table(
+        "Losses, each with the best of its search",
+        ["loss", "k", "scale", "margin", "validation mMP@5 %", "test mMP@5 %", "test, minus the chosen"],
+        [
+            [
+                row["loss"], str(row["num_centers"]), number(row["scale"]), number(row["margin"]),
+                shown(row, "val"), shown(row, "test"), shown(row, "gain", sign=True) if place else "",
+            ]
+            for place, row in enumerate(rows)
+        ],
+        note=f"Means of {num_seeds} seeds that the searches did not use; in brackets 95 % bootstrap "
+        "intervals over queries, ± the standard deviation over seeds. Chosen on validation, looked at once "
+        "on test. adacos sets its scale itself; adacos and normface have no margin.",
+        featured=0,
+    )  # fmt: skip
