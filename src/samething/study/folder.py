@@ -162,7 +162,10 @@ class StudyFolder:
     def finish(self, content: Mapping[str, Json]) -> None:
         """Write the manifest."""
         shutil.rmtree(self.folder / "runs", ignore_errors=True)
-        write_manifest(self.folder, Manifest(KIND, FORMAT_VERSION, dict(self.made_from), dict(content)))
+        manifest = Manifest(
+            kind=KIND, format_version=FORMAT_VERSION, made_from=dict(self.made_from), content=dict(content)
+        )
+        write_manifest(self.folder, manifest)
 
 
 def _listed(scores: PerQuery) -> list[float | None]:
