@@ -18,7 +18,7 @@ def make(folder: Path) -> None:
 
     from line import make_line
     from samething.backbones import load_backbone
-    from samething.export.network import EmbeddingModel
+    from samething.export.embedding_model import EmbeddingModel
     from samething.images import decode, prepare
     from samething.training.run import Run
 

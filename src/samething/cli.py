@@ -39,7 +39,8 @@ COMMANDS: Final[Mapping[str, Command]] = {
         "Choose what to train on: rules, budgets, no copies, no leaks, no doubtful labels.",
     ),
     "backbones": Command(
-        "samething.backbones.command:backbones", "List the backbones, and which are already on this disk."
+        "samething.backbones.backbone_list:backbones",
+        "List the backbones, and which are already on this disk.",
     ),
     "features": Command(
         "samething.features:features", "Extract the features of every image with a frozen backbone, once."

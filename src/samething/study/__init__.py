@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import cyclopts
 
-from samething.study.folder import StudyFolder
-from samething.study.selection import Gain, Step, select
+from samething.study.greedy import Gain, Step, select
+from samething.study.study_folder import StudyFolder
 from samething.study.study_report import StudyResult
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from samething.features import FeatureSet
 from samething.pages import Table
 from samething.progress import progress_bar
 from samething.study.conclusion import conclude, domain_table, queries_said, said_of_others, shown
-from samething.study.folder import StudyFolder
 from samething.study.questions import Questions, baseline_head, means_of_seeds, percent, trained_head
+from samething.study.study_folder import StudyFolder
 from samething.study.study_report import Point, StudyResult, bubble_figure, pareto_front
 
 if TYPE_CHECKING:

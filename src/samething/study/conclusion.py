@@ -7,8 +7,8 @@ from typing import Any
 
 from samething.files import Json, write_json
 from samething.pages import Table
-from samething.study.folder import StudyFolder
 from samething.study.questions import Questions, percent
+from samething.study.study_folder import StudyFolder
 from samething.study.study_report import StudyResult
 
 

@@ -14,9 +14,9 @@ from samething.pages import Table, bars_figure, lines_figure
 from samething.progress import progress_bar
 from samething.study.conclusion import conclude, domain_cells, shown
 from samething.study.data_mix import Mixer, Part, Terms, named
-from samething.study.folder import StudyFolder
+from samething.study.greedy import Gain, Step, select
 from samething.study.questions import Questions, means_of_seeds, percent
-from samething.study.selection import Gain, Step, select
+from samething.study.study_folder import StudyFolder
 from samething.study.study_report import StudyResult
 
 if TYPE_CHECKING:

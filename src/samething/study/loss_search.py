@@ -17,8 +17,8 @@ from samething.features import FeatureSet
 from samething.pages import Table, bars_figure
 from samething.progress import progress_bar
 from samething.study.conclusion import conclude, domain_table, queries_said, said_of_others, shown
-from samething.study.folder import StudyFolder
 from samething.study.questions import Questions, means_of_seeds, percent, trained_head
+from samething.study.study_folder import StudyFolder
 from samething.study.study_report import StudyResult
 
 if TYPE_CHECKING:
