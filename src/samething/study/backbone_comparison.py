@@ -16,7 +16,14 @@ from samething.features import FeatureSet
 from samething.pages import Table
 from samething.progress import progress_bar
 from samething.study.conclusion import conclude, domain_table, queries_said, said_of_others, shown
-from samething.study.questions import Questions, baseline_head, means_of_seeds, percent, trained_head
+from samething.study.questions import (
+    Questions,
+    baseline_head,
+    means_of_seeds,
+    percent,
+    short_training,
+    trained_head,
+)
 from samething.study.study_folder import StudyFolder
 from samething.study.study_report import Point, StudyResult, bubble_figure, pareto_front
 
@@ -32,35 +39,49 @@ WAYS: Final[Mapping[str, str]] = {
 """How a backbone is asked, in the order of the table."""
 
 
-def run_backbone_study(
-    folders: Sequence[Path],
-    output: Path,
-    *,
-    dim: int,
-    num_seeds: int,
-    config: TrainConfig,
+def backbones(
+    *features: Path,
+    output: Path = Path("study-backbones"),
+    dim: int = 64,
+    seeds: int = 3,
+    epochs: float = 20.0,
 ) -> StudyResult:
-    """See :func:`samething.study.backbones`."""
-    feature_sets = _of_one_catalog(folders)
-    if num_seeds < 1 or not 1 <= dim <= min(found.rows.shape[1] for found in feature_sets.values()):
+    """Compare backbones on one catalog: full width, average pool, PCA, linear probe; against size and speed.
+
+    The linear probe is a linear map trained with NormFace (no margin). Which backbone is best is decided on
+    validation instances; the test instances are looked at once.
+
+    Args:
+        features: feature folders of one catalog, one per backbone.
+        output: the study folder; a killed study goes on there.
+        dim: numbers in the short embeddings.
+        seeds: trainings of each linear probe.
+        epochs: passes over the training images.
+
+    Raises:
+        InputError: folders of different catalogs, no validation or test images, instances in both.
+        FingerprintError: the folder is of another study or of other features.
+    """
+    feature_sets = _of_one_catalog([Path(folder) for folder in features])
+    if seeds < 1 or not 1 <= dim <= min(found.rows.shape[1] for found in feature_sets.values()):
         raise InputError(
-            f"--dim {dim} --seeds {num_seeds}",
+            f"--dim {dim} --seeds {seeds}",
             expected="a dimension up to the smallest width of the features, and at least one seed",
             next_step="change --dim or --seeds",
         )
-    config = dataclasses.replace(config, embedding_dim=dim)
+    config = short_training(epochs, dim, loss="normface", num_centers=1)
     made_from = {
         "study": "backbones",
         "features": {name: found.manifest.fingerprint for name, found in feature_sets.items()},
         "dim": dim,
-        "seeds": num_seeds,
+        "seeds": seeds,
         "config": config.to_json(),
     }
-    with StudyFolder.claimed(output, made_from) as folder:
+    with StudyFolder.claimed(Path(output), made_from) as folder:
         on_val: dict[tuple[str, str], PerQuery] = {}
         with progress_bar("backbones") as bar:
             for name in bar.track(feature_sets, description="validation"):
-                on_val |= _asked(folder, name, feature_sets[name], "val", num_seeds, config)
+                on_val |= _asked(folder, name, feature_sets[name], "val", seeds, config)
         first = next(iter(feature_sets.values()))
         val, test = Questions.of(first, "val"), Questions.of(first, "test")
         winner = max(feature_sets, key=lambda name: val.mean(on_val[name, "probe"]))
@@ -69,7 +90,7 @@ def run_backbone_study(
         def measure() -> dict[str, PerQuery]:
             measured = {}
             for name, found in feature_sets.items():
-                for (_, way), values in _asked(folder, name, found, "test", num_seeds, config).items():
+                for (_, way), values in _asked(folder, name, found, "test", seeds, config).items():
                     measured[f"{way} {name}"] = values
             return measured
 

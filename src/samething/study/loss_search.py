@@ -7,8 +7,9 @@ import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
+import cyclopts
 import numpy as np
 
 from samething.arrays import PerQuery
@@ -17,7 +18,7 @@ from samething.features import FeatureSet
 from samething.pages import Table, bars_figure
 from samething.progress import progress_bar
 from samething.study.conclusion import conclude, domain_table, queries_said, said_of_others, shown
-from samething.study.questions import Questions, means_of_seeds, percent, trained_head
+from samething.study.questions import Questions, means_of_seeds, percent, short_training, trained_head
 from samething.study.study_folder import StudyFolder
 from samething.study.study_report import StudyResult
 
@@ -48,6 +49,7 @@ class LossStudy:
     folder: StudyFolder
     config: TrainConfig
     val: Questions
+    losses: tuple[str, ...]
     num_trials: int
     num_seeds: int
     seed: int
@@ -67,58 +69,84 @@ class LossStudy:
         )
 
 
-def run_loss_study(
+def losses(
     features: Path,
-    output: Path,
     *,
-    losses: Sequence[str],
-    num_trials: int,
-    num_seeds: int,
-    config: TrainConfig,
-    seed: int,
+    output: Path = Path("study-losses"),
+    loss: Annotated[tuple[str, ...], cyclopts.Parameter(consume_multiple=True)] = (),
+    trials: int = 12,
+    seeds: int = 3,
+    epochs: float = 10.0,
+    embedding_dim: int = 64,
+    seed: int = 0,
 ) -> StudyResult:
-    """See :func:`samething.study.losses`."""
+    """Compare the losses, each with the best of a search of its own over scale, margin and sub-centres.
+
+    Every loss gets the same number of trials of the same length (Optuna's TPE, its first trial the loss's own
+    defaults), judged on validation instances. The best of each is trained again from seeds that the search
+    did not use, and all are looked at once on the test instances.
+
+    Args:
+        features: the feature folder; its catalog has train, val and test images.
+        output: the study folder; a killed study goes on there. optuna.log in it opens in Optuna's dashboard.
+        loss: names of the losses that are compared, by default all.
+        trials: trials per loss.
+        seeds: trainings of the best of each.
+        epochs: passes over the training images in every training.
+        embedding_dim: numbers in an embedding.
+        seed: of the searches.
+
+    Raises:
+        InputError: an unknown loss, no validation or test images, instances in both.
+        FingerprintError: the folder is of another study or of other features.
+    """
     from samething.losses import LOSSES
 
-    unknown = [loss for loss in losses if loss not in LOSSES]
-    if unknown or num_trials < 1 or num_seeds < 1:
+    compared = tuple(dict.fromkeys(loss or LOSSES))
+    if not set(compared) <= set(LOSSES) or trials < 1 or seeds < 1:
         raise InputError(
-            f"losses {', '.join(losses)} with {num_trials} trials and {num_seeds} seeds",
+            f"losses {', '.join(compared)} with {trials} trials and {seeds} seeds",
             expected=f"some of {', '.join(LOSSES)}; trials and seeds from 1",
             next_step="change --loss, --trials or --seeds",
         )
-    found = FeatureSet.open(features)
+    found = FeatureSet.open(Path(features))
     val, test = Questions.of(found, "val"), Questions.of(found, "test")
+    config = short_training(epochs, embedding_dim)
     made_from = {
         "study": "losses",
         "features": found.manifest.fingerprint,
-        "losses": list(losses),
-        "trials": num_trials,
-        "seeds": num_seeds,
+        "losses": list(compared),
+        "trials": trials,
+        "seeds": seeds,
         "seed": seed,
         "config": config.to_json(),
     }
-    with StudyFolder.claimed(output, made_from) as folder:
+    with StudyFolder.claimed(Path(output), made_from) as folder:
         study = LossStudy(
-            features=found, folder=folder, config=config, val=val,
-            num_trials=num_trials, num_seeds=num_seeds, seed=seed,
+            features=found, folder=folder, config=config, val=val, losses=compared,
+            num_trials=trials, num_seeds=seeds, seed=seed,
         )  # fmt: skip
-        best: dict[str, dict[str, Any]] = {}
-        searches = {}
-        with progress_bar("trainings") as bar:
-            task = bar.add_task("losses", total=len(losses) * (num_trials + num_seeds))
-            for loss in losses:
-                bar.update(task, description=loss)
-                searches[loss] = search = _searched(study, loss, lambda: bar.advance(task))
-                best[loss] = dict(search.best_trial.params)
-            values: dict[str, dict[int, PerQuery]] = {}
-            for loss in losses:
-                values[loss] = {}
-                for repeat in range(num_seeds):
-                    values[loss][repeat] = study.scores(loss, best[loss], _repeat_seed(seed, repeat))
-                    bar.advance(task)
-        _write_storage(folder.folder, searches)
-        return _concluded(study, test, best, values)
+        return _concluded(study, test, *_best_of_each(study))
+
+
+def _best_of_each(study: LossStudy) -> tuple[dict[str, dict[str, Any]], dict[str, dict[int, PerQuery]]]:
+    """Parameters of the best trial of each loss, and its validation scores from seeds of their own."""
+    best: dict[str, dict[str, Any]] = {}
+    values: dict[str, dict[int, PerQuery]] = {}
+    searches = {}
+    with progress_bar("trainings") as bar:
+        task = bar.add_task("losses", total=len(study.losses) * (study.num_trials + study.num_seeds))
+        for loss in study.losses:
+            bar.update(task, description=loss)
+            searches[loss] = search = _searched(study, loss, lambda: bar.advance(task))
+            best[loss] = dict(search.best_trial.params)
+        for loss in study.losses:
+            values[loss] = {}
+            for repeat in range(study.num_seeds):
+                values[loss][repeat] = study.scores(loss, best[loss], _repeat_seed(study.seed, repeat))
+                bar.advance(task)
+    _write_storage(study.folder.folder, searches)
+    return best, values
 
 
 def _repeat_seed(seed: int, repeat: int) -> int:

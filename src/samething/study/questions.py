@@ -116,6 +116,16 @@ class Questions:
         return row
 
 
+def short_training(epochs: float, embedding_dim: int, **options: Any) -> TrainConfig:
+    """The demo recipe, without validation on the way: validation is asked afterwards."""
+    from samething.training import RECIPES
+
+    return dataclasses.replace(
+        RECIPES["demo"](), epochs=epochs, embedding_dim=embedding_dim, validate_every=1e6, keep="last",
+        **options,
+    )  # fmt: skip
+
+
 def trained_head(
     features: FeatureSet, rows: Int[np.ndarray, " n"], config: TrainConfig, folder: Path
 ) -> Head:
