@@ -10,7 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-HEAVY = ("torch", "torchvision", "timm", "onnx", "safetensors", "open_clip", "matplotlib", "transformers")
+HEAVY = (
+    "torch", "torchvision", "timm", "onnx", "safetensors", "open_clip", "matplotlib", "transformers",
+    "fastapi", "uvicorn",
+)  # fmt: skip
 
 
 def make(folder: Path) -> None:
