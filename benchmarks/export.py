@@ -22,8 +22,8 @@ import torch
 
 from samething.embedder import Embedder
 from samething.export import export
-from samething.export.graphs import num_threads
-from samething.export.network import source_of
+from samething.export.embedding_model import source_of
+from samething.export.onnx_forms import num_threads
 from samething.export.quality import prepared_images
 from samething.training.run import Run
 

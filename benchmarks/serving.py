@@ -23,10 +23,11 @@ import urllib.parse
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
+import httpx
+
 from samething.embedder import Embedder
 from samething.images import find_files
 from samething.search.searcher import remembered_model
-from samething.web.client import _multipart
 
 START = "from samething.cli import main; main()"
 
@@ -81,7 +82,10 @@ def asked(
     address: str, files: list[Path], num_clients: int, seconds: float = 0
 ) -> tuple[float, list[float], int]:
     """Requests a second of several clients, the time of each request, and how many were told to come back."""
-    bodies = [_multipart([("k", "5")], [path]) for path in files]
+    bodies = []
+    for path in files:
+        form = httpx.Request("POST", address, data={"k": "5"}, files={"image": path.read_bytes()})
+        bodies.append((form.read(), form.headers["content-type"]))
     results: multiprocessing.Queue = multiprocessing.Queue()
     parts = [bodies[start::num_clients] for start in range(num_clients)]
     start = multiprocessing.Barrier(num_clients + 1)

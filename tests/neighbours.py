@@ -22,7 +22,7 @@ from samething.arrays import Embeddings
 from samething.catalog import Catalog
 from samething.evaluation import evaluate_embeddings
 from samething.export import export
-from samething.export.network import EmbeddingModel, Source, source_of
+from samething.export.embedding_model import EmbeddingModel, Source, source_of
 from samething.images import Preprocessing, decode, prepare
 from samething.training.run import Run
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from samething.backbones import BACKBONES, Backbone, load_backbone, load_from_metadata, write_onnx
-from samething.backbones.command import backbones
+from samething.backbones.backbone_list import backbones
 from samething.backbones.pooling import PooledNetwork, generalised_mean, possible_poolings
 from samething.backbones.views import PRESETS, VIEWS, named_views
 from samething.cli import main

@@ -89,18 +89,23 @@ def test_a_long_error_is_not_broken_into_lines(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("command", "module"),
-    [(["train", "f"], "torch"), (["export", "r"], "torch"), (["features", "c.parquet"], "torch")],
+    ("command", "module", "extra"),
+    [
+        (["train", "f"], "torch", "train"),
+        (["export", "r"], "torch", "train"),
+        (["features", "c.parquet"], "torch", "train"),
+        (["serve", "i"], "fastapi", "serve"),
+    ],
     ids=lambda value: str(value),
 )
-def test_a_missing_extra_is_said(tmp_path, command, module):
+def test_a_missing_extra_is_said(tmp_path, command, module, extra):
     (tmp_path / "c.parquet").touch()
     code = f"import sys; sys.modules[{module!r}] = None; from samething.cli import main; main()"
     done = run_python("-c", code, *command, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert not done.stdout and "Traceback" not in done.stderr
     if command[0] != "features":  # a table that is none is noticed first there
-        assert "samething[train]" in done.stderr and module in done.stderr
+        assert f"samething[{extra}]" in done.stderr and module in done.stderr
 
 
 def test_interrupting_is_status_130(monkeypatch, capsys):

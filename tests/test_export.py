@@ -18,7 +18,7 @@ from samething.errors import FingerprintError
 from samething.evaluation import Calibration, evaluate_embeddings
 from samething.evaluation.no_match import measure_no_match
 from samething.export import export
-from samething.export.network import EmbeddingModel
+from samething.export.embedding_model import EmbeddingModel
 from samething.files import file_sha256, read_json, read_manifest
 from samething.images import decode, prepare
 from samething.search import Searcher

@@ -6,7 +6,7 @@ import torch
 
 from neighbours import CONSUMERS, by_torch, consumed, images_tested, nearest, squares_of
 from samething.export import export
-from samething.export.network import source_of
+from samething.export.embedding_model import source_of
 from samething.training.run import Run
 from tiny import read_tensors
 

@@ -10,6 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,9 +18,9 @@ from PIL import Image
 from samething.evaluation.calibration import Calibration
 from samething.search import Searcher, index
 from samething.search.collection import Collection
-from samething.web import Client, Limits, create_app
+from samething.web import Limits, create_app
 from scenes import write_things
-from web_server import running
+from web_server import asked, running
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")
 expect = playwright.expect
@@ -219,12 +220,12 @@ def test_a_calibrated_model_gives_probabilities_and_its_own_no_match(browser, ad
     config = {**plain.embedder.config, "calibration": json.loads(json.dumps(fitted.to_json()))}
     calibrated = dataclasses.replace(plain, embedder=dataclasses.replace(plain.embedder, config=config))
     with running(create_app(calibrated)) as address:
-        answer = Client(address).search(query, k=12)
+        answer = asked(address, query, k=12).json()
         expected = fitted.probability(scores)
         assert [match["probability"] for match in answer["matches"]] == pytest.approx(expected, abs=1e-4)
         assert answer["threshold"] == fitted.threshold and answer["no_match"] is False
         best = answer["matches"][0]["id"]
-        rest = Client(address).similar(best)
+        rest = httpx.get(f"{address}/similar/{best}").json()
         assert rest["no_match"] is True and rest["matches"]
         with new_page(browser, address, viewport={"width": 1280, "height": 850}) as page:
             page.goto(address)
@@ -250,7 +251,7 @@ def test_a_model_that_is_never_sure_says_no_match(browser, line, images):
         running(create_app(unsure)) as address,
         new_page(browser, address, viewport={"width": 1280, "height": 850}) as page,
     ):
-        answer = Client(address).search(images / "thing 01 é" / "view 0.jpg")
+        answer = asked(address, images / "thing 01 é" / "view 0.jpg").json()
         assert answer["threshold"] is None and answer["no_match"] is True and answer["matches"]
         page.goto(address)
         page.set_input_files("#file", images / "thing 01 é" / "view 0.jpg")

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-HEAVY = ("torch", "torchvision", "timm", "onnx", "safetensors", "open_clip", "matplotlib", "transformers")
+HEAVY = (
+    "torch", "torchvision", "timm", "onnx", "safetensors", "open_clip", "matplotlib", "transformers",
+    "fastapi", "uvicorn",
+)  # fmt: skip
 
 
 def make(folder: Path) -> None:
@@ -18,7 +21,7 @@ def make(folder: Path) -> None:
 
     from line import make_line
     from samething.backbones import load_backbone
-    from samething.export.network import EmbeddingModel
+    from samething.export.embedding_model import EmbeddingModel
     from samething.images import decode, prepare
     from samething.training.run import Run
 

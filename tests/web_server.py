@@ -1,4 +1,4 @@
-"""A server on a free port of this machine, in a thread of the test process."""
+"""A server on a free port of this machine, in a thread of the test process, and a question to it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import httpx
 import uvicorn
 
 
@@ -28,3 +30,9 @@ def running(app) -> Iterator[str]:
             server.should_exit = True
             thread.join(timeout=60)
             assert not thread.is_alive()
+
+
+def asked(address: str, image: bytes | Path, **data: object) -> httpx.Response:
+    """The answer to a search for an image, over a connection of its own."""
+    content = image if isinstance(image, bytes) else image.read_bytes()
+    return httpx.post(f"{address}/search", files={"image": content}, data=data, timeout=60)

@@ -40,7 +40,8 @@ COMMANDS: Final[Mapping[str, Command]] = {
         "Choose what to train on: rules, budgets, no copies, no leaks, no doubtful labels.",
     ),
     "backbones": Command(
-        "samething.backbones.command:backbones", "List the backbones, and which are already on this disk."
+        "samething.backbones.backbone_list:backbones",
+        "List the backbones, and which are already on this disk.",
     ),
     "features": Command(
         "samething.features:features", "Extract the features of every image with a frozen backbone, once."
@@ -194,6 +195,7 @@ _EXTRAS: Final = {
         "watch": "watchfiles",
         "map": "bokeh umap",
         "demo": "samething_demo",
+        "serve": "fastapi fastapi_offline prometheus_client uvicorn",
     }.items()
     for module in modules.split()
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, Final
 
-from samething.backbones.table import BACKBONES, BackboneRow
+from samething.backbones.backbone_table import BACKBONES, BackboneRow
 
 if TYPE_CHECKING:
     from samething.backbones.loading import load_backbone, load_from_metadata

@@ -11,13 +11,13 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from samething.backbones.backbone_table import BACKBONES, Loader
 from samething.backbones.network import Backbone
 from samething.backbones.on_disk import hub_cache
 from samething.backbones.open_clip_networks import open_clip_network, open_clip_settings
 from samething.backbones.packaged import efficientnet_lite0_from_package
 from samething.backbones.pooling import PooledNetwork, Pooling
 from samething.backbones.python_networks import python_backbone
-from samething.backbones.table import BACKBONES, Loader
 from samething.backbones.timm_networks import (
     timm_licence,
     timm_network,

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Final
 
-from samething.backbones.table import BackboneRow
+from samething.backbones.backbone_table import BackboneRow
 
 _WEIGHT_FILES: Final = (
     "model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin",

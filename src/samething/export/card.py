@@ -13,7 +13,7 @@ import jinja2
 import samething
 from samething.evaluation import EvaluationResult
 from samething.evaluation.no_match import NoMatch
-from samething.export.network import Source
+from samething.export.embedding_model import Source
 from samething.files import Json
 
 CODE_LICENCE: Final = "Apache-2.0"

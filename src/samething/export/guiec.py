@@ -23,7 +23,7 @@ from jaxtyping import Shaped, UInt8
 from torch import Tensor, nn
 
 from samething.errors import ArtefactError, InputError
-from samething.export.network import EmbeddingModel
+from samething.export.embedding_model import EmbeddingModel
 from samething.files import atomic_path
 from samething.images import Preprocessing, decode, prepare
 

@@ -10,9 +10,9 @@ from typing import Final
 
 from samething.embedder import FORMAT_VERSION, KIND, WITH_GRAPH, Embedder, require_whole
 from samething.errors import ArtefactError
-from samething.export import Exported
+from samething.export.embedding_model import source_of
+from samething.export.exported import Exported
 from samething.export.form import Form
-from samething.export.network import source_of
 from samething.export.parity import Parity
 from samething.export.soups import Mix, mixed_source
 from samething.export.writing import WORK, write_files

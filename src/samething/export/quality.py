@@ -17,8 +17,8 @@ from samething.errors import ArtefactError, ImageError, InputError
 from samething.evaluation import MEAN, EvaluationResult, evaluate_embeddings
 from samething.evaluation.no_match import NoMatch, measure_no_match
 from samething.evaluation.task import rows_by_role
+from samething.export.embedding_model import Source
 from samething.export.form import Form
-from samething.export.network import Source
 from samething.export.parity import Change, Parity, Role
 from samething.heads import Head
 from samething.images import Preprocessing, decode, prepare

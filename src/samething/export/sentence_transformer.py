@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from samething.backbones import BACKBONES, Backbone
 from samething.backbones.loading import PACKAGED_ARCHITECTURE
 from samething.errors import InputError
-from samething.export.network import EmbeddingModel
+from samething.export.embedding_model import EmbeddingModel
 from samething.files import atomic_path, write_json
 from samething.heads import BatchStandardise, Head, Standardise
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from samething.backbones import load_from_metadata
 from samething.errors import InputError
-from samething.export.network import Source, backbone_of, source_of
+from samething.export.embedding_model import Source, backbone_of, source_of
 from samething.features import FeatureSet
 from samething.files import Json
 from samething.heads import Head, build_head, head_from_state, whitened_head

@@ -18,11 +18,18 @@ from samething.backbones import write_onnx
 from samething.embedder import FORMAT_VERSION, KIND, Embedder, open_graph
 from samething.embedder.codes import Coder
 from samething.errors import ArtefactError, InputError
-from samething.export import Exported, graphs
 from samething.export.card import card, configuration
+from samething.export.embedding_model import EmbeddingModel, Source, first_dims
+from samething.export.exported import Exported
 from samething.export.form import Form
 from samething.export.guiec import write_submission
-from samething.export.network import EmbeddingModel, Source, first_dims
+from samething.export.onnx_forms import (
+    CALIBRATION_BATCH,
+    halve_weights,
+    num_threads,
+    quantise,
+    with_preprocessing_inside,
+)
 from samething.export.parity import Parity
 from samething.export.quality import measured, metrics_on_test, no_match, prepared_images
 from samething.export.sentence_transformer import write_sentence_transformer
@@ -133,20 +140,20 @@ def _written_form(
         write_onnx(source.model, whole, size=preprocessing.shape)
         reference = _opened(whole, source, source.head.embedding_dim, Form())
     if form.precision == "float16":
-        graphs.halve_weights(graph)
+        halve_weights(graph)
     elif form.precision == "int8":
         catalog.require_files()
         training = catalog.take(catalog.has_role("train"))
         pixels = prepared_images(training, preprocessing, NUM_CALIBRATION)
-        if len(pixels) < graphs.CALIBRATION_BATCH:
+        if len(pixels) < CALIBRATION_BATCH:
             raise ArtefactError(
                 f"{len(pixels)} training images can be read",
-                expected=f"at least {graphs.CALIBRATION_BATCH}: they decide the ranges of the whole numbers",
+                expected=f"at least {CALIBRATION_BATCH}, which decide the ranges of whole numbers",
                 next_step="put the images back where the catalog says they are, or use --precision float16",
             )
-        graphs.quantise(graph, pixels)
+        quantise(graph, pixels)
     if form.input == "images":
-        graphs.with_preprocessing_inside(graph, preprocessing)
+        with_preprocessing_inside(graph, preprocessing)
     coder = None
     if form.codes == "int8":
         coder = Coder.fit(head.embed(np.asarray(source.features.rows[catalog.has_role("train")])))
@@ -164,7 +171,7 @@ def _opened(graph: Path, source: Source, dim: int, form: Form, coder: Coder | No
         "backbone": {"preprocessing": source.backbone.preprocessing.to_json()},
     }
     manifest = Manifest(kind=KIND, format_version=FORMAT_VERSION, made_from={})
-    return Embedder(graph.parent, manifest, config, open_graph(graph, graphs.num_threads()), coder)
+    return Embedder(graph.parent, manifest, config, open_graph(graph, num_threads()), coder)
 
 
 def _write_tensors(model: EmbeddingModel, target: Path, *, half: bool) -> None:

@@ -13,19 +13,18 @@ import numpy as np
 from samething.arrays import PerQuery
 from samething.errors import InputError
 from samething.features import FeatureSet
-from samething.files import write_json
 from samething.pages import Table
 from samething.progress import progress_bar
-from samething.study.folder import StudyFolder
+from samething.study.conclusion import conclude, domain_table, queries_said, said_of_others, shown
 from samething.study.questions import (
     Questions,
     baseline_head,
     means_of_seeds,
     percent,
-    said_of_others,
-    shown_difference,
+    short_training,
     trained_head,
 )
+from samething.study.study_folder import StudyFolder
 from samething.study.study_report import Point, StudyResult, bubble_figure, pareto_front
 
 if TYPE_CHECKING:
@@ -40,35 +39,49 @@ WAYS: Final[Mapping[str, str]] = {
 """How a backbone is asked, in the order of the table."""
 
 
-def run_backbone_study(
-    folders: Sequence[Path],
-    output: Path,
-    *,
-    dim: int,
-    num_seeds: int,
-    config: TrainConfig,
+def backbones(
+    *features: Path,
+    output: Path = Path("study-backbones"),
+    dim: int = 64,
+    seeds: int = 3,
+    epochs: float = 20.0,
 ) -> StudyResult:
-    """See :func:`samething.study.backbones`."""
-    feature_sets = _of_one_catalog(folders)
-    if num_seeds < 1 or not 1 <= dim <= min(found.rows.shape[1] for found in feature_sets.values()):
+    """Compare backbones on one catalog: full width, average pool, PCA, linear probe; against size and speed.
+
+    The linear probe is a linear map trained with NormFace (no margin). Which backbone is best is decided on
+    validation instances; the test instances are looked at once.
+
+    Args:
+        features: feature folders of one catalog, one per backbone.
+        output: the study folder; a killed study goes on there.
+        dim: numbers in the short embeddings.
+        seeds: trainings of each linear probe.
+        epochs: passes over the training images.
+
+    Raises:
+        InputError: folders of different catalogs, no validation or test images, instances in both.
+        FingerprintError: the folder is of another study or of other features.
+    """
+    feature_sets = _of_one_catalog([Path(folder) for folder in features])
+    if seeds < 1 or not 1 <= dim <= min(found.rows.shape[1] for found in feature_sets.values()):
         raise InputError(
-            f"--dim {dim} --seeds {num_seeds}",
+            f"--dim {dim} --seeds {seeds}",
             expected="a dimension up to the smallest width of the features, and at least one seed",
             next_step="change --dim or --seeds",
         )
-    config = dataclasses.replace(config, embedding_dim=dim)
+    config = short_training(epochs, dim, loss="normface", num_centers=1)
     made_from = {
         "study": "backbones",
         "features": {name: found.manifest.fingerprint for name, found in feature_sets.items()},
         "dim": dim,
-        "seeds": num_seeds,
+        "seeds": seeds,
         "config": config.to_json(),
     }
-    with StudyFolder.claimed(output, made_from) as folder:
+    with StudyFolder.claimed(Path(output), made_from) as folder:
         on_val: dict[tuple[str, str], PerQuery] = {}
         with progress_bar("backbones") as bar:
             for name in bar.track(feature_sets, description="validation"):
-                on_val |= _asked(folder, name, feature_sets[name], "val", num_seeds, config)
+                on_val |= _asked(folder, name, feature_sets[name], "val", seeds, config)
         first = next(iter(feature_sets.values()))
         val, test = Questions.of(first, "val"), Questions.of(first, "test")
         winner = max(feature_sets, key=lambda name: val.mean(on_val[name, "probe"]))
@@ -77,16 +90,13 @@ def run_backbone_study(
         def measure() -> dict[str, PerQuery]:
             measured = {}
             for name, found in feature_sets.items():
-                for (_, way), values in _asked(folder, name, found, "test", num_seeds, config).items():
+                for (_, way), values in _asked(folder, name, found, "test", seeds, config).items():
                     measured[f"{way} {name}"] = values
             return measured
 
         seen = folder.tested(chosen, measure)
         on_test = {(name, way): seen[f"{way} {name}"] for name in feature_sets for way in WAYS}
-        result = _concluded(folder, feature_sets, (val, test), (on_val, on_test), chosen)
-        write_json(output / "chosen.json", chosen)
-        folder.finish({"chosen": chosen, "num_trials": len(folder.trials)})
-        return dataclasses.replace(result, num_new=folder.num_new)
+        return _concluded(folder, feature_sets, (val, test), (on_val, on_test), chosen)
 
 
 def _of_one_catalog(folders: Sequence[Path]) -> dict[str, FeatureSet]:
@@ -184,76 +194,66 @@ def _concluded(
     (val, test), (on_val, on_test) = parts, scores
     dim, best = chosen["dim"], chosen["backbone"]
     rows: list[dict[str, Any]] = []
-    cells = []
     for name, found in feature_sets.items():
         parameters, rate = _cost(found)
-        for way, title in WAYS.items():
-            values = on_test[name, way]
-            width = found.rows.shape[1] if way == "full" else dim
-            gain = test.difference(values, on_test[name, "full"])
-            rows.append(
-                {
-                    "backbone": name, "way": way, "width": width, "parameters": parameters,
-                    "images_per_second": rate, **val.row(on_val[name, way]), **test.row(values),
-                }
-            )  # fmt: skip
-            cells.append(
-                [
-                    name, title, str(width),
-                    "–" if math.isnan(parameters) else f"{parameters / 1e6:.1f}",
-                    "–" if math.isnan(rate) else f"{rate:.0f}",
-                    percent(val.mean(on_val[name, way]), val.interval(on_val[name, way])),
-                    percent(test.mean(values), test.interval(values)),
-                    "" if way == "full" else shown_difference(gain),
-                ]
-            )  # fmt: skip
+        rows += [
+            {
+                "backbone": name, "way": way, "width": found.rows.shape[1] if way == "full" else dim,
+                "parameters": parameters, "images_per_second": rate,
+                **val.row(on_val[name, way]), **test.row(on_test[name, way], on_test[name, "full"]),
+            }
+            for way in WAYS
+        ]  # fmt: skip
     probe = next(row for row in rows if row["backbone"] == best and row["way"] == "probe")
-    gain = test.difference(on_test[best, "probe"], on_test[best, "pca"])
-    findings = [
-        f"Best linear probe on validation: {best}; on test "
-        f"{percent(probe['test'], (probe['test_low'], probe['test_high']))} % mMP@5 at {dim} numbers, "
-        f"{shown_difference(gain)} points against its PCA at the same size."
-    ]
+    over_pca = test.difference(on_test[best, "probe"], on_test[best, "pca"])
     probes = {name: on_test[name, "probe"] for name in feature_sets}
     others = {name: test.difference(probes[name], probes[best]).high for name in probes if name != best}
-    findings.append(said_of_others(others))
-    if any(math.isnan(_cost(found)[1]) for found in feature_sets.values()):
-        findings.append("Images a second are not recorded in these feature folders: shown as –.")
-    table = Table(
-        "Backbones",
-        ["backbone", "way", "numbers", "M parameters", "images/s", "validation mMP@5 %", "test mMP@5 %",
-         "test, minus full width"],
-        cells,
-        note="In brackets 95 % bootstrap intervals over queries. Linear probe: a linear map trained with "
-        "NormFace on the training images, mean over seeds. Chosen on validation, looked at once on test.",
-        featured=rows.index(probe),
-    )  # fmt: skip
+    findings = [
+        f"Best linear probe on validation: {best}; on test {shown(probe, 'test')} % mMP@5 at {dim} numbers, "
+        f"{percent(over_pca.difference, (over_pca.low, over_pca.high), sign=True)} points against its PCA at "
+        "the same size.",
+        said_of_others(others),
+    ]
+    if any(math.isnan(row["images_per_second"]) for row in rows):
+        findings.append("Images per second are not recorded in these feature folders: shown as –.")
+    named = [{**row, "way": WAYS[row["way"]]} for row in rows]
     result = StudyResult(
         folder=folder.folder,
         title="Backbones",
         facts={
             "backbones": ", ".join(feature_sets),
-            "queries": f"{len(val.domain_of):,} of validation, {len(test.domain_of):,} of test, "
-            "of unseen instances",
+            "queries": queries_said(val, test),
             "domains": ", ".join(test.domains),
         },
         findings=findings,
-        tables=[
-            table,
-            Table(
-                "Test mMP@5 % a domain",
-                ["backbone", "way", *test.domains],
-                [
-                    [name, WAYS[way], *(percent(value) for value in test.of_domains(values).values())]
-                    for (name, way), values in on_test.items()
-                ],
-            ),
-        ],
+        tables=[_table(named, best=rows.index(probe)), domain_table(named, test, ["backbone", "way"])],
         rows=rows,
         chosen=chosen,
+        num_new=folder.num_new,
     )
-    result.write(_figures(rows))
-    return result
+    return conclude(folder, result, _figures(rows), recipe=chosen)
+
+
+def _table(rows: Sequence[Mapping[str, Any]], *, best: int) -> Table:
+    def number(value: float, form: str) -> str:
+        return "–" if math.isnan(value) else format(value, form)
+
+    return Table(
+        "Backbones",
+        ["backbone", "way", "numbers", "M parameters", "images/s", "validation mMP@5 %", "test mMP@5 %",
+         "test, minus full width"],
+        [
+            [
+                row["backbone"], row["way"], str(row["width"]), number(row["parameters"] / 1e6, ".1f"),
+                number(row["images_per_second"], ".0f"), shown(row, "val"), shown(row, "test"),
+                "" if row["way"] == WAYS["full"] else shown(row, "gain", sign=True),
+            ]
+            for row in rows
+        ],
+        note="In brackets 95 % bootstrap intervals over queries. Linear probe: a linear map trained with "
+        "NormFace on the training images, mean over seeds. Chosen on validation, looked at once on test.",
+        featured=best,
+    )  # fmt: skip
 
 
 def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from samething.curate.rules import Budget, Share, with_capped_images, with_enoug
 from samething.errors import InputError
 from samething.features import FeatureSet
 from samething.files import Json
-from samething.study.folder import StudyFolder
+from samething.study.greedy import Gain
 from samething.study.questions import Questions, baseline_head, means_of_seeds, trained_head
-from samething.study.selection import Gain
+from samething.study.study_folder import StudyFolder
 
 if TYPE_CHECKING:
     from samething.heads import Head
@@ -36,9 +36,9 @@ def named(part: Part) -> str:
     """A part in words.
 
     >>> named(("cars", 0)), named(("cars", 10))
-    ('cars', 'cars, at most 10 a class')
+    ('cars', 'cars, at most 10 per class')
     """
-    return part[0] if not part[1] else f"{part[0]}, at most {part[1]} a class"
+    return part[0] if not part[1] else f"{part[0]}, at most {part[1]} per class"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

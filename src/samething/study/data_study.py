@@ -5,22 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Annotated, Any, Final, Literal
 
+import cyclopts
 import numpy as np
 
 from samething.features import FeatureSet
-from samething.files import write_json
 from samething.pages import Table, bars_figure, lines_figure
 from samething.progress import progress_bar
+from samething.study.conclusion import conclude, domain_cells, shown
 from samething.study.data_mix import Mixer, Part, Terms, named
-from samething.study.folder import StudyFolder
-from samething.study.questions import Questions, means_of_seeds, percent, shown_difference
-from samething.study.selection import Gain, Step, select
+from samething.study.greedy import Gain, Step, select
+from samething.study.questions import Questions, means_of_seeds, percent, short_training
+from samething.study.study_folder import StudyFolder
 from samething.study.study_report import StudyResult
-
-if TYPE_CHECKING:
-    from samething.training import TrainConfig
 
 BUDGET_SHARES: Final = (0.25, 0.5, 1.0)
 """Parts of the budget at which the curve of score against budget is drawn."""
@@ -42,12 +40,60 @@ class Findings:
     """Chosen and everything: (budget, score, low, high)."""
 
 
-def run_data_study(
-    features: Path, output: Path, *, terms: Terms, min_gain: float, config: TrainConfig
+def datasets(
+    features: Path,
+    *,
+    output: Path = Path("study-datasets"),
+    by: Literal["domain", "dataset"] = "domain",
+    budget: int | None = None,
+    cap: Annotated[tuple[int, ...], cyclopts.Parameter(consume_multiple=True)] = (0,),
+    share: Literal["proportional", "equal", "temperature"] = "proportional",
+    leave_one_domain_out: bool = False,
+    seeds: int = 3,
+    min_gain: float = 0.0,
+    epochs: float = 20.0,
+    embedding_dim: int = 64,
+    seed: int = 0,
 ) -> StudyResult:
-    """See :func:`samething.study.datasets`."""
-    found = FeatureSet.open(features)
+    """Choose the data sets to train on, on validation instances that no head has seen.
+
+    Each mix of groups trains a head with at most the budget of images, for the same number of steps. Groups
+    are added while the best one helps for certain (the 95 % interval of the paired gain lies above 0), then
+    those that do not help are dropped. Written are the ranking, the gain of each group per domain,
+    substitutions, score against budget, and chosen.json with chosen.parquet, the catalog to train on. At the
+    end the choice is compared once, on the test instances, with taking everything at the same budget.
+
+    Args:
+        features: the feature folder; its catalog has train, val and test images.
+        output: the study folder; a killed study goes on there.
+        by: what a group is: a domain or a data set.
+        budget: training images of a mix, at most; by default half of those there are.
+        cap: most images per class that are tried for each group; several are each tried, 0 is none.
+        share: how the budget is shared over domains, as in samething curate.
+        leave_one_domain_out: answer the queries of each domain by heads trained without it, to choose for
+            unseen domains; a domain takes a training of its own.
+        seeds: trainings a mix.
+        min_gain: least gain of an addition, as a share of 1 (0.005 is half a point of mMP@5).
+        epochs: passes over a full budget.
+        embedding_dim: numbers in an embedding.
+        seed: of the draws; trainings use the numbers from it on.
+
+    Raises:
+        InputError: no validation or test images, instances in both, fewer than two groups.
+        FingerprintError: the folder is of another study or of other features.
+    """
+    found = FeatureSet.open(Path(features))
     test = Questions.of(found, "test")
+    terms = Terms(
+        by=by,
+        budget=int(found.catalog.has_role("train").sum()) // 2 if budget is None else budget,
+        caps=tuple(dict.fromkeys(cap)),
+        share=share,
+        num_seeds=seeds,
+        leave_one_domain_out=leave_one_domain_out,
+        seed=seed,
+    )
+    config = short_training(epochs, embedding_dim, num_centers=1)
     made_from = {
         "study": "datasets",
         "features": found.manifest.fingerprint,
@@ -55,23 +101,23 @@ def run_data_study(
         "min_gain": min_gain,
         "config": config.to_json(),
     }
-    with StudyFolder.claimed(output, made_from) as folder:
-        mixer = Mixer.of(found, folder, config, terms)
-        with progress_bar("looks") as bar:
-            findings = _found(mixer, min_gain, bar)
-        chosen = {
-            "groups": [
-                {terms.by: group, "most_images_per_class": cap or None} for group, cap in findings.mix
-            ],
-            "by": terms.by,
-            "budget_images": terms.budget,
-        }
-        mixes = {"chosen": findings.mix, "everything": mixer.everything}
-        seen = folder.tested(chosen, lambda: mixer.tested(mixes, test))
-        _write_choice(mixer, findings.mix, chosen)
-        result = _concluded(mixer, test, findings, seen, chosen)
-        folder.finish({"chosen": chosen, "num_trials": len(folder.trials)})
-        return dataclasses.replace(result, num_new=folder.num_new)
+    with StudyFolder.claimed(Path(output), made_from) as folder:
+        return _studied(Mixer.of(found, folder, config, terms), test, min_gain)
+
+
+def _studied(mixer: Mixer, test: Questions, min_gain: float) -> StudyResult:
+    """Everything on validation images, the choice, and the one look at the test."""
+    with progress_bar("looks") as bar:
+        findings = _found(mixer, min_gain, bar)
+    by = mixer.terms.by
+    chosen = {
+        "groups": [{by: group, "most_images_per_class": cap or None} for group, cap in findings.mix],
+        "by": by,
+        "budget_images": mixer.terms.budget,
+    }
+    mixes = {"chosen": findings.mix, "everything": mixer.everything}
+    seen = mixer.folder.tested(chosen, lambda: mixer.tested(mixes, test))
+    return _concluded(mixer, test, findings, seen, chosen)
 
 
 def _found(mixer: Mixer, min_gain: float, bar: Any) -> Findings:
@@ -99,7 +145,7 @@ def _found(mixer: Mixer, min_gain: float, bar: Any) -> Findings:
         with_it = mix if group in inside else (*mix, _best_cap(mixer, mix, group))
         without_it = tuple(part for part in mix if part[0] != group)
         if without_it:
-            of_domains = _difference_of_domains(mixer, with_it, without_it)
+            of_domains = mixer.val.of_domains(mixer.scores(with_it) - mixer.scores(without_it))
             marginal[group] = compare(with_it, without_it), of_domains
         bar.advance(task)
     announce("substitutions")
@@ -127,12 +173,72 @@ def _best_cap(mixer: Mixer, mix: Sequence[Part], group: str) -> Part:
     return max(parts, key=lambda part: mixer.val.mean(mixer.scores((*mix, part))))
 
 
-def _difference_of_domains(mixer: Mixer, first: Sequence[Part], second: Sequence[Part]) -> dict[str, float]:
-    return mixer.val.of_domains(mixer.scores(first) - mixer.scores(second))
+def _concluded(
+    mixer: Mixer,
+    test: Questions,
+    findings: Findings,
+    seen: Mapping[str, np.ndarray],
+    chosen: Mapping[str, Any],
+) -> StudyResult:
+    terms, val = mixer.terms, mixer.val
+    mixes = {"chosen": findings.mix, "everything": mixer.everything}
+    on_test = {
+        name: means_of_seeds({seed: seen[f"{name} {seed}"] for seed in range(terms.num_seeds)})[0]
+        for name in mixes
+    }
+    compared = [
+        {
+            "what": name, "num_images": len(mixer.rows(mix)), **val.row(mixer.scores(mix)),
+            **test.row(on_test[name], on_test["everything"]),
+        }
+        for name, mix in mixes.items()
+    ]  # fmt: skip
+    ranking = sorted(findings.marginal, key=lambda group: -findings.marginal[group][0].difference)
+    gains = {group: findings.marginal[group][0] for group in ranking}
+    rows = compared + [
+        {
+            "what": f"marginal gain of {group}", "val": gain.difference, "val_low": gain.low,
+            "val_high": gain.high, **{f"val {name}": value for name, value in domains.items()},
+        }
+        for group, (gain, domains) in findings.marginal.items()
+    ]  # fmt: skip
+    catalog = mixer.features.catalog
+    result = StudyResult(
+        folder=mixer.folder.folder,
+        title="Data sets",
+        facts={
+            "features": f"{mixer.features.backbone['name']}, "
+            f"fingerprint {mixer.features.manifest.fingerprint}",
+            "groups": f"{terms.by}: {', '.join(mixer.groups)}",
+            "budget": f"{terms.budget:,} of {int(catalog.has_role('train').sum()):,} training "
+            f"images, shared {terms.share}; the same number of steps for every mix",
+            "caps": ", ".join("none" if not cap else f"{cap} per class" for cap in terms.caps),
+            "asked": f"{len(val.domain_of):,} validation queries"
+            + (", each domain by heads trained without it" if terms.leave_one_domain_out else "")
+            + f"; {terms.num_seeds} seeds",
+        },
+        findings=_said(findings, compared, terms.budget),
+        tables=_tables(mixer, test, findings, compared, ranking),
+        rows=rows,
+        chosen=chosen,
+        num_new=mixer.folder.num_new,
+    )
+    figures = {
+        "Score against budget, validation": lines_figure(
+            findings.curves, x_label="training images, at most", y_label="validation mMP@5 %"
+        )
+    }
+    if ranking:
+        figures["Marginal gain"] = bars_figure(
+            ranking,
+            {"": [(gain.difference, gain.low, gain.high) for gain in gains.values()]},
+            label="points of validation mMP@5 that the mix has with it rather than without",
+        )
+    return conclude(mixer.folder, result, figures, recipe=_recipe(mixer, findings.mix, chosen))
 
 
-def _write_choice(mixer: Mixer, mix: Sequence[Part], chosen: dict[str, Any]) -> None:
-    """chosen.json, and the catalog whose training images are the chosen ones."""
+def _recipe(mixer: Mixer, mix: Sequence[Part], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """How to train on what was chosen, with chosen.parquet, the catalog for it, written."""
     terms, catalog = mixer.terms, mixer.features.catalog
     kept = ~catalog.has_role("train")
     kept[mixer.rows(mix)] = True
@@ -145,105 +251,31 @@ def _write_choice(mixer: Mixer, mix: Sequence[Part], chosen: dict[str, Any]) -> 
         "share": terms.share,
         "seed": terms.seed,
     }
-    recipe = {
-        **chosen, "catalog": "chosen.parquet", "curate": curate, "train": mixer.config.to_json(),
-    }  # fmt: skip
-    write_json(mixer.folder.folder / "chosen.json", recipe)
+    return {**chosen, "catalog": "chosen.parquet", "curate": curate, "train": mixer.config.to_json()}
 
 
-def _concluded(
-    mixer: Mixer,
-    test: Questions,
-    findings: Findings,
-    seen: Mapping[str, np.ndarray],
-    chosen: Mapping[str, Any],
-) -> StudyResult:
-    terms, val = mixer.terms, mixer.val
-    on_test = {
-        name: means_of_seeds({seed: seen[f"{name} {seed}"] for seed in range(terms.num_seeds)})[0]
-        for name in ("chosen", "everything")
-    }
-    difference = test.difference(on_test["chosen"], on_test["everything"])
+def _said(findings: Findings, compared: Sequence[Mapping[str, Any]], budget: int) -> list[str]:
+    """What came out, in sentences."""
+    best, everything = compared
     verdict = (
-        "better for certain" if difference.low > 0
-        else "worse for certain" if difference.high < 0
+        "better for certain" if best["gain_low"] > 0
+        else "worse for certain" if best["gain_high"] < 0
         else "not told apart from it"
     )  # fmt: skip
-    on_val = {"chosen": mixer.scores(findings.mix), "everything": mixer.scores(mixer.everything)}
-    shown = {name: percent(test.mean(values), test.interval(values)) for name, values in on_test.items()}
-    findings_said = [
+    stop = next((step for step in findings.steps if step.kind == "stop"), None)
+    return [
         f"Chosen: {'; '.join(map(named, findings.mix))}.",
-        f"On untouched test instances, at the same budget of {terms.budget:,} images: "
-        f"{shown['chosen']} % mMP@5, taking everything {shown['everything']} %; difference "
-        f"{shown_difference(difference)} points: {verdict}.",
-        _why_it_ended(findings.steps),
+        f"On untouched test instances, at the same budget of {budget:,} images: {shown(best, 'test')} % "
+        f"mMP@5, taking everything {shown(everything, 'test')} %; difference "
+        f"{shown(best, 'gain', sign=True)} points: {verdict}.",
+        "Every group was added: none was left out by the stop rule."
+        if stop is None
+        else f"The search stopped at {named(stop.part)}, which would have gained "
+        f"{_points(stop.gain, sign=True)} points.",
     ]
-    rows = [
-        {
-            "what": name, "num_images": len(mixer.rows(mix)), **val.row(on_val[name]),
-            **test.row(on_test[name]),
-        }
-        for name, mix in (("chosen", findings.mix), ("everything", mixer.everything))
-    ]  # fmt: skip
-    rows += [
-        {
-            "what": f"marginal gain of {group}", "val": gain.difference, "val_low": gain.low,
-            "val_high": gain.high, **{f"val {domain}": value for domain, value in domains.items()},
-        }
-        for group, (gain, domains) in findings.marginal.items()
-    ]  # fmt: skip
-    result = StudyResult(
-        folder=mixer.folder.folder,
-        title="Data sets",
-        facts={
-            "features": f"{mixer.features.backbone['name']}, "
-            f"fingerprint {mixer.features.manifest.fingerprint}",
-            "groups": f"{terms.by}: {', '.join(mixer.groups)}",
-            "budget": f"{terms.budget:,} of {int(mixer.features.catalog.has_role('train').sum()):,} training "
-            f"images, shared {terms.share}; the same number of steps for every mix",
-            "caps": ", ".join("none" if not cap else f"{cap} a class" for cap in terms.caps),
-            "asked": f"{len(val.domain_of):,} validation queries"
-            + (", each domain by heads trained without it" if terms.leave_one_domain_out else "")
-            + f"; {terms.num_seeds} seeds",
-        },
-        findings=findings_said,
-        tables=_tables(mixer, test, findings, on_test, on_val),
-        rows=rows,
-        chosen=chosen,
-    )
-    figures = {
-        "Score against budget, validation": lines_figure(
-            findings.curves, x_label="training images, at most", y_label="validation mMP@5 %"
-        )
-    }
-    if ranked := _ranked(findings):
-        figures["Marginal gain"] = bars_figure(
-            ranked,
-            {"": [_interval(findings.marginal[group][0]) for group in ranked]},
-            label="points of validation mMP@5 that the mix has with it rather than without",
-        )
-    result.write(figures)
-    return result
 
 
-def _interval(gain: Gain) -> tuple[float, float, float]:
-    return gain.difference, gain.low, gain.high
-
-
-def _ranked(findings: Findings) -> list[str]:
-    """Groups by their marginal gain."""
-    return sorted(findings.marginal, key=lambda group: -findings.marginal[group][0].difference)
-
-
-def _why_it_ended(steps: Sequence[Step[Part]]) -> str:
-    stop = next((step for step in steps if step.kind == "stop"), None)
-    if stop is None:
-        return "Every group was added: none was left out by the stop rule."
-    gain = _shown(stop.gain, sign=True)
-    return f"The search stopped at {named(stop.part)}, which would have gained {gain} points."
-
-
-def _shown(gain: Gain, *, sign: bool = False) -> str:
+def _points(gain: Gain, *, sign: bool = False) -> str:
     return percent(gain.difference, (gain.low, gain.high), sign=sign)
 
 
@@ -251,22 +283,19 @@ def _tables(
     mixer: Mixer,
     test: Questions,
     findings: Findings,
-    on_test: Mapping[str, np.ndarray],
-    on_val: Mapping[str, np.ndarray],
+    compared: Sequence[Mapping[str, Any]],
+    ranking: Sequence[str],
 ) -> list[Table]:
-    val = mixer.val
     tables = [
         Table(
             "Chosen against everything, at the same budget",
             ["mix", "images", "validation %", "test %", *(f"test {one}" for one in test.domains)],
             [
                 [
-                    name, f"{len(mixer.rows(mix)):,}",
-                    percent(val.mean(on_val[name]), val.interval(on_val[name])),
-                    percent(test.mean(on_test[name]), test.interval(on_test[name])),
-                    *(percent(value) for value in test.of_domains(on_test[name]).values()),
+                    row["what"], f"{row['num_images']:,}", shown(row, "val"), shown(row, "test"),
+                    *domain_cells(row, test),
                 ]
-                for name, mix in (("chosen", findings.mix), ("everything", mixer.everything))
+                for row in compared
             ],
             note="mMP@5; in brackets 95 % bootstrap intervals over queries, means over seeds. The test was "
             "looked at once.",
@@ -275,41 +304,32 @@ def _tables(
             "Decisions",
             ["decision", "part", "gain in points (the first: its score)"],
             [
-                [step.kind, named(step.part), _shown(step.gain, sign=number > 0)]
+                [step.kind, named(step.part), _points(step.gain, sign=number > 0)]
                 for number, step in enumerate(findings.steps)
             ],
             note="Of several candidates the best is shown, so its gain is flattered; the test says what "
             "is left.",
         ),
+        Table(
+            "Ranking: what each is worth beside the mix, in points of validation mMP@5",
+            ["group", "in the mix", "alone %", "marginal gain", *mixer.val.domains],
+            [
+                [
+                    group,
+                    "yes" if group in {one for one, _ in findings.mix} else "no",
+                    _points(findings.alone[group]),
+                    _points(findings.marginal[group][0], sign=True),
+                    *(percent(value, sign=True) for value in findings.marginal[group][1].values()),
+                ]
+                for group in ranking
+            ],
+            note="The mix with the group minus the mix without it, at the same budget: images of one "
+            "group are swapped for others'.",
+        ),
+        Table(
+            "Substitutions",
+            ["instead of", "taken", "gain in points of validation mMP@5"],
+            [[named(old), named(new), _points(gain, sign=True)] for old, new, gain in findings.substitutions],
+        ),
     ]  # fmt: skip
-    if findings.marginal:
-        tables.append(
-            Table(
-                "Ranking: what each is worth beside the mix, in points of validation mMP@5",
-                ["group", "in the mix", "alone %", "marginal gain", *val.domains],
-                [
-                    [
-                        group,
-                        "yes" if group in {one for one, _ in findings.mix} else "no",
-                        _shown(findings.alone[group]),
-                        _shown(findings.marginal[group][0], sign=True),
-                        *(percent(value, sign=True) for value in findings.marginal[group][1].values()),
-                    ]
-                    for group in _ranked(findings)
-                ],
-                note="The mix with the group minus the mix without it, at the same budget: images of one "
-                "group take the place of others'.",
-            )
-        )
-    if findings.substitutions:
-        tables.append(
-            Table(
-                "Substitutions",
-                ["instead of", "taken", "gain in points of validation mMP@5"],
-                [
-                    [named(old), named(new), _shown(gain, sign=True)]
-                    for old, new, gain in findings.substitutions
-                ],
-            )
-        )
-    return tables
+    return [table for table in tables if table.rows]

@@ -7,25 +7,19 @@ import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
+import cyclopts
 import numpy as np
 
 from samething.arrays import PerQuery
 from samething.errors import InputError
 from samething.features import FeatureSet
-from samething.files import write_json
 from samething.pages import Table, bars_figure
 from samething.progress import progress_bar
-from samething.study.folder import StudyFolder
-from samething.study.questions import (
-    Questions,
-    means_of_seeds,
-    percent,
-    said_of_others,
-    shown_difference,
-    trained_head,
-)
+from samething.study.conclusion import conclude, domain_table, queries_said, said_of_others, shown
+from samething.study.questions import Questions, means_of_seeds, percent, short_training, trained_head
+from samething.study.study_folder import StudyFolder
 from samething.study.study_report import StudyResult
 
 if TYPE_CHECKING:
@@ -55,6 +49,7 @@ class LossStudy:
     folder: StudyFolder
     config: TrainConfig
     val: Questions
+    losses: tuple[str, ...]
     num_trials: int
     num_seeds: int
     seed: int
@@ -74,61 +69,84 @@ class LossStudy:
         )
 
 
-def run_loss_study(
+def losses(
     features: Path,
-    output: Path,
     *,
-    losses: Sequence[str],
-    num_trials: int,
-    num_seeds: int,
-    config: TrainConfig,
-    seed: int,
+    output: Path = Path("study-losses"),
+    loss: Annotated[tuple[str, ...], cyclopts.Parameter(consume_multiple=True)] = (),
+    trials: int = 12,
+    seeds: int = 3,
+    epochs: float = 10.0,
+    embedding_dim: int = 64,
+    seed: int = 0,
 ) -> StudyResult:
-    """See :func:`samething.study.losses`."""
+    """Compare the losses, each with the best of a search of its own over scale, margin and sub-centres.
+
+    Every loss gets the same number of trials of the same length (Optuna's TPE, its first trial the loss's own
+    defaults), judged on validation instances. The best of each is trained again from seeds that the search
+    did not use, and all are looked at once on the test instances.
+
+    Args:
+        features: the feature folder; its catalog has train, val and test images.
+        output: the study folder; a killed study goes on there. optuna.log in it opens in Optuna's dashboard.
+        loss: names of the losses that are compared, by default all.
+        trials: trials per loss.
+        seeds: trainings of the best of each.
+        epochs: passes over the training images in every training.
+        embedding_dim: numbers in an embedding.
+        seed: of the searches.
+
+    Raises:
+        InputError: an unknown loss, no validation or test images, instances in both.
+        FingerprintError: the folder is of another study or of other features.
+    """
     from samething.losses import LOSSES
 
-    unknown = [loss for loss in losses if loss not in LOSSES]
-    if unknown or num_trials < 1 or num_seeds < 1:
+    compared = tuple(dict.fromkeys(loss or LOSSES))
+    if not set(compared) <= set(LOSSES) or trials < 1 or seeds < 1:
         raise InputError(
-            f"losses {', '.join(losses)} with {num_trials} trials and {num_seeds} seeds",
+            f"losses {', '.join(compared)} with {trials} trials and {seeds} seeds",
             expected=f"some of {', '.join(LOSSES)}; trials and seeds from 1",
             next_step="change --loss, --trials or --seeds",
         )
-    found = FeatureSet.open(features)
+    found = FeatureSet.open(Path(features))
     val, test = Questions.of(found, "val"), Questions.of(found, "test")
+    config = short_training(epochs, embedding_dim)
     made_from = {
         "study": "losses",
         "features": found.manifest.fingerprint,
-        "losses": list(losses),
-        "trials": num_trials,
-        "seeds": num_seeds,
+        "losses": list(compared),
+        "trials": trials,
+        "seeds": seeds,
         "seed": seed,
         "config": config.to_json(),
     }
-    with StudyFolder.claimed(output, made_from) as folder:
+    with StudyFolder.claimed(Path(output), made_from) as folder:
         study = LossStudy(
-            features=found, folder=folder, config=config, val=val,
-            num_trials=num_trials, num_seeds=num_seeds, seed=seed,
+            features=found, folder=folder, config=config, val=val, losses=compared,
+            num_trials=trials, num_seeds=seeds, seed=seed,
         )  # fmt: skip
-        best: dict[str, dict[str, Any]] = {}
-        searches = {}
-        with progress_bar("trainings") as bar:
-            task = bar.add_task("losses", total=len(losses) * (num_trials + num_seeds))
-            for loss in losses:
-                bar.update(task, description=loss)
-                searches[loss] = search = _searched(study, loss, lambda: bar.advance(task))
-                best[loss] = dict(search.best_trial.params)
-            values: dict[str, dict[int, PerQuery]] = {}
-            for loss in losses:
-                values[loss] = {}
-                for repeat in range(num_seeds):
-                    values[loss][repeat] = study.scores(loss, best[loss], _repeat_seed(seed, repeat))
-                    bar.advance(task)
-        _write_storage(folder.folder, searches)
-        result = _concluded(study, test, best, values)
-        write_json(folder.folder / "chosen.json", dict(result.chosen))
-        folder.finish({"chosen": result.chosen, "num_trials": len(folder.trials)})
-        return dataclasses.replace(result, num_new=folder.num_new)
+        return _concluded(study, test, *_best_of_each(study))
+
+
+def _best_of_each(study: LossStudy) -> tuple[dict[str, dict[str, Any]], dict[str, dict[int, PerQuery]]]:
+    """Parameters of the best trial of each loss, and its validation scores from seeds of their own."""
+    best: dict[str, dict[str, Any]] = {}
+    values: dict[str, dict[int, PerQuery]] = {}
+    searches = {}
+    with progress_bar("trainings") as bar:
+        task = bar.add_task("losses", total=len(study.losses) * (study.num_trials + study.num_seeds))
+        for loss in study.losses:
+            bar.update(task, description=loss)
+            searches[loss] = search = _searched(study, loss, lambda: bar.advance(task))
+            best[loss] = dict(search.best_trial.params)
+        for loss in study.losses:
+            values[loss] = {}
+            for repeat in range(study.num_seeds):
+                values[loss][repeat] = study.scores(loss, best[loss], _repeat_seed(study.seed, repeat))
+                bar.advance(task)
+    _write_storage(study.folder.folder, searches)
+    return best, values
 
 
 def _repeat_seed(seed: int, repeat: int) -> int:
@@ -227,50 +245,14 @@ def _concluded(
     on_test = {
         loss: means_of_seeds({n: seen[f"{loss} {n}"] for n in range(study.num_seeds)}) for loss in ranking
     }
-    rows: list[dict[str, Any]] = []
-    cells: list[list[str]] = []
-    for loss in ranking:
-        (val_values, val_spread), (test_values, test_spread) = on_val[loss], on_test[loss]
-        behind = test.difference(test_values, on_test[winner][0])
-        rows.append(
-            {
-                "loss": loss, **{name: best[loss].get(name) for name in ("num_centers", "scale", "margin")},
-                **val.row(val_values), "val_spread": val_spread, **test.row(test_values),
-                "test_spread": test_spread, "test_minus_chosen": behind.difference,
-                "test_minus_chosen_low": behind.low, "test_minus_chosen_high": behind.high,
-            }
-        )  # fmt: skip
-        shown = [f"{best[loss][name]:.3g}" if name in best[loss] else "–" for name in ("scale", "margin")]
-        cells.append(
-            [
-                loss, str(best[loss]["num_centers"]), *shown,
-                f"{percent(val.mean(val_values), val.interval(val_values))} ±{100 * val_spread:.1f}",
-                f"{percent(test.mean(test_values), test.interval(test_values))} ±{100 * test_spread:.1f}",
-                "" if loss == winner else shown_difference(behind),
-            ]
-        )  # fmt: skip
-    findings = [
-        f"Best on validation: {winner}; on test it reaches "
-        f"{percent(rows[0]['test'], (rows[0]['test_low'], rows[0]['test_high']))} % mMP@5.",
-        said_of_others({row["loss"]: row["test_minus_chosen_high"] for row in rows[1:]}),
-    ]
-    table = Table(
-        "Losses, each with the best of its search",
-        ["loss", "k", "scale", "margin", "validation mMP@5 %", "test mMP@5 %", "test, minus the chosen"],
-        cells,
-        note=f"Means of {study.num_seeds} seeds that the searches did not use; in brackets 95 % bootstrap "
-        "intervals over queries, ± the standard deviation over seeds. Chosen on validation, looked at once "
-        "on test. adacos sets its scale itself; adacos and normface have no margin.",
-        featured=0,
-    )
-    domains = Table(
-        "Test mMP@5 % a domain",
-        ["loss", *test.domains],
-        [
-            [loss, *(percent(value) for value in test.of_domains(on_test[loss][0]).values())]
-            for loss in ranking
-        ],
-    )
+    rows = [
+        {
+            "loss": loss, **{name: best[loss].get(name) for name in ("num_centers", "scale", "margin")},
+            **val.row(on_val[loss][0]), "val_spread": on_val[loss][1],
+            **test.row(on_test[loss][0], on_test[winner][0]), "test_spread": on_test[loss][1],
+        }
+        for loss in ranking
+    ]  # fmt: skip
     result = StudyResult(
         folder=study.folder.folder,
         title="Losses",
@@ -279,21 +261,42 @@ def _concluded(
             f"fingerprint {study.features.manifest.fingerprint}",
             "budget": f"{study.num_trials} trials of {study.config.epochs:g} epochs for each loss, "
             f"then {study.num_seeds} seeds",
-            "queries": f"{len(val.domain_of):,} of validation, {len(test.domain_of):,} of test, "
-            "of unseen instances",
+            "queries": queries_said(val, test),
         },
-        findings=findings,
-        tables=[table, domains],
+        findings=[
+            f"Best on validation: {winner}; on test it reaches "
+            f"{percent(rows[0]['test'], (rows[0]['test_low'], rows[0]['test_high']))} % mMP@5.",
+            said_of_others({row["loss"]: row["gain_high"] for row in rows[1:]}),
+        ],
+        tables=[_table(rows, study.num_seeds), domain_table(rows, test, ["loss"])],
         rows=rows,
         chosen=chosen,
+        num_new=study.folder.num_new,
     )
-    result.write(
-        {
-            "Test score": bars_figure(
-                ranking,
-                {"": [(row["test"], row["test_low"], row["test_high"]) for row in rows]},
-                label="test mMP@5 %, 95 % interval over queries",
-            )
-        }
+    bars = bars_figure(
+        ranking,
+        {"": [(row["test"], row["test_low"], row["test_high"]) for row in rows]},
+        label="test mMP@5 %, 95 % interval over queries",
     )
-    return result
+    return conclude(study.folder, result, {"Test score": bars}, recipe=chosen)
+
+
+def _table(rows: Sequence[Mapping[str, Any]], num_seeds: int) -> Table:
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3g}"
+
+    return Table(
+        "Losses, each with the best of its search",
+        ["loss", "k", "scale", "margin", "validation mMP@5 %", "test mMP@5 %", "test, minus the chosen"],
+        [
+            [
+                row["loss"], str(row["num_centers"]), number(row["scale"]), number(row["margin"]),
+                shown(row, "val"), shown(row, "test"), shown(row, "gain", sign=True) if place else "",
+            ]
+            for place, row in enumerate(rows)
+        ],
+        note=f"Means of {num_seeds} seeds that the searches did not use; in brackets 95 % bootstrap "
+        "intervals over queries, ± the standard deviation over seeds. Chosen on validation, looked at once "
+        "on test. adacos sets its scale itself; adacos and normface have no margin.",
+        featured=0,
+    )  # fmt: skip

@@ -100,11 +100,30 @@ class Questions:
         """First minus second, with a 95 % interval of the paired bootstrap."""
         return paired_difference(first, second, self.domain_of)
 
-    def row(self, values: PerQuery) -> dict[str, Any]:
-        """Columns of a result table: mean, ends of its interval, each domain."""
+    def row(self, values: PerQuery, against: PerQuery | None = None) -> dict[str, Any]:
+        """Columns of a result table: mean, ends of its interval, each domain.
+
+        Args:
+            values: of the queries.
+            against: also the paired difference to these, as ``gain``.
+        """
         low, high = self.interval(values)
-        domains = {f"{self.part} {name}": value for name, value in self.of_domains(values).items()}
-        return {self.part: self.mean(values), f"{self.part}_low": low, f"{self.part}_high": high, **domains}
+        row = {self.part: self.mean(values), f"{self.part}_low": low, f"{self.part}_high": high}
+        row |= {f"{self.part} {name}": value for name, value in self.of_domains(values).items()}
+        if against is not None:
+            gain = self.difference(values, against)
+            row |= {"gain": gain.difference, "gain_low": gain.low, "gain_high": gain.high}
+        return row
+
+
+def short_training(epochs: float, embedding_dim: int, **options: Any) -> TrainConfig:
+    """The demo recipe, without validation on the way: validation is asked afterwards."""
+    from samething.training import RECIPES
+
+    return dataclasses.replace(
+        RECIPES["demo"](), epochs=epochs, embedding_dim=embedding_dim, validate_every=1e6, keep="last",
+        **options,
+    )  # fmt: skip
 
 
 def trained_head(
@@ -152,29 +171,6 @@ def percent(value: float, ends: tuple[float, float] | None = None, *, sign: bool
     if ends is None:
         return text
     return f"{text} ({form.format(100 * ends[0])}{' to ' if sign else '–'}{form.format(100 * ends[1])})"
-
-
-def shown_difference(found: PairedDifference) -> str:
-    """A difference in points, with its interval."""
-    return percent(found.difference, (found.low, found.high), sign=True)
-
-
-def said_of_others(upper_ends: Mapping[str, float]) -> str:
-    """Which others are not behind the chosen one for certain.
-
-    Args:
-        upper_ends: of the interval of each one's difference to the chosen one on test.
-
-    >>> said_of_others({"a": 0.002, "b": -0.01})
-    'Not told apart from it on test (interval of the paired difference reaches 0), or better: a.'
-    """
-    if not upper_ends:
-        return "Nothing else was compared with it."
-    near = [name for name, high in upper_ends.items() if high >= 0]
-    if not near:
-        return "All others are behind it on test for certain (95 % intervals of the paired differences)."
-    said = "Not told apart from it on test (interval of the paired difference reaches 0), or better"
-    return f"{said}: {', '.join(near)}."
 
 
 def means_of_seeds(values: Mapping[int, PerQuery]) -> tuple[PerQuery, float]:

@@ -14,10 +14,9 @@ from samething.errors import InputError
 
 if TYPE_CHECKING:
     from samething.web.app import create_app
-    from samething.web.client import Client
     from samething.web.guards import Limits
 
-__all__ = ["TOKEN_VARIABLE", "Client", "Limits", "create_app", "serve"]
+__all__ = ["TOKEN_VARIABLE", "Limits", "create_app", "serve"]
 
 TOKEN_VARIABLE: Final = "SAMETHING_TOKEN"
 """Environment variable that the token is taken from where none is given."""
@@ -31,10 +30,6 @@ def __getattr__(name: str) -> object:
         from samething.web.app import create_app
 
         return create_app
-    if name == "Client":
-        from samething.web.client import Client
-
-        return Client
     if name == "Limits":
         from samething.web.guards import Limits
 

@@ -1,9 +1,8 @@
-"""The HTTP side: routes, their parameters and answers, errors as JSON, metrics, and the page's files."""
+"""The HTTP side: routes and their parameters, metrics, and the page's files."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,73 +10,34 @@ from typing import Annotated, Any, Final, Literal
 
 import fastapi
 import prometheus_client
-import pydantic
 from fastapi import Body, File, Form, Query, UploadFile
 from fastapi.concurrency import run_in_threadpool
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
-from starlette.exceptions import HTTPException
 
 import samething
-from samething.errors import ArtefactError, InputError, MissingExtraError, SamethingError
+from samething.errors import InputError
 from samething.images import Box
 from samething.index import Where
 from samething.search import Searcher
 from samething.search.conditions import conditions
-from samething.web.batching import BusyError
+from samething.web.answers import (
+    FAILURES,
+    Answer,
+    DeleteRequest,
+    ErrorAnswer,
+    SearchAnswer,
+    UnknownImageError,
+    failed,
+    failure,
+    plain,
+)
 from samething.web.guards import COOKIE, Access, Guard, Limits, same_token
 from samething.web.projection import drawn
-from samething.web.service import Service, UnknownImageError, plain
+from samething.web.service import Service
 
 STATIC: Final = Path(__file__).parent.parent / "static"
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
-
-
-class MatchAnswer(pydantic.BaseModel):
-    """One image found."""
-
-    rank: int
-    score: float = pydantic.Field(description="cosine similarity to the query, in [-1, 1]")
-    id: str
-    path: str
-    label: str
-    domain: str
-    probability: float | None = pydantic.Field(description="that it shows the same thing, if calibrated")
-    copies: list[str] = pydantic.Field(description="other places with the same image")
-    metadata: dict[str, Any]
-
-
-class SearchAnswer(pydantic.BaseModel):
-    """What a query found, best first."""
-
-    query: str
-    no_match: bool = pydantic.Field(description="nothing found is likely to be the same thing")
-    threshold: float | None = pydantic.Field(description="score below which there is no match, if calibrated")
-    looked_for: list[str] = pydantic.Field(description="ids of the index's own images that were looked for")
-    matches: list[MatchAnswer]
-
-
-class ErrorAnswer(pydantic.BaseModel):
-    """What is wrong, what would have been right, and what to do."""
-
-    error: str
-    expected: str | None = None
-    next_step: str | None = None
-
-
-class DeleteRequest(pydantic.BaseModel):
-    """Which images to delete."""
-
-    ids: list[str] = pydantic.Field(max_length=10_000)
-
-
-class Answer(JSONResponse):
-    """JSON in ASCII: text that is no valid Unicode, echoed in an error, is still an answer."""
-
-    def render(self, content: Any) -> bytes:
-        """The bytes of the answer."""
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 class Metrics:
@@ -179,10 +139,8 @@ def create_app(
     app.include_router(_pages, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=STATIC))
     _mount_installed(app)
-    app.add_exception_handler(SamethingError, _on_error)
-    app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(Exception, _on_unexpected)
+    for kind in FAILURES:
+        app.add_exception_handler(kind, failed)
     access = Access(token or None, reads_need_token=is_public, host_names=host_names)
     return Guard(app, access=access, limits=limits, on_answer=metrics.count)
 
@@ -199,47 +157,6 @@ def _mount_installed(app: fastapi.FastAPI) -> None:
     app.mount(
         "/static-bokeh", StaticFiles(directory=Path(bokeh.__file__).parent / "server" / "static" / "js")
     )
-
-
-# ---- errors
-
-
-def _error(status: int, error: str, expected: str | None = None, next_step: str | None = None) -> Answer:
-    headers = {"retry-after": "1"} if status == 429 else None
-    return Answer({"error": error, "expected": expected, "next_step": next_step}, status, headers)
-
-
-async def _on_error(request: fastapi.Request, error: Exception) -> Response:
-    del request
-    assert isinstance(error, SamethingError)
-    status = 400
-    for kind, its_status in (
-        (BusyError, 429), (UnknownImageError, 404), (MissingExtraError, 404), (ArtefactError, 503),
-    ):  # fmt: skip
-        if isinstance(error, kind):
-            status = its_status
-    return _error(status, error.given, error.expected, error.next_step)
-
-
-async def _on_invalid(request: fastapi.Request, error: Exception) -> Response:
-    del request
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = " ".join(str(part) for part in first["loc"][1:]) or "the request"
-    return _error(422, f"{place}: {first['msg']}", None, "see /docs")
-
-
-async def _on_http(request: fastapi.Request, error: Exception) -> Response:
-    del request
-    assert isinstance(error, HTTPException)
-    answer = _error(error.status_code, str(error.detail))
-    answer.headers.update(error.headers or {})
-    return answer
-
-
-async def _on_unexpected(request: fastapi.Request, error: Exception) -> Response:
-    del request, error  # uvicorn logs it; the sender learns nothing of the inside
-    return _error(500, "something unexpected happened", None, "see the server's log")
 
 
 # ---- asking
@@ -464,7 +381,7 @@ async def login(
     """The cookie lets pages show images; changes need the token itself."""
     if not same_token(token.encode("utf-8", "replace").decode(), request.app.state.token):
         await asyncio.sleep(0.5)
-        return _error(401, "not the token", None, "ask who runs this server")
+        return failure(401, "not the token", None, "ask who runs this server")
     answer = Response(status_code=204)
     is_https = request.url.scheme == "https"
     answer.set_cookie(COOKIE, token, httponly=True, samesite="strict", secure=is_https, path="/")

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import bisect
 import dataclasses
-import itertools
-import math
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float
 
-from samething.errors import InputError, SamethingError
+from samething.errors import InputError
 from samething.files import Json
 from samething.images import Box, Source, decode
 from samething.index import Where
@@ -30,42 +26,17 @@ from samething.search.searcher import (
     Combine,
     remembered_collections,
 )
+from samething.web.answers import UnknownImageError
 from samething.web.batching import Batcher, BusyError
 from samething.web.fetching import fetch_public
 from samething.web.guards import Limits
+from samething.web.jobs import Job, Jobs
+from samething.web.overview import overview_of
 from samething.web.projection import ImageMap, image_map
 from samething.web.uploads import Uploads, sendable
 
 _OVERVIEW_S: Final = 60.0
 """How long counts of domains and labels are believed while another process may change the index."""
-_MAX_LABELS: Final = 500
-_MAX_SAMPLES: Final = 12
-
-
-class UnknownImageError(InputError):
-    """An id that the index does not know."""
-
-    def __init__(self, row_id: str) -> None:
-        super().__init__(
-            f"the image {row_id[:100]!r}",
-            expected="the id of an image of this index",
-            next_step="search again: it may have been deleted",
-        )
-
-
-@dataclasses.dataclass
-class Job:
-    """Something that goes on in the background."""
-
-    state: str = "never run"
-    """``never run``, ``running``, ``done`` or ``failed``."""
-    done: int = 0
-    total: int = 0
-    message: str = ""
-
-    def to_json(self) -> dict[str, Json]:
-        """Plain values."""
-        return dataclasses.asdict(self)
 
 
 class Service:
@@ -91,7 +62,7 @@ class Service:
         self.searcher = searcher
         self.limits = limits
         self.allow_urls = allow_urls
-        self.jobs = {"sync": Job(), "map": Job()}
+        self.jobs = Jobs("sync", "map")
         folder = Path(searcher.index.location)
         if uploads is None and folder.is_dir():
             uploads = folder / "uploads"
@@ -99,7 +70,6 @@ class Service:
         self.batcher = Batcher(searcher.embedder, max_waiting=limits.max_waiting, on_batch=on_batch)
         self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decoder")
         self._changing = threading.Lock()
-        self._starting = threading.Lock()
         self._overview: tuple[float, dict[str, Json]] | None = None
         self._map: ImageMap | None = None
 
@@ -107,8 +77,6 @@ class Service:
         """Finish what waits and stop."""
         self._decoders.shutdown(wait=True, cancel_futures=True)
         self.batcher.close()
-
-    # ---- asking
 
     async def find(
         self,
@@ -203,28 +171,8 @@ class Service:
         known = self._overview
         if known is not None and now - known[0] < _OVERVIEW_S:
             return known[1]
-        index = self.searcher.index
-        domains: Counter[str] = Counter()
-        labels: Counter[str] = Counter()
-        samples: dict[str, list[str]] = {}
-        for batch in index.items(columns=["label", "domain"]):
-            domains.update(name or "" for name in batch.column("domain").to_pylist())
-            labels.update(name or "" for name in batch.column("label").to_pylist())
-            for name, row_id in zip(*(batch.column(c).to_pylist() for c in ("domain", "id")), strict=True):
-                kept = samples.setdefault(name or "", [])
-                if len(kept) < _MAX_SAMPLES or row_id < kept[-1]:
-                    bisect.insort(kept, row_id)
-                    del kept[_MAX_SAMPLES:]
-        del labels[""]
         found = {
-            "num_images": domains.total(),
-            "model": index.model_name,
-            "dim": index.dim,
-            "domains": dict(sorted(domains.items())),
-            "num_labels": len(labels),
-            "samples": _spread(list(samples.values()), _MAX_SAMPLES),
-            "labels": sorted(name for name, _ in labels.most_common(_MAX_LABELS)),
-            "columns": {name: kind for name, kind in index.description.columns.items() if kind != "bytes"},
+            **overview_of(self.searcher.index),
             "allow_urls": self.allow_urls,
             "limits": dataclasses.asdict(self.limits),
         }
@@ -312,7 +260,7 @@ class Service:
                 parts.append(f"{len(done.unreadable):,} could not be read")
             return ", ".join(parts)
 
-        return self._background("sync", work)
+        return self.jobs.start("sync", work)
 
     def _forget(self) -> None:
         self._overview = self._map = None
@@ -336,45 +284,5 @@ class Service:
                 self._map = image_map(self.searcher.index)
                 return f"{len(self._map.ids):,} images"
 
-            self._background("map", work)
+            self.jobs.start("map", work)
         return found
-
-    def _background(self, name: str, work: Callable[[Job], str]) -> Job:
-        with self._starting:
-            if self.jobs[name].state == "running":
-                return self.jobs[name]
-            job = self.jobs[name] = Job("running")
-
-        def run() -> None:
-            try:
-                job.message = work(job)
-                job.state = "done"
-            except SamethingError as error:
-                job.message, job.state = error.given, "failed"
-            except Exception as error:
-                job.message, job.state = f"{type(error).__name__}: {error}", "failed"
-
-        threading.Thread(target=run, name="background", daemon=True).start()
-        return job
-
-
-def _spread(groups: list[list[str]], count: int) -> list[str]:
-    """So many of all groups, as evenly as they have them.
-
-    >>> _spread([["a", "b", "c"], ["x"]], 3)
-    ['a', 'x', 'b']
-    """
-    turns = itertools.zip_longest(*groups)
-    return [name for turn in turns for name in turn if name is not None][:count]
-
-
-def plain(found: Matches) -> dict[str, Json]:
-    """Matches as JSON that every reader takes: numbers that are not finite are left out."""
-    answer = found.to_json()
-    for match in answer["matches"]:
-        match["metadata"] = {
-            name: value
-            for name, value in match["metadata"].items()
-            if not (isinstance(value, float) and not math.isfinite(value))
-        }
-    return answer

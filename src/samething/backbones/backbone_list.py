@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.markup import escape
 
+from samething.backbones.backbone_table import BACKBONES, BackboneRow
 from samething.backbones.on_disk import hub_cache, weights_on_disk
-from samething.backbones.table import BACKBONES, BackboneRow
 from samething.errors import InputError
 from samething.files import Json, write_json
 

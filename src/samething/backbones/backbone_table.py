@@ -1,4 +1,4 @@
-"""What is known of a backbone before it is loaded: the rows of ``table.toml``, read once. Needs no torch."""
+"""What is known of a backbone before it is loaded, read from ``backbone_table.toml``. Needs no torch."""
 
 from __future__ import annotations
 
@@ -83,11 +83,11 @@ def _rows(entry: Mapping[str, Any]) -> Iterator[BackboneRow]:
             )
 
 
-_TABLE: Final = tomllib.loads(resources.files(__package__).joinpath("table.toml").read_text("utf-8"))
+_FILE: Final = resources.files(__package__).joinpath("backbone_table.toml")
 
 BACKBONES: Final[dict[str, BackboneRow]] = {
     row.name: row
-    for family in _TABLE["families"]
+    for family in tomllib.loads(_FILE.read_text("utf-8"))["families"]
     for entry in family["rows"]
     for row in _rows({"loader": "timm", **family, **entry})
 }

@@ -128,12 +128,9 @@ class StudyFolder:
         key = canonical(dict(tried))
         if key not in self.trials:
             work = self.folder / "runs" / fingerprint(json.loads(key))
-            values = np.round(measure(work), _DIGITS)
-            listed = [None if np.isnan(value) else float(value) for value in values]
-            self._append({"tried": json.loads(key), "values": listed})
+            self._append({"tried": json.loads(key), "values": _listed(measure(work))})
             shutil.rmtree(work, ignore_errors=True)
-        recorded = self.trials[key]["values"]
-        return np.array([np.nan if value is None else value for value in recorded], dtype=np.float64)
+        return _scores(self.trials[key]["values"])
 
     def tested(
         self, chosen: Mapping[str, Json], measure: Callable[[], Mapping[str, PerQuery]]
@@ -157,26 +154,25 @@ class StudyFolder:
                 )
         tried = {"part": "test", "chosen": plain}
         if canonical(tried) not in self.trials:
-            values = {
-                name: [None if np.isnan(value) else round(float(value), _DIGITS) for value in scores]
-                for name, scores in measure().items()
-            }
+            values = {name: _listed(scores) for name, scores in measure().items()}
             self._append({"tried": tried, "values": values})
         found = self.trials[canonical(tried)]["values"]
-        return {
-            name: np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-            for name, values in found.items()
-        }
+        return {name: _scores(values) for name, values in found.items()}
 
     def finish(self, content: Mapping[str, Json]) -> None:
         """Write the manifest."""
         shutil.rmtree(self.folder / "runs", ignore_errors=True)
-        write_manifest(
-            self.folder,
-            Manifest(
-                kind=KIND,
-                format_version=FORMAT_VERSION,
-                made_from=dict(self.made_from),
-                content=dict(content),
-            ),
+        manifest = Manifest(
+            kind=KIND, format_version=FORMAT_VERSION, made_from=dict(self.made_from), content=dict(content)
         )
+        write_manifest(self.folder, manifest)
+
+
+def _listed(scores: PerQuery) -> list[float | None]:
+    """Scores as the log keeps them."""
+    return [None if np.isnan(value) else round(float(value), _DIGITS) for value in scores]
+
+
+def _scores(listed: list[float | None]) -> PerQuery:
+    """The inverse of :func:`_listed`, but for the digits that it cut off."""
+    return np.array([np.nan if value is None else value for value in listed], dtype=np.float64)

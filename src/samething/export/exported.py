@@ -1,0 +1,42 @@
+"""What an export gives: a finished model folder, and what a person wants to know of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.markup import escape
+from rich.text import Text
+
+from samething.files import Json
+
+if TYPE_CHECKING:
+    from samething.export.parity import Parity
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """A finished model folder."""
+
+    folder: Path
+    config: dict[str, Json]
+    largest_difference: float | None
+    """Largest difference of the float32 program to torch's; None when the folder was there already."""
+    parity: Parity | None = None
+    """What the form costs, where it may cost something."""
+
+    def __rich__(self) -> str | Group:
+        """What a person wants to know of the model, in a few lines."""
+        size = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file()) / 1e6
+        checked = (
+            "was there already"
+            if self.largest_difference is None
+            else f"vectors equal torch's within {self.largest_difference:.0e}"
+        )
+        line = (
+            f"[bold]{escape(str(self.folder))}[/bold]: {self.config['backbone']['name']} + "
+            f"{self.config['embedding_dim']}-d head, {size:.0f} MB, {checked}"
+        )
+        return Group(Text.from_markup(line), self.parity) if self.parity else line

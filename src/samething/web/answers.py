@@ -1,0 +1,115 @@
+"""What the server answers: JSON, its fields as the API describes them, and errors."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import fastapi
+import pydantic
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from samething.errors import ArtefactError, InputError, MissingExtraError, SamethingError
+from samething.files import Json
+from samething.search import Matches
+from samething.web.batching import BusyError
+
+
+class UnknownImageError(InputError):
+    """An id that the index does not know."""
+
+    def __init__(self, row_id: str) -> None:
+        super().__init__(
+            f"the image {row_id[:100]!r}",
+            expected="the id of an image of this index",
+            next_step="search again: it may have been deleted",
+        )
+
+
+class MatchAnswer(pydantic.BaseModel):
+    """One image found."""
+
+    rank: int
+    score: float = pydantic.Field(description="cosine similarity to the query, in [-1, 1]")
+    id: str
+    path: str
+    label: str
+    domain: str
+    probability: float | None = pydantic.Field(description="that it shows the same thing, if calibrated")
+    copies: list[str] = pydantic.Field(description="other places with the same image")
+    metadata: dict[str, Any]
+
+
+class SearchAnswer(pydantic.BaseModel):
+    """What a query found, best first."""
+
+    query: str
+    no_match: bool = pydantic.Field(description="nothing found is likely to be the same thing")
+    threshold: float | None = pydantic.Field(description="score below which there is no match, if calibrated")
+    looked_for: list[str] = pydantic.Field(description="ids of the index's own images that were looked for")
+    matches: list[MatchAnswer]
+
+
+class ErrorAnswer(pydantic.BaseModel):
+    """What is wrong, what would have been right, and what to do."""
+
+    error: str
+    expected: str | None = None
+    next_step: str | None = None
+
+
+class DeleteRequest(pydantic.BaseModel):
+    """Which images to delete."""
+
+    ids: list[str] = pydantic.Field(max_length=10_000)
+
+
+class Answer(JSONResponse):
+    """JSON in ASCII: text that is no valid Unicode, echoed in an error, is still an answer."""
+
+    def render(self, content: Any) -> bytes:
+        """The bytes of the answer."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def plain(found: Matches) -> dict[str, Json]:
+    """Matches as JSON that every reader takes: numbers that are not finite are left out."""
+    answer = found.to_json()
+    for match in answer["matches"]:
+        match["metadata"] = {
+            name: value
+            for name, value in match["metadata"].items()
+            if not (isinstance(value, float) and not math.isfinite(value))
+        }
+    return answer
+
+
+def failure(status: int, error: str, expected: str | None = None, next_step: str | None = None) -> Answer:
+    """An error as an answer."""
+    headers = {"retry-after": "1"} if status == 429 else None
+    return Answer({"error": error, "expected": expected, "next_step": next_step}, status, headers)
+
+
+async def failed(request: fastapi.Request, error: Exception) -> Response:
+    """The answer to a request that ended in an error; of an unexpected one the sender learns nothing."""
+    del request
+    if isinstance(error, SamethingError):
+        statuses = {BusyError: 429, UnknownImageError: 404, MissingExtraError: 404, ArtefactError: 503}
+        status = next((number for kind, number in statuses.items() if isinstance(error, kind)), 400)
+        return failure(status, error.given, error.expected, error.next_step)
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        place = " ".join(str(part) for part in first["loc"][1:]) or "the request"
+        return failure(422, f"{place}: {first['msg']}", None, "see /docs")
+    if isinstance(error, HTTPException):
+        answer = failure(error.status_code, str(error.detail))
+        answer.headers.update(error.headers or {})
+        return answer
+    return failure(500, "something unexpected happened", None, "see the server's log")
+
+
+FAILURES = (SamethingError, RequestValidationError, HTTPException, Exception)
+"""What :func:`failed` answers."""
