@@ -20,9 +20,9 @@ from samething.features.row_reader import RowReader
 from samething.heads import Head, HeadConfig, build_head, whitened_head
 from samething.losses import LOSSES, MarginHead, build_margin
 from samething.losses.fused_step import FusedMarginStep
-from samething.training import distributed
 from samething.training.config import TrainConfig
 from samething.training.data import TrainingData
+from samething.training.distributed import is_first, share, world_size
 from samething.training.optimisers import build_optimiser
 from samething.training.run import Run, write_head
 from samething.training.schedule import Schedule
@@ -38,7 +38,7 @@ def run_training(features: FeatureSet, config: TrainConfig, folder: Path, *, res
             return Run.open(folder)
         trainer = HeadTrainer(features, data, config, folder)
         trainer.run()
-        if distributed.is_first():
+        if is_first():
             trainer.finish(trainer.result(), made_from)
     return dataclasses.replace(Run.open(folder), was_finished=False)
 
@@ -71,7 +71,7 @@ class HeadTrainer(Trainer):
         self.optimiser = build_optimiser(config, [*self.head.parameters(), *self.margin_head.parameters()])
         if FusedMarginStep.covers(self.margin_head):
             # gradients that are summed, clipped or ascended first must be there whole
-            in_one_go = distributed.world_size() == 1 and not config.gradient_clip and not config.sam_rho
+            in_one_go = world_size() == 1 and not config.gradient_clip and not config.sam_rho
             optimiser = self.optimiser if in_one_go else None
             self.fused_step = FusedMarginStep(self.margin_head, optimiser, precision=config.precision)
         if config.ema_decay:
@@ -103,7 +103,7 @@ class HeadTrainer(Trainer):
                     num_seen = sum(len(batch) for batch in batches[:position])
                     self.reader.plan(self.data.rows[np.concatenate(batches)], start=num_seen)
                 for batch in batches[position:]:
-                    rows = self.reader.rows(self.data.rows[distributed.share(batch)])
+                    rows = self.reader.rows(self.data.rows[share(batch)])
                     yield batch, torch.from_numpy(np.asarray(rows, np.float32))
 
     def _embeddings(self, inputs: Tensor, num_global: int) -> Float[Tensor, "b d"]:
@@ -138,7 +138,7 @@ class HeadTrainer(Trainer):
 
     def _save(self) -> None:
         super()._save()
-        if self.config.keep_checkpoints and distributed.is_first():
+        if self.config.keep_checkpoints and is_first():
             name = f"head-{self.step:09d}.safetensors"
             write_head(self.folder / "checkpoints" / name, self.current_head())
 
