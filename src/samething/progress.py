@@ -29,7 +29,10 @@ def without_progress() -> Iterator[None]:
 
 
 def progress_bar(
-    unit: str, *columns: rich.progress.ProgressColumn | str, disable: bool = False
+    unit: str,
+    *columns: rich.progress.ProgressColumn | str,
+    disable: bool = False,
+    only_on_terminal: bool = False,
 ) -> rich.progress.Progress:
     """A bar that counts ``unit`` (images, steps, rows, …) and shows the rate and the time left.
 
@@ -37,11 +40,13 @@ def progress_bar(
         unit: what is counted, in the plural.
         columns: further columns between the rate and the time left.
         disable: show nothing, such as in all processes but the first.
+        only_on_terminal: show nothing in a file or a pipe either, where otherwise the last line appears.
 
     >>> with progress_bar("images", disable=True) as progress:
     ...     task = progress.add_task("features", total=2)
     ...     progress.advance(task)
     """
+    console = rich.console.Console(stderr=True)
     return rich.progress.Progress(
         rich.progress.TextColumn("[progress.description]{task.description}"),
         rich.progress.BarColumn(),
@@ -50,13 +55,13 @@ def progress_bar(
         _Rate(),
         *columns,
         rich.progress.TimeRemainingColumn(),
-        console=rich.console.Console(stderr=True),
-        disable=disable or _IS_SILENT.get(),
+        console=console,
+        disable=disable or _IS_SILENT.get() or (only_on_terminal and not console.is_terminal),
     )
 
 
 class _Rate(rich.progress.ProgressColumn):
-    """Units a second."""
+    """Units per second."""
 
     def render(self, task: rich.progress.Task) -> str:
         return f"{task.speed:,.0f}/s" if task.speed else ""

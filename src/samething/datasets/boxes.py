@@ -108,7 +108,7 @@ def read_deep_fashion2(source: OfficialFiles) -> pa.Table:
     files: list[str] = []
     labels: list[str] = []
     boxes: list[list[float]] = []
-    with progress_bar("images") as progress:
+    with progress_bar("images", only_on_terminal=True) as progress:
         for name in progress.track(names, description="annotations"):
             for label, box in _items_of(source, f"{where}/{name}"):
                 files.append(f"{name.removesuffix('.json')}.jpg")

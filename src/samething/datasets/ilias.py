@@ -68,7 +68,7 @@ def _distractors(source: OfficialFiles, wanted: pa.Array | None) -> Iterator[pa.
     if not shards:
         raise source.missing(f"{_SHARDS}/*.tar")
     count = 0
-    with progress_bar("shards") as progress:
+    with progress_bar("shards", only_on_terminal=True) as progress:
         for path in progress.track(shards, description="distractors"):
             where = f"{_SHARDS}/{path.name}"
             names = pa.array(

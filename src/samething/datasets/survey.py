@@ -22,7 +22,7 @@ def survey_images(listing: Listing) -> tuple[Catalog, list[Dropped]]:
     once, rows_once = np.unique(images, return_inverse=True)
     sources = [Source(located(catalog.root, image)) for image in once]
     results: list[Identity | ImageError] = []
-    with progress_bar("images") as progress:
+    with progress_bar("images", only_on_terminal=True) as progress:
         task = progress.add_task("read", total=len(sources))
         for result in in_threads(identify, sources):
             results.append(result)
