@@ -4,4 +4,4 @@ Importing the package does nothing but name its version; every stage is a module
 same name (``from samething.features import features``), which is also the command ``samething features``.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
