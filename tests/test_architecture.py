@@ -19,7 +19,18 @@ ORDER = [
     "cli",
 ]  # fmt: skip
 # functions that are commands: their parameters are options
-COMMANDS = {"catalog", "curate", "features", "train", "evaluate", "export", "index", "find", "serve", "sync"}
+COMMANDS = {
+    "catalog",
+    "curate",
+    "features",
+    "train",
+    "evaluate",
+    "export",
+    "index",
+    "find",
+    "serve",
+    "datasets",
+}
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "core", "base", "misc"}
 
 

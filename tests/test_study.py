@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from samething import study
 from samething.catalog import Catalog
 from samething.cli import build_app
-from samething.curate.config import CurateConfig
+from samething.curate.curate_config import CurateConfig
 from samething.errors import ArtefactError, FingerprintError, InputError
 from samething.features import FeatureSet
 from samething.study import Gain, StudyFolder, select

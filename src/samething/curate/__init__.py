@@ -5,8 +5,8 @@ Nothing here needs torch.
 
 from __future__ import annotations
 
-from samething.curate.config import RECIPES, CurateConfig
+from samething.curate.curate_config import RECIPES, CurateConfig
+from samething.curate.curated import Curation
 from samething.curate.process import curate
-from samething.curate.result import Curation
 
 __all__ = ["RECIPES", "CurateConfig", "Curation", "curate"]

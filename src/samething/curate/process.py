@@ -14,7 +14,8 @@ from jaxtyping import Bool, Int
 
 from samething.catalog import Catalog
 from samething.configuration import changed, read_config, with_options
-from samething.curate.config import CurateConfig, Recipe
+from samething.curate.curate_config import CurateConfig, Recipe
+from samething.curate.curated import Curation, DomainCounts
 from samething.curate.curation_report import write_curation_page
 from samething.curate.duplicates import (
     EVALUATION,
@@ -32,7 +33,6 @@ from samething.curate.noise import agreement
 from samething.curate.pairs import Contents, Pairs, embedding_pairs, exact_pairs, perceptual_pairs, row_ranks
 from samething.curate.recipes import find_recipe, published_counts, read_parts
 from samething.curate.refinement import by_attribute, by_clusters
-from samething.curate.result import Curation, DomainCounts
 from samething.curate.rules import Population
 from samething.curate.sources import KnownFeatures, checksums, evaluation_part, joined_catalogs, listed
 from samething.errors import InputError

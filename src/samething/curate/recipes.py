@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from samething.catalog import Catalog
-from samething.curate.config import RECIPES, Recipe
-from samething.curate.result import PublishedCounts
+from samething.curate.curate_config import RECIPES, Recipe
+from samething.curate.curated import PublishedCounts
 from samething.datasets.public import DATASETS, read_dataset
 from samething.errors import InputError
 

@@ -10,8 +10,8 @@ from samething.datasets.coco import list_coco
 from samething.datasets.dataset import Dataset, Part, Published
 from samething.datasets.folder import list_folder
 from samething.datasets.hugging_face import is_hugging_face, list_hugging_face
+from samething.datasets.known_sets import datasets
 from samething.datasets.listing import Dropped, Labels, Listing
-from samething.datasets.overview import datasets
 from samething.datasets.public import DATASETS, read_dataset
 from samething.datasets.report import (
     DROPPED_SUFFIX,

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from samething.errors import InputError
-from samething.index.answers import Between, Hits, Verification, Where
 from samething.index.approximate import RecallReport
+from samething.index.conditions_and_hits import Between, Hits, Verification, Where
 from samething.index.description import COLUMNS, ColumnKind, IndexDescription, Items
 from samething.index.interface import AbstractIndex
 from samething.index.milvus import MilvusIndex

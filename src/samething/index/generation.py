@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float
 
 from samething.errors import ArtefactError, InputError
 from samething.files import Json, disk_errors
-from samething.index.answers import Condition
+from samething.index.conditions_and_hits import Condition
 from samething.index.description import IndexDescription, vector_crc32
 from samething.index.sqlite_rows import Connection, RowFormat, Slots, StoredRow, checksum
 from samething.retrieval import SharedProducts

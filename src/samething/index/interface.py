@@ -16,7 +16,7 @@ from typing import Any
 from samething.arrays import Embeddings, Queries
 from samething.errors import FingerprintError, InputError
 from samething.files import Json
-from samething.index.answers import Between, Condition, Hits, Verification, Where
+from samething.index.conditions_and_hits import Between, Condition, Hits, Verification, Where
 from samething.index.description import (
     ColumnKind,
     IndexDescription,

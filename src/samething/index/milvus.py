@@ -23,7 +23,7 @@ import numpy as np
 
 from samething.arrays import Embeddings, Queries
 from samething.errors import ArtefactError, InputError, MissingExtraError, SamethingError
-from samething.index.answers import Condition, Hits, Verification
+from samething.index.conditions_and_hits import Condition, Hits, Verification
 from samething.index.description import (
     IndexDescription,
     RecordBatch,

@@ -29,7 +29,7 @@ import numpy as np
 
 from samething.arrays import Embeddings
 from samething.errors import ArtefactError, InputError
-from samething.index.answers import Between, Condition
+from samething.index.conditions_and_hits import Between, Condition
 from samething.index.description import IndexDescription, Table
 
 LONGEST_TEXT: Final = 65_535

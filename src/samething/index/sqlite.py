@@ -32,8 +32,8 @@ from samething.files import (
     only_one_writer,
     write_manifest,
 )
-from samething.index.answers import Condition, Hits, Verification
 from samething.index.approximate import Graph, RecallReport, tuned_graph
+from samething.index.conditions_and_hits import Condition, Hits, Verification
 from samething.index.description import IndexDescription, RecordBatch, Table, item_rows
 from samething.index.generation import Generation, View
 from samething.index.interface import AbstractIndex

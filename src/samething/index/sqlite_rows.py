@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from jaxtyping import Float, Int
 
-from samething.index.answers import Between, Condition
+from samething.index.conditions_and_hits import Between, Condition
 from samething.index.description import IndexDescription, vector_crc32
 
 Connection: TypeAlias = sqlite3.Connection

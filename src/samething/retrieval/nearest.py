@@ -10,10 +10,10 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
+import samething.retrieval.tiles as tiles
 from samething.arrays import Embeddings, Gallery, Queries, TopIndices, TopScores
 from samething.errors import InputError
 from samething.progress import progress_bar
-from samething.retrieval import tiles
 from samething.retrieval.scores import Distance, Precision, Scorer, blocks, require_search, score_tiles
 
 _GROUP: Final = 64

@@ -21,7 +21,9 @@ from samething.images import Box
 from samething.index import Where
 from samething.search import Searcher
 from samething.search.conditions import conditions
-from samething.web.answers import (
+from samething.web.guards import COOKIE, Access, Guard, Limits, same_token
+from samething.web.projection import drawn
+from samething.web.schemas import (
     FAILURES,
     Answer,
     DeleteRequest,
@@ -32,8 +34,6 @@ from samething.web.answers import (
     failure,
     plain,
 )
-from samething.web.guards import COOKIE, Access, Guard, Limits, same_token
-from samething.web.projection import drawn
 from samething.web.service import Service
 
 STATIC: Final = Path(__file__).parent.parent / "static"

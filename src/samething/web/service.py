@@ -26,13 +26,13 @@ from samething.search.searcher import (
     Combine,
     remembered_collections,
 )
-from samething.web.answers import UnknownImageError
 from samething.web.batching import Batcher, BusyError
 from samething.web.fetching import fetch_public
+from samething.web.first_view import overview_of
 from samething.web.guards import Limits
 from samething.web.jobs import Job, Jobs
-from samething.web.overview import overview_of
 from samething.web.projection import ImageMap, image_map
+from samething.web.schemas import UnknownImageError
 from samething.web.uploads import Uploads, sendable
 
 _OVERVIEW_S: Final = 60.0
