@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from samething.arrays import Embeddings, PixelBatch, Pixels
@@ -181,7 +182,7 @@ class Embedder:
             return prepare(image, self.preprocessing)
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))  # the graph resizes by itself
 
-    def embed_prepared(self, images: Sequence[Pixels]) -> Embeddings:
+    def embed_prepared(self, images: Sequence[UInt8[np.ndarray, "3 _ _"]]) -> Embeddings:
         """Vectors of prepared images, whose sizes may differ: one call of the graph for each size."""
         vectors = np.empty((len(images), self.dim), np.float32)
         by_size: dict[tuple[int, ...], list[int]] = {}
