@@ -330,7 +330,7 @@ def test_a_head_that_an_earlier_version_joined_or_shortened_is_not_averaged(tiny
     write_manifest(tiny / "joined", manifest)
     with pytest.raises(InputError, match="after its training"):
         written(tiny, "soup of joined", average=(tiny / "joined",))
-    assert written(tiny, "alone", run="joined").config["dim"] == 16
+    assert written(tiny, "alone", run="joined").config["embedding_dim"] == 16
 
 
 def test_the_metrics_are_those_of_the_form(tiny):

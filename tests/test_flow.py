@@ -38,7 +38,7 @@ def test_the_readmes_commands_end_with_the_right_answer(line):
 def test_each_artefact_says_what_it_was_made_from(line):
     images = Catalog.read(line / "things.parquet")
     manifests = {
-        kind: read_manifest(line / folder, kind=kind, format_version=2 if kind == "model" else 1)
+        kind: read_manifest(line / folder, kind=kind, format_version=2 if kind in ("model", "index") else 1)
         for kind, folder in (("features", "features"), ("run", "run"), ("model", "model"), ("index", "index"))
     }
     assert manifests["features"].made_from["catalog"] == images.fingerprint

@@ -236,9 +236,9 @@ def test_a_query_in_a_bucket(line, bucket, files, tmp_path):
     index(tmp_path / "images é", model=line / "model", output=tmp_path / "index")
     put(files[2], "a é.jpg")
     in_tar(files, tmp_path / "shard.tar")
-    put(tmp_path / "shard.tar", "shard.tar")
+    put(tmp_path / "shard.tar", "queries.tar")  # an open shard of the same name is kept
     plain = find(files[2], index=tmp_path / "index", k=3)
-    for place in (f"{url}/a é.jpg", f"tar://0002.jpg::{url}/shard.tar"):
+    for place in (f"{url}/a é.jpg", f"tar://0002.jpg::{url}/queries.tar"):
         assert find(place, index=tmp_path / "index", k=3).matches == plain.matches
     with pytest.raises(ImageError, match="does not exist"):
         find(f"{url}/none.jpg", index=tmp_path / "index")

@@ -209,7 +209,7 @@ def lower_bound(recall: float, num_queries: int) -> float:
     A share of several neighbours varies less than a yes or no, so the interval is on the safe side.
 
     >>> round(lower_bound(1.0, 1000), 4), round(lower_bound(0.99, 1000), 4)
-    (0.9973, 0.9834)
+    (0.9973, 0.9833)
     """
     spread = _Z95**2 / num_queries
     return (
