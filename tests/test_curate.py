@@ -238,21 +238,6 @@ def described(tmp_path) -> FeatureSet:
     return FeatureSet.open(found.folder)
 
 
-def test_labels_refined_by_clusters(described, tmp_path):
-    """Two classes under one label come apart again; the rest stays whole."""
-    labels = np.where(described.catalog.strings("label") == "c2", "c0", described.catalog.strings("label"))
-    described.catalog.with_column("label", labels).write(tmp_path / "c.parquet")
-    table = tmp_path / "features"
-    result = curate(
-        [tmp_path / "c.parquet"], output=tmp_path / "o.parquet", duplicates="none", features=(table,),
-        refine_clusters=True, min_images=(3,), root=table,
-    )  # fmt: skip
-    found = result.catalog.strings("label")
-    true = described.catalog.strings("label")
-    parts = {label: set(found[true == label]) for label in ("c0", "c2")}
-    assert all(len(own) == 1 for own in parts.values()) and parts["c0"] != parts["c2"]
-
-
 def test_wrong_labels_are_dropped(described, tmp_path):
     labels = described.catalog.strings("label").copy()
     training = np.flatnonzero(described.catalog.has_role("train"))
@@ -272,7 +257,7 @@ def test_wrong_labels_are_dropped(described, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"duplicates": "embedding"}, {"noise": "agreement"}, {"refine_clusters": True}, {"bits": 16},
+        {"duplicates": "embedding"}, {"noise": "agreement"}, {"bits": 16},
         {"closeness": 2.0}, {"min_images": ("x",)}, {"budget_images": 1, "budget_classes": 1},
         {"against": (Path("c.parquet"),), "duplicates": "none"}, {"seed": -1},
         {"min_images": (9,), "duplicates": "none"},

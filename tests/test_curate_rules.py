@@ -16,11 +16,8 @@ from samething.curate.draws import draws_of
 from samething.curate.rules import (
     Budget,
     Limit,
+    Population,
     domain_quotas,
-    with_capped_classes,
-    with_capped_images,
-    with_enough_images,
-    within_budget,
 )
 from samething.errors import InputError
 
@@ -36,6 +33,13 @@ def catalog_of(pairs) -> Catalog:
         for number, (label, dataset) in enumerate(pairs)
     ]
     return Catalog.from_rows(rows, root=Path())
+
+
+def kept_by(rule: str, catalog: Catalog, limit, *, seed: int = 0) -> np.ndarray:
+    """Rows of a catalog that stay by one rule of :class:`Population`."""
+    population = Population.of(catalog, seed=seed)
+    limit = Limit(limit) if isinstance(limit, int) else limit
+    return getattr(population, rule)(population.rows, limit)
 
 
 def naive_fnv1a(text: str) -> int:
@@ -79,9 +83,9 @@ def test_enough_images(pairs, least):
     catalog = catalog_of(pairs)
     counts = Counter(pairs)
     expected = [row for row, pair in enumerate(pairs) if counts[pair] >= least]
-    assert with_enough_images(catalog, least).tolist() == expected
+    assert kept_by("with_enough_images", catalog, least).tolist() == expected
     expected = [row for row, pair in enumerate(pairs) if pair[1] != "x" or counts[pair] >= least]
-    assert with_enough_images(catalog, Limit(None, {"x": least})).tolist() == expected
+    assert kept_by("with_enough_images", catalog, Limit(None, {"x": least})).tolist() == expected
 
 
 @given(ROWS, st.integers(1, 6), st.integers(0, 9))
@@ -92,7 +96,7 @@ def test_capped_images_are_the_lowest_draws(pairs, most, seed):
     for pair in set(pairs):
         own = [row for row, other in enumerate(pairs) if other == pair]
         expected += sorted(own, key=lambda row: int(draws[row]))[:most]
-    assert with_capped_images(catalog, most, seed=seed).tolist() == sorted(expected)
+    assert kept_by("with_capped_images", catalog, most, seed=seed).tolist() == sorted(expected)
 
 
 @given(ROWS, st.integers(1, 6), st.integers(0, 9))
@@ -107,19 +111,19 @@ def test_capped_classes_are_the_lowest_draws(pairs, most, seed):
         order = np.argsort(draws_of(names, seed=seed), kind="stable")
         kept |= {(own[place], dataset) for place in order[:most]}
     expected = [row for row, pair in enumerate(pairs) if pair in kept]
-    assert with_capped_classes(catalog, most, seed=seed).tolist() == expected
+    assert kept_by("with_capped_classes", catalog, most, seed=seed).tolist() == expected
 
 
 @given(ROWS, st.integers(0, 9), st.randoms(use_true_random=False))
 def test_what_is_kept_does_not_depend_on_other_rows_or_their_order(pairs, seed, random):
     catalog = catalog_of(pairs)
-    kept = set(catalog.take(with_capped_images(catalog, 2, seed=seed)).strings("image"))
+    kept = set(catalog.take(kept_by("with_capped_images", catalog, 2, seed=seed)).strings("image"))
     order = list(range(len(pairs)))
     random.shuffle(order)
     shuffled = catalog.take(np.asarray(order))
-    assert set(shuffled.take(with_capped_images(shuffled, 2, seed=seed)).strings("image")) == kept
+    assert set(shuffled.take(kept_by("with_capped_images", shuffled, 2, seed=seed)).strings("image")) == kept
     part = catalog.take(catalog.strings("dataset") == "x")
-    own = set(part.take(with_capped_images(part, 2, seed=seed)).strings("image"))
+    own = set(part.take(kept_by("with_capped_images", part, 2, seed=seed)).strings("image"))
     assert own == kept & set(part.strings("image"))
 
 
@@ -149,7 +153,7 @@ def test_quotas(available, budget, share, temperature):
 @given(ROWS, st.integers(1, 70), st.sampled_from(["classes", "images"]), st.integers(1, 4), st.integers(0, 3))
 def test_a_budget_of_images(pairs, budget, thin, least, seed):
     catalog = catalog_of(pairs)
-    rows = within_budget(catalog, Budget(images=budget, thin=thin, least=least), seed=seed)
+    rows = kept_by("within_budget", catalog, Budget(images=budget, thin=thin, least=least), seed=seed)
     assert len(rows) <= budget and (np.diff(rows) > 0).all()
     kept, before = Counter(pairs[row] for row in rows), Counter(pairs)
     assert all(number >= min(least, before[pair]) for pair, number in kept.items())
@@ -170,7 +174,7 @@ def test_a_budget_of_images(pairs, budget, thin, least, seed):
 @given(ROWS, st.integers(1, 25), st.sampled_from(["proportional", "equal", "temperature"]))
 def test_a_budget_of_classes_keeps_whole_classes(pairs, budget, share):
     catalog = catalog_of(pairs)
-    rows = within_budget(catalog, Budget(classes=budget, share=share))
+    rows = kept_by("within_budget", catalog, Budget(classes=budget, share=share))
     kept, before = Counter(pairs[row] for row in rows), Counter(pairs)
     assert kept == {pair: before[pair] for pair in kept}
     assert len(kept) == min(budget, len(before))

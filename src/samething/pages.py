@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import jinja2
+import rich.table
+from rich.text import Text
 
 from samething.errors import ImageError
 from samething.files import write_text
@@ -108,6 +110,15 @@ class Table:
             mark = "**" if number == self.featured else ""
             lines.append(_line([f"{mark}{cell}{mark}" if cell else cell for cell in map(_text, row)]))
         return "\n".join(lines) + (f"\n\n{self.note}" if self.note else "")
+
+    def printed(self) -> rich.table.Table:
+        """For the terminal: the first column to the left, the others to the right."""
+        printed = rich.table.Table(title=Text(self.title))
+        for place, column in enumerate(self.columns):
+            printed.add_column(Text(_text(column)), justify="right" if place else "left")
+        for row in self.rows:
+            printed.add_row(*(Text(_text(cell)) for cell in row))
+        return printed
 
 
 def _line(cells: Sequence[str | Cell]) -> str:

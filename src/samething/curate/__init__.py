@@ -5,8 +5,9 @@ Nothing here needs torch.
 
 from __future__ import annotations
 
-from samething.curate.curate_config import RECIPES, CurateConfig
+from samething.curate.curate_config import CurateConfig
 from samething.curate.curated import Curation
 from samething.curate.process import curate
+from samething.curate.recipes import RECIPES
 
 __all__ = ["RECIPES", "CurateConfig", "Curation", "curate"]

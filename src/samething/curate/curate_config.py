@@ -1,20 +1,16 @@
-"""What ``samething curate`` may be told: one small dataclass, and the recipes that set it."""
+"""What ``samething curate`` may be told: one small dataclass."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from samething.configuration import check_ranges
 from samething.curate.duplicates import Conflicts, Leaks
 from samething.curate.near_hashes import LARGEST_DISTANCE
 from samething.curate.noise import LEAST_AGREEMENT, Noise
-from samething.curate.refinement import LEAST_SILHOUETTE
 from samething.curate.rules import Budget, Limit, Share, Thin
-from samething.datasets.dataset import Published
-from samething.datasets.public import DATASETS
 from samething.errors import InputError
 
 Duplicates: TypeAlias = Literal["none", "exact", "perceptual", "embedding"]
@@ -46,12 +42,8 @@ class CurateConfig:
     """How a domain comes down to its share of images: fewer classes, or fewer images per class."""
     refine_by: Path | None = None
     """Table (.csv, .parquet) with image and attribute: labels become label/attribute."""
-    refine_clusters: bool = False
-    """Split classes that fall into clearly separate parts in feature space; needs --features."""
-    silhouette: float = LEAST_SILHOUETTE
-    """Mean silhouette from which a class is split, in (-1, 1)."""
     features: tuple[Path, ...] = ()
-    """Feature folders of the images, for embedding, noise and clusters; all of one backbone."""
+    """Feature folders of the images, for embedding and noise; all of one backbone."""
     duplicates: Duplicates = "perceptual"
     """Look for the same image by checksum (exact), also by what it shows (perceptual), also by its features
     (embedding); each includes those before."""
@@ -83,15 +75,9 @@ class CurateConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, _RANGES)
-        users = {
-            "--duplicates embedding": self.duplicates == "embedding",
-            f"--noise {self.noise}": self.noise != "none",
-            "refine_clusters": self.refine_clusters,
-        }
-        lacking = [name for name, is_used in users.items() if is_used and not self.features]
-        if lacking:
+        if not self.features and (self.duplicates == "embedding" or self.noise != "none"):
             raise InputError(
-                f"{lacking[0]} without features",
+                f"--duplicates {self.duplicates} --noise {self.noise} without features",
                 expected="a feature folder of the images",
                 next_step="make one with samething features CATALOG, and give it with --features",
             )
@@ -126,48 +112,6 @@ _RANGES: Final = (
     ("bits", 0, LARGEST_DISTANCE, f"a number of bits from 0 to {LARGEST_DISTANCE}"),
     ("similarity", 1e-9, 1, "a cosine in (0, 1]"),
     ("closeness", 0, 1, "a correlation in [0, 1]"),
-    ("silhouette", 1e-9 - 1, 1 - 1e-9, "a number in (-1, 1)"),
     ("memory_mib", 1, 2**40, "at least 1"),
     ("seed", 0, 2**63 - 1, "a whole number from 0"),
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A training set put together by rules from public data sets."""
-
-    title: str
-    parts: tuple[str, ...]
-    """Keys of the data sets that it is made from."""
-    changes: Mapping[str, Any]
-    """Fields of :class:`CurateConfig` that it sets."""
-    published: Mapping[str, Published]
-    """What its authors say came out, by data set; the empty key is for all."""
-    note: str
-    """What to know when numbers are compared."""
-
-
-def _published() -> dict[str, Published]:
-    # the published table calls the refined cars by the name of their images
-    names = {"stanford_cars": "stanford_cars_refined"}
-    found = {row.where.get("dataset", ""): row for row in DATASETS["m4d_35k"].published}
-    return {names.get(name, name): row for name, row in found.items()}
-
-
-RECIPES: Final[Mapping[str, Recipe]] = {
-    "m4d-35k": Recipe(
-        title="M4D-35k (Florek et al., GCPR 2024)",
-        parts=("products_10k", "gldv2", "deep_fashion", "stanford_cars_refined"),
-        changes={
-            "min_images": (3,),
-            "max_images": ("gldv2=100",),
-            "max_classes": ("gldv2=10000",),
-            # the paper's rules are these alone; give --duplicates or --against to go beyond them
-            "duplicates": "none",
-        },
-        published=_published(),
-        note="The paper's draw of 10,000 landmarks is not published, so their images differ by chance; "
-        "published numbers are rounded to 100.",
-    ),
-}
-"""Name → recipe. To add one, put a row here."""

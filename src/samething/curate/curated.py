@@ -9,54 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import rich.console
 import rich.markup
-import rich.table
 
 from samething.catalog import Catalog
 from samething.curate.duplicates import Relation
 from samething.curate.ledger import MEANINGS, Rule
-
-
-@dataclasses.dataclass(frozen=True)
-class DomainCounts:
-    """Training images and classes of one domain, before and after."""
-
-    domain: str
-    classes_before: int
-    classes_after: int
-    images_before: int
-    images_after: int
-
-    @property
-    def numbers(self) -> list[str]:
-        """Cells of a table."""
-        numbers = (self.classes_before, self.classes_after, self.images_before, self.images_after)
-        return [f"{number:,}" for number in numbers]
-
-
-@dataclasses.dataclass(frozen=True)
-class PublishedCounts:
-    """A part of a recipe beside what its authors published."""
-
-    dataset: str
-    """``all`` for everything together."""
-    classes: int
-    images: int
-    published_classes: int | None
-    published_images: int | None
-
-    @property
-    def difference(self) -> str:
-        """Images more or fewer than published, in percent."""
-        if not self.published_images:
-            return "–"
-        return f"{100 * (self.images / self.published_images - 1):+.1f} %"
-
-    @property
-    def cells(self) -> list[str]:
-        """Cells of a table: data set, classes, published, images, published, difference."""
-        numbers = (self.classes, self.published_classes, self.images, self.published_images)
-        shown = ["–" if number is None else f"{number:,}" for number in numbers]
-        return [self.dataset, *shown, self.difference]
+from samething.pages import Table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,8 +25,8 @@ class Curation:
     """The file written."""
     report: Path
     """The HTML page."""
-    counts: Sequence[DomainCounts]
-    """Training images per domain."""
+    counts: Mapping[str, Sequence[int]]
+    """Per domain: classes of training before and after, images of training before and after."""
     dropped: Mapping[Rule, int]
     """Dropped images by rule; each is a row of ``PATH.dropped.csv``."""
     dropped_table: pa.Table
@@ -79,8 +36,8 @@ class Curation:
     pair_table: pa.Table
     """Columns first_… and second_… (image, label, dataset, role), relation, method, score, closeness,
     became."""
-    published: Sequence[PublishedCounts] = ()
-    """For a recipe: its numbers beside the published ones."""
+    published: Mapping[str, tuple[int, int | None, int, int | None]] = dataclasses.field(default_factory=dict)
+    """For a recipe, per data set and of ``all``: classes, those published, images, those published."""
     notes: Sequence[str] = ()
     """What was refined, and what could not be looked at."""
 
@@ -94,28 +51,31 @@ class Curation:
         """0, or 3 when files could not be read."""
         return 3 if self.num_unreadable else 0
 
+    @property
+    def tables(self) -> list[Table]:
+        """The training images by domain, and for a recipe the published numbers beside its own."""
+        rows = []
+        for domain, numbers in self.counts.items():
+            kept = f"{100 * numbers[3] / numbers[2]:.1f} %" if numbers[2] else "–"
+            rows.append([domain, *(f"{number:,}" for number in numbers), kept])
+        columns = ["domain (training)", "classes before", "after", "images before", "after", "kept"]
+        tables = [Table("", columns, rows)]
+        if self.published:
+            rows = []
+            for dataset, found in self.published.items():
+                difference = f"{100 * (found[2] / found[3] - 1):+.1f} %" if found[3] else "–"
+                cells = ["–" if number is None else f"{number:,}" for number in found]
+                rows.append([dataset, *cells, difference])
+            columns = ["data set", "classes", "published", "images", "published", "difference"]
+            tables.append(Table("beside the published numbers", columns, rows))
+        return tables
+
     def __rich__(self) -> rich.console.Group:
         escape = rich.markup.escape
-        table = rich.table.Table(title=f"{len(self.catalog):,} images in {escape(str(self.path))}")
-        table.add_column("domain (training)")
-        for name in ("classes before", "after", "images before", "after"):
-            table.add_column(name, justify="right")
-        for row in self.counts:
-            table.add_row(escape(row.domain), *row.numbers)
-        parts: list[rich.console.RenderableType] = [table]
+        first, *further = self.tables
+        first = dataclasses.replace(first, title=f"{len(self.catalog):,} images in {self.path}")
         lines = [f"{number:,} dropped: {MEANINGS[rule]}" for rule, number in self.dropped.items()]
         lines += [f"{number:,} pairs found: {name}" for name, number in self.pairs.items()]
-        if self.published:
-            parts.append(self._published_table())
         lines += [f"[yellow]note[/yellow] {escape(note)}" for note in self.notes]
         lines.append(f"why: {escape(str(self.path))}.dropped.csv; images: {escape(str(self.report))}")
-        return rich.console.Group(*parts, *lines)
-
-    def _published_table(self) -> rich.table.Table:
-        table = rich.table.Table(title="beside the published numbers")
-        table.add_column("data set")
-        for name in ("classes", "published", "images", "published", "difference"):
-            table.add_column(name, justify="right")
-        for row in self.published:
-            table.add_row(*row.cells)
-        return table
+        return rich.console.Group(*(table.printed() for table in (first, *further)), *lines)

@@ -17,7 +17,7 @@ from samething.curate.draws import draws_of
 from samething.curate.duplicates import RELATIONS
 from samething.curate.images import Images
 from samething.curate.ledger import MEANINGS, Ledger
-from samething.curate.pairs import METHODS, Pairs
+from samething.curate.pairs import Pairs
 from samething.errors import ImageError
 from samething.pages import Cell, Table, Thumbnail, as_drawn, image_url, new_axes, write_page
 
@@ -66,9 +66,9 @@ def write_curation_page(
     training = after.has_role("train")
     default = CurateConfig()
     facts = {
-        field.name.replace("_", " "): _as_text(getattr(config, field.name))
-        for field in dataclasses.fields(config)
-        if getattr(config, field.name) != getattr(default, field.name)
+        name.replace("_", " "): ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        for name, value in vars(config).items()
+        if value != getattr(default, name)
     }
     page = _Page(after, ledger, images)
     quarantined = ledger.dropped_rows("unreadable")
@@ -77,7 +77,7 @@ def write_curation_page(
         "curation.html",
         title=f"Curation: {result.path.name}",
         facts={"images": f"{len(result.catalog):,} of {len(before):,} stay", **facts},
-        counts=_counts_table(result),
+        counts=result.tables[0],
         dropped=Table(
             "",
             ["images", Cell("rule", kind="text"), Cell("meaning", kind="text")],
@@ -86,7 +86,7 @@ def write_curation_page(
                 for rule, number in result.dropped.items()
             ],
         ),
-        published=_published_table(result) if result.published else None,
+        published=dataclasses.replace(result.tables[1], title="") if result.published else None,
         notes=result.notes,
         histograms=_histograms(before, after, training, training & ledger.is_kept),
         samples=page.samples(np.flatnonzero(training & ledger.is_kept)),
@@ -104,24 +104,6 @@ def write_curation_page(
         num_quarantined=len(quarantined),
         name=result.path.name,
     )
-
-
-def _as_text(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _counts_table(result: Curation) -> Table:
-    rows = []
-    for row in result.counts:
-        kept = f"{100 * row.images_after / row.images_before:.1f} %" if row.images_before else "–"
-        rows.append([row.domain, *row.numbers, kept])
-    columns = ["domain", "classes before", "after", "images before", "after", "kept"]
-    return Table("", columns, rows)
-
-
-def _published_table(result: Curation) -> Table:
-    columns = ["data set", "classes", "published", "images", "published", "difference"]
-    return Table("", columns, [row.cells for row in result.published])
 
 
 class _Page:
@@ -182,7 +164,7 @@ class _Page:
                         (self.shown(int(pairs.first[pair])), self.shown(int(pairs.second[pair]))),
                         key=operator.attrgetter("kind"),  # the right one first
                     ),
-                    "text": _found_by(pairs, pair),
+                    "text": pairs.found_by(pair),
                 }
                 for pair in chosen
             ]
@@ -205,15 +187,6 @@ class _Page:
             ]
             for row in rows[places]
         ]
-
-
-def _found_by(pairs: Pairs, pair: int) -> str:
-    method = METHODS[pairs.method[pair]]
-    if method == "exact":
-        return "the same file"
-    score = pairs.score[pair]
-    text = f"{score:.0f} of 64 bits" if method == "perceptual" else f"cosine {score:.3f}"
-    return text if np.isnan(pairs.closeness[pair]) else f"{text}, pixels {pairs.closeness[pair]:.3f}"
 
 
 def _histograms(

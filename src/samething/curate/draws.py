@@ -6,7 +6,6 @@ or an image that is taken away, leaves the rest of a selection as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -39,14 +38,11 @@ def draws_of(names: pa.ChunkedArray, *, seed: int) -> UInt64[np.ndarray, " n"]:
     """
     if not 0 <= seed < 2**63:
         raise InputError(f"seed={seed}", expected="from 0 to 2^63 - 1", next_step="give another seed")
-    parts = [np.empty(0, np.uint64), *(_fnv1a(block) for block in _blocks(names))]
-    return _mixed(np.concatenate(parts) ^ _mixed(np.asarray([seed], np.uint64))[0])
-
-
-def _blocks(names: pa.ChunkedArray) -> Iterator[pa.Array]:
+    parts = [np.empty(0, np.uint64)]
     for chunk in names.cast(pa.string()).fill_null("").chunks:
-        for start in range(0, len(chunk), _ROWS_AT_A_TIME):
-            yield chunk.slice(start, _ROWS_AT_A_TIME)
+        starts = range(0, len(chunk), _ROWS_AT_A_TIME)
+        parts += [_fnv1a(chunk.slice(start, _ROWS_AT_A_TIME)) for start in starts]
+    return _mixed(np.concatenate(parts) ^ _mixed(np.asarray([seed], np.uint64))[0])
 
 
 def _fnv1a(texts: pa.StringArray) -> UInt64[np.ndarray, " n"]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -27,13 +27,7 @@ from samething.curate.pairs import METHODS, Pairs
 Leaks: TypeAlias = Literal["remove", "report"]
 Conflicts: TypeAlias = Literal["exact", "all", "report"]
 Relation: TypeAlias = Literal["leak", "within evaluation", "conflict", "duplicate", "across data sets"]
-RELATIONS: Final[Sequence[Relation]] = (
-    "leak",
-    "within evaluation",
-    "conflict",
-    "duplicate",
-    "across data sets",
-)
+RELATIONS: Final[Sequence[Relation]] = get_args(Relation)
 
 TRAINING, VALIDATION, EVALUATION = 0, 1, 2
 """Tiers."""
@@ -59,19 +53,6 @@ def tiers_of(catalog: Catalog) -> Int[np.ndarray, " n"]:
     return tiers
 
 
-def relations(pairs: Pairs, rows: Rows) -> Int[np.ndarray, " p"]:
-    """What the two of each pair are to each other, as an index into :data:`RELATIONS`."""
-    first, second = pairs.first, pairs.second
-    tier, other = rows.tiers[first], rows.tiers[second]
-    same_class = rows.classes[first] == rows.classes[second]
-    same_dataset = rows.datasets[first] == rows.datasets[second]
-    return np.select(
-        [tier != other, tier == EVALUATION, ~same_dataset, ~same_class],
-        [RELATIONS.index(name) for name in ("leak", "within evaluation", "across data sets", "conflict")],
-        RELATIONS.index("duplicate"),
-    )
-
-
 def resolve(
     pairs: Pairs, rows: Rows, ledger: Ledger, *, leaks: Leaks, conflicts: Conflicts
 ) -> Int[np.ndarray, " p"]:
@@ -91,10 +72,21 @@ def resolve(
     Returns:
         Relation of each pair, as an index into :data:`RELATIONS`.
     """
-    relation = relations(pairs, rows)
+    first, second = pairs.first, pairs.second
+    tier = rows.tiers[first]
+    relation = np.select(
+        [
+            tier != rows.tiers[second],
+            tier == EVALUATION,
+            rows.datasets[first] != rows.datasets[second],
+            rows.classes[first] != rows.classes[second],
+        ],
+        [RELATIONS.index(name) for name in ("leak", "within evaluation", "across data sets", "conflict")],
+        RELATIONS.index("duplicate"),
+    )
     # the better one first: what stays is decided before what goes for its sake
-    swap = rows.ranks[pairs.first] > rows.ranks[pairs.second]
-    better, worse = np.where(swap, pairs.second, pairs.first), np.where(swap, pairs.first, pairs.second)
+    swap = rows.ranks[first] > rows.ranks[second]
+    better, worse = np.where(swap, second, first), np.where(swap, first, second)
     order = np.lexsort((rows.ranks[better], rows.ranks[worse]))
     if leaks == "remove":
         own = order[relation[order] == RELATIONS.index("leak")]
@@ -103,7 +95,7 @@ def resolve(
         # from below, because an evaluation set of its own stands behind the catalog
         names = np.asarray(["training", "validation", "evaluation"], dtype=object)[rows.tiers[better[own]]]
         reasons = [
-            f"the image is in the {name} set ({_found(pairs, n)})"
+            f"the image is in the {name} set ({pairs.found_by(n)})"
             for name, n in zip(names, own.tolist(), strict=True)
         ]
         ledger.drop(worse[own], "leak", reasons, partners=better[own])
@@ -115,7 +107,7 @@ def resolve(
         others = np.concatenate([better[drops], worse[drops]])
         found = np.concatenate([np.flatnonzero(drops)] * 2)
         both, firsts = np.unique(both, return_index=True)
-        reasons = [f"the image has another label, too ({_found(pairs, n)})" for n in found[firsts].tolist()]
+        reasons = [f"the image has another label, too ({pairs.found_by(n)})" for n in found[firsts].tolist()]
         ledger.drop(both, "conflict", reasons, partners=others[firsts])
     copies = np.isin(relation, [RELATIONS.index("duplicate"), RELATIONS.index("across data sets")])
     stays = np.ones(len(rows.tiers), bool)
@@ -129,19 +121,9 @@ def resolve(
             stays[copy] = False
             gone.append(copy)
             instead.append(kept)
-            reasons.append(f"{RELATIONS[relation[number]]} ({_found(pairs, number)})")
+            reasons.append(f"{RELATIONS[relation[number]]} ({pairs.found_by(number)})")
     ledger.drop(np.asarray(gone, np.int64), "duplicate", reasons, partners=np.asarray(instead, np.int64))
     return relation
-
-
-def _found(pairs: Pairs, number: int) -> str:
-    """How a pair was found, in a few words."""
-    method = METHODS[pairs.method[number]]
-    if method == "exact":
-        return "the same file"
-    score, closeness = pairs.score[number], pairs.closeness[number]
-    text = f"{score:.0f} of 64 bits differ" if method == "perceptual" else f"cosine {score:.3f}"
-    return text if np.isnan(closeness) else f"{text}, pixels {closeness:.3f}"
 
 
 def pair_table(

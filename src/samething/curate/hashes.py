@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import itertools
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -162,24 +162,38 @@ def image_hashes(images: Images, *, cache: Path) -> Hashes:
         task = progress.add_task("hashing", total=len(images))
         sources = iter(images)
         while block := list(itertools.islice(sources, IMAGES_PER_COMMIT)):
-            found, num_new = _hash_block(database, block)
-            rows += found
-            num_computed += num_new
+            marks = ",".join("?" * len(block))
+            query = f"select path, size, changed_ns, {_RESULTS} from images where path in ({marks})"
+            known = {row[0]: row[1:] for row in database.execute(query, [source.key for source in block])}
+            block = list(as_they_are(block))
+            new = {
+                source.key: source
+                for source in block
+                if not source.mark or tuple(map(str, known.get(source.key, ())[:2])) != _state(source)
+            }
+            computed: dict[str, _Row] = {}
+            for key, found in zip(new, in_threads(_hash, new.values()), strict=True):
+                computed[key] = (*_NOTHING, found.reason) if isinstance(found, ImageError) else found
+            with database:
+                database.executemany(
+                    "insert or replace into images values (?, ?, ?, ?, ?, ?, ?, ?)",
+                    [(key, *_state(new[key]), *row) for key, row in computed.items() if new[key].mark],
+                )
+            rows += [computed[key] if key in computed else known[key][2:] for key in (s.key for s in block)]
+            num_computed += sum(source.key in computed for source in block)
             progress.advance(task, len(block))
+    numbers = [[row[place] or 0 for row in rows] for place in (1, 2, 3)]
+    # SQLite's integers are signed
+    whole, mirrored, inner = np.asarray(numbers, np.int64).view(np.uint64)
     return Hashes(
         sha256=np.asarray([row[0] or "" for row in rows], dtype=object),
-        perceptual=_unsigned([row[1] or 0 for row in rows]),
-        mirrored=_unsigned([row[2] or 0 for row in rows]),
-        inner=_unsigned([row[3] or 0 for row in rows]),
+        perceptual=whole,
+        mirrored=mirrored,
+        inner=inner,
         is_hashed=np.asarray([row[1] is not None for row in rows], dtype=bool),
         unreadable={number: row[4] for number, row in enumerate(rows) if row[4] is not None},
         num_computed=num_computed,
     )
-
-
-def _unsigned(values: Sequence[int]) -> UInt64[np.ndarray, " n"]:
-    # SQLite's integers are signed
-    return np.asarray(values, dtype=np.int64).view(np.uint64)
 
 
 def _signed(value: int) -> int:
@@ -202,29 +216,6 @@ def _database(cache: Path) -> Iterator[sqlite3.Connection]:
         ) from error
 
 
-def _hash_block(database: sqlite3.Connection, sources: list[Source]) -> tuple[list[_Row], int]:
-    """Hashes of some images in their order, and how many of them were computed."""
-    marks = ",".join("?" * len(sources))
-    query = f"select path, size, changed_ns, {_RESULTS} from images where path in ({marks})"
-    known = {row[0]: row[1:] for row in database.execute(query, [source.key for source in sources])}
-    sources = list(as_they_are(sources))
-    new = {
-        source.key: source
-        for source in sources
-        if not source.mark or tuple(map(str, known.get(source.key, ())[:2])) != _state(source)
-    }
-    computed: dict[str, _Row] = {}
-    for key, found in zip(new, in_threads(_hash, new.values()), strict=True):
-        computed[key] = (*_NOTHING, found.reason) if isinstance(found, ImageError) else found
-    with database:
-        database.executemany(
-            "insert or replace into images values (?, ?, ?, ?, ?, ?, ?, ?)",
-            [(key, *_state(new[key]), *row) for key, row in computed.items() if new[key].mark],
-        )
-    rows = [computed[source.key] if source.key in computed else known[source.key][2:] for source in sources]
-    return rows, sum(source.key in computed for source in sources)
-
-
 def _state(source: Source) -> tuple[str, str]:
     """Size and time of change; of an image elsewhere what its server says, in one or both."""
     size, _, changed = source.mark.partition(":")
@@ -233,7 +224,5 @@ def _state(source: Source) -> tuple[str, str]:
 
 def _hash(source: Source) -> _Row:
     found = perceptual_hashes(decode(source))
-    sha256 = keyed(checksum(source), source.box)
-    if found is None:
-        return sha256, None, None, None, None
-    return sha256, _signed(found.own), _signed(found.mirrored), _signed(found.inner), None
+    numbers = (None, None, None) if found is None else map(_signed, dataclasses.astuple(found))
+    return (keyed(checksum(source), source.box), *numbers, None)

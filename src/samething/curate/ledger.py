@@ -37,7 +37,7 @@ MEANINGS: Final[Mapping[Rule, str]] = {
     "budget": "it was not among those drawn within the budget",
 }
 
-COLUMNS: Final = ("image", "label", "domain", "dataset", "role")
+COLUMNS: Final = ["image", "label", "domain", "dataset", "role"]
 
 
 class Ledger:
@@ -78,22 +78,10 @@ class Ledger:
         texts = (
             [reasons] * len(new) if isinstance(reasons, str) else [reasons[place] for place in new.tolist()]
         )
-        codes = [self._reasons.setdefault(text, len(self._reasons)) for text in dict.fromkeys(texts)]
-        numbers = dict(zip(dict.fromkeys(texts), codes, strict=True))
         self._rule[rows[new]] = RULES.index(rule)
-        self._reason[rows[new]] = (
-            numbers[reasons] if isinstance(reasons, str) and len(new) else [numbers[text] for text in texts]
-        )
+        self._reason[rows[new]] = [self._reasons.setdefault(text, len(self._reasons)) for text in texts]
         if partners is not None:
             self._partner[rows[new]] = partners[new]
-
-    def drop_all_but(
-        self, rows: Int[np.ndarray, " r"], kept: Int[np.ndarray, " k"], rule: Rule, reason: str
-    ) -> None:
-        """Drop those of some rows that a rule did not keep; both ascending."""
-        left_out = np.ones(len(rows), bool)
-        left_out[np.searchsorted(rows, kept)] = False
-        self.drop(rows[left_out], rule, reason)
 
     def counts(self) -> dict[Rule, int]:
         """Dropped images by rule; rules that dropped none are left out."""

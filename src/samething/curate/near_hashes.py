@@ -134,9 +134,8 @@ def _pairs_of_band(
             before = int(ends[row - 1]) if row else 0
             # at least one row, whose candidates are at most the whole gallery
             stop = max(row + 1, int(np.searchsorted(ends, before + most, side="right")))
-            queries, candidates = _expand(
-                np.arange(row, min(stop, len(hashes))), buckets, starts, sizes, order
-            )
+            which, places = in_buckets(buckets[row:stop], starts, sizes)
+            queries, candidates = row + which, order[places]
             row = stop
             if among:
                 later = candidates > queries
@@ -152,18 +151,20 @@ def _pairs_of_band(
             yield queries[near], candidates[near], bits[near]
 
 
-def _expand(
-    queries: Int[np.ndarray, " q"],
-    buckets: UInt16[np.ndarray, " n"],
+def in_buckets(
+    wanted: Int[np.ndarray, " q"] | UInt16[np.ndarray, " q"],
     starts: Int[np.ndarray, " s"],
     sizes: Int[np.ndarray, " b"],
-    order: Int[np.ndarray, " m"],
 ) -> tuple[Int[np.ndarray, " c"], Int[np.ndarray, " c"]]:
-    """Each query with every entry of its bucket."""
-    counts = sizes[buckets[queries]]
-    repeated = np.repeat(queries, counts)
-    offsets = np.arange(len(repeated)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return repeated, order[np.repeat(starts[buckets[queries]], counts) + offsets]
+    """Every place of some buckets, which lie one behind the other: which wanted one it is in, and the place.
+
+    >>> in_buckets(np.array([2, 0]), np.array([0, 2, 2]), np.array([2, 0, 3]))
+    (array([0, 0, 0, 1, 1]), array([2, 3, 4, 0, 1]))
+    """
+    counts = sizes[wanted]
+    which = np.repeat(np.arange(len(wanted)), counts)
+    offsets = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return which, np.repeat(starts[wanted], counts) + offsets
 
 
 def _band(hashes: UInt64[np.ndarray, " n"], band: int) -> UInt16[np.ndarray, " n"]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +17,12 @@ from jaxtyping import Bool, Float32, Int
 
 from samething.arrays import Embeddings
 from samething.curate.hashes import Hashes
-from samething.curate.near_hashes import differing_bits, near_pairs
+from samething.curate.near_hashes import HashPairs, differing_bits, in_buckets, near_pairs
 from samething.curate.same_image import DecodeRow, pair_similarities
 from samething.retrieval import pairs_above
 
 Method: TypeAlias = Literal["exact", "perceptual", "embedding"]
-METHODS: Final[Sequence[Method]] = ("exact", "perceptual", "embedding")
+METHODS: Final[Sequence[Method]] = get_args(Method)
 
 FARTHEST_BITS: Final = 22
 """Bits in which the hashes of two images near in embedding may differ to be looked at; of the demo's crops
@@ -65,6 +65,14 @@ class Pairs:
         new = np.ones(len(order), bool)
         new[1:] = (np.diff(low[order]) != 0) | (np.diff(high[order]) != 0)
         return dataclasses.replace(self, first=low, second=high).take(order[new])
+
+    def found_by(self, number: int) -> str:
+        """How a pair was found, in a few words."""
+        method, score, closeness = METHODS[self.method[number]], self.score[number], self.closeness[number]
+        if method == "exact":
+            return "the same file"
+        text = f"{score:.0f} of 64 bits differ" if method == "perceptual" else f"cosine {score:.3f}"
+        return text if np.isnan(closeness) else f"{text}, pixels {closeness:.3f}"
 
     def take(self, chosen: Bool[np.ndarray, " p"] | Int[np.ndarray, " k"]) -> Pairs:
         """Some of the pairs."""
@@ -146,17 +154,17 @@ def perceptual_pairs(
     """
     rows = contents.row_of[hashes.is_hashed[contents.row_of]]
     own, numbers = np.unique(hashes.perceptual[rows], return_inverse=True)
-    parts = [_among_equal(rows, numbers)]
     near = near_pairs(own, distance=bits, memory_mib=memory_mib)
-    parts.append(_spread(rows, numbers, rows, numbers, near.first, near.second, near.distance))
+    several = np.flatnonzero(np.bincount(numbers) > 1)
+    equal = HashPairs(several, several, np.zeros(len(several), np.uint8))
+    parts = [_spread(rows, numbers, numbers, found) for found in (equal, near)]
     for name in ("inner", *(["mirrored"] if mirrored else [])):
         others, other_numbers = np.unique(getattr(hashes, name)[rows], return_inverse=True)
         near = near_pairs(others, own, distance=bits, memory_mib=memory_mib)
-        part = _spread(rows, other_numbers, rows, numbers, near.first, near.second, near.distance)
-        parts.append((*part[:3], np.full(len(part[0]), name == "mirrored")))
-    first, second, distance, is_mirrored = (np.concatenate(column) for column in zip(*parts, strict=True))
-    first, second, distance, is_mirrored = _each_once(first, second, distance, is_mirrored)
-    return _confirmed(first, second, 1, distance.astype(np.float32), is_mirrored, decode_row, closeness)
+        parts.append(_spread(rows, other_numbers, numbers, near, is_mirrored=name == "mirrored"))
+    columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+    first, second, distance, is_mirrored = _each_once(*columns)
+    return _confirmed(first, second, 1, distance, is_mirrored, decode_row, closeness)
 
 
 def embedding_pairs(
@@ -187,19 +195,8 @@ def embedding_pairs(
     """
     near = pairs_above(embeddings, similarity, memory_mib=memory_mib)
     first, second = rows[near.first], rows[near.second]
-    bits, is_mirrored = _least_bits(hashes, first, second, mirrored=mirrored)
-    alike = (bits <= FARTHEST_BITS) | ~hashes.is_hashed[first] | ~hashes.is_hashed[second]
-    columns_left = _each_once(first[alike], second[alike], -near.cosine[alike], is_mirrored[alike])
-    first, second, negative, is_mirrored = columns_left
-    cosine = (-negative).astype(np.float32)
-    return _confirmed(first, second, 2, cosine, is_mirrored, decode_row, closeness), near.num_crowded
-
-
-def _least_bits(
-    hashes: Hashes, first: Int[np.ndarray, " p"], second: Int[np.ndarray, " p"], *, mirrored: bool
-) -> tuple[np.ndarray, Bool[np.ndarray, " p"]]:
-    """In how many bits two images differ, each taken whole or as the inner part; and whether mirrored."""
     own = hashes.perceptual
+    # each taken whole or as its inner part
     bits = np.minimum.reduce(
         [
             differing_bits(own[first], own[second]),
@@ -209,50 +206,44 @@ def _least_bits(
     )
     turned = differing_bits(hashes.mirrored[first], own[second])
     is_mirrored = (turned < bits) & mirrored
-    return np.where(is_mirrored, turned, bits), is_mirrored
-
-
-def _among_equal(
-    rows: Int[np.ndarray, " r"], numbers: Int[np.ndarray, " r"]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Rows with the same hash: each with the first one of them."""
-    _, firsts = np.unique(numbers, return_index=True)
-    first = rows[firsts[numbers]]
-    others = first != rows
-    zeros = np.zeros(int(others.sum()), np.uint8)
-    return first[others], rows[others], zeros, zeros.astype(bool)
+    bits = np.where(is_mirrored, turned, bits)
+    alike = (bits <= FARTHEST_BITS) | ~hashes.is_hashed[first] | ~hashes.is_hashed[second]
+    first, second, negative, is_mirrored = _each_once(
+        first[alike], second[alike], -near.cosine[alike], is_mirrored[alike]
+    )
+    return _confirmed(first, second, 2, -negative, is_mirrored, decode_row, closeness), near.num_crowded
 
 
 def _spread(
-    first_rows: Int[np.ndarray, " r"],
+    rows: Int[np.ndarray, " r"],
     first_numbers: Int[np.ndarray, " r"],
-    second_rows: Int[np.ndarray, " s"],
-    second_numbers: Int[np.ndarray, " s"],
-    first: Int[np.ndarray, " p"],
-    second: Int[np.ndarray, " p"],
-    distance: np.ndarray,
+    second_numbers: Int[np.ndarray, " r"],
+    near: HashPairs,
+    *,
+    is_mirrored: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of hashes as pairs of rows: all of the one with the first of the other, and vice versa."""
+    """Pairs of hashes as pairs of rows: all of the one with the first of the other, and vice versa.
+
+    Args:
+        rows: those that have hashes.
+        first_numbers: number of each row's hash among those that stand first in a pair.
+        second_numbers: the same among those that stand second.
+        near: pairs of such numbers.
+        is_mirrored: noted with each pair.
+    """
+
+    def members(numbers: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        counts = np.bincount(numbers)
+        which, places = in_buckets(wanted, np.cumsum(counts) - counts, counts)
+        return which, rows[np.argsort(numbers, kind="stable")[places]]
+
     _, first_of_second = np.unique(second_numbers, return_index=True)
     _, first_of_first = np.unique(first_numbers, return_index=True)
-    pair_a, row_a = _members(first_numbers, first)
-    pair_b, row_b = _members(second_numbers, second)
-    one = np.concatenate([first_rows[row_a], first_rows[first_of_first[first[pair_b]]]])
-    two = np.concatenate([second_rows[first_of_second[second[pair_a]]], second_rows[row_b]])
-    return one, two, distance[np.concatenate([pair_a, pair_b])], np.zeros(len(one), bool)
-
-
-def _members(
-    numbers: Int[np.ndarray, " r"], wanted: Int[np.ndarray, " p"]
-) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
-    """For each wanted number the places that bear it: which wanted one, and the place."""
-    order = np.argsort(numbers, kind="stable")
-    counts = np.bincount(numbers)
-    starts = np.cumsum(counts) - counts
-    lengths = counts[wanted]
-    which = np.repeat(np.arange(len(wanted)), lengths)
-    offsets = np.arange(len(which)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return which, order[np.repeat(starts[wanted], lengths) + offsets]
+    pair_a, row_a = members(first_numbers, near.first)
+    pair_b, row_b = members(second_numbers, near.second)
+    one = np.concatenate([row_a, rows[first_of_first[near.first[pair_b]]]])
+    two = np.concatenate([rows[first_of_second[near.second[pair_a]]], row_b])
+    return one, two, near.distance[np.concatenate([pair_a, pair_b])], np.full(len(one), is_mirrored)
 
 
 def _each_once(

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from samething.catalog import Catalog
 from samething.configuration import changed, read_config, with_options
-from samething.curate.curate_config import CurateConfig, Recipe
-from samething.curate.curated import Curation, DomainCounts
+from samething.curate.curate_config import CurateConfig
+from samething.curate.curated import Curation
 from samething.curate.curation_report import write_curation_page
-from samething.curate.duplicates import (
-    EVALUATION,
-    RELATIONS,
-    Relation,
-    Rows,
-    pair_table,
-    resolve,
-    tiers_of,
-)
+from samething.curate.duplicates import EVALUATION, RELATIONS, Rows, pair_table, resolve, tiers_of
 from samething.curate.hashes import Hashes, image_hashes
 from samething.curate.images import Images
-from samething.curate.ledger import Ledger
+from samething.curate.ledger import COLUMNS, Ledger, Rule
 from samething.curate.noise import agreement
 from samething.curate.pairs import Contents, Pairs, embedding_pairs, exact_pairs, perceptual_pairs, row_ranks
-from samething.curate.recipes import find_recipe, published_counts, read_parts
-from samething.curate.refinement import by_attribute, by_clusters
-from samething.curate.rules import Population
-from samething.curate.sources import KnownFeatures, checksums, evaluation_part, joined_catalogs, listed
+from samething.curate.recipes import RECIPES, Recipe
+from samething.curate.refinement import by_attribute
+from samething.curate.rules import Kept, Population
+from samething.curate.sources import KnownFeatures, checksums, evaluation_part, joined_catalogs
 from samething.errors import InputError
 from samething.files import atomic_path, require_writable
 
@@ -84,7 +75,17 @@ def curate(
         ArtefactError: a catalog, data set or feature folder is missing.
     """
     catalogs, output = [Path(source) for source in catalogs], Path(output)
-    chosen = _recipe(catalogs, recipe, data_root)
+    if bool(catalogs) == (recipe is not None) or (recipe is None) != (data_root is None):
+        raise InputError(
+            f"{len(catalogs)} catalogs, --recipe {recipe}, --data-root {data_root}",
+            expected="one or more catalogs, or --recipe NAME --data-root FOLDER",
+            next_step="for instance: samething curate things.parquet -o curated.parquet",
+        )
+    if recipe is not None and recipe not in RECIPES:
+        raise InputError(
+            f"--recipe {recipe}", expected=f"one of {', '.join(RECIPES)}", next_step="choose one of these"
+        )
+    chosen = None if recipe is None else RECIPES[recipe]
     whole = config if isinstance(config, CurateConfig) else CurateConfig()
     if config is not None and not isinstance(config, CurateConfig):
         changes = {**read_config(config), **changes}
@@ -94,7 +95,7 @@ def curate(
     whole = changed(whole, changes)
     require_writable(output)
     if chosen is not None and data_root is not None:
-        parts, notes = read_parts(chosen, Path(data_root))
+        parts, notes = chosen.read(Path(data_root))
     else:
         parts, notes = [Catalog.read(source, root=root) for source in catalogs], []
     catalog = joined_catalogs(parts)
@@ -102,17 +103,6 @@ def curate(
     if not len(catalog):
         raise InputError("a catalog without rows", expected="images", next_step="check the catalog")
     return _Process(catalog, whole, output, notes).run(chosen)
-
-
-def _recipe(catalogs: Sequence[Path], recipe: str | None, data_root: Path | None) -> Recipe | None:
-    """The recipe that is asked for, if it is one."""
-    if bool(catalogs) == (recipe is not None) or (recipe is None) != (data_root is None):
-        raise InputError(
-            f"{len(catalogs)} catalogs, --recipe {recipe}, --data-root {data_root}",
-            expected="one or more catalogs, or --recipe NAME --data-root FOLDER",
-            next_step="for instance: samething curate things.parquet -o curated.parquet",
-        )
-    return None if recipe is None else find_recipe(recipe)
 
 
 class _Process:
@@ -134,16 +124,13 @@ class _Process:
         """All steps, in an order in which each needs only what the earlier ones left."""
         config = self.config
         if config.refine_by is not None:
-            refined = by_attribute(self.catalog, config.refine_by)
-            self.catalog = refined.catalog
-            self.notes.append(refined.describe())
+            self.catalog, note = by_attribute(self.catalog, config.refine_by)
+            self.notes.append(note)
         if config.duplicates in ("perceptual", "embedding"):
             self._hash()
         if self.known is not None:
             self._place_features(self.known)
         pairs, relation, rows = self._find_pairs()
-        if config.refine_clusters and self.known is not None:
-            self._refine_by_clusters(self.known)
         if config.noise != "none" and self.known is not None:
             self._doubt(self.known)
         self._count()
@@ -244,30 +231,10 @@ class _Process:
         classes = np.concatenate([self.catalog.class_ids(), np.full(num_others, -1, np.int64)])
         return Rows(tiers, classes, datasets, row_ranks(tiers, datasets, num_pixels))
 
-    # ---- features
-
-    def _described_training(self) -> Int[np.ndarray, " r"]:
-        """Training rows that are still there and have features."""
-        assert self.places is not None
-        has_features = self.places[: len(self.catalog)] >= 0
-        return np.flatnonzero(self.ledger.is_kept & self.is_training & has_features)
-
-    def _refine_by_clusters(self, known: KnownFeatures) -> None:
-        assert self.places is not None
-        rows = self._described_training()
-        refined = by_clusters(
-            self.catalog,
-            rows,
-            known.gathered(self.places[rows]),
-            least=max(2, self.config.limits("min_images").default or 2),
-            silhouette=self.config.silhouette,
-        )
-        self.catalog = refined.catalog
-        self.notes.append(refined.describe())
-
     def _doubt(self, known: KnownFeatures) -> None:
         assert self.places is not None
-        rows = self._described_training()
+        has_features = self.places[: len(self.catalog)] >= 0
+        rows = np.flatnonzero(self.ledger.is_kept & self.is_training & has_features)
         subset = self.catalog.take(rows)
         _, domains = np.unique(subset.strings("domain").astype(str), return_inverse=True)
         score = agreement(known.gathered(self.places[rows]), subset.class_ids(), domains)
@@ -283,24 +250,18 @@ class _Process:
         least, most, classes = (config.limits(name) for name in ("min_images", "max_images", "max_classes"))
         if not (config.min_images or config.max_images or config.max_classes or config.budget.is_limited):
             return
-        population = Population.of(self.catalog, seed=config.seed)
+        of = Population.of(self.catalog, seed=config.seed)
         rows = np.flatnonzero(self.ledger.is_kept & self.is_training)
-        if config.min_images:
-            kept = population.with_enough_images(rows, least)
-            self.ledger.drop_all_but(rows, kept, "too few images", f"fewer than {least} in its class")
+        steps: list[tuple[Rule, str, Callable[..., Kept], Any]] = [
+            ("too few images", f"fewer than {least} in its class", of.with_enough_images, least),
+            ("too many classes", f"at most {classes} classes per data set", of.with_capped_classes, classes),
+            ("too many images", f"at most {most} images per class", of.with_capped_images, most),
+            ("budget", str(config.budget), of.within_budget, config.budget),
+        ]
+        for rule, reason, rows_that_stay, limit in steps:
+            kept = rows_that_stay(rows, limit)
+            self.ledger.drop(np.setdiff1d(rows, kept, assume_unique=True), rule, reason)
             rows = kept
-        if config.max_classes:
-            kept = population.with_capped_classes(rows, classes)
-            self.ledger.drop_all_but(
-                rows, kept, "too many classes", f"at most {classes} classes per data set"
-            )
-            rows = kept
-        if config.max_images:
-            kept = population.with_capped_images(rows, most)
-            self.ledger.drop_all_but(rows, kept, "too many images", f"at most {most} images per class")
-            rows = kept
-        kept = population.within_budget(rows, config.budget)
-        self.ledger.drop_all_but(rows, kept, "budget", str(config.budget))
 
     # ---- the end
 
@@ -315,24 +276,32 @@ class _Process:
                 expected="images that stay",
                 next_step="loosen the rule that dropped the most",
             )
-        everything = listed([self.catalog, *self.against])
+        everything = pa.concat_tables([part.table.select(COLUMNS) for part in (self.catalog, *self.against)])
         dropped = self.ledger.table(self.catalog, everything["image"])
         twice = pair_table(pairs, relation, rows, everything, self.ledger)
-        curated = self._with_checksums().take(kept)
-        counts = np.bincount(relation, minlength=len(RELATIONS))
-        found: dict[Relation, int] = {
-            name: int(number) for name, number in zip(RELATIONS, counts, strict=True) if number
-        }
+        curated = self.catalog.take(kept)
+        if self.hashes is not None:
+            # those taken on the way, without boxes; what has none is unreadable, and so not kept
+            taken = self.hashes.sha256[np.flatnonzero(kept)]
+            curated = curated.with_column("sha256", [text.partition("#")[0] for text in taken])
+        numbers = np.bincount(relation, minlength=len(RELATIONS))
+        counts: dict[str, list[int]] = {}
+        sides = ((self.before, self.is_training), (self.catalog, self.is_training & kept))
+        for place, (catalog, chosen) in enumerate(sides):
+            of_domains: list[dict[str, Any]] = catalog.take(chosen).counts()
+            for row in of_domains:
+                own = counts.setdefault(row["domain"] or "", [0, 0, 0, 0])
+                own[place], own[place + 2] = row["instances"], row["images"]
         result = Curation(
             catalog=curated,
             path=self.output,
             report=self.output.with_name(f"{self.output.name}.report.html"),
-            counts=_domain_counts(self.before, self.catalog, self.is_training, kept),
+            counts=dict(sorted(counts.items())),
             dropped=self.ledger.counts(),
             dropped_table=dropped,
-            pairs=found,
+            pairs={name: int(number) for name, number in zip(RELATIONS, numbers, strict=True) if number},
             pair_table=twice,
-            published=published_counts(recipe, curated) if recipe else (),
+            published=recipe.counts(curated) if recipe else {},
             notes=(*self.notes, *([recipe.note] if recipe else [])),
         )
         for table, suffix in ((dropped, "dropped"), (twice, "pairs")):
@@ -343,32 +312,3 @@ class _Process:
         )
         curated.write(self.output)  # last: it is the sign that everything is there
         return result
-
-    def _with_checksums(self) -> Catalog:
-        """The catalog with the checksums that were taken on the way."""
-        if self.hashes is None:
-            return self.catalog
-        own = pa.array(self.hashes.sha256[: len(self.catalog)], pa.string())
-        own = pc.if_else(pc.match_substring(own, "#"), pc.utf8_slice_codeunits(own, 0, 64), own)
-        filled = pc.if_else(pc.equal(own, ""), self.catalog.table["sha256"].combine_chunks(), own)
-        position = self.catalog.table.column_names.index("sha256")
-        return Catalog(self.catalog.table.set_column(position, "sha256", filled), self.catalog.root)
-
-
-def _domain_counts(
-    before: Catalog, after: Catalog, is_training: Bool[np.ndarray, " n"], kept: Bool[np.ndarray, " n"]
-) -> list[DomainCounts]:
-    """Training classes and images of each domain; labels before are those before refinement."""
-    numbers: dict[str, list[tuple[int, int]]] = {}
-    for number, (catalog, rows) in enumerate(((before, is_training), (after, is_training & kept))):
-        table = catalog.table.select(["domain", "label"]).filter(pa.array(rows))
-        sums = table.group_by("domain").aggregate([("label", "count_distinct"), ("label", "count")])
-        for row in sums.to_pylist():
-            numbers.setdefault(row["domain"] or "", [(0, 0), (0, 0)])[number] = (
-                row["label_count_distinct"],
-                row["label_count"],
-            )
-    return [
-        DomainCounts(domain, own[0][0], own[1][0], own[0][1], own[1][1])
-        for domain, own in sorted(numbers.items())
-    ]

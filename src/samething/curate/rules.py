@@ -1,14 +1,15 @@
 """Which images stay: numbers of images per class, of classes per data set, and a budget over domains.
 
-Pure functions from a catalog to the rows that stay, ascending. They look at all rows that they are given,
-whatever their role. A class is a domain and a label; it belongs to the data set of its first row. What is
-drawn depends on the names of images and classes and on the seed alone (:mod:`samething.curate.draws`).
+Each rule takes rows and returns those that stay, ascending, whatever their role. A class is a domain and a
+label; it belongs to the data set of its first row. What is drawn depends on the names of images and classes
+and on the seed alone (:mod:`samething.curate.draws`).
 
 >>> from pathlib import Path
 >>> rows = [{"image": f"{label}{number}", "label": label} for label in "ab" for number in range(3)]
 >>> images = Catalog.from_rows(rows[:5], root=Path())
->>> with_enough_images(images, 3), len(with_capped_images(images, 1))
-(array([0, 1, 2]), 2)
+>>> population = Population.of(images)
+>>> population.with_enough_images(population.rows, Limit(3))
+array([0, 1, 2])
 """
 
 from __future__ import annotations
@@ -81,27 +82,6 @@ class Limit:
         return cls(numbers.pop("", None), numbers)
 
 
-# ---- a catalog to the rows that stay
-
-
-def with_enough_images(catalog: Catalog, least: int | Limit) -> Kept:
-    """Rows of the classes that have at least ``least`` images."""
-    population = Population.of(catalog)
-    return population.with_enough_images(population.rows, _limit(least, "least"))
-
-
-def with_capped_images(catalog: Catalog, most: int | Limit, *, seed: int = 0) -> Kept:
-    """Rows of all classes, of each at most ``most`` images, drawn at random."""
-    population = Population.of(catalog, seed=seed)
-    return population.with_capped_images(population.rows, _limit(most, "most"))
-
-
-def with_capped_classes(catalog: Catalog, most: int | Limit, *, seed: int = 0) -> Kept:
-    """Rows of at most ``most`` classes per data set, drawn at random."""
-    population = Population.of(catalog, seed=seed)
-    return population.with_capped_classes(population.rows, _limit(most, "most"))
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
     """How much is kept in all, and how it is shared over the domains.
@@ -155,12 +135,6 @@ class Budget:
         return f"{what} in all, shared {self.share}"
 
 
-def within_budget(catalog: Catalog, budget: Budget, *, seed: int = 0) -> Kept:
-    """Rows that a total budget of images or classes leaves, shared over the domains."""
-    population = Population.of(catalog, seed=seed)
-    return population.within_budget(population.rows, budget)
-
-
 def domain_quotas(
     available: Int[np.ndarray, " d"], budget: int, *, share: Share = "proportional", temperature: float = 2.0
 ) -> Int[np.ndarray, " d"]:
@@ -193,9 +167,6 @@ def domain_quotas(
     whole[order[: budget - int(whole.sum())]] += 1
     found: np.ndarray = whole
     return found
-
-
-# ---- the same on plain numbers, for several rules one after another
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -243,17 +214,17 @@ class Population:
         return np.bincount(self.classes[rows], minlength=len(self.class_draws))
 
     def with_enough_images(self, rows: Rows, least: Limit) -> Kept:
-        """See :func:`with_enough_images`."""
+        """Rows of the classes that have at least so many images."""
         enough = self.sizes(rows) >= self._class_limits(least, otherwise=0)
         found: np.ndarray = rows[enough[self.classes[rows]]]
         return found
 
     def with_capped_images(self, rows: Rows, most: Limit) -> Kept:
-        """See :func:`with_capped_images`."""
+        """Rows of all classes, of each at most so many images, drawn at random."""
         return self._drawn_images(rows, self._class_limits(most, otherwise=_ENDLESS))
 
     def with_capped_classes(self, rows: Rows, most: Limit) -> Kept:
-        """See :func:`with_capped_classes`."""
+        """Rows of at most so many classes per data set, drawn at random."""
         present = np.flatnonzero(self.sizes(rows))
         quotas = np.asarray([_or(most.of(name), _ENDLESS) for name in self.dataset_names], np.int64)
         chosen = self._drawn_classes(present, self.class_dataset, quotas)
@@ -261,7 +232,7 @@ class Population:
         return found
 
     def within_budget(self, rows: Rows, budget: Budget) -> Kept:
-        """See :func:`within_budget`."""
+        """Rows that a total budget of images or classes leaves, shared over the domains."""
         sizes = self.sizes(rows)
         present = np.flatnonzero(sizes)
         num_domains = len(self.domain_names)
@@ -280,8 +251,13 @@ class Population:
         for domain in range(num_domains):
             own = present[self.class_domain[present] == domain]
             own = own[np.argsort(self.class_draws[own], kind="stable")]
-            thin = _fewer_images if budget.thin == "images" else _fewer_classes
-            most[own] = thin(sizes[own], int(quotas[domain]), budget.least)
+            if budget.thin == "images":
+                most[own] = _fewer_images(sizes[own], int(quotas[domain]), budget.least)
+                continue
+            # the first classes whole, the next one in part where that is enough
+            before = np.cumsum(sizes[own]) - sizes[own]
+            whole = np.clip(quotas[domain] - before, 0, sizes[own])
+            most[own] = np.where(whole >= np.minimum(sizes[own], budget.least), whole, 0)
         return self._drawn_images(rows, most)
 
     def _class_limits(self, limit: Limit, *, otherwise: int) -> Int[np.ndarray, " c"]:
@@ -320,14 +296,6 @@ def _or(value: int | None, otherwise: int) -> int:
     return otherwise if value is None else value
 
 
-def _limit(value: int | Limit, name: str) -> Limit:
-    if isinstance(value, Limit):
-        return value
-    if value < 1:
-        raise InputError(f"{name}={value}", expected="at least 1", next_step=f"give another {name}")
-    return Limit(value)
-
-
 def _encoded(column: pa.ChunkedArray) -> tuple[Int[np.ndarray, " n"], list[str]]:
     """Text as indices into its sorted values."""
     values = column.fill_null("").combine_chunks().dictionary_encode()
@@ -345,13 +313,6 @@ def _places(groups: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     starts = np.flatnonzero(np.concatenate([[True], groups[1:] != groups[:-1]]))
     lengths = np.diff([*starts, len(groups)])
     return np.arange(len(groups)) - np.repeat(starts, lengths)
-
-
-def _fewer_classes(sizes: Int[np.ndarray, " c"], quota: int, least: int) -> Int[np.ndarray, " c"]:
-    """Images of each class: the first classes whole, the next one in part where that is enough."""
-    before = np.cumsum(sizes) - sizes
-    most = np.clip(quota - before, 0, sizes)
-    return np.where(most >= np.minimum(sizes, least), most, 0)
 
 
 def _fewer_images(sizes: Int[np.ndarray, " c"], quota: int, least: int) -> Int[np.ndarray, " c"]:

@@ -42,23 +42,17 @@ def joined_catalogs(catalogs: Sequence[Catalog]) -> Catalog:
         position = catalog.table.column_names.index("image")
         tables.append(catalog.table.set_column(position, "image", images))
     table = pa.concat_tables(tables, promote_options="permissive")
-    position = table.column_names.index("label")
-    table = table.set_column(position, "label", _told_apart(table))
-    return Catalog.from_table(table, root=Path(root), where="the catalogs together")
-
-
-def _told_apart(table: pa.Table) -> pa.ChunkedArray:
-    """Labels, with the data set before those that several data sets have in one domain."""
     keys = ["domain", "label"]
     triples = table.select([*keys, "dataset"]).group_by([*keys, "dataset"]).aggregate([])
     counts = triples.group_by(keys).aggregate([("dataset", "count")])
     shared = counts.filter(pc.greater(counts["dataset_count"], 1))
-    if not shared.num_rows:
-        return table["label"]
-    wanted = pc.binary_join_element_wise(shared["domain"], shared["label"], "\x1f").combine_chunks()
-    own = pc.binary_join_element_wise(table["domain"], table["label"], "\x1f")
-    prefixed = pc.binary_join_element_wise(table["dataset"], table["label"], "/")
-    return pc.if_else(pc.is_in(own, value_set=wanted), prefixed, table["label"])
+    if shared.num_rows:
+        wanted = pc.binary_join_element_wise(shared["domain"], shared["label"], "\x1f").combine_chunks()
+        own = pc.binary_join_element_wise(table["domain"], table["label"], "\x1f")
+        prefixed = pc.binary_join_element_wise(table["dataset"], table["label"], "/")
+        labels = pc.if_else(pc.is_in(own, value_set=wanted), prefixed, table["label"])
+        table = table.set_column(table.column_names.index("label"), "label", labels)
+    return Catalog.from_table(table, root=Path(root), where="the catalogs together")
 
 
 def evaluation_part(catalog: Catalog) -> Catalog:
@@ -69,26 +63,14 @@ def evaluation_part(catalog: Catalog) -> Catalog:
 
 def checksums(catalogs: Sequence[Catalog], images: Images) -> pa.Array:
     """SHA-256 of all rows, with the box of a part of an image; empty where the catalog has none."""
-    columns = [catalog.table["sha256"].fill_null("").combine_chunks() for catalog in catalogs]
-    whole = pa.concat_arrays(
-        [
-            column
-            for part in columns
-            for column in (part.chunks if isinstance(part, pa.ChunkedArray) else [part])
-        ]
-    )
+    chunks = [chunk for catalog in catalogs for chunk in catalog.table["sha256"].fill_null("").chunks]
+    whole = pa.concat_arrays([pa.array([], pa.string()), *chunks])
     if not any(name in catalog.table.column_names for catalog in catalogs for name in BOX_COLUMNS):
         return whole
     texts = whole.to_pylist()
     return pa.array(
         [text and keyed(text, source.box) for source, text in zip(images, texts, strict=True)], pa.string()
     )
-
-
-def listed(catalogs: Sequence[Catalog]) -> pa.Table:
-    """Columns image, label, domain, dataset and role of several catalogs, one after another."""
-    names = ["image", "label", "domain", "dataset", "role"]
-    return pa.concat_tables([catalog.table.select(names) for catalog in catalogs])
 
 
 class KnownFeatures:

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 
 from samething.arrays import PerQuery
 from samething.catalog import Catalog
-from samething.curate.rules import Budget, Share, with_capped_images, with_enough_images, within_budget
+from samething.curate.rules import Budget, Limit, Population, Share
 from samething.errors import InputError
 from samething.features import FeatureSet
 from samething.files import Json
@@ -209,16 +209,12 @@ def mixed_rows(
     usable: Bool[np.ndarray, " n"] = catalog.has_role("train") & (
         catalog.strings("domain").astype(str) != without
     )
-    kept = []
+    population = Population.of(catalog, seed=seed)
+    kept = [np.empty(0, np.int64)]
     for group, cap in mix:
-        rows = np.flatnonzero(usable & (group_of == group))
-        if len(rows):
-            rows = rows[with_enough_images(catalog.take(rows), 2)]
-        if len(rows) and cap:
-            rows = rows[with_capped_images(catalog.take(rows), cap, seed=seed)]
-        kept.append(rows)
-    together = np.sort(np.concatenate(kept)) if kept else np.empty(0, np.int64)
+        rows = population.with_enough_images(np.flatnonzero(usable & (group_of == group)), Limit(2))
+        kept.append(population.with_capped_images(rows, Limit(cap or None)))
+    together = np.sort(np.concatenate(kept))
     if len(together) > budget:
-        limit = Budget(images=budget, share=share, least=2)
-        together = together[within_budget(catalog.take(together), limit, seed=seed)]
-    return together.astype(np.int64)
+        together = population.within_budget(together, Budget(images=budget, share=share, least=2))
+    return together
