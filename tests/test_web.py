@@ -22,9 +22,10 @@ from samething.errors import InputError
 from samething.images import decode
 from samething.index import create_index
 from samething.search import Searcher, index, sync
-from samething.web import Limits, _listening, create_app, serve
+from samething.web import Limits, create_app, serve
 from samething.web.batching import MAX_BATCH, Batcher, BusyError
 from samething.web.projection import image_map, project
+from samething.web.running import listen
 from scenes import write_things
 from web_server import asked, running
 
@@ -304,7 +305,7 @@ class SlowEmbedder:
 def test_connections_send_at_once():
     """With Nagle's algorithm the end of each answer waits 40 ms for the client's delayed acknowledgement."""
     with (
-        _listening("127.0.0.1", 0) as listening,
+        listen("127.0.0.1", 0) as listening,
         socket.create_connection(listening.getsockname()),
         listening.accept()[0] as accepted,
     ):

@@ -197,12 +197,13 @@ def test_a_file_that_turned_into_something_else(line, served, tmp_path):
 def test_the_type_is_what_the_content_is(tmp_path, kind, media_type):
     path = tmp_path / "page.html"
     Image.new("RGB", (64, 48), "red").save(path, kind)
-    content, sent_type = sendable(Source(str(path)), max_pixels=10_000)
+    source = Source(str(path))
+    content, sent_type = sendable(source, source.read(), max_pixels=10_000)
     assert sent_type == f"image/{media_type}" and Image.open(io.BytesIO(content)).format == media_type.upper()
-    part, part_type = sendable(Source(str(path), Box(0, 0, 20, 10)), max_pixels=10_000)
+    part, part_type = sendable(Source(str(path), Box(0, 0, 20, 10)), source.read(), max_pixels=10_000)
     assert part_type == "image/jpeg" and Image.open(io.BytesIO(part)).size == (20, 10)
     with pytest.raises(ImageError, match="pixels"):
-        sendable(Source(str(path)), max_pixels=100)
+        sendable(source, source.read(), max_pixels=100)
 
 
 def test_headers_of_every_answer(client):

@@ -12,12 +12,14 @@ from pathlib import Path
 import httpx
 import uvicorn
 
+from samething.web.running import Config
+
 
 @contextlib.contextmanager
 def running(app) -> Iterator[str]:
     """Serve an application; yields its address, and stops it gracefully."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, lifespan="on"))
+        server = uvicorn.Server(Config(app))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         deadline = time.monotonic() + 60

@@ -6,7 +6,7 @@ const state = { files: null, uploaded: null, similar: null, label: null, crop: n
 // ---- what is looked for
 
 const linkTo = (kind, value) => `#${kind}=${encodeURIComponent(value)}`;
-const thumbnail = (id) => `/thumbnails/${encodeURIComponent(id)}`;
+const thumbnail = (id) => `thumbnails/${encodeURIComponent(id)}`;
 
 function showQuery(source, name) {
   if (state.url) URL.revokeObjectURL(state.url);
@@ -46,7 +46,7 @@ function searchSimilar(id) {
   state.files = state.label = null;
   state.similar = id;
   const known = state.matches.find((match) => match.id === id);
-  showQuery(`/images/${encodeURIComponent(id)}`, known ? known.label || known.path : "a picture of the index");
+  showQuery(`images/${encodeURIComponent(id)}`, known ? known.label || known.path : "a picture of the index");
   scrollTo({ top: 0 });
   search();
 }
@@ -105,10 +105,10 @@ async function search() {
   try {
     let found;
     if (state.label) {
-      found = await ask(`/similar?${new URLSearchParams([["to_label", state.label], ...filters()])}`, { signal: asking.signal });
+      found = await ask(`similar?${new URLSearchParams([["to_label", state.label], ...filters()])}`, { signal: asking.signal });
       showLookedFor(found.looked_for);
     } else if (state.similar && !state.crop) {
-      const path = `/similar/${encodeURIComponent(state.similar)}?${new URLSearchParams(filters())}`;
+      const path = `similar/${encodeURIComponent(state.similar)}?${new URLSearchParams(filters())}`;
       found = await ask(path, { signal: asking.signal });
     } else {
       const form = new FormData();
@@ -116,7 +116,7 @@ async function search() {
       for (const picture of state.crop ? pictures.slice(0, 1) : pictures) form.append("image", picture, "image");
       for (const [name, value] of filters()) form.append(name, value);
       if (state.crop) form.append("crop", state.crop.join(","));
-      found = await ask("/search", { method: "POST", body: form, signal: asking.signal });
+      found = await ask("search", { method: "POST", body: form, signal: asking.signal });
     }
     quiet();
     state.matches = found.matches;
@@ -141,7 +141,7 @@ async function search() {
 async function wholePicture(id, signal) {
   const token = sessionStorage.getItem("token");
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
-  const answer = await fetch(`/images/${encodeURIComponent(id)}`, { headers, signal });
+  const answer = await fetch(`images/${encodeURIComponent(id)}`, { headers, signal });
   if (!answer.ok) throw new ServerError(answer.status, { error: "The picture's file is not there any more" });
   return answer.blob();
 }
@@ -217,9 +217,9 @@ function lookCloser(match) {
   for (const [name, value] of Object.entries(match.metadata)) if (!known.has(name)) facts.push([name, String(value)]);
   fillFacts(byId("closer-facts"), facts);
   byId("closer-label").textContent = match.label || match.path.split("/").pop();
-  byId("closer-picture").src = `/images/${encodeURIComponent(match.id)}?side=1200`;
+  byId("closer-picture").src = `images/${encodeURIComponent(match.id)}?side=1200`;
   byId("closer-picture").alt = match.label || match.path;
-  byId("closer-original").href = `/images/${encodeURIComponent(match.id)}`;
+  byId("closer-original").href = `images/${encodeURIComponent(match.id)}`;
   byId("closer-similar").onclick = () => {
     byId("closer").close();
     location.hash = linkTo("similar", match.id);
@@ -231,7 +231,7 @@ function lookCloser(match) {
     if (!confirm("Delete this picture from the index?")) return;
     byId("closer").close();
     try {
-      await ask("/delete", {
+      await ask("delete", {
         method: "POST",
         headers: { "Content-Type": "application/json" },
         body: JSON.stringify({ ids: [match.id] }),

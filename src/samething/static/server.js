@@ -48,7 +48,7 @@ function askForToken() {
     byId("token-form").onsubmit = async (event) => {
       event.preventDefault();
       const token = byId("token").value.trim();
-      const answer = await fetch("/login", {
+      const answer = await fetch("login", {
         method: "POST",
         headers: { "Content-Type": "application/json" },
         body: JSON.stringify({ token }),

@@ -46,13 +46,13 @@ async function showMap() {
   const say = (text) => { byId("map-message").textContent = text; byId("map-plot").hidden = Boolean(text); };
   try {
     if (!byId("map-plot").childElementCount) say("Loading …");
-    for (const name of ["bokeh", "bokeh-gl"]) if (!window.Bokeh || name !== "bokeh") await loadScriptOnce(`/static-bokeh/${name}.min.js`);
-    let found = await ask(`/map?dark=${isDark()}`);
+    for (const name of ["bokeh", "bokeh-gl"]) if (!window.Bokeh || name !== "bokeh") await loadScriptOnce(`static-bokeh/${name}.min.js`);
+    let found = await ask(`map?dark=${isDark()}`);
     while (!found.figure) {
       say("The map is being made; a large collection takes minutes the first time …");
       await new Promise((resolve) => setTimeout(resolve, 700));
       if (mine !== mapAsked || byId("view-map").hidden) return;
-      found = await ask(`/map?dark=${isDark()}`);
+      found = await ask(`map?dark=${isDark()}`);
     }
     if (mine !== mapAsked) return;
     say("");
@@ -77,7 +77,7 @@ async function showIndex() {
   clearTimeout(watching);
   if (byId("view-index").hidden) return;
   try {
-    const [info, status] = [await ask("/info"), await ask("/status")];
+    const [info, status] = [await ask("info"), await ask("status")];
     showInfo(info);
     fillFacts(byId("facts"), [
       ["Pictures", status.num_images.toLocaleString("en")],
@@ -117,7 +117,7 @@ function showSync(sync) {
 byId("sync").addEventListener("click", async () => {
   byId("sync").disabled = true;
   try {
-    showSync(await ask("/sync", { method: "POST" }));
+    showSync(await ask("sync", { method: "POST" }));
     watching = setTimeout(showIndex, 300);
   } catch (error) {
     byId("sync-state").textContent = error.message;
@@ -133,7 +133,7 @@ byId("add").addEventListener("submit", async (event) => {
   form.append("domain", byId("add-domain").value.trim());
   byId("add-state").textContent = "Adding …";
   try {
-    const added = await ask("/add", { method: "POST", body: form });
+    const added = await ask("add", { method: "POST", body: form });
     byId("add-state").textContent = "Added. ";
     const link = element("a", "", "What is like it?");
     link.href = `#similar=${encodeURIComponent(added.id)}`;
@@ -144,5 +144,5 @@ byId("add").addEventListener("submit", async (event) => {
   }
 });
 
-ask("/info").then(showInfo).catch((error) => complain(error));
+ask("info").then(showInfo).catch((error) => complain(error));
 follow();

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
-import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-
-import rich.console
 
 from samething.errors import InputError
 
@@ -21,7 +17,6 @@ __all__ = ["TOKEN_VARIABLE", "Limits", "create_app", "serve"]
 TOKEN_VARIABLE: Final = "SAMETHING_TOKEN"
 """Environment variable that the token is taken from where none is given."""
 _LEAST_TOKEN: Final = 16
-_STOPPING_S: Final = 15
 
 
 def __getattr__(name: str) -> object:
@@ -80,6 +75,7 @@ def serve(
     from samething.search import Searcher
     from samething.web.app import LOOPBACK_NAMES, create_app
     from samething.web.guards import Limits, is_loopback
+    from samething.web.running import listen, run
 
     token = token if token is not None else os.environ.get(TOKEN_VARIABLE) or None
     is_public = not is_loopback(host)
@@ -103,7 +99,7 @@ def serve(
         )
     limits = Limits(max_bytes=max_megabytes * 2**20, max_waiting=max_waiting, timeout_s=timeout)
     names = None if is_public and not host_name else LOOPBACK_NAMES | {host} | set(host_name or ())
-    with _listening(host, port) as listening:
+    with listen(host, port) as listening:
         app = create_app(
             Searcher.open(index, model=model),
             token=token,
@@ -113,46 +109,4 @@ def serve(
             limits=limits,
             host_names=names,
         )
-        _run(app, listening, host, browser=browser)
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listening = socket.create_server((host, port), family=family, backlog=256)
-    except (OSError, OverflowError) as error:
-        raise InputError(
-            f"{host} port {port}: {getattr(error, 'strerror', None) or error}",
-            expected="an address of this machine and a free port",
-            next_step="choose another with --port, or --port 0 for any that is free",
-        ) from error
-    # connections take it over; without it the end of an answer waits for the client's delayed acknowledgement
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listening
-
-
-def _run(app: object, listening: socket.socket, host: str, *, browser: bool) -> None:
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            shown = f"[{host}]" if ":" in host else host
-            address = f"http://{shown}:{listening.getsockname()[1]}/"
-            rich.console.Console(stderr=True).print(
-                f"serving on {address} (the API: {address}docs); stop with Ctrl-C", soft_wrap=True
-            )
-            if browser:
-                webbrowser.open(address)
-
-    config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=10,
-        timeout_graceful_shutdown=_STOPPING_S,
-        limit_concurrency=1000,
-    )
-    Server(config).run(sockets=[listening])
+        run(app, listening, host, browser=browser)

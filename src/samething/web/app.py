@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from samething.images import Box
 from samething.index import Where
 from samething.search import Searcher
 from samething.search.conditions import conditions
-from samething.web.guards import COOKIE, Access, Guard, Limits, same_token
+from samething.web.guards import COOKIE, Access, Guard, Guesses, Limits, is_loopback, sender_of
 from samething.web.projection import drawn
 from samething.web.schemas import (
     FAILURES,
@@ -123,6 +124,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         lifespan=closing,
+        servers=[{"url": "./"}],  # beside the description itself, also below a path of a proxy
         default_response_class=Answer,
         responses={
             status: {"model": ErrorAnswer, "description": text}
@@ -132,7 +134,13 @@ def create_app(
             }.items()
         },
     )  # fmt: skip
-    app.state.service, app.state.metrics, app.state.token = service, metrics, token
+    guesses = Guesses()
+    app.state.service, app.state.metrics, app.state.token, app.state.guesses = (
+        service,
+        metrics,
+        token,
+        guesses,
+    )
     app.include_router(_asking)
     app.include_router(_images)
     app.include_router(_changing)
@@ -141,7 +149,7 @@ def create_app(
     _mount_installed(app)
     for kind in FAILURES:
         app.add_exception_handler(kind, failed)
-    access = Access(token or None, reads_need_token=is_public, host_names=host_names)
+    access = Access(token or None, reads_need_token=is_public, host_names=host_names, guesses=guesses)
     return Guard(app, access=access, limits=limits, on_answer=metrics.count)
 
 
@@ -292,7 +300,9 @@ def status(request: fastapi.Request) -> Response:
     service = _service(request)
     index = service.searcher.index
     jobs = {name: job.to_json() for name, job in service.jobs.items()}
-    return Answer({"location": str(index.location), "num_images": index.count(), **jobs})
+    location = Path(index.location)
+    shown = str(location) if is_loopback(sender_of(request.scope)) else location.name
+    return Answer({"location": shown, "num_images": index.count(), **jobs})
 
 
 @_asking.get("/health", summary="Whether the server is up")
@@ -325,7 +335,7 @@ def image(
 ) -> Response:
     """JPEG, PNG, WebP and GIF as they are, everything else as JPEG. Only files that the index knows."""
     content, media_type = _service(request).image(row_id, side=side)
-    return Response(content, media_type=media_type, headers={"cache-control": "private, max-age=3600"})
+    return _sent(request, content, media_type)
 
 
 @_images.get("/thumbnails/{row_id}", response_class=Response, responses=_IMAGE, summary="A small JPEG")
@@ -334,7 +344,17 @@ def small(request: fastapi.Request, row_id: str) -> Response:
     content = _service(request).row(row_id, ["thumbnail"])["thumbnail"]
     if not content:
         raise UnknownImageError(row_id)
-    return Response(content, media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
+    return _sent(request, content, "image/jpeg")
+
+
+def _sent(request: fastapi.Request, content: bytes, media_type: str) -> Response:
+    """An image as an answer, or 304 where the browser has the same bytes already."""
+    mark = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    headers = {"cache-control": "private, max-age=3600", "etag": mark}
+    known = [part.strip().removeprefix("W/") for part in request.headers.get("if-none-match", "").split(",")]
+    if mark in known or known == ["*"]:
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type=media_type, headers=headers)
 
 
 @_images.get("/map", summary="The map of all images, as a Bokeh figure")
@@ -379,9 +399,11 @@ async def login(
     request: fastapi.Request, token: Annotated[str, Body(embed=True, max_length=500)]
 ) -> Response:
     """The cookie lets pages show images; changes need the token itself."""
-    if not same_token(token.encode("utf-8", "replace").decode(), request.app.state.token):
+    given, sender = token.encode("utf-8", "replace").decode(), sender_of(request.scope)
+    refusal = request.app.state.guesses.refusal(given, request.app.state.token, sender, what="not the token")
+    if refusal is not None:
         await asyncio.sleep(0.5)
-        return failure(401, "not the token", None, "ask who runs this server")
+        return failure(refusal[0], refusal[1], None, "ask who runs this server")
     answer = Response(status_code=204)
     is_https = request.url.scheme == "https"
     answer.set_cookie(COOKIE, token, httponly=True, samesite="strict", secure=is_https, path="/")

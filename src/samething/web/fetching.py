@@ -15,6 +15,8 @@ from typing import Final
 from samething.errors import ImageError
 
 _PORTS: Final = {"http": 80, "https": 443}
+_PUBLIC_V6: Final = ipaddress.ip_network("2000::/3")
+"""All of the public internet. IPv4 addresses in IPv6 ones (mapped, NAT64, ``::127.0.0.1``) are outside."""
 
 
 def fetch_public(url: str, *, max_bytes: int, timeout_s: float, redirects: int = 3) -> bytes:
@@ -101,8 +103,10 @@ def public_address(host: str, port: int) -> str:
     found = sorted({str(item[4][0]) for item in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)})
     for text in found:
         address = ipaddress.ip_address(text.partition("%")[0])
-        inside = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
-        if not inside.is_global or inside.is_multicast or not address.is_global:
+        is_translated = isinstance(address, ipaddress.IPv6Address) and (
+            address not in _PUBLIC_V6 or address.sixtofour is not None or address.teredo is not None
+        )
+        if is_translated or not address.is_global or address.is_multicast:
             raise OSError("the address is not public")
     return found[0]
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import hashlib
 import hmac
 import http.cookies
 import ipaddress
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
@@ -29,6 +31,10 @@ OPEN_PATHS: Final = (
 )
 """What is answered without a token: nothing in it comes from the index."""
 WRITES: Final = ("/add", "/delete", "/sync")
+_MAX_GUESSES: Final = 10
+_GUESSES_S: Final = 60.0
+_MAX_SENDERS: Final = 10_000
+_log: Final = logging.getLogger(__name__)
 
 _HEADERS: Final = {
     "x-content-type-options": "nosniff",
@@ -78,26 +84,60 @@ class Access:
     """Names under which the server may be addressed; None: any. A page of another site that makes its own
     name lead to this machine (DNS rebinding) is refused by this."""
 
+    guesses: Guesses = dataclasses.field(default_factory=lambda: Guesses(), compare=False)
+    """Wrong tokens so far."""
+
     def refusal(self, scope: Message) -> tuple[int, str, str] | None:
         """Status, reason and what to do, of a request that is not let through; None for one that is."""
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         path, method = scope["path"], scope["method"]
         if self.host_names is not None and host_of(headers.get("host", "")) not in self.host_names:
             return 421, "this host name is not the server's", "use localhost, or start with --host-name"
-        if method not in ("GET", "HEAD") and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        if method != "GET" and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             return 403, "a request from another site", "send it from the server's own page or a program"
         bearer = headers.get("authorization", "").partition(" ")
-        is_bearer = bearer[0].lower() == "bearer" and same_token(bearer[2].strip(), self.token)
+        given = bearer[2].strip() if bearer[0].lower() == "bearer" else ""
         if path in WRITES and method != "GET":
             if self.token is None:
                 return 403, "this server only answers questions", "start it with --token to allow changes"
-            if not is_bearer:
-                return 401, "changes need the token", "send it as: Authorization: Bearer TOKEN"
-        elif self.reads_need_token and not (path == "/" or path.startswith(OPEN_PATHS)):
+            return self.guesses.refusal(given, self.token, sender_of(scope), what="changes need the token")
+        if self.reads_need_token and not (path == "/" or path.startswith(OPEN_PATHS)):
             morsel = http.cookies.SimpleCookie(headers.get("cookie", "")[:4096]).get(COOKIE)
-            if not is_bearer and not same_token(morsel.value if morsel else None, self.token):
-                return 401, "this server needs a token", "send it as: Authorization: Bearer TOKEN"
+            given = given or (morsel.value if morsel else "")
+            return self.guesses.refusal(given, self.token, sender_of(scope), what="this server needs a token")
         return None
+
+
+class Guesses:
+    """Wrong tokens of the last minute, by sender: each is logged, and after ten no other is looked at."""
+
+    def __init__(self) -> None:
+        self._wrong: dict[str, dict[str, float]] = {}
+
+    def refusal(
+        self, given: str, token: str | None, sender: str, *, what: str
+    ) -> tuple[int, str, str] | None:
+        """Status, reason and what to do where the token is not the right one; None where it is.
+
+        Args:
+            given: what was sent; empty: nothing.
+            token: the right one.
+            sender: where it comes from.
+            what: what needs the token.
+        """
+        since = time.monotonic() - _GUESSES_S
+        recent = {wrong: moment for wrong, moment in self._wrong.get(sender, {}).items() if moment > since}
+        if given and len(recent) >= _MAX_GUESSES:
+            return 429, "too many wrong tokens", f"wait {_GUESSES_S:.0f} seconds"
+        if same_token(given, token):
+            return None
+        name = hashlib.sha256(given.encode("utf-8", "replace")).hexdigest()
+        if given and name not in recent:  # a page that goes on with an old token guesses once
+            if len(self._wrong) >= _MAX_SENDERS:
+                del self._wrong[next(iter(self._wrong))]
+            self._wrong[sender] = {**recent, name: time.monotonic()}
+            _log.warning("wrong token %d of this minute from %s", len(recent) + 1, sender or "unknown")
+        return 401, what, "send it as: Authorization: Bearer TOKEN"
 
 
 class Guard:
@@ -132,6 +172,9 @@ class Guard:
             return
         began = time.perf_counter()
         status = 0
+        is_head = scope["method"] == "HEAD"
+        if is_head:  # answered wherever GET is, without the body
+            scope = {**scope, "method": "GET"}
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -140,10 +183,12 @@ class Guard:
                 present = {name.lower() for name, _ in message["headers"]}
                 added = [(k.encode(), v.encode()) for k, v in _HEADERS.items() if k.encode() not in present]
                 message["headers"] = [*message["headers"], *added]
+            elif is_head:
+                message = {**message, "body": b""}
             await send(message)
 
         refusal = self._access.refusal(scope) or self._too_much(scope)
-        is_upload = scope["method"] not in ("GET", "HEAD")
+        is_upload = scope["method"] != "GET"
         try:
             if refusal is None:
                 self._num_uploads += is_upload
@@ -160,7 +205,7 @@ class Guard:
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._limits.max_bytes:
             return self._too_large
-        if scope["method"] not in ("GET", "HEAD") and self._num_uploads >= self._limits.max_waiting:
+        if scope["method"] != "GET" and self._num_uploads >= self._limits.max_waiting:
             return 429, "too many requests at once", "try again in a second"
         return None
 
@@ -229,6 +274,11 @@ def host_of(header: str) -> str:
     if header.startswith("["):
         return header[1:].partition("]")[0]
     return header.partition(":")[0]
+
+
+def sender_of(scope: Message) -> str:
+    """The address that a request comes from; empty if it is not known."""
+    return str((scope.get("client") or ("",))[0])
 
 
 def is_loopback(host: str) -> bool:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import math
-from typing import Any
+import re
+from tempfile import gettempdir
+from typing import Any, Final
 
 import fastapi
 import pydantic
@@ -16,6 +20,12 @@ from samething.errors import ArtefactError, InputError, MissingExtraError, Samet
 from samething.files import Json
 from samething.search import Matches
 from samething.web.batching import BusyError
+from samething.web.guards import is_loopback, sender_of
+
+_log: Final = logging.getLogger(__name__)
+_NAME: Final = r"[^/\s,;:'\"()<>]+"
+_PATH: Final = re.compile(rf"(?<![\w/:.])(?:/{_NAME}(?: {_NAME})*(?=/))*/{_NAME}")
+"""An absolute path in a sentence; folders may have spaces in their names, the last part ends at one."""
 
 
 class UnknownImageError(InputError):
@@ -94,12 +104,20 @@ def failure(status: int, error: str, expected: str | None = None, next_step: str
 
 
 async def failed(request: fastapi.Request, error: Exception) -> Response:
-    """The answer to a request that ended in an error; of an unexpected one the sender learns nothing."""
-    del request
+    """The answer to a request that ended in an error; of an unexpected one the sender learns nothing.
+
+    Who asks from elsewhere learns no path of this machine; the log of the server has the whole sentence.
+    """
+    if _is_full(error):
+        _log.error("a folder is full: %s", error.__cause__ or error)
+        next_step = f"make room where the server keeps uploads and in its temporary folder {gettempdir()}"
+        return failure(507, "the server's disk is full", None, _told(request, next_step))
     if isinstance(error, SamethingError):
         statuses = {BusyError: 429, UnknownImageError: 404, MissingExtraError: 404, ArtefactError: 503}
         status = next((number for kind, number in statuses.items() if isinstance(error, kind)), 400)
-        return failure(status, error.given, error.expected, error.next_step)
+        return failure(
+            status, *(_told(request, text) for text in (error.given, error.expected, error.next_step))
+        )
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         place = " ".join(str(part) for part in first["loc"][1:]) or "the request"
@@ -109,6 +127,25 @@ async def failed(request: fastapi.Request, error: Exception) -> Response:
         answer.headers.update(error.headers or {})
         return answer
     return failure(500, "something unexpected happened", None, "see the server's log")
+
+
+def _told(request: fastapi.Request, text: str) -> str:
+    """A sentence as its reader may have it: from elsewhere, of each absolute path only the last part."""
+    if is_loopback(sender_of(request.scope)):
+        return text
+    shorter = _PATH.sub(lambda found: found[0].rstrip("/").rpartition("/")[2], text)
+    if shorter != text:
+        _log.warning("told to %s without its paths: %s", sender_of(request.scope), text)
+    return shorter
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether a write found no room; the parser of forms hides that as the cause of its own error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 FAILURES = (SamethingError, RequestValidationError, HTTPException, Exception)

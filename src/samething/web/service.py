@@ -15,9 +15,10 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float
 
-from samething.errors import InputError
+from samething.errors import ImageError, InputError
 from samething.files import Json
 from samething.images import Box, Source, decode
+from samething.images.addresses import scheme_of
 from samething.index import Where
 from samething.search import Matches, Searcher
 from samething.search.collection import FILE_COLUMNS, files_of, looks_of, row_of, uploaded_files
@@ -160,10 +161,33 @@ class Service:
         error: InputError = UnknownImageError(row_id)
         for file in files:
             try:
-                return sendable(file, max_pixels=self.limits.max_pixels, side=side)
+                content = self._content(file)
+                return sendable(file, content, max_pixels=self.limits.max_pixels, side=side)
             except InputError as problem:
                 error = problem
         raise error
+
+    def _content(self, file: Source) -> bytes:
+        """The bytes of a file of the index. Who made the index may have written any address into it.
+
+        Raises:
+            ImageError: it is gone, or behind an address that this server does not ask.
+        """
+        scheme = scheme_of(file.container)
+        if not scheme:
+            return file.read()
+        if not self.allow_urls or (scheme in ("http", "https") and file.container != file.location):
+            raise ImageError.of(
+                file.location,
+                "is behind an address, which this server does not ask",
+                expected="a file on this machine" if not self.allow_urls else "no shard on the web",
+                next_step="start the server with --allow-urls, or make the index of files on this machine",
+            )
+        if scheme in ("http", "https"):
+            return fetch_public(
+                file.location, max_bytes=self.limits.max_bytes, timeout_s=self.limits.timeout_s / 2
+            )
+        return file.read()
 
     def overview(self) -> dict[str, Json]:
         """Domains and labels with their counts, columns, model: what a page needs to begin."""

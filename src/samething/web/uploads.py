@@ -20,7 +20,7 @@ _SUFFIXES: Final = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif
 _MAX_RAW_BYTES: Final = 64 * 2**20
 
 
-def sendable(file: Source, *, max_pixels: int, side: int | None = None) -> tuple[bytes, str]:
+def sendable(file: Source, content: bytes, *, max_pixels: int, side: int | None = None) -> tuple[bytes, str]:
     """An image file as bytes that any browser shows, and their media type.
 
     What it is is found out from its content, whatever its name says. JPEG, PNG, WebP and GIF files are sent
@@ -28,13 +28,13 @@ def sendable(file: Source, *, max_pixels: int, side: int | None = None) -> tuple
 
     Args:
         file: a file that the index knows.
+        content: its bytes.
         max_pixels: refuse larger images before they are unpacked.
         side: make its longer side at most that many pixels.
 
     Raises:
-        ImageError: it is not there any more, or no image.
+        ImageError: no image, or too large.
     """
-    content = file.read()  # once, so that what is looked at is what is sent
     if side is None and file.box is None and len(content) <= _MAX_RAW_BYTES:
         with opened(content, max_pixels=max_pixels, name=file.location) as image:
             media_type = MEDIA_TYPES.get(str(image.format))
