@@ -33,6 +33,9 @@ api = HfApi()
 api.create_repo("someone/finder", exist_ok=True)
 api.upload_folder(repo_id="someone/finder", folder_path=folder)
 np.save(target, Embedder.load("someone/finder").embed([image]))
+from samething.search import find, index
+index(os.path.dirname(image), model="someone/finder", output=os.path.join(home, "index"))
+print(find(image, index=os.path.join(home, "index"), k=1).matches[0].path)
 try:
     Embedder.load("someone/else")
 except ArtefactError as error:
@@ -59,6 +62,10 @@ def test_the_hubs_client_uploads_it_and_the_embedder_loads_it_by_its_id(tiny, tm
     fetched = {path.name for path in (tmp_path / "home").rglob("snapshots/*/*")}
     assert fetched == {"manifest.json", "config.json", "model.onnx"}
     assert "someone/else is no folder here" in done.stdout
+    # an index noted the hub's id as a folder, and no search found its model again
+    assert str(image) in done.stdout.split()
+    noted = read_json(tmp_path / "home" / "index" / "model.json")
+    assert noted == f"hub:someone/finder@{'c' * 40}"
 
 
 def test_the_cards_header_is_what_the_hubs_library_reads(tiny):

@@ -187,7 +187,7 @@ def test_filters_narrow_the_results(page, images):
     expect(page.locator(".tile")).to_have_count(4)
     page.fill("#label", "")
     page.fill("#where", "width=97..")
-    expect(page.locator("#no-match")).to_be_visible()
+    expect(page.locator("#count")).to_have_text("Nothing found")
     page.fill("#where", "colour=red")
     expect(page.locator("#message")).to_contain_text("colour=red")
     page.fill("#where", "")
@@ -198,67 +198,41 @@ def test_filters_narrow_the_results(page, images):
     expect(page.locator(".tile")).to_have_count(12)
 
 
-def test_the_threshold_says_no_match(page, images):
-    look_for(page, images.parent / "orange.png")
-    page.locator("#threshold").fill("0.99")
-    expect(page.locator("#no-match")).to_be_visible()
-    expect(page.locator("#count")).to_have_text("No match")
-    expect(page.locator(".tile")).to_have_count(0)
-    page.click("#anyway")
-    expect(page.locator(".tile")).to_have_count(13)
-    look_for(page, images / "thing 01 é" / "view 0.jpg")
-    page.locator("#threshold").fill("0.99")
-    expect(page.locator("#count")).to_contain_text("less alike hidden")
-
-
-def test_a_calibrated_model_gives_probabilities_and_its_own_no_match(browser, address, line, images):
-    """The served model has a calibration, fitted on the index's own nearest images, known and unknown."""
+def test_a_calibrated_model_gives_bands_and_hides_nothing(browser, address, line, images):
+    """A slider hid what was below the threshold: one card, or an empty box with the right thing second."""
     plain = Searcher.open(images.parent / "index")
     query = images / "thing 01 é" / "view 0.jpg"
     scores = np.array([match.score for match in plain.find(query, k=12).matches])
-    fitted = Calibration.fit(scores, scores >= scores[:2].mean(), target_precision=1.0)
+    middle = float(scores[:2].mean())
+    slope = 8 / (float(scores[0]) - middle)  # sure of the best, sure that the others are wrong
+    fitted = dataclasses.replace(
+        Calibration.fit(scores, scores >= middle), slope=slope, intercept=-slope * middle
+    )
     config = {**plain.embedder.config, "calibration": json.loads(json.dumps(fitted.to_json()))}
     calibrated = dataclasses.replace(plain, embedder=dataclasses.replace(plain.embedder, config=config))
     with running(create_app(calibrated)) as address:
         answer = asked(address, query, k=12).json()
         expected = fitted.probability(scores)
         assert [match["probability"] for match in answer["matches"]] == pytest.approx(expected, abs=1e-4)
-        assert answer["threshold"] == fitted.threshold and answer["no_match"] is False
+        bands = list(dict.fromkeys(match["band"] for match in answer["matches"]))
+        assert len(bands) > 1 and answer["band"] == bands[0] and answer["calibrated_by"] == "labels"
         best = answer["matches"][0]["id"]
         rest = httpx.get(f"{address}/similar/{best}").json()
         assert rest["no_match"] is True and rest["matches"]
-        with new_page(browser, address, viewport={"width": 1280, "height": 850}) as page:
-            page.goto(address)
-            look_for(page, query)
-            expect(page.locator(".tile .score").first).to_have_text(f"{round(100 * expected[0])} %")
-            expect(page.locator("#threshold-value")).to_have_text(f"{fitted.threshold:.2f}")
-            expect(page.locator("#count")).to_contain_text("less alike hidden")
-            page.locator(".go").first.click()  # itself left out, nothing reaches the threshold
-            expect(page.locator("#no-match")).to_be_visible()
-            expect(page.locator(".tile")).to_have_count(0)
-            page.click("#anyway")
-            expect(page.locator(".tile")).to_have_count(12)
-
-
-def test_a_model_that_is_never_sure_says_no_match(browser, line, images):
-    plain = Searcher.open(images.parent / "index")
-    right = np.arange(20) % 2 == 0
-    never = Calibration.fit(np.linspace(0.2, 0.9, 20)[::-1], ~right, target_precision=1.0)
-    assert np.isinf(never.threshold)
-    config = {**plain.embedder.config, "calibration": json.loads(json.dumps(never.to_json()))}
-    unsure = dataclasses.replace(plain, embedder=dataclasses.replace(plain.embedder, config=config))
-    with (
-        running(create_app(unsure)) as address,
-        new_page(browser, address, viewport={"width": 1280, "height": 850}) as page,
-    ):
-        answer = asked(address, images / "thing 01 é" / "view 0.jpg").json()
-        assert answer["threshold"] is None and answer["no_match"] is True and answer["matches"]
-        page.goto(address)
-        page.set_input_files("#file", images / "thing 01 é" / "view 0.jpg")
-        expect(page.locator("#no-match")).to_be_visible()
-        expect(page.locator(".tile")).to_have_count(0)
-        page.click("#anyway")
-        expect(page.locator(".tile").first).to_be_visible()
+        for width in (1200, 400):
+            with new_page(browser, address, viewport={"width": width, "height": 850}) as page:
+                page.goto(address)
+                look_for(page, query)
+                expect(page.locator(".tile .score").first).to_have_text(f"{round(100 * expected[0])} %")
+                expect(page.locator(".results .band")).to_have_count(len(bands))
+                expect(page.locator("#advice")).to_have_text(answer["advice"])
+                assert page.locator(".keys").is_visible() == (width == 1200)
+                if shots := os.environ.get("SAMETHING_SHOTS"):
+                    page.screenshot(path=f"{shots}/bands-{width}.png")
+                page.locator(".go").first.click()  # itself left out, nothing is likely to be the same thing
+                expect(page.locator("#advice")).to_have_text(rest["advice"])
+                expect(page.locator(".tile")).to_have_count(12)
+                expect(page.locator(".results .band")).to_have_text(["No match: only the nearest"])
 
 
 def test_a_part_of_the_image(page, images):

@@ -331,6 +331,13 @@ def test_matches_are_written_as_asked(made, images, tmp_path):
         found.write(tmp_path / "m.txt")
 
 
+def steep(scores: np.ndarray, middle: float) -> Calibration:
+    """A calibration that is sure of the best score and sure that the others are wrong."""
+    fitted = Calibration.fit(scores, scores >= middle)
+    slope = 8 / (float(scores[0]) - middle)
+    return dataclasses.replace(fitted, slope=slope, intercept=-slope * middle)
+
+
 def test_a_calibrated_model_gives_probabilities_and_no_match(made, images):
     query = images / "thing 01 é" / "view 0.jpg"
     made = dataclasses.replace(
@@ -338,35 +345,77 @@ def test_a_calibrated_model_gives_probabilities_and_no_match(made, images):
         embedder=dataclasses.replace(made.embedder, config={**made.embedder.config, "calibration": None}),
     )
     plain = made.find(query, k=12)
-    assert plain.threshold is None and not plain.is_no_match and plain.matches[0].probability is None
+    assert plain.calibrated_by is None and not plain.is_no_match and plain.matches[0].probability is None
+    assert plain.advice == "" and [band for band, _ in plain.sections()] == [None]
     scores = np.array([match.score for match in plain.matches])
     middle = float(scores[:2].mean())
-    fitted = Calibration.fit(scores, scores >= middle, target_precision=1.0)
+    fitted = steep(scores, middle)
     config = {**made.embedder.config, "calibration": json.loads(json.dumps(fitted.to_json()))}
     calibrated = dataclasses.replace(made, embedder=dataclasses.replace(made.embedder, config=config))
     found = calibrated.find(query, k=12)
     assert [match.score for match in found.matches] == [match.score for match in plain.matches]
     odds = np.exp(fitted.slope * scores + fitted.intercept)
     assert [match.probability for match in found.matches] == pytest.approx(list(odds / (1 + odds)), rel=1e-9)
-    assert not found.is_no_match and found.threshold == fitted.threshold
-    # the same thing left out, the best that remains is below the threshold
+    bands = [match.band for match in found.matches]
+    chances = [match.probability for match in found.matches]
+    expected = ["the same" if p >= 0.7 else "perhaps" if p >= 0.1 else "no match" for p in chances]
+    assert bands == expected and len(set(bands)) > 1 and found.calibrated_by == "labels"
+    assert not found.is_no_match and found.band == bands[0]
+    assert sum(len(matches) for _, matches in found.sections()) == 12  # a search hides nothing
+    # the same thing left out, the best that remains is no match
     best = found.matches[0].id
     vectors = made.index.vectors([best])
     rest = calibrated.find_vectors(vectors, name="rest", k=3, leave_out=[best])
     assert rest.is_no_match and rest.to_json()["no_match"]
     shown = io.StringIO()
     rich.console.Console(file=shown, width=200).print(rest)
-    assert "no match" in shown.getvalue() and "%" in shown.getvalue()
-    config = {**config, "calibration": {**config["calibration"], "threshold": None}}
+    assert "no match" in shown.getvalue() and "%" in shown.getvalue() and rest.advice in shown.getvalue()
+    assert all(Path(match.path).name in shown.getvalue() for match in rest.matches)
+    # a model that is never sure of half of its answers said "no match" to each, at whatever probability
+    config["calibration"]["threshold"] = None
     never = dataclasses.replace(made, embedder=dataclasses.replace(made.embedder, config=config)).find(query)
-    assert never.is_no_match and json.loads(json.dumps(never.to_json(), allow_nan=False))["threshold"] is None
+    assert never.band == bands[0] and not never.is_no_match
+
+
+def test_paths_are_whole_and_links_and_the_index_is_found_from_inside(made, images, tmp_path, monkeypatch):
+    """A table broke long paths over its lines, so that none could be copied."""
+    query = images / "thing 01 é" / "view 0.jpg"
+    deep = images / ("a rather long name " * 6) / "and another [folder]" / "x.png"
+    deep.parent.mkdir(parents=True)
+    Image.new("RGB", (64, 64), "purple").save(deep)
+    sync(made.index.location)
+    for place in (tmp_path, Path(made.index.location), tmp_path / "images ä" / "thing 01 é"):
+        monkeypatch.chdir(place)
+        found = find(deep, k=2)  # ./index, the folder itself, or beside one above
+        assert found.matches[0].path == str(deep)
+    shown = io.StringIO()
+    rich.console.Console(file=shown, width=40).print(found)
+    assert str(deep) in shown.getvalue().splitlines()[2]
+    linked = io.StringIO()
+    rich.console.Console(file=linked, width=40, force_terminal=True).print(found)
+    assert f";{deep.as_uri()}\x1b\\" in linked.getvalue() and "\x1b]8;" not in shown.getvalue()
+    # --open runs the program that shows images
+    program, note = tmp_path / "bin" / "xdg-open", tmp_path / "opened"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nprintf %s "$1" > "{note}.part"; mv "{note}.part" "{note}"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(sys, "platform", "linux")
+    find(query, k=1, open=True)
+    deadline = time.monotonic() + 60
+    while not note.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert note.read_text() == str(query)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match="cannot be opened here"):
+        find(query, k=1, open=True)
 
 
 def test_the_command_gives_probabilities_and_no_match(line, made, images, tmp_path):
     query, folder = images / "thing 01 é" / "view 0.jpg", tmp_path / "calibrated"
     shutil.copytree(line / "model", folder)
     scores = np.array([match.score for match in made.find(query, k=12).matches])
-    fitted = Calibration.fit(scores, scores >= scores[:2].mean(), target_precision=1.0)
+    fitted = steep(scores, float(scores[:2].mean()))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "calibration": fitted.to_json()}))
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -385,9 +434,10 @@ def test_the_command_gives_probabilities_and_no_match(line, made, images, tmp_pa
         tmp_path / "m.json",
     ]
     done = samething(*command, query)
-    assert done.returncode == 0 and "same thing" in done.stdout and "no match" not in done.stdout, done.stderr
+    assert done.returncode == 0 and "%" in done.stdout, done.stderr
     found = json.loads((tmp_path / "m.json").read_text())
-    assert not found["no_match"] and found["threshold"] == fitted.threshold
+    assert not found["no_match"] and found["calibrated_by"] == "labels" and found["advice"]
+    assert found["band"] == found["matches"][0]["band"] and found["band"] in done.stdout
     probabilities = [match["probability"] for match in found["matches"]]
     assert probabilities == pytest.approx(fitted.probability(scores)[:3], abs=1e-6)
     Image.new("RGB", (96, 96), "orange").save(tmp_path / "orange.png")

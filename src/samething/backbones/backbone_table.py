@@ -83,12 +83,33 @@ def _rows(entry: Mapping[str, Any]) -> Iterator[BackboneRow]:
             )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recommended:
+    """A backbone to take where none is named, with what was measured of it (docs/backbones.md)."""
+
+    name: str
+    """A row of the table."""
+    onnx: str
+    """Repository of the hub with its graph, for installations without torch."""
+    images_per_s: float
+    """Of the exported graph on two cores of a CPU."""
+    memory_mb: int
+    """Largest resident memory of ``samething index`` with it."""
+    reason: str
+    """Why it stands where it does."""
+
+
 _FILE: Final = resources.files(__package__).joinpath("backbone_table.toml")
+
+_TABLE: Final = tomllib.loads(_FILE.read_text("utf-8"))
 
 BACKBONES: Final[dict[str, BackboneRow]] = {
     row.name: row
-    for family in tomllib.loads(_FILE.read_text("utf-8"))["families"]
+    for family in _TABLE["families"]
     for entry in family["rows"]
     for row in _rows({"loader": "timm", **family, **entry})
 }
 """Rows by name. Any other model works as ``timm:NAME``, ``open_clip:NAME/WEIGHTS`` or ``hf:NAME``."""
+
+RECOMMENDED: Final[tuple[Recommended, ...]] = tuple(Recommended(**entry) for entry in _TABLE["recommended"])
+"""Backbones for where none is named, best first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from torch import nn
 
 from samething.backbones.backbone_table import BACKBONES, Loader
 from samething.backbones.network import Backbone
-from samething.backbones.on_disk import hub_cache
+from samething.backbones.on_disk import hub_access, hub_cache
 from samething.backbones.open_clip_networks import open_clip_network, open_clip_settings
 from samething.backbones.packaged import efficientnet_lite0_from_package
 from samething.backbones.pooling import PooledNetwork, Pooling
@@ -217,17 +218,18 @@ def _load_member(
     prepared: list[Preprocessing] = []
     for size in sizes or (None,):
         try:
-            network = source.network(weights, size)
+            with hub_access() if source.hub and weights is None else contextlib.nullcontext():
+                network = source.network(weights, size)
+                if own is None:
+                    own = (
+                        timm_settings(network)
+                        if source.loader == "timm"
+                        else transformers_settings(source.identifier, weights)
+                    )
         except SamethingError:
             raise
         except Exception as error:  # the hub clients raise many kinds when they cannot reach their host
             raise _unreachable(name, source.hub, error) from error
-        if own is None:
-            own = (
-                timm_settings(network)
-                if source.loader == "timm"
-                else transformers_settings(source.identifier, weights)
-            )
         changes: dict[str, Any] = {"size": size} if size else {}
         if resize is not None:
             changes["resize"] = resize

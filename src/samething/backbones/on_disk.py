@@ -1,8 +1,14 @@
-"""Whether a row's weights are already on this disk, found without a network and without torch."""
+"""Whether a row's weights are on this disk, and whether the hub with the others answers. Needs no torch."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -37,3 +43,57 @@ def weights_on_disk(row: BackboneRow) -> Path | None:
             if (snapshot / name).exists():  # a link whose file is gone does not exist
                 return snapshot / name
     return None
+
+
+HUB_PATIENCE_S: Final = 3.0
+"""How long the hub may take to say anything at all."""
+
+
+def hub_answers() -> bool:
+    """Whether the model hub can be reached, asked once per process; False where its client is missing."""
+    if importlib.util.find_spec("huggingface_hub") is None:
+        return False
+    from huggingface_hub import constants
+
+    return not constants.HF_HUB_OFFLINE and _answers(str(constants.ENDPOINT))
+
+
+@functools.cache
+def _answers(address: str) -> bool:
+    heard: list[bool] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_PATIENCE_S)
+        except urllib.error.HTTPError:
+            heard.append(True)  # any answer is one
+        except (OSError, ValueError):
+            return
+        else:
+            heard.append(True)
+
+    # looking up a name has no time limit of its own
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(HUB_PATIENCE_S)
+    return bool(heard)
+
+
+@contextlib.contextmanager
+def hub_access() -> Iterator[None]:
+    """Inside, clients of the hub use the network only if the hub answers.
+
+    Otherwise they take what is on this disk at once, or fail at once: each would try again for most of a
+    minute.
+    """
+    if importlib.util.find_spec("huggingface_hub") is None:
+        yield
+        return
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not hub_answers()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
+from samething.backbones.on_disk import hub_access
 from samething.errors import ArtefactError, MissingExtraError
 
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
@@ -49,7 +50,8 @@ def _snapshot(huggingface_hub: Any, name: str, revision: str | None) -> str:
     """The newest snapshot; without a network the one in the cache."""
     options = {"repo_id": name, "revision": revision, "allow_patterns": list(HUB_FILES)}
     try:
-        return str(huggingface_hub.snapshot_download(**options))
+        with hub_access():
+            return str(huggingface_hub.snapshot_download(**options))
     except Exception:
         # the library falls back to its cache for some network errors only
         with contextlib.suppress(Exception):

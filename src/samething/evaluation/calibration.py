@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -22,6 +22,8 @@ from samething.errors import ArtefactError, InputError
 from samething.files import Json
 
 FORMAT_VERSION: Final = 1
+Calibrator: TypeAlias = Literal["labels", "views"]
+"""What a calibration was learned from: labelled images, or views of images against other images."""
 _LARGEST_SLOPE: Final = 1e4
 _MOST_STEPS: Final = 256
 

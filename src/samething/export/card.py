@@ -15,6 +15,7 @@ from samething.evaluation import EvaluationResult
 from samething.evaluation.no_match import NoMatch
 from samething.export.embedding_model import Source
 from samething.files import Json
+from samething.training.run import Run
 
 CODE_LICENCE: Final = "Apache-2.0"
 _HUB_LICENCES: Final = {"apache-2.0": "apache-2.0", "mit": "mit", "cc-by-nc-4.0": "cc-by-nc-4.0"}
@@ -29,27 +30,14 @@ def configuration(
     no_match: NoMatch | None,
 ) -> dict[str, Json]:
     """Everything that is known of a model, as plain JSON values; parity is added later."""
-    run, features = source.run, source.features
-    catalog = features.catalog
     packages = ("torch", "timm", "onnx", "numpy", "pillow")
-    training = catalog.take(catalog.has_role("train"))
     return {
         "name": name,
         "embedding_dim": source.head.embedding_dim,
         "form": dict(form),
         "backbone": {**source.backbone.metadata(), "licence": source.backbone.licence},
         "head": dataclasses.asdict(source.head.config),
-        "training": {
-            "config": run.config.to_json(),
-            "finetune": run.manifest.content.get("finetune"),
-            "datasets": sorted(set(training.strings("dataset"))),
-            "domains": training.domains,
-            "num_classes": run.manifest.content["num_classes"],
-            # runs of version 0.1 say pictures
-            "num_images": run.manifest.content.get("num_images", run.manifest.content.get("num_pictures")),
-            "best_validation_mmp@5": run.best_score,
-            "mix": dict(source.mix) if source.mix else None,
-        },
+        "training": _training(source.run, source) if source.run else None,
         "metrics": result.to_json() if result else None,
         "intervals": result.intervals() if result else None,
         "parity": None,
@@ -60,6 +48,22 @@ def configuration(
             "samething": samething.__version__,
             **{package: importlib.metadata.version(package) for package in packages},
         },
+    }
+
+
+def _training(run: Run, source: Source) -> dict[str, Json]:
+    catalog = source.features.catalog
+    trained = catalog.take(catalog.has_role("train"))
+    return {
+        "config": run.config.to_json(),
+        "finetune": run.manifest.content.get("finetune"),
+        "datasets": sorted(set(trained.strings("dataset"))),
+        "domains": trained.domains,
+        "num_classes": run.manifest.content["num_classes"],
+        # runs of version 0.1 say pictures
+        "num_images": run.manifest.content.get("num_images", run.manifest.content.get("num_pictures")),
+        "best_validation_mmp@5": run.best_score,
+        "mix": dict(source.mix) if source.mix else None,
     }
 
 

@@ -39,8 +39,8 @@ class EmbeddingModel(nn.Module):
 class Source:
     """What an export is made of."""
 
-    run: Run
-    """The run, or the first of those that are averaged."""
+    run: Run | None
+    """The run, or the first of those that are averaged; None where nothing was trained."""
     features: FeatureSet
     backbone: Backbone
     head: Head

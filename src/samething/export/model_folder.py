@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
+from samething.backbones import Backbone, weights_fingerprint
 from samething.embedder import FORMAT_VERSION, KIND, WITH_GRAPH, Embedder, require_whole
-from samething.errors import ArtefactError
-from samething.export.embedding_model import source_of
+from samething.errors import ArtefactError, InputError
+from samething.export.embedding_model import Source, source_of
 from samething.export.exported import Exported
 from samething.export.form import Form
 from samething.export.parity import Parity
 from samething.export.soups import Mix, mixed_source
 from samething.export.writing import WORK, write_files
+from samething.features import FeatureSet
 from samething.files import (
     MANIFEST_NAME,
     Json,
@@ -31,6 +35,7 @@ from samething.files import (
     write_json,
     write_manifest,
 )
+from samething.heads import HeadConfig, HeadKind, build_head
 from samething.training.run import Run
 
 REFUSED_NAME: Final = "refused.json"
@@ -66,18 +71,72 @@ def write_model(
     if mix.mixes:
         fingerprints = [other.manifest.fingerprint for other in others]
         made_from["mix"] = {"runs": fingerprints, "soup": mix.soup, "interpolate": mix.interpolate}
+
+    def source() -> Source:
+        if mix.mixes:
+            return mixed_source(trained, others, mix, weights=weights)
+        return source_of(trained, weights=weights)
+
+    return _write(
+        output, source, form, made_from,
+        name=name, tolerance=tolerance, allow_quality_loss=allow_quality_loss,
+    )  # fmt: skip
+
+
+def write_backbone(
+    backbone: Backbone, features: FeatureSet, output: Path, *, dim: int | None, name: str | None = None
+) -> Exported:
+    """Write the model folder of a backbone without training: its feature as it is, or principal components.
+
+    Args:
+        backbone: the network.
+        features: of this backbone. Components are fitted to the training images, or to all where there are
+            none; test images give metrics, and validation images the calibration.
+        output: the model folder.
+        dim: numbers in an embedding; None for the feature as it is.
+        name: name of the model; by default the folder's.
+
+    Raises:
+        InputError: fewer images than numbers.
+    """
+    rows = np.flatnonzero(features.catalog.has_role("train"))
+    rows = rows if len(rows) else np.arange(len(features.catalog))
+    if dim is not None and not 1 <= dim <= min(len(rows), backbone.width):
+        raise InputError(
+            f"--dim {dim} with {len(rows):,} images and {backbone.width:,} numbers per feature",
+            expected="from 1 to the smaller of the two: principal components are fitted to the images",
+            next_step="leave --dim out for the feature as it is, or name more images",
+        )
+    kind: HeadKind = "none" if dim is None else "pca"
+    config = HeadConfig(kind=kind, embedding_dim=dim or backbone.width, standardise=dim is not None)
+    head = build_head(config, backbone.width)
+    head.fit(features.rows, rows)
+    made_from: dict[str, Json] = {
+        "backbone": backbone.metadata(),
+        "head": {"kind": kind, "weights": weights_fingerprint(head)},
+    }
+    source = Source(run=None, features=features, backbone=backbone, head=head.eval())
+    return _write(output, lambda: source, Form(), made_from, name=name)
+
+
+def _write(
+    output: Path,
+    source: Callable[[], Source],
+    form: Form,
+    made_from: dict[str, Json],
+    *,
+    name: str | None,
+    tolerance: float = 0.0,
+    allow_quality_loss: bool = False,
+) -> Exported:
     with only_one_writer(output), disk_errors(output):
         if is_finished(output):
             return _finished(output, made_from)
         made = _refused_before(output, made_from) if allow_quality_loss else None
         if made is None:
             _clear(output)
-            source = (
-                mixed_source(trained, others, mix, weights=weights)
-                if mix.mixes
-                else source_of(trained, weights=weights)
-            )
-            made = write_files(output, source, form, name=name or output.resolve().name, tolerance=tolerance)
+            name = name or output.resolve().name
+            made = write_files(output, source(), form, name=name, tolerance=tolerance)
             if made.parity is not None and not made.parity.within_tolerance and not allow_quality_loss:
                 record = {"made_from": fingerprint(made_from), "difference": made.largest_difference}
                 write_json(output / REFUSED_NAME, {**record, **_content(output)})

@@ -111,12 +111,10 @@ def no_match(source: Source, head: Head, form: Form) -> NoMatch | None:
     if not source.described or form.precision == "int8" or form.codes != "float32":
         return None
     catalog = source.features.catalog
-    used = [rows_by_role(catalog, role) for role in ("val", "test")]
-    rows = np.unique(np.concatenate([part for pair in used for part in pair]))
-    if not len(rows):
-        return None
-    embeddings = head.embed(np.asarray(source.features.rows[rows]))
     try:
+        used = [rows_by_role(catalog, role) for role in ("val", "test")]
+        rows = np.unique(np.concatenate([part for pair in used for part in pair]))
+        embeddings = head.embed(np.asarray(source.features.rows[rows]))
         found = measure_no_match(embeddings, catalog.take(rows), target_precision=NO_MATCH_PRECISION)
     except InputError:  # no images of a role, or all answers right: nothing to learn from
         return None

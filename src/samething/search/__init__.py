@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import cyclopts
 from rich.markup import escape
 
 from samething.embedder import Embedder
@@ -23,6 +24,7 @@ from samething.index import (
 from samething.search.collection import FILE_COLUMNS, Collection, uploaded_files
 from samething.search.feature_vectors import KnownVectors, is_feature_folder
 from samething.search.matches import Match, Matches
+from samething.search.model_choice import model_for
 from samething.search.near_duplicates import Duplicates, near_duplicates
 from samething.search.searcher import (
     Searcher,
@@ -51,12 +53,17 @@ __all__ = [
 
 def index(
     *source: Path,
-    model: str | Path,
+    model: str | Path | None = None,
+    dim: int | None = None,
     output: str | Path = "index",
     domain: str = "default",
     root: Path | None = None,
+    yes: Annotated[bool, cyclopts.Parameter(negative=())] = False,
 ) -> Searcher:
     """Make or grow a searchable index of folders of images, or of catalogs.
+
+    No labels and no training are needed: the model may be the name of a backbone, and without --model the
+    best one that can be had here is taken (docs/searching.md). Its model folder is kept beside the index.
 
     Of a catalog with test roles the index and query+index images are taken, of any other all. The same
     image in several places is stored once. A killed run goes on where it stopped; images that cannot be
@@ -66,24 +73,35 @@ def index(
     Args:
         source: folders of images (labels are the sub-folders), catalogs (.parquet or .csv), or feature
             folders of the model's own backbone.
-        model: the model folder that embeds the images, or the hub id of a model.
+        model: what embeds the images: a model folder, a model's hub id, or a backbone's name (samething
+            backbones lists them; also timm:NAME, open_clip:NAME/WEIGHTS, hf:NAME).
+        dim: of a backbone, keep so many principal components, fitted to up to 2,048 of the images; 64 need
+            a twelfth of the memory of 768.
         output: the index folder, or the URL of a distributed engine: milvus://HOST:PORT/COLLECTION.
         domain: domain of a folder's images.
         root: folder of a catalog's images, if they were moved.
+        yes: fetch the weights of a model from the hub without asking, where none is named or on this disk.
 
     Returns:
         The searcher over the index.
 
     Raises:
-        InputError: no images.
+        InputError: no images, or no model can be had.
         FingerprintError: the index was made by another model.
     """
     if not source:
         raise InputError(
             "no images to index",
             expected="one or more folders or catalogs",
-            next_step="samething index FOLDER --model MODEL",
+            next_step="samething index FOLDER",
         )
+    images = [
+        file
+        for place in source
+        if not is_feature_folder(Path(place))
+        for file in Collection(Path(place), domain, root).files()
+    ]
+    model = model_for(model, output, images, dim=dim, yes=yes)
     embedder = Embedder.load(model)
     known = {place: KnownVectors(embedder, Path(place)) for place in source if is_feature_folder(Path(place))}
     collections = [
@@ -97,7 +115,7 @@ def index(
     else:
         kinds = {name: kind for part in collections for name, kind in part.metadata_kinds().items()}
         opened = create_index(output, dim=embedder.dim, **identity, extra_columns={**kinds, **FILE_COLUMNS})
-    remember_model(output, Path(model))
+    remember_model(output, model, embedder)
     remember_collections(opened, collections)
     return Searcher(embedder, opened).update_files(files, known=list(known.values()))
 
@@ -249,13 +267,15 @@ def find(
     where: list[str] | None = None,
     output: Path | None = None,
     thumbnails: bool = False,
+    open: Annotated[bool, cyclopts.Parameter(negative=())] = False,  # noqa: A002 (the option's name)
 ) -> Matches:
     """Find the images of an index that show the same thing as an image.
 
     Args:
         image: the image to look for: a file, an address (docs/file-formats.md), or the
             word clipboard; several of one thing are one query.
-        index: the index folder, or the URL of a distributed engine.
+        index: the index folder, or the URL of a distributed engine; by default ./index, the current folder
+            itself, or an index folder beside one above it.
         model: the model folder, if it was moved since the index was made.
         k: number of matches.
         label: look for what the index knows by this label, instead of an image.
@@ -268,6 +288,7 @@ def find(
             stand for a number, such as modified=2024-01-01.. .
         output: also write the matches here, as .json, .csv or .html.
         thumbnails: show the images, in a terminal that can.
+        open: open the best match in the program that this computer shows images with.
 
     Returns:
         The matches, best first.
@@ -306,6 +327,10 @@ def find(
         from samething.search.matches import with_thumbnails
 
         rich.console.Console().print(with_thumbnails(found))
+    if open and found.matches:
+        from samething.search.opening import open_image
+
+        open_image(found.matches[0].path)
     return found
 
 
@@ -344,7 +369,7 @@ def rebuild(
 
     Args:
         index: the index folder, or the URL of a distributed engine.
-        model: the new model's folder, or its hub id.
+        model: the new model's folder, its hub id, or a backbone's name.
         source: the folders and catalogs to take the images from, instead of the files that the index knows.
         domain: domain of the images of folders named with --source.
 
@@ -356,8 +381,9 @@ def rebuild(
     """
     from samething.search.syncing import known_files
 
-    embedder = Embedder.load(model)
     old = open_index(index)
+    model = model_for(model, index, known_files(old), dim=None, yes=False)
+    embedder = Embedder.load(model)
     identity = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
     successor = Searcher(embedder, old.beside(dim=embedder.dim, **identity))
     added = 0
@@ -374,5 +400,5 @@ def rebuild(
             )
         if successor.index.swap(old):
             break
-    remember_model(index, Path(model))
+    remember_model(index, model, embedder)
     return dataclasses.replace(successor, changes=dataclasses.replace(successor.changes, num_added=added))

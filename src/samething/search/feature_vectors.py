@@ -108,7 +108,7 @@ def _linear_head(
     path = embedder.folder / "model.safetensors"
     plain = {"input": "pixels", "precision": "float32", "dim": None, "codes": "float32"}
     is_plain = all(form[name] == value for name, value in plain.items())
-    if embedder.config["head"]["kind"] != "linear" or not is_plain or not path.exists():
+    if embedder.config["head"]["kind"] not in ("linear", "pca") or not is_plain or not path.exists():
         raise InputError(
             f"a feature folder and the model {embedder.name!r} with a head of kind "
             f"{embedder.config['head']['kind']!r}",

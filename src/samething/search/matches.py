@@ -5,21 +5,34 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 import json
-import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 import rich.table
 from rich.console import Group
+from rich.style import Style
 from rich.text import Text
 
 from samething.errors import InputError
+from samething.evaluation.calibration import Calibrator
 from samething.files import Json
 from samething.images import is_url
 from samething.pages import write_page
+
+Band: TypeAlias = Literal["the same", "perhaps", "no match"]
+BANDS: Final[Mapping[Band, tuple[float, str]]] = {
+    "the same": (0.7, "Probably the same thing. Compare a detail, such as a text, before you rely on it."),
+    "perhaps": (0.1, "Perhaps the same thing: look at these yourself."),
+    "no match": (
+        0.0,
+        "Probably not the same thing. Look for a part of the image, or take another photo of the thing.",
+    ),
+}
+"""Name of each band -> its least probability, and what to do. How often each is right: docs/searching.md."""
 
 _NOT_METADATA: Final = frozenset(
     {"id", "score", "path", "label", "domain", "paths", "files", "folders", "labels", "domains"}
@@ -47,6 +60,17 @@ class Match:
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further columns of the index."""
 
+    @property
+    def band(self) -> Band | None:
+        """The calibrated probability in words; None where there is none.
+
+        >>> Match(1, 0.9, "a.jpg", "", "", probability=0.4).band
+        'perhaps'
+        """
+        if self.probability is None:
+            return None
+        return next(name for name, (least, _) in BANDS.items() if self.probability >= least)
+
     @classmethod
     def of(cls, hit: Mapping[str, Any], *, rank: int, probability: float | None) -> Match:
         """A row of the index with its score as a match; what has no value is left out of ``metadata``."""
@@ -68,7 +92,7 @@ class Match:
     def to_json(self) -> dict[str, Json]:
         """Plain values."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {**values, "copies": list(self.copies), "metadata": dict(self.metadata)}
+        return {**values, "band": self.band, "copies": list(self.copies), "metadata": dict(self.metadata)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,23 +102,44 @@ class Matches:
     query: str
     """How the query was given."""
     matches: tuple[Match, ...]
-    threshold: float | None = None
-    """Score below which the model says that there is no match; None where it was not calibrated."""
+    calibrated_by: Calibrator | None = None
+    """What the probabilities were learned from: labelled images, or views of the index's own; None: no
+    probabilities."""
     looked_for: tuple[str, ...] = ()
     """Ids of images of the index that were looked for, which are no matches; at most 24 of them."""
 
     @property
     def is_no_match(self) -> bool:
-        """Whether nothing found is likely to be the same thing: the model's "no match"."""
-        return self.threshold is not None and not any(match.score >= self.threshold for match in self.matches)
+        """Whether nothing found is likely to be the same thing."""
+        return self.calibrated_by is not None and self.band in ("no match", None)
+
+    @property
+    def band(self) -> Band | None:
+        """That of the best match."""
+        return self.matches[0].band if self.matches else None
+
+    @property
+    def advice(self) -> str:
+        """What to do with what was found, in a sentence or two; empty without a calibration."""
+        if self.calibrated_by is None:
+            return ""
+        by_views = " Learned from the images alone, without labels: a rough guide."
+        return BANDS[self.band or "no match"][1] + (by_views if self.calibrated_by == "views" else "")
+
+    def sections(self) -> list[tuple[Band | None, list[Match]]]:
+        """The matches by band, best first; one section without a name where nothing was calibrated."""
+        return [
+            (band, list(part)) for band, part in itertools.groupby(self.matches, lambda match: match.band)
+        ]
 
     def to_json(self) -> dict[str, Json]:
         """Plain values."""
         return {
             "query": self.query,
             "no_match": self.is_no_match,
-            # a model that is never sure has no finite threshold, which JSON could not say
-            "threshold": self.threshold if self.threshold is None or math.isfinite(self.threshold) else None,
+            "band": self.band,
+            "advice": self.advice,
+            "calibrated_by": self.calibrated_by,
             "looked_for": list(self.looked_for),
             "matches": [match.to_json() for match in self.matches],
         }
@@ -103,12 +148,13 @@ class Matches:
         """A line a match, with a heading."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(("rank", "score", "probability", "label", "domain", "path", "copies"))
+        writer.writerow(("rank", "score", "probability", "band", "label", "domain", "path", "copies"))
         for match in self.matches:
             probability = "" if match.probability is None else f"{match.probability:.4f}"
             writer.writerow(
                 (
-                    *(match.rank, f"{match.score:.6f}", probability, match.label, match.domain, match.path),
+                    *(match.rank, f"{match.score:.6f}", probability, match.band or ""),
+                    *(match.label, match.domain, match.path),
                     json.dumps(match.copies, ensure_ascii=False),
                 )
             )
@@ -138,30 +184,34 @@ class Matches:
         return target
 
     def __rich__(self) -> Group:
-        """A table of the matches, and a word where they are rather none."""
-        table = rich.table.Table(title=Text(f"most similar to {_short(self.query)}"), title_justify="left")
-        has_probability = any(match.probability is not None for match in self.matches)
-        columns: dict[str, Callable[[Match], str]] = {
-            "#": lambda match: str(match.rank),
-            "score": lambda match: f"{match.score:.3f}",
-            **({"same thing": _percent} if has_probability else {}),
-            "label": lambda match: match.label,
-            "domain": lambda match: match.domain,
-            "image": _image,
-        }
-        for name in columns:
-            is_number = name in ("#", "score", "same thing")
-            table.add_column(name, justify="right" if is_number else "left", overflow="fold")
-        for match in self.matches:
-            table.add_row(*(Text(show(match)) for show in columns.values()))
-        lines: list[Any] = [table]
-        if self.is_no_match:
-            lines.append(Text("no match: nothing here is likely to be the same thing", style="yellow"))
+        """The matches by band, each path whole and on a line of its own, so that it can be copied."""
+        lines = [Text(f"most similar to {_short(self.query)}", style="italic", **_WHOLE)]
+        for band, matches in self.sections():
+            if band is not None:
+                lines.append(Text(band, style="bold"))
+            for match in matches:
+                chance = "" if match.probability is None else f"  {match.probability:4.0%}"
+                shows = "  ".join(filter(None, (match.label, match.domain)))
+                lines.append(Text(f"{match.rank:>3}  {match.score:.3f}{chance}  {shows}", **_WHOLE))
+                lines.append(_path_of(match))
+        if self.advice:
+            lines.append(Text(self.advice, style="yellow" if self.is_no_match else ""))
         return Group(*lines)
 
 
-def _percent(match: Match) -> str:
-    return "" if match.probability is None else f"{match.probability:.0%}"
+_WHOLE: Final[Mapping[str, Any]] = {"no_wrap": True, "overflow": "ignore"}
+
+
+def _path_of(match: Match) -> Text:
+    """Path or address, a link in terminals that can, and how many copies there are."""
+    is_address = is_url(match.path)
+    link = match.path if is_address else Path(match.path).absolute().as_uri()
+    is_link = not is_address or match.path.startswith("http")
+    line = Text("     ", **_WHOLE)
+    line.append(_short(match.path), Style(link=link) if is_link else None)
+    if more := len(match.copies):
+        line.append(f"  (and {more} {'copy' if more == 1 else 'copies'})")
+    return line
 
 
 def _short(path: str) -> str:
@@ -171,11 +221,6 @@ def _short(path: str) -> str:
     ('a/b.jpg', 's3://bucket/a.jpg', '/')
     """
     return path.removeprefix(f"{Path.cwd()}{os.sep}")
-
-
-def _image(match: Match) -> str:
-    more = len(match.copies)
-    return _short(match.path) + (f"  (and {more} {'copy' if more == 1 else 'copies'})" if more else "")
 
 
 NO_THUMBNAIL: Final = "the terminal shows no images"
@@ -201,4 +246,4 @@ def with_thumbnails(found: Matches, *, width: int = 24) -> Any:
             else Image(match.path, width=width, height="auto")
         )
         table.add_row(Text(str(match.rank)), shown, Text(f"{match.score:.3f}\n{match.label}\n{match.path}"))
-    return Group(table, *([Text("no match")] if found.is_no_match else []))
+    return Group(table, Text(found.advice))

@@ -18,7 +18,7 @@ from samething.errors import ArtefactError, ImageError
 from samething.evaluation.calibration import Calibration
 from samething.files import read_json, write_json
 from samething.images import Box, ImageLike, Source, decode, in_threads
-from samething.index import AbstractIndex, Where, open_index
+from samething.index import AbstractIndex, Where, exists_index, open_index
 from samething.progress import progress_bar
 from samething.search.collection import Collection, looks_of, row_of, uploaded_files
 from samething.search.feature_vectors import KnownVectors
@@ -28,6 +28,7 @@ from samething.search.syncing import Changes, Plan, make_plan
 
 MODEL_NAME: Final = "model.json"
 """File in an index folder that says where its model is."""
+_FROM_HUB: Final = "hub:"
 _COLLECTIONS: Final = "collections"
 """Notes of an index: the folders and catalogs that it follows."""
 _MAX_LOOKED_FOR: Final = 24
@@ -57,6 +58,7 @@ class Searcher:
             ArtefactError: index or model are missing, unfinished or damaged.
             FingerprintError: the model is not the index's own.
         """
+        location = nearby(location)
         index = open_index(location)  # says what is wrong with it before the model is looked for
         try:
             embedder = Embedder.load(remembered_model(location) if model is None else model)
@@ -155,7 +157,7 @@ class Searcher:
         return Matches(
             name,
             tuple(found),
-            threshold=None if calibration is None else calibration.threshold,
+            calibrated_by=None if calibration is None else "labels",
             looked_for=tuple(leave_out[:_MAX_LOOKED_FOR]),
         )
 
@@ -313,11 +315,21 @@ def _shown(images: Sequence[ImageLike]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
+def nearby(location: Path | str) -> Path | str:
+    """The index that a command means: without one at the default place, this folder or one above it."""
+    if str(location) == "index" and not exists_index(location):
+        here = Path.cwd()
+        for place in (here, *(folder / "index" for folder in here.parents)):
+            if exists_index(place):
+                return place
+    return location
+
+
 # ---- what an index folder remembers
 
 
-def remembered_model(location: Path | str) -> Path:
-    """The model folder that an index was made with.
+def remembered_model(location: Path | str) -> Path | str:
+    """The model folder that an index was made with, or its hub id with the revision.
 
     Raises:
         ArtefactError: it is not known, or not there any more.
@@ -330,7 +342,10 @@ def remembered_model(location: Path | str) -> Path:
             expected="the model folder that made it",
             next_step="give the model folder with --model",
         )
-    model = folder / str(read_json(path))
+    named = str(read_json(path))
+    if named.startswith(_FROM_HUB):
+        return named.removeprefix(_FROM_HUB)
+    model = folder / named
     if not model.is_dir():
         raise ArtefactError(
             f"the model of {folder} is not at {model} any more",
@@ -340,11 +355,16 @@ def remembered_model(location: Path | str) -> Path:
     return model.resolve()
 
 
-def remember_model(location: Path | str, model: Path) -> None:
+def remember_model(location: Path | str, model: Path | str, embedder: Embedder) -> None:
     """Note in an index folder where its model is; an engine elsewhere has no place for that."""
     folder = Path(location)
-    if folder.is_dir():
-        write_json(folder / MODEL_NAME, os.path.relpath(model.resolve(), folder.resolve()))
+    if not folder.is_dir():
+        return
+    if Path(model).is_dir():
+        named = os.path.relpath(Path(model).resolve(), folder.resolve())
+    else:  # the folder that the hub's client keeps is named after the revision
+        named = f"{_FROM_HUB}{str(model).partition('@')[0]}@{embedder.folder.name}"
+    write_json(folder / MODEL_NAME, named)
 
 
 def remembered_collections(index: AbstractIndex) -> list[Collection]:

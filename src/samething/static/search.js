@@ -120,18 +120,12 @@ async function search() {
     }
     quiet();
     state.matches = found.matches;
-    state.unsure = found.no_match && found.threshold === null;
-    if (found.threshold !== null && state.threshold === undefined) {
-      state.threshold = found.threshold;
-      byId("threshold").value = found.threshold;
-    }
-    showResults();
+    showResults(found.advice);
   } catch (error) {
     if (error.name === "AbortError") return;
     state.matches = [];
     showResults();
     byId("count").textContent = "";
-    byId("no-match").hidden = true;
     complain(error);
   } finally {
     if (state.asking === asking) document.body.classList.remove("working");
@@ -148,29 +142,25 @@ async function wholePicture(id, signal) {
 
 // ---- results
 
-// the score below which nothing is shown: at its left end the slider hides nothing, and a model that is
-// never sure has no threshold
-function leastScore() {
-  if (state.threshold === undefined) return state.unsure ? Infinity : -2;
-  return state.threshold > 0 ? state.threshold : -2;
+// all that was found, in one grid; where the model was calibrated a heading stands before each band
+function showResults(advice = "") {
+  const shown = [];
+  state.matches.forEach((match, place) => {
+    const before = place ? state.matches[place - 1].band : null;
+    if (match.band && match.band !== before) shown.push(element("h3", "band", BANDS[match.band]));
+    shown.push(tile(match));
+  });
+  byId("results").replaceChildren(...shown);
+  const count = state.matches.length;
+  byId("count").textContent = count ? `${count} ${count === 1 ? "picture" : "pictures"}` : "Nothing found";
+  byId("advice").textContent = advice;
+  byId("advice").hidden = !advice;
 }
 
-function showResults() {
-  const least = leastScore();
-  byId("threshold-value").textContent = state.threshold > 0 ? state.threshold.toFixed(2) : "any";
-  const shown = state.matches.filter((match) => match.score >= least);
-  byId("results").replaceChildren(...shown.map(tile));
-  const hidden = state.matches.length - shown.length;
-  byId("count").textContent = shown.length
-    ? `${shown.length} ${shown.length === 1 ? "picture" : "pictures"}${hidden ? `, ${hidden} less alike hidden` : ""}`
-    : "No match";
-  byId("no-match").hidden = shown.length > 0;
-  byId("anyway").hidden = !state.matches.length;
-}
+const BANDS = { "the same": "The same", perhaps: "Perhaps the same", "no match": "No match: only the nearest" };
 
 function tile(match) {
   const made = element("div", "tile");
-  made.setAttribute("role", "listitem");
   const go = element("button", "go");
   go.type = "button";
   go.dataset.id = match.id;
@@ -344,8 +334,6 @@ for (const id of ["label", "folder", "where"]) byId(id).addEventListener("input"
   typing = setTimeout(search, 500);
 });
 byId("k").addEventListener("change", search);
-byId("threshold").addEventListener("input", () => { state.threshold = Number(byId("threshold").value); showResults(); });
-byId("anyway").addEventListener("click", () => { byId("threshold").value = 0; state.threshold = 0; showResults(); });
 
 function showInfo(info) {
   state.info = info;

@@ -49,6 +49,7 @@ class MatchAnswer(pydantic.BaseModel):
     label: str
     domain: str
     probability: float | None = pydantic.Field(description="that it shows the same thing, if calibrated")
+    band: str | None = pydantic.Field(description="the same, perhaps, or no match; if calibrated")
     copies: list[str] = pydantic.Field(description="other places with the same image")
     metadata: dict[str, Any]
 
@@ -58,7 +59,13 @@ class SearchAnswer(pydantic.BaseModel):
 
     query: str
     no_match: bool = pydantic.Field(description="nothing found is likely to be the same thing")
-    threshold: float | None = pydantic.Field(description="score below which there is no match, if calibrated")
+    band: str | None = pydantic.Field(
+        description="of the best match: the same, perhaps, or no match; if calibrated"
+    )
+    advice: str = pydantic.Field(description="what to do with the answer; empty where nothing was calibrated")
+    calibrated_by: str | None = pydantic.Field(
+        description="labels, or views of the index's own images (a rough guide); null: no probabilities"
+    )
     looked_for: list[str] = pydantic.Field(description="ids of the index's own images that were looked for")
     matches: list[MatchAnswer]
 
