@@ -389,10 +389,10 @@ def test_paths_are_whole_and_links_and_the_index_is_found_from_inside(made, imag
         found = find(deep, k=2)  # ./index, the folder itself, or beside one above
         assert found.matches[0].path == str(deep)
     shown = io.StringIO()
-    rich.console.Console(file=shown, width=40).print(found)
+    rich.console.Console(file=shown, width=40).print(found, crop=False)
     assert str(deep) in shown.getvalue().splitlines()[2]
     linked = io.StringIO()
-    rich.console.Console(file=linked, width=40, force_terminal=True).print(found)
+    rich.console.Console(file=linked, width=40, force_terminal=True).print(found, crop=False)
     assert f";{deep.as_uri()}\x1b\\" in linked.getvalue() and "\x1b]8;" not in shown.getvalue()
     # --open runs the program that shows images
     program, note = tmp_path / "bin" / "xdg-open", tmp_path / "opened"
@@ -411,7 +411,8 @@ def test_paths_are_whole_and_links_and_the_index_is_found_from_inside(made, imag
         find(query, k=1, open=True)
 
 
-def test_the_command_gives_probabilities_and_no_match(line, made, images, tmp_path):
+def test_the_command_gives_probabilities_and_no_match(line, made, images, tmp_path, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "COLUMNS", "40")  # paths are whole in a narrow terminal too
     query, folder = images / "thing 01 é" / "view 0.jpg", tmp_path / "calibrated"
     shutil.copytree(line / "model", folder)
     scores = np.array([match.score for match in made.find(query, k=12).matches])
@@ -437,6 +438,7 @@ def test_the_command_gives_probabilities_and_no_match(line, made, images, tmp_pa
     assert done.returncode == 0 and "%" in done.stdout, done.stderr
     found = json.loads((tmp_path / "m.json").read_text())
     assert not found["no_match"] and found["calibrated_by"] == "labels" and found["advice"]
+    assert found["matches"][0]["path"] in done.stdout
     assert found["band"] == found["matches"][0]["band"] and found["band"] in done.stdout
     probabilities = [match["probability"] for match in found["matches"]]
     assert probabilities == pytest.approx(fitted.probability(scores)[:3], abs=1e-6)

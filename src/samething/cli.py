@@ -178,7 +178,8 @@ def _run_and_exit(program: Callable[[], Any]) -> None:
         sys.exit(130)
     # of several processes, started by torchrun, one prints the result that all have
     if result is not None and os.environ.get("RANK", "0") == "0":
-        rich.console.Console().print(result, highlight=False, soft_wrap=isinstance(result, str))
+        # paths are printed whole, whatever the width
+        rich.console.Console().print(result, highlight=False, soft_wrap=isinstance(result, str), crop=False)
     sys.exit(getattr(result, "exit_status", 0))
 
 
