@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import webbrowser
 
 from samething.errors import InputError
@@ -25,10 +26,11 @@ def open_image(location: str) -> None:
             os.startfile(location)
         else:
             program = "open" if sys.platform == "darwin" else "xdg-open"
-            subprocess.Popen(
+            process = subprocess.Popen(
                 [program, location], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
+            threading.Thread(target=process.wait, daemon=True).start()  # some viewers stay in front
     except OSError as error:
         raise InputError(
             f"{location} cannot be opened here ({error})",
