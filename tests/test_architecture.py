@@ -13,10 +13,10 @@ SOURCE = ROOT / "src" / "samething"
 
 # A module imports only modules above it.
 ORDER = [
-    "errors", "configuration", "progress", "arrays", "files", "images", "catalog", "pages", "datasets",
-    "metrics", "statistics", "retrieval", "backbones", "features", "losses", "heads", "sampling", "training",
-    "curate", "evaluation", "leaderboard", "study", "embedder", "export", "index", "search", "web", "demo",
-    "cli",
+    "errors", "configuration", "progress", "arrays", "files", "checksums", "images", "catalog", "pages",
+    "datasets", "metrics", "statistics", "retrieval", "backbones", "features", "losses", "heads", "sampling",
+    "training", "curate", "evaluation", "leaderboard", "study", "embedder", "export", "index", "search",
+    "web", "demo", "cli",
 ]  # fmt: skip
 # functions that are commands: their parameters are options
 COMMANDS = {

@@ -130,7 +130,9 @@ def test_features_npy_is_an_ordinary_array(images, compute, tmp_path):
     whole = tmp_path / "copy.npy"
     np.save(whole, np.asarray(result.rows))
     assert np.array_equal(np.load(whole), result.rows)
-    assert file_sha256(next(result.folder.rglob("features.npy"))) == result.manifest.content["sha256"]
+    assert (
+        file_sha256(next(result.folder.rglob("features.npy"))) in result.manifest.content["sha256"].values()
+    )
     assert result.manifest.content["images_per_second"] > 0
 
 

@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from samething.checksums import write_sealed
 from samething.cli import build_app
 from samething.errors import ArtefactError, FingerprintError, InputError
 from samething.evaluation import evaluate, evaluate_embeddings
@@ -415,7 +417,8 @@ def test_a_checkpoint_of_another_version_is_refused(features, tmp_path):
     path = tmp_path / "run" / "checkpoints" / "last.pt"
     state = torch.load(path, weights_only=True)
     del state["version"]
-    torch.save(state, path)
+    torch.save(state, buffer := io.BytesIO())
+    write_sealed(path, buffer.getbuffer())
     with pytest.raises(ArtefactError, match="another version"):
         train(features.folder, output=tmp_path / "run", **QUICK)
 

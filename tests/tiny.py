@@ -8,8 +8,9 @@ import safetensors.torch
 import timm
 import torch
 
+from samething.checksums import require_whole
 from samething.datasets import catalog
-from samething.embedder import FORMAT_VERSION, KIND, require_whole
+from samething.embedder import FORMAT_VERSION, KIND
 from samething.features import features
 from samething.files import read_manifest
 from samething.training import train

@@ -71,6 +71,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "index rebuild": Command("samething.search:rebuild", "Make an index anew with another model."),
     "find": Command("samething.search:find", "Find the same thing as in an image."),
     "duplicates": Command("samething.search:duplicates", "Group the near-duplicates of an index."),
+    "verify": Command("samething.search:verify", "Compare any artefact with its checksums."),
     "serve": Command("samething.web:serve", "Serve an index as a page and a REST interface."),
 }
 """Name of each command, in the order of the work. A name of two words is a command of a group."""

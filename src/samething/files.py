@@ -172,6 +172,11 @@ def read_json(source: Path) -> Json:
         ) from error
 
 
+def user_cache() -> Path:
+    """This program's folder in the user's cache (XDG base directories); may be removed at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "samething"
+
+
 def fingerprint(value: Json) -> str:
     """First 16 hexadecimal digits of the SHA-256 of a JSON value, independent of key order.
 
@@ -217,6 +222,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "made_from": dict(manifest.made_from),
         "content": dict(manifest.content),
         "fingerprint": manifest.fingerprint,
+        "content_fingerprint": fingerprint(dict(manifest.content)),
     }
     write_json(Path(folder) / MANIFEST_NAME, stored)
 
@@ -226,49 +232,58 @@ def is_finished(folder: Path) -> bool:
     return (Path(folder) / MANIFEST_NAME).is_file()
 
 
-def read_manifest(folder: Path, *, kind: str, format_version: int) -> Manifest:
+def read_manifest(folder: Path, *, kind: str | None = None, format_version: int | None = None) -> Manifest:
     """Read and check the manifest of a finished artefact.
+
+    Args:
+        folder: the artefact.
+        kind: what it has to be; by default it may be any.
+        format_version: the newest that the caller reads.
 
     Raises:
         ArtefactError: no such folder, unfinished, another kind, a newer format, or changed by hand.
     """
-    folder = Path(folder)
+    folder, called = Path(folder), "artefact" if kind is None else kind
     if not folder.is_dir():
         raise ArtefactError(
             f"{folder} does not exist",
-            expected=f"a {kind} folder",
+            expected=f"a {called} folder",
             next_step="check the path, or make one first: samething --help lists the commands",
         )
     if not is_finished(folder):
         raise ArtefactError(
-            f"{folder} holds no {MANIFEST_NAME}: it is not a finished {kind} folder",
-            expected=f"a {kind} folder whose making ran to its end",
+            f"{folder} holds no {MANIFEST_NAME}: it is not a finished {called} folder",
+            expected=f"a {called} folder whose making ran to its end",
             next_step="run the command that makes it again: it resumes where it stopped",
         )
-    manifest, stored_fingerprint = _parse_manifest(folder / MANIFEST_NAME)
-    if manifest.kind != kind:
+    manifest, noted = _parse_manifest(folder / MANIFEST_NAME)
+    if kind is not None and manifest.kind != kind:
         raise ArtefactError(
             f"{folder} is a {manifest.kind} folder",
             expected=f"a {kind} folder",
             next_step="check the order of the arguments",
         )
-    if manifest.format_version > format_version:
+    if format_version is not None and manifest.format_version > format_version:
         raise ArtefactError(
             f"{folder} has format version {manifest.format_version}",
             expected=f"version {format_version} or older, which this installation reads",
             next_step="pip install --upgrade samething",
         )
-    if manifest.fingerprint != stored_fingerprint:
+    # manifests of earlier versions have no fingerprint of the content
+    of_content = fingerprint(dict(manifest.content))
+    ours = (manifest.fingerprint, of_content)
+    theirs = (noted["fingerprint"], noted.get("content_fingerprint", of_content))
+    if ours != theirs:
         raise ArtefactError(
-            f"{folder / MANIFEST_NAME} was changed: its content has the fingerprint {manifest.fingerprint}",
-            expected=f"the fingerprint it names, {stored_fingerprint}",
+            f"{folder / MANIFEST_NAME} was changed: its content has the fingerprints {', '.join(ours)}",
+            expected=f"the fingerprints it names, {', '.join(map(str, theirs))}",
             next_step="make the artefact again, or restore the manifest",
         )
     return manifest
 
 
-def _parse_manifest(path: Path) -> tuple[Manifest, str]:
-    """The manifest in a file and the fingerprint noted beside it, not yet compared."""
+def _parse_manifest(path: Path) -> tuple[Manifest, Json]:
+    """The manifest in a file, and all that stands there; the fingerprints are not yet compared."""
     stored = read_json(path)
     types = {"kind": str, "format_version": int, "made_from": dict, "content": dict, "fingerprint": str}
     wrong = [
@@ -283,7 +298,7 @@ def _parse_manifest(path: Path) -> tuple[Manifest, str]:
             next_step="make the artefact again",
         )
     manifest = Manifest(**{field.name: stored[field.name] for field in dataclasses.fields(Manifest)})
-    return manifest, stored["fingerprint"]
+    return manifest, stored
 
 
 def differences(ours: Mapping[str, Json], theirs: Mapping[str, Json]) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from samething.backbones.network import Backbone, write_onnx
+from samething.files import user_cache
 
 MAX_CACHE_BYTES: Final = 8 << 30
 """What the kept graphs may take on disk together; the oldest go first."""
@@ -30,8 +31,7 @@ def graph_path(backbone: Backbone) -> Path:
     """
     versions = [importlib.metadata.version(package) for package in ("torch", "onnx")]
     said = json.dumps([backbone.metadata(), versions], sort_keys=True)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "samething" / "graphs" / hashlib.sha256(said.encode()).hexdigest()[:24] / _FILE
+    return user_cache() / "graphs" / hashlib.sha256(said.encode()).hexdigest()[:24] / _FILE
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ from samething.catalog.tables import (
     read_table,
     with_unique_labels,
 )
+from samething.checksums import CATALOG_KEY, NO_DIGEST, seal_catalog
 from samething.errors import ArtefactError, InputError
 from samething.files import atomic_path
 from samething.images import Box, Source, container_of, is_url, keyed, located
@@ -311,11 +312,13 @@ class Catalog:
             "samething.format_version": str(FORMAT_VERSION),
             "samething.root": _relative(self.root.resolve(), target.parent.resolve()),
             "samething.fingerprint": self.fingerprint,
+            CATALOG_KEY: NO_DIGEST,
         }
         with atomic_path(target) as partial:
             # one chunk, so that equal catalogs give equal bytes however they were put together
             table = self.table.combine_chunks().replace_schema_metadata(metadata)
             pq.write_table(table, partial, compression="zstd")
+            seal_catalog(partial)
         return target
 
     # ---- checking, counting, splitting

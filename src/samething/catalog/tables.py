@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
@@ -13,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from samething.checksums import CATALOG_KEY, require_whole_catalog
 from samething.errors import ArtefactError, InputError
 
 FORMAT_VERSION: Final = 1
@@ -56,14 +59,48 @@ def read_table(source: Path) -> pa.Table:
             expected="a catalog (.parquet) or a table with img_path,label[,domain,role] (.csv)",
             next_step="make one with: samething catalog FOLDER -o catalog.parquet",
         )
+    with _readable(source):
+        if source.suffix.lower() == ".csv":
+            return _read_csv(source)
+        stored = _digest(source)
+        if stored is not None:
+            require_whole_catalog(source, stored)
+        return pq.read_table(source)
+
+
+@contextlib.contextmanager
+def _readable(source: Path) -> Iterator[None]:
     try:
-        return _read_csv(source) if source.suffix.lower() == ".csv" else pq.read_table(source)
+        yield
     except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
         raise ArtefactError(
             f"{source} cannot be read ({error})",
             expected="a Parquet table, or a CSV table in UTF-8 whose rows all have the header's columns",
             next_step="make the catalog again, or check that the file is whole",
         ) from error
+
+
+def _digest(source: Path) -> str | None:
+    """The checksum that a catalog holds; None of a foreign table, or one of an earlier version."""
+    stored = (pq.read_metadata(source).metadata or {}).get(CATALOG_KEY.encode())
+    return None if stored is None else stored.decode()
+
+
+def verify_catalog(source: Path) -> None:
+    """Read a catalog through and compare it with the checksum that it holds.
+
+    Raises:
+        ArtefactError: it was changed, is unreadable, or holds none.
+    """
+    with _readable(source):
+        stored = _digest(source)
+    if stored is None:
+        raise ArtefactError(
+            f"{source} holds no checksum",
+            expected="a catalog that this version wrote",
+            next_step=f"write it again: samething catalog {source} -o catalog.parquet",
+        )
+    require_whole_catalog(source, stored, once=False)
 
 
 def is_own_format(table: pa.Table) -> bool:

@@ -26,10 +26,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from samething.arrays import Embeddings, PixelBatch, Pixels
+from samething.checksums import require_whole
 from samething.embedder.codes import Coder, Codes
 from samething.embedder.hub import model_folder
 from samething.errors import ArtefactError, ImageError, InputError
-from samething.files import Json, Manifest, file_sha256, read_json, read_manifest
+from samething.files import Json, Manifest, read_json, read_manifest
 from samething.images import ImageLike, Preprocessing, decode, in_threads, prepare
 
 if TYPE_CHECKING:
@@ -268,34 +269,3 @@ def _checked_config(folder: Path, manifest: Manifest) -> Mapping[str, Json]:
     }
     require_whole(folder, manifest, sorted(needed))
     return config
-
-
-def require_whole(folder: Path, manifest: Manifest, names: Sequence[str]) -> None:
-    """Check files of a model folder: one wrong bit in the weights would give wrong vectors.
-
-    Raises:
-        ArtefactError: one is missing, cut short, or differs from what the manifest says.
-    """
-    checksums = manifest.content.get("sha256", {})
-    sizes = manifest.content.get("bytes", {})
-    for name in names:
-        path = folder / name
-        if not path.is_file():
-            raise ArtefactError(
-                f"{path} does not exist",
-                expected="a whole model folder",
-                next_step="export the model again, or copy the whole folder",
-            )
-        size, wanted = path.stat().st_size, sizes.get(name)
-        if wanted is not None and size < wanted:
-            raise ArtefactError(
-                f"{path} is cut short: {size:,} of {wanted:,} bytes",
-                expected="the whole file, as it was exported",
-                next_step="copy or download the file again; an interrupted copy leaves such files",
-            )
-        if file_sha256(path) != checksums.get(name):
-            raise ArtefactError(
-                f"{path} was changed or damaged since the model was exported",
-                expected=f"the SHA-256 that {folder / 'manifest.json'} names",
-                next_step="export the model again, or copy the whole folder again",
-            )

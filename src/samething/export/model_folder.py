@@ -11,7 +11,8 @@ from typing import Final
 import numpy as np
 
 from samething.backbones import Backbone, weights_fingerprint
-from samething.embedder import FORMAT_VERSION, KIND, WITH_GRAPH, Embedder, require_whole
+from samething.checksums import checksums_of, require_whole
+from samething.embedder import FORMAT_VERSION, KIND, WITH_GRAPH, Embedder
 from samething.errors import ArtefactError, InputError
 from samething.export.embedding_model import Source, source_of
 from samething.export.exported import Exported
@@ -139,12 +140,14 @@ def _write(
             made = write_files(output, source(), form, name=name, tolerance=tolerance)
             if made.parity is not None and not made.parity.within_tolerance and not allow_quality_loss:
                 record = {"made_from": fingerprint(made_from), "difference": made.largest_difference}
-                write_json(output / REFUSED_NAME, {**record, **_content(output)})
+                write_json(output / REFUSED_NAME, {**record, **checksums_of(output)})
                 raise made.parity.refusal(output)
         (output / REFUSED_NAME).unlink(missing_ok=True)
         write_manifest(
             output,
-            Manifest(kind=KIND, format_version=FORMAT_VERSION, made_from=made_from, content=_content(output)),
+            Manifest(
+                kind=KIND, format_version=FORMAT_VERSION, made_from=made_from, content=checksums_of(output)
+            ),
         )
         if form.format in WITH_GRAPH:
             try:
@@ -164,7 +167,7 @@ def _finished(output: Path, made_from: Mapping[str, Json]) -> Exported:
         what=f"{output} is another model",
         next_step="choose another folder with -o, or remove this one",
     )
-    require_whole(output, manifest, sorted(manifest.content["sha256"]))
+    require_whole(output, manifest)
     config = read_json(output / "config.json")
     parity = config.get("parity")
     return Exported(output, config, None, Parity.from_json(parity) if parity else None)
@@ -175,7 +178,7 @@ def _refused_before(output: Path, made_from: Mapping[str, Json]) -> Exported | N
     if not (output / REFUSED_NAME).exists():
         return None
     record = read_json(output / REFUSED_NAME)
-    if record["made_from"] != fingerprint(made_from) or record["sha256"] != _content(output)["sha256"]:
+    if record["made_from"] != fingerprint(made_from) or record["sha256"] != checksums_of(output)["sha256"]:
         return None
     config = read_json(output / "config.json")
     return Exported(output, config, float(record["difference"]), Parity.from_json(config["parity"]))
@@ -202,18 +205,3 @@ def _clear(output: Path) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
-
-
-def _content(folder: Path) -> dict[str, Json]:
-    """Checksum and size of every file of the model."""
-    files = {
-        path.relative_to(folder).as_posix(): path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and not path.relative_to(folder).parts[0].startswith(WORK)
-        and path.name not in (MANIFEST_NAME, REFUSED_NAME, ".lock")
-    }
-    return {
-        "sha256": {name: file_sha256(path) for name, path in files.items()},
-        "bytes": {name: path.stat().st_size for name, path in files.items()},
-    }

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from samething.backbones import load_from_metadata
+from samething.checksums import require_whole
 from samething.errors import InputError
 from samething.export.embedding_model import Source, backbone_of, source_of
 from samething.features import FeatureSet
@@ -145,6 +146,7 @@ def require_one_head(run: Run) -> None:
 def start_of(run: Run, features: FeatureSet) -> Head:
     """The head that a run began with."""
     if is_tuned(run):
+        require_whole(run.folder, run.manifest, [START_HEAD])
         state = safetensors.torch.load_file(run.folder / START_HEAD)
         return head_from_state(dataclasses.asdict(run.head.config), run.head.width, state)
     head = build_head(run.head.config, run.head.width, seed=run.config.seed)

@@ -15,10 +15,11 @@ import numpy as np
 from jaxtyping import Float
 
 from samething.catalog import Catalog
+from samething.checksums import checksums_of
 from samething.errors import ImageError, InputError
-from samething.features.store import FORMAT_VERSION, KIND, FeatureSet, Unreadable
+from samething.features.store import DATA_FILES, FORMAT_VERSION, JOB_NAME, KIND, FeatureSet, Unreadable
 from samething.features.worker_pool import Batch
-from samething.files import Json, Manifest, atomic_path, file_sha256, read_json, write_json, write_manifest
+from samething.files import Json, Manifest, atomic_path, read_json, write_json, write_manifest
 from samething.images import as_they_are, checksum, in_threads
 
 _RUNTIME_NAME: Final = "runtime.json"
@@ -204,12 +205,12 @@ class Job:
             "data": self.data.name,
             "num_rows": int(readable.sum()),
             "num_unreadable": len(unreadable),
-            "sha256": file_sha256(self.data / "features.npy"),
             "num_backbone_parameters": num_parameters,
             "images_per_second": before.get("images_per_second")
             if images_per_second is None
             else images_per_second,
             **computed_with,
+            **checksums_of(self.folder, [JOB_NAME, *(f"{self.data.name}/{name}" for name in DATA_FILES)]),
         }
         made = {**made_from, "catalog": self.catalog.fingerprint}
         manifest = Manifest(kind=KIND, format_version=FORMAT_VERSION, made_from=made, content=content)

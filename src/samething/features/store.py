@@ -26,6 +26,7 @@ from jaxtyping import Bool
 
 from samething.arrays import FeatureRows
 from samething.catalog import Catalog
+from samething.checksums import require_whole
 from samething.errors import ArtefactError
 from samething.files import Json, Manifest, read_manifest
 from samething.images import Preprocessing
@@ -33,6 +34,8 @@ from samething.images import Preprocessing
 KIND: Final = "features"
 FORMAT_VERSION: Final = 1
 JOB_NAME: Final = "job.json"
+DATA_FILES: Final = ("features.npy", "catalog.parquet", "unreadable.csv")
+"""Files of a generation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,7 @@ class FeatureSet:
         folder = Path(folder)
         manifest = read_manifest(folder, kind=KIND, format_version=FORMAT_VERSION)
         data = folder / str(manifest.content["data"])
+        require_whole(folder, manifest)
         try:
             rows = np.load(data / "features.npy", mmap_mode="r")
             with (data / "unreadable.csv").open(newline="", encoding="utf-8") as stream:

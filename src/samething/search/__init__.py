@@ -9,13 +9,15 @@ from typing import Annotated, Literal
 import cyclopts
 from rich.markup import escape
 
+from samething.catalog.tables import verify_catalog
+from samething.checksums import damages
 from samething.embedder import Embedder
 from samething.errors import InputError
+from samething.files import read_manifest
 from samething.images import Box
 from samething.index import (
     RecallReport,
     SqliteIndex,
-    Verification,
     Where,
     create_index,
     exists_index,
@@ -209,35 +211,45 @@ def compact(index: str | Path = "index") -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Verified:
-    """What a complete check of an index found."""
+    """What a complete check of an artefact found."""
 
     location: str
-    found: Verification
+    checked: str
+    """What was compared, with its number."""
+    problems: tuple[str, ...]
+    """A sentence for each damage."""
 
     @property
     def exit_status(self) -> int:
-        """0, or 3 when something is damaged."""
-        return 3 if self.found.problems else 0
+        """0, or 1 when something is damaged."""
+        return 1 if self.problems else 0
 
     def __rich__(self) -> str:
         """A line, and one for each damage."""
-        lines = [
-            f"{escape(self.location)}: {self.found.num_rows:,} rows, {len(self.found.problems):,} damages"
-        ]
-        return "\n".join([*lines, *map(escape, self.found.problems)])
+        line = f"{escape(self.location)}: {self.checked}, {len(self.problems):,} damages"
+        return "\n".join([line, *map(escape, self.problems)])
 
 
-def verify(index: str | Path = "index") -> Verified:
-    """Read all that an index holds and compare it with its checksums; name every damaged row and file.
+def verify(path: str | Path = "index") -> Verified:
+    """Read all of an artefact and compare it with its checksums; name every damaged file and row.
 
     Args:
-        index: the index folder, or the URL of a distributed engine.
+        path: a catalog (.parquet), a folder of features, a run, a study, a model or an index, or the URL of a
+            distributed engine's index.
 
     Raises:
-        ArtefactError: there is no index, or what it is bound to cannot be read.
+        ArtefactError: there is no such artefact, it is unfinished, or it holds no checksums.
     """
-    with open_index(index) as opened:
-        return Verified(str(index), opened.verify())
+    place = Path(path)
+    if place.is_file():
+        verify_catalog(place)
+        return Verified(str(path), "1 file", ())
+    if "://" in str(path) or read_manifest(place).kind == "index":
+        with open_index(path) as opened:
+            found = opened.verify()
+        return Verified(str(path), f"{found.num_rows:,} rows", found.problems)
+    num_files, problems = damages(place)
+    return Verified(str(path), f"{num_files:,} files", tuple(problems))
 
 
 def _embedded(index: str | Path, *, otherwise: str) -> SqliteIndex:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from samething.arrays import Embeddings, unit
+from samething.checksums import require_whole
 from samething.embedder import Embedder
 from samething.errors import FingerprintError, ImageError, InputError
 from samething.features.store import JOB_NAME, FeatureSet
@@ -115,6 +116,7 @@ def _linear_head(
             expected="a model with a linear head, in the plain form, with its model.safetensors",
             next_step="index the catalog or the images instead: samething index CATALOG --model MODEL",
         )
+    require_whole(embedder.folder, embedder.manifest, [path.name])
     with safe_open(path, "numpy") as stream:
         stored = {name: stream.get_tensor(name) for name in stream.keys() if name.startswith("head.")}  # noqa: SIM118
     weight = stored["head.projection.weight"].astype(np.float32)

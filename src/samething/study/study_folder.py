@@ -28,14 +28,18 @@ from typing import Final
 import numpy as np
 
 from samething.arrays import PerQuery
+from samething.checksums import checksums_of, require_whole
 from samething.errors import ArtefactError
 from samething.files import (
+    MANIFEST_NAME,
     Json,
     Manifest,
     claim_folder,
     disk_errors,
     fingerprint,
+    is_finished,
     only_one_writer,
+    read_manifest,
     write_manifest,
 )
 
@@ -85,6 +89,9 @@ class StudyFolder:
             plain = json.loads(canonical(dict(made_from)))
             claim_folder(folder, CONFIG_NAME, plain, kind=KIND, next_step="choose another folder with -o")
             study = cls(folder, plain)
+            if is_finished(folder):
+                manifest = read_manifest(folder, kind=KIND, format_version=FORMAT_VERSION)
+                require_whole(folder, manifest, [LOG_NAME])
             study._read_log()
             yield study
 
@@ -109,8 +116,8 @@ class StudyFolder:
                 ) from error
 
     def _append(self, record: dict[str, Json]) -> None:
-        path = self.folder / LOG_NAME
-        with path.open("ab") as stream:
+        (self.folder / MANIFEST_NAME).unlink(missing_ok=True)  # it is not finished any more
+        with (self.folder / LOG_NAME).open("ab") as stream:
             stream.write((json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode())
             stream.flush()
             os.fsync(stream.fileno())
@@ -163,7 +170,10 @@ class StudyFolder:
         """Write the manifest."""
         shutil.rmtree(self.folder / "runs", ignore_errors=True)
         manifest = Manifest(
-            kind=KIND, format_version=FORMAT_VERSION, made_from=dict(self.made_from), content=dict(content)
+            kind=KIND,
+            format_version=FORMAT_VERSION,
+            made_from=dict(self.made_from),
+            content={**content, **checksums_of(self.folder)},
         )
         write_manifest(self.folder, manifest)
 

@@ -24,6 +24,7 @@ import safetensors
 import safetensors.torch
 from rich.markup import escape
 
+from samething.checksums import require_whole
 from samething.errors import ArtefactError
 from samething.features import FeatureSet
 from samething.files import Manifest, atomic_path, read_manifest, write_text
@@ -63,18 +64,20 @@ class Run:
         """
         folder = Path(folder)
         manifest = read_manifest(folder, kind=KIND, format_version=FORMAT_VERSION)
+        require_whole(folder, manifest, ["head.safetensors", "metrics.jsonl"])
         try:
             state = safetensors.torch.load_file(folder / "head.safetensors")
-        except (OSError, safetensors.SafetensorError) as error:
+            lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            records = [json.loads(line) for line in lines]
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
             raise ArtefactError(
-                f"{folder / 'head.safetensors'} cannot be read ({error})",
-                expected="the head of a finished run",
+                f"head or metrics of {folder} cannot be read ({error})",
+                expected="the head.safetensors and metrics.jsonl of a finished run",
                 next_step=f"remove {folder} and train again",
             ) from error
         head = head_from_state(manifest.content["head"], manifest.content["width"], state)
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         config = TrainConfig.from_json(manifest.made_from["config"])
-        return cls(folder, manifest, config, head, [json.loads(line) for line in lines], moved=tuple(moved))
+        return cls(folder, manifest, config, head, records, moved=tuple(moved))
 
     def features(self, *moved: Path) -> FeatureSet:
         """The features that the run was trained on.

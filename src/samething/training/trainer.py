@@ -20,12 +20,12 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from samething.checksums import checksums_of, read_sealed, write_sealed
 from samething.errors import ArtefactError, InputError
 from samething.features import FeatureSet
 from samething.files import (
     Json,
     Manifest,
-    atomic_path,
     claim_folder,
     disk_errors,
     is_finished,
@@ -344,11 +344,10 @@ class Trainer(abc.ABC):
             **{name: part.state_dict() for name, part in self._parts().items()},
             **{name: getattr(self, name) for name in _COUNTERS},
         }
-        with atomic_path(self.folder / "checkpoints" / self.checkpoint_name) as partial:
-            # by way of memory: torch's own writer turns a full disk into an error without a number
-            buffer = io.BytesIO()
-            torch.save(state, buffer)
-            partial.write_bytes(buffer.getbuffer())
+        # by way of memory: torch's own writer turns a full disk into an error without a number
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_sealed(self.folder / "checkpoints" / self.checkpoint_name, buffer.getbuffer())
         write_records(self.folder, self.records)
         self.num_logged = write_tensorboard(self.folder, self.records, self.num_logged)
 
@@ -356,7 +355,7 @@ class Trainer(abc.ABC):
         path = self.folder / "checkpoints" / self.checkpoint_name
         if not path.exists():
             return
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        state = torch.load(io.BytesIO(read_sealed(path)), map_location=self.device, weights_only=True)
         if state.get("version") != _CHECKPOINT_VERSION:
             raise ArtefactError(
                 f"{path} was written by another version of the program",
@@ -388,6 +387,7 @@ class Trainer(abc.ABC):
             "num_class_parameters": sum(each.numel() for each in self.margin_head.parameters()),
             "best_score": self.best_score,
             "notes": list(self.data.notes),
+            **checksums_of(self.folder),
         }
         manifest = Manifest(
             kind=KIND, format_version=FORMAT_VERSION, made_from=made_from, content={**whole, **content}
