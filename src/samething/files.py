@@ -16,7 +16,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import filelock
 
@@ -214,6 +214,12 @@ class Manifest:
         )
 
 
+_MANIFEST_KEYS: Final = frozenset(
+    {*(field.name for field in dataclasses.fields(Manifest)), "fingerprint", "content_fingerprint"}
+)
+"""What a manifest holds; a further key is one whose name was damaged."""
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Finish an artefact folder. Call it last."""
     stored = {
@@ -273,7 +279,7 @@ def read_manifest(folder: Path, *, kind: str | None = None, format_version: int 
     of_content = fingerprint(dict(manifest.content))
     ours = (manifest.fingerprint, of_content)
     theirs = (noted["fingerprint"], noted.get("content_fingerprint", of_content))
-    if ours != theirs:
+    if ours != theirs or not _MANIFEST_KEYS.issuperset(noted):
         raise ArtefactError(
             f"{folder / MANIFEST_NAME} was changed: its content has the fingerprints {', '.join(ours)}",
             expected=f"the fingerprints it names, {', '.join(map(str, theirs))}",
