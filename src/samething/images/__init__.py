@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from samething.images.addresses import container_of, is_url, located
 from samething.images.decoding import ImageLike, clipped, decode, dimensions, thumbnail
-from samething.images.finding import IMAGE_SUFFIXES, find_files, is_image_file
+from samething.images.finding import find_files, is_image_file
+from samething.images.formats import IMAGE_SUFFIXES
 from samething.images.pixels import read_pixels
 from samething.images.preparing import Decoding, Preprocessing, ResizePolicy, prepare
 from samething.images.reading import Identity, as_they_are, checksum, identify, in_threads, prepared

@@ -6,14 +6,15 @@ import contextlib
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from samething.errors import ImageError
 from samething.images.addresses import is_url
-from samething.images.source import Box, Source, check_bytes, open_image_file
+from samething.images.formats import open_encoded
+from samething.images.source import Box, Source, check_bytes, check_pixels, open_image_file
 
 ImageLike: TypeAlias = str | Path | bytes | Image.Image | np.ndarray | Source
 """A path or other address, the bytes of a file, a Pillow image, a uint8 array (height, width[, 3]), or a
@@ -21,16 +22,6 @@ catalog's source."""
 
 MAX_PIXELS: Final = 89_478_485
 """Images with more pixels are refused before they are unpacked (Pillow's own threshold)."""
-
-# fmt: off
-# What is tried on a file, whatever its name. A closed list, because Pillow would start Ghostscript on some
-# others; HEIF counts where a plugin for it is registered. TGA is last: it has no signature.
-FORMATS: Final = (
-    "JPEG", "MPO", "PNG", "WEBP", "GIF", "TIFF", "AVIF", "HEIF", "JPEG2000", "BMP", "DIB", "ICO", "PPM",
-    "TGA",
-)
-
-# fmt: on
 
 # EXIF 2.3, tag 0x0112; 1 is upright
 TURNS: Final[dict[object, Image.Transpose]] = {
@@ -115,29 +106,21 @@ def opened(
             else:
                 if isinstance(image, bytes):
                     check_bytes(name, len(image))
-                    stream: BinaryIO = io.BytesIO(image)
+                    stream: io.BufferedIOBase = io.BytesIO(image)
                 else:
                     stream = stack.enter_context(open_image_file(image))
-                Image.init()
-                formats = tuple(kind for kind in FORMATS if kind in Image.OPEN)
-                encoded = stack.enter_context(Image.open(stream, formats=formats))
-            width, height = encoded.size
-            if width * height == 0:
-                raise ImageError.of(name, "has no pixels", expected="an image", next_step="remove the file")
-            if width * height > max_pixels:
-                raise _too_large(name, f"{width:,} × {height:,} = {width * height:,}", max_pixels)
+                encoded = stack.enter_context(open_encoded(stream, name, max_pixels))
+            check_pixels(name, *encoded.size, max_pixels)
             yield encoded
     except ImageError:
         raise
-    except UnidentifiedImageError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError.of(
             name,
-            "is not an image in a known format",
-            expected=f"one of {', '.join(FORMATS)}",
-            next_step="convert or remove the file",
+            "has too many pixels",
+            expected=f"at most {max_pixels:,} pixels",
+            next_step="scale the image down",
         ) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(name, "too many", max_pixels) from error
     except MemoryError:
         raise
     except Exception as error:  # a decoder may raise nearly anything on a damaged file
@@ -156,15 +139,6 @@ def name_of(image: str | Path | bytes | Image.Image | np.ndarray) -> str:
     if isinstance(image, np.ndarray):
         return "the array"
     return "the Pillow image" if isinstance(image, Image.Image) else str(image)
-
-
-def _too_large(name: str, size: str, max_pixels: int) -> ImageError:
-    return ImageError.of(
-        name,
-        f"has {size} pixels",
-        expected=f"at most {max_pixels:,} pixels",
-        next_step="scale the image down",
-    )
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

@@ -6,26 +6,10 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from samething.errors import InputError
-
-# fmt: off
-IMAGE_SUFFIXES: Final = frozenset({
-    ".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe",
-    ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
-})
-
-# First bytes of the formats people keep images in, to find those whose name does not say so.
-_SIGNATURES: Final = (
-    b"\xff\xd8\xff",  # JPEG
-    b"\x89PNG\r\n\x1a\n",
-    b"GIF87a",
-    b"GIF89a",
-    b"II*\x00",  # TIFF, little-endian
-    b"MM\x00*",  # TIFF, big-endian
-)
-# fmt: on
+from samething.images.formats import IMAGE_SUFFIXES, kind_of
 
 
 class FoundFile(NamedTuple):
@@ -84,5 +68,4 @@ def _found(path: str) -> FoundFile:
             head = stream.read(16)
     except OSError:
         return FoundFile(path, None, is_named_so)
-    is_image = head.startswith(_SIGNATURES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
-    return FoundFile(path, status, is_image)
+    return FoundFile(path, status, kind_of(head) is not None)

@@ -172,6 +172,23 @@ def check_bytes(name: str, num_bytes: int, max_bytes: int = MAX_BYTES) -> None:
         )
 
 
+def check_pixels(name: str, width: int, height: int, max_pixels: int) -> None:
+    """Refuse an image that has no pixels, or more than are to be unpacked.
+
+    Raises:
+        ImageError: says which.
+    """
+    if width * height == 0:
+        raise ImageError.of(name, "has no pixels", expected="an image", next_step="remove the file")
+    if width * height > max_pixels:
+        raise ImageError.of(
+            name,
+            f"has {width:,} × {height:,} = {width * height:,} pixels",
+            expected=f"at most {max_pixels:,} pixels",
+            next_step="scale the image down",
+        )
+
+
 def _fetch(location: str, max_bytes: int) -> bytes:
     for wait_s in (*_WAITS_S, None):
         try:
