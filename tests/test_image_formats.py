@@ -10,11 +10,12 @@ import numpy as np
 import pillow_heif
 import pytest
 import skimage.data
-from PIL import Image
+import tifffile
+from PIL import Image, PpmImagePlugin
 from pillow_jxl import JpegXLImagePlugin  # noqa: F401  (registers the format for saving)
 
 from samething.errors import ImageError
-from samething.images import decode, dimensions, find_files
+from samething.images import Box, Preprocessing, decode, dimensions, find_files, prepare, read_pixels
 from samething.images.jpeg_xl import header
 
 pillow_heif.register_heif_opener()
@@ -60,12 +61,8 @@ def tiff(*directories: dict[int, object], order: str = "<") -> bytes:
             if isinstance(value, bytes):
                 kind, data, count = (1 if tag == 50706 else 2), value, len(value)
             else:
-                if tag in (258, 259, 262, 274, 277, 284, 339):
-                    kind = 3
-                data, count = (
-                    struct.pack(f"{order}{len(values)}{'H' if kind == 3 else 'I'}", *values),
-                    len(values),
-                )
+                kind, letter = (3, "H") if tag in (258, 259, 262, 274, 277, 284, 339) else (4, "I")
+                data, count = struct.pack(f"{order}{len(values)}{letter}", *values), len(values)
             if len(data) > 4:
                 data = struct.pack(f"{order}I", put(data))
             out += struct.pack(f"{order}HHI", tag, kind, count) + data.ljust(4, b"\0")
@@ -198,3 +195,224 @@ def test_what_cannot_be_read_is_called_what_it_is():
         decode(content)
     with pytest.raises(ImageError, match="is a PDF document and not an image"):
         decode(b"%PDF-1.7\n" + bytes(100))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"byteorder": ">"},
+        {"compression": "zlib", "predictor": 2},
+        {"tile": (64, 64), "compression": "zlib"},
+        {"bigtiff": True, "rowsperstrip": 16},
+    ],
+)
+def test_planes_of_16_bits_are_read(options):
+    """Pillow took the bytes of a planar 16-bit TIFF for its values: noise."""
+    values = np.asarray(PHOTO).astype(np.uint16) * 257
+    stream = io.BytesIO()
+    planes = np.ascontiguousarray(values.transpose(2, 0, 1))
+    tifffile.imwrite(stream, planes, photometric="rgb", planarconfig="separate", **options)
+    np.testing.assert_array_equal(np.asarray(decode(stream.getvalue())), np.asarray(PHOTO))
+
+
+# ---- slow on purpose
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_unpacked():
+    """491 kB of scans took 200 seconds, in which the server answered nobody and could not be ended."""
+    content = saved(PHOTO, "JPEG", progressive=True)
+    last = content.rindex(b"\xff\xda")
+    many = content[:last] + content[last:-2] * 3000 + b"\xff\xd9"
+    with pytest.raises(ImageError, match="more than 100 scans"):
+        decode(many)
+    with pytest.raises(ImageError, match="more than 100 scans"):
+        read_pixels(many, Preprocessing(size=64, decoding="fast"))
+    assert decode(content[:last] + content[last:-2] * 80 + b"\xff\xd9").size == PHOTO.size
+
+
+def test_what_lies_behind_a_jpeg_is_not_counted_as_scans():
+    """Motion photos hold a film behind the image, where any two bytes occur."""
+    content = saved(PHOTO, "JPEG")
+    np.testing.assert_array_equal(
+        np.asarray(decode(content + b"\xff\xda" * 500)), np.asarray(decode(content))
+    )
+
+
+@pytest.mark.parametrize("largest", [1, 100, 254, 1000, 65535])
+@pytest.mark.parametrize("kind", [b"P1", b"P2", b"P3", b"P5", b"P6"])
+def test_netpbm_files_are_read_at_once_with_pillows_values(monkeypatch, kind, largest):
+    """20 MB of 16-bit PPM took 30 seconds in Pillow's Python loop, a value at a time."""
+    random = np.random.default_rng(0)
+    values = random.integers(
+        0, (1 if kind == b"P1" else largest) + 1, 7 * 5 * (3 if kind in (b"P3", b"P6") else 1)
+    )
+    head = kind + b" 7 5\n" + (b"" if kind == b"P1" else b"%d\n" % largest)
+    if kind in (b"P5", b"P6"):
+        content = head + values.astype(">u2" if largest > 255 else "u1").tobytes()
+    else:
+        content = head + b" # a comment 7\n".join(str(value).encode() for value in values) + b"\n"
+    with Image.open(io.BytesIO(content)) as image:
+        expected = np.asarray(decode(image.copy()))
+    for loop in (PpmImagePlugin.PpmDecoder, PpmImagePlugin.PpmPlainDecoder):
+        monkeypatch.setattr(loop, "decode", None)
+    np.testing.assert_array_equal(np.asarray(decode(content)), expected)
+    with pytest.raises(ImageError, match="damaged"):
+        decode(content[: len(content) * 2 // 3])
+
+
+def test_an_icon_is_refused_by_the_size_inside_of_it():
+    """An icon said 16 × 16 and held a PNG of 169 megapixels, which was unpacked before anybody looked."""
+    inner = saved(Image.new("1", (3000, 2000)), "PNG")
+    head = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22)
+    with pytest.raises(ImageError, match=r"3,000 × 2,000 = 6,000,000 pixels"):
+        dimensions(head + inner, max_pixels=5_000_000)
+    small = saved(PHOTO.resize((32, 32)), "ICO", sizes=[(32, 32)], bitmap_format="bmp")
+    assert difference(decode(small, max_pixels=32 * 32), PHOTO.resize((32, 32))) == 0
+
+
+def test_transparency_is_laid_on_its_ground_in_bands():
+    """An image with alpha was in memory four times: 1 GB for 49 megapixels."""
+    image = PHOTO.resize((600, 900))
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    expected = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(decode(image)), np.asarray(expected))
+    code = """if True:
+        import resource, sys
+        from PIL import Image, PpmImagePlugin
+        from samething.images import decode
+        image = Image.new("RGBA", (7000, 7000), (200, 10, 10, 128))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        decode(image)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 500  # MiB: the result itself takes 187
+
+
+# ---- cut off, large, with other colours
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2}, {"restart_marker_rows": 1}])
+def test_a_jpeg_without_its_last_bytes_is_whole_where_less_than_a_row_of_blocks_is_missing(
+    options, progressive
+):
+    """Files without their end marker were damaged, though every viewer shows them."""
+    content = saved(PHOTO, "JPEG", quality=90, progressive=progressive, **options)
+    whole = decode(content)
+    np.testing.assert_array_equal(np.asarray(decode(content[:-1])), np.asarray(whole))
+    np.testing.assert_array_equal(np.asarray(decode(content[:-2])), np.asarray(whole))
+    nearly = decode(content[:-8])
+    if progressive:
+        assert difference(nearly, whole) < 1
+    else:
+        np.testing.assert_array_equal(np.asarray(nearly)[:-18], np.asarray(whole)[:-18])
+    for share in (0.05, 0.3, 0.5, 0.7):
+        with pytest.raises(ImageError, match="damaged"):
+            decode(content[: int(share * len(content))])
+    fast = read_pixels(content[:-2], Preprocessing(size=64, decoding="fast"))
+    assert np.abs(fast.astype(int) - read_pixels(content, Preprocessing(size=64)).astype(int)).max() <= 2
+
+
+def test_a_progressive_jpeg_that_lacks_its_last_scans_is_damaged():
+    """Each scan may be whole, and the image still be a blurred one."""
+    content = saved(PHOTO, "JPEG", progressive=True)
+    with pytest.raises(ImageError, match="damaged"):
+        decode(content[: content.rindex(b"\xff\xda")])
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+def test_a_large_jpeg_is_unpacked_at_half_its_sides(turn):
+    """Photographs of 108 and 200 megapixels were refused, though half of their sides is more than enough."""
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    large = PHOTO.resize((1600, 1070))
+    content = saved(large, "JPEG", quality=95, exif=exif)
+    upright = large if turn == 1 else large.transpose(Image.Transpose.ROTATE_270)
+    limit = 500_000
+    found = decode(content, max_pixels=limit)
+    assert found.info["full_size"] == dimensions(content, max_pixels=limit) == upright.size
+    assert difference(found, upright.resize((upright.width // 2, upright.height // 2))) < 4
+    part = decode(content, max_pixels=limit, box=Box(200, 100, 600, 500))
+    assert part.size == (200, 200)
+    assert difference(part, upright.crop((200, 100, 600, 500)).resize((200, 200))) < 4
+    for decoding in ("exact", "fast", "scaled"):
+        preprocessing = Preprocessing(size=64, decoding=decoding)
+        pixels = read_pixels(content, preprocessing, max_pixels=limit, box=Box(200, 100, 600, 500))
+        assert np.abs(pixels.astype(int) - prepare(part, Preprocessing(size=64)).astype(int)).max() <= 2
+    with pytest.raises(ImageError, match="expected: at most 1,600,000 pixels"):
+        decode(content, max_pixels=400_000)
+    with pytest.raises(ImageError, match="expected: at most 500,000 pixels"):
+        decode(saved(large, "JPEG", progressive=True), max_pixels=limit)
+
+
+def profile(red, green, blue, gamma: float) -> bytes:
+    """A colour profile of three primaries (XYZ under D50) and a gamma, after ICC.1:2001-04."""
+
+    def numbers(*values: float) -> bytes:
+        return b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+    white = (0.9642, 1, 0.8249)
+    points = zip((b"rXYZ", b"gXYZ", b"bXYZ", b"wtpt"), (red, green, blue, white), strict=True)
+    tags = {name: b"XYZ \0\0\0\0" + numbers(*point) for name, point in points}
+    curve = b"curv\0\0\0\0" + struct.pack(">IHH", 1, round(gamma * 256), 0)
+    tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
+    table, body = struct.pack(">I", len(tags)), b""
+    for name, data in tags.items():
+        table += name + struct.pack(">II", 132 + 12 * len(tags) + len(body), len(data))
+        body += data
+    head = struct.pack(
+        ">I4sI4s4s4s", 128 + len(table) + len(body), b"lcms", 2 << 24, b"mntr", b"RGB ", b"XYZ "
+    )
+    head += bytes(12) + b"acsp" + bytes(28) + numbers(*white)
+    return head.ljust(128, b"\0") + table + body
+
+
+SRGB = ((0.4360, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141))
+P3 = ((0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841))
+ADOBE = ((0.6097, 0.3111, 0.0195), (0.2053, 0.6257, 0.0609), (0.1492, 0.0632, 0.7446))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_an_unusual_colour_profile_is_applied(kind):
+    """Such profiles were ignored: an image with its channels swapped (as in XYB) looked like another one."""
+    red, green, blue = PHOTO.split()
+    swapped = Image.merge("RGB", (green, red, blue))
+    content = saved(swapped, kind, icc_profile=profile(SRGB[1], SRGB[0], SRGB[2], 2.2))
+    assert difference(decode(content), PHOTO) < 8
+    fast = read_pixels(content, Preprocessing(size=64, decoding="fast"))
+    exact = prepare(decode(content), Preprocessing(size=64))
+    assert np.abs(fast.astype(int) - exact.astype(int)).max() <= 2
+
+
+@pytest.mark.parametrize(("primaries", "gamma"), [(SRGB, 2.2), (P3, 2.2), (ADOBE, 2.2), (SRGB, 1.8)])
+def test_usual_colour_profiles_stay_unapplied(primaries, gamma):
+    """The backbones were trained without; vectors of ordinary photographs stay as they are."""
+    content = saved(PHOTO, "PNG", icc_profile=profile(*primaries, gamma))
+    np.testing.assert_array_equal(np.asarray(decode(content)), np.asarray(PHOTO))
+    damaged = saved(PHOTO, "PNG", icc_profile=b"not a profile")
+    np.testing.assert_array_equal(np.asarray(decode(damaged)), np.asarray(PHOTO))
+
+
+# ---- nothing to see
+
+
+def test_an_image_of_no_finite_values_is_refused():
+    """An image of NaNs was taken as black."""
+    with pytest.raises(ImageError, match="has no finite value"):
+        decode(saved(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"))
+
+
+def test_white_shapes_on_nothing_are_laid_on_black():
+    """White logos on a transparent ground were all the same white image, with a score of 1."""
+    shape = Image.new("L", (40, 40))
+    shape.paste(255, (5, 5, 20, 30))
+    white = Image.new("RGBA", shape.size, (250, 255, 255, 0))
+    white.putalpha(shape)
+    np.testing.assert_array_equal(np.asarray(decode(white))[..., 1], np.asarray(shape))
+    grey = Image.new("RGBA", shape.size, (200, 200, 200, 0))
+    grey.putalpha(shape)
+    assert decode(grey).getpixel((0, 0)) == (255, 255, 255)
+    nothing = Image.new("RGBA", shape.size, (0, 0, 0, 0))
+    assert decode(nothing).getextrema() == ((255, 255),) * 3

@@ -244,7 +244,6 @@ def test_thirty_two_bit_integers(values, expected):
         ([0.0, 100.4, 300.0], [0, 100, 255]),
         ([-1.0, np.nan, 1.0], [0, 0, 255]),
         ([np.inf, -np.inf, 0.5], [0, 0, 128]),
-        ([np.nan, np.nan, np.nan], [0, 0, 0]),
     ],
 )
 def test_float_tiff(values, expected):

@@ -10,10 +10,14 @@ from typing import Final, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from samething.errors import ImageError
+from samething.images import jpeg_files, netpbm, tiff_layouts
 from samething.images.addresses import is_url
+from samething.images.colour_profiles import in_usual_colours
 from samething.images.formats import open_encoded
+from samething.images.jpeg_files import AT_A_FRACTION, can_be_scaled
 from samething.images.source import Box, Source, check_bytes, check_pixels, open_image_file
 
 ImageLike: TypeAlias = str | Path | bytes | Image.Image | np.ndarray | Source
@@ -22,6 +26,12 @@ catalog's source."""
 
 MAX_PIXELS: Final = 89_478_485
 """Images with more pixels are refused before they are unpacked (Pillow's own threshold)."""
+
+NEARLY_WHITE: Final = 240
+"""Of 255: an image that is nowhere darker on a white ground is laid on black, where that shows more."""
+
+_BAND: Final = 256
+"""Rows that are laid on their ground at a time."""
 
 # EXIF 2.3, tag 0x0112; 1 is upright
 TURNS: Final[dict[object, Image.Transpose]] = {
@@ -38,9 +48,13 @@ TURNS: Final[dict[object, Image.Transpose]] = {
 def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, box: Box | None = None) -> Image.Image:
     """Decode one image to upright 8-bit RGB. Safe to call from several threads at once.
 
-    EXIF orientation is applied, transparency is laid on white, 16-bit and float values are scaled to 8 bits,
-    CMYK, grey and palette images become RGB, and of an animated file the first frame is taken. Colour
-    profiles are not applied, as in the pipelines that the backbones were trained with.
+    EXIF orientation is applied, transparency is laid on white (on black where white would show nothing),
+    16-bit and float values are scaled to 8 bits, CMYK, grey and palette images become RGB, and of an animated
+    file the first frame is taken. Colour profiles are applied where they are unusual
+    (:mod:`samething.images.colour_profiles`).
+
+    A JPEG file with up to four times ``max_pixels`` is unpacked at half its sides; its ``info["full_size"]``
+    then says its upright size.
 
     Pillow's warnings about odd metadata pass through: filters are the application's to set, and changing
     them here would race with other threads.
@@ -49,8 +63,8 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, box: Box | None = 
         image: a path, a URL or another address (:mod:`samething.images.addresses`), the bytes of a file, a
             Pillow image (its current frame), a uint8 array (height, width[, 3]), or the source of a
             catalog row, whose box is cut out.
-        max_pixels: refuse larger images before they are unpacked. Pillow refuses files of more than twice
-            its own ``Image.MAX_IMAGE_PIXELS`` in any case.
+        max_pixels: refuse larger images before they are unpacked. Pillow refuses other files than JPEG of
+            more than twice its own ``Image.MAX_IMAGE_PIXELS`` in any case.
         box: the part to cut out, in pixels of the upright image; what lies outside of it is left away.
 
     Raises:
@@ -65,12 +79,34 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, box: Box | None = 
         image = image.read() if image.is_remote else name
     else:
         name = name_of(image)
+    return decoded(image, name, max_pixels=max_pixels, box=box)
+
+
+def decoded(
+    image: str | Path | bytes | Image.Image | np.ndarray, name: str, *, max_pixels: int, box: Box | None
+) -> Image.Image:
+    """As :func:`decode`, with the name that errors call it."""
     if isinstance(image, np.ndarray):
         upright = _from_array(image)
+        full_size = upright.size
     else:
         with opened(image, max_pixels=max_pixels, name=name) as encoded:
-            upright = _to_rgb(encoded)
-    return upright if box is None else upright.crop(clipped(box, upright.width, upright.height, name=name))
+            full_size = encoded.size
+            upright = _to_rgb(encoded, name, max_pixels)
+    factor = max(full_size) / max(upright.size)
+    if box is not None:
+        width, height = (round(side * factor) for side in upright.size)
+        inside = clipped(box, width, height, name=name)
+        return upright.crop(inside if factor == 1 else _scaled(inside, factor))
+    if factor > 1:
+        is_turned = (upright.width > upright.height) != (full_size[0] > full_size[1])
+        upright.info["full_size"] = full_size[::-1] if is_turned else full_size
+    return upright
+
+
+def _scaled(box: Box, factor: float) -> tuple[int, int, int, int]:
+    left, top, right, bottom = (int(side / factor) for side in box)
+    return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
 def clipped(box: Box, width: int, height: int, *, name: str = "the image") -> Box:
@@ -110,7 +146,8 @@ def opened(
                 else:
                     stream = stack.enter_context(open_image_file(image))
                 encoded = stack.enter_context(open_encoded(stream, name, max_pixels))
-            check_pixels(name, *encoded.size, max_pixels)
+            limit = max_pixels * (AT_A_FRACTION if can_be_scaled(encoded) else 1)
+            check_pixels(name, *encoded.size, limit)
             yield encoded
     except ImageError:
         raise
@@ -152,20 +189,47 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array).convert("RGB")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     # not ImageOps.exif_transpose, which also rewrites the metadata and so fails where that alone is damaged
-    image.load()  # first, because Pillow turns TIFF files by itself while loading
+    image = _unpacked(image, name, max_pixels)  # first, because Pillow turns TIFF files by itself there
     turn = TURNS.get(orientation(image.getexif))
+    profile = image.info.get("icc_profile")
     image = image if turn is None else image.transpose(turn)
     if image.mode.startswith(("I", "F")):
-        image = _scaled_to_8_bits(image)
+        image = _scaled_to_8_bits(image, name)
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        image = image if image.mode == "CMYK" else image.convert("RGB")
+        return in_usual_colours(image, profile)
     if image.mode == "La":
         image = image.convert("LA")  # Pillow drops the alpha of "La" on any other way
-    rgba = image.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, rgba).convert("RGB")
+    on_white = _laid_on("white", image)
+    if min(low for low, _ in on_white.getextrema()) >= NEARLY_WHITE:
+        on_black = _laid_on("black", image)
+        if any(high - low > 255 - NEARLY_WHITE for low, high in on_black.getextrema()):
+            on_white = on_black
+    return in_usual_colours(on_white, profile)
+
+
+def _unpacked(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    """An image whose pixels are in memory."""
+    if isinstance(image, JpegImageFile) and image.tile:
+        return jpeg_files.unpacked(image, name, max_pixels)
+    if netpbm.is_read_value_by_value(image):
+        return netpbm.unpacked(image)
+    if tiff_layouts.is_planar_with_16_bits(image):
+        return tiff_layouts.unpacked_planes(image)
+    image.load()
+    return image
+
+
+def _laid_on(ground: str, image: Image.Image) -> Image.Image:
+    """An image with its transparency on a ground, in bands: whole, it would be in memory four times."""
+    result = Image.new("RGB", image.size)
+    for top in range(0, image.height, _BAND):
+        band = image.crop((0, top, image.width, min(image.height, top + _BAND))).convert("RGBA")
+        below = Image.new("RGBA", band.size, ground)
+        result.paste(Image.alpha_composite(below, band).convert("RGB"), (0, top))
+    return result
 
 
 def orientation(getexif: Callable[[], Image.Exif]) -> object:
@@ -176,13 +240,23 @@ def orientation(getexif: Callable[[], Image.Exif]) -> object:
         return 1
 
 
-def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
+def _scaled_to_8_bits(image: Image.Image, name: str) -> Image.Image:
     """Grey with more than 8 bits, scaled to 8 bits.
 
     Integers are read as 16-bit; if they exceed that, their largest becomes white. Floats are read as [0, 1],
     or as [0, 255] if they exceed 1. What is not finite becomes black.
+
+    Raises:
+        ImageError: no value is finite.
     """
     values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).any():
+        raise ImageError.of(
+            name,
+            "has no finite value",
+            expected="an image with numbers in it",
+            next_step="replace or remove the file",
+        )
     values[~np.isfinite(values)] = 0
     largest = float(values.max())
     if image.mode.startswith("F"):

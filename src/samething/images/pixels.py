@@ -11,7 +11,18 @@ from PIL import Image
 
 from samething.arrays import Pixels
 from samething.errors import MissingExtraError
-from samething.images.decoding import MAX_PIXELS, ImageLike, clipped, decode, name_of, opened, orientation
+from samething.images.colour_profiles import unusual
+from samething.images.decoding import (
+    MAX_PIXELS,
+    ImageLike,
+    clipped,
+    decode,
+    decoded,
+    name_of,
+    opened,
+    orientation,
+)
+from samething.images.jpeg_files import check_scans
 from samething.images.preparing import RESAMPLING, Preprocessing, canvas, laid_out, layout_of, prepare
 from samething.images.source import Box, Source
 
@@ -67,14 +78,19 @@ def _unpacked(
     jpeg = None
     if isinstance(image, bytes):
         with opened(image, max_pixels=max_pixels, name=name) as encoded:
-            if encoded.format in ("JPEG", "MPO") and encoded.mode in ("RGB", "L"):
-                # the base class's method: that of MPO files would look for further frames
-                turn = orientation(lambda: Image.Image.getexif(encoded))
+            if (
+                encoded.format == "JPEG"
+                and encoded.mode in ("RGB", "L")
+                and encoded.width * encoded.height <= max_pixels
+                and unusual(encoded.info.get("icc_profile"), encoded.mode) is None
+            ):
+                check_scans(image, name)
+                turn = orientation(encoded.getexif)
                 jpeg = _turbo(image, encoded.size, turn, preprocessing, boxed=box is not None)
     if jpeg is None:
-        upright = decode(image, max_pixels=max_pixels)
+        upright = decoded(image, name, max_pixels=max_pixels, box=box)
         # a copy, because torch wants to be allowed to write
-        jpeg = np.array(upright), upright.size
+        return np.array(upright), upright.size
     array, (width, height) = jpeg
     if box is not None:
         inside = clipped(box, width, height, name=name)

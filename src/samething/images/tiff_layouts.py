@@ -6,11 +6,18 @@ import contextlib
 import io
 from typing import Any, Final
 
-from PIL.TiffImagePlugin import COMPRESSION_INFO, ImageFileDirectory_v2
+import numpy as np
+from PIL import Image, TiffTags
+from PIL.TiffImagePlugin import COMPRESSION_INFO, ImageFileDirectory_v2, TiffImageFile
 
 # TIFF 6.0, TIFF/EP and DNG 1.7: numbers of tags
 _REDUCED, _BITS, _COMPRESSION, _COLOURS, _MAKE, _SAMPLES = 254, 258, 259, 262, 271, 277
-_INSIDE, _SAMPLE_FORMAT, _DNG = 330, 339, 50706
+_TURN, _PLANES, _INSIDE, _SAMPLE_FORMAT, _DNG = 274, 284, 330, 339, 50706
+_LAYOUT: Final = (256, 257, 259, 266, 278, 317, 322, 323)
+"""Sides, compression, order of bits, rows of a strip, predictor, sides of a tile."""
+_TILES: Final = 324
+_PLACES: Final = (273, 279, _TILES, 325)
+"""Offsets and lengths of strips and tiles; all those of the first plane come first."""
 
 _SENSOR: Final = (32803, 34892)
 """Colours (photometric interpretation) of a sensor's values: a colour filter array, and linear RAW."""
@@ -28,6 +35,46 @@ def is_camera_raw(stream: io.BufferedIOBase) -> bool:
     return bool(
         _DNG in first or has_thumbnail_first or any(part.get(_COLOURS) in _SENSOR for part in directories)
     )
+
+
+def is_planar_with_16_bits(image: Image.Image) -> bool:
+    """Whether a TIFF image has a plane per colour, of 16 bits: Pillow takes their bytes for values."""
+    if not isinstance(image, TiffImageFile) or not image.tile:
+        return False
+    tags = image.tag_v2
+    return tags.get(_PLANES, 1) == 2 and max(tags.get(_BITS, (1,))) == 16 and tags.get(_SAMPLES, 1) > 1
+
+
+def unpacked_planes(image: TiffImageFile) -> Image.Image:
+    """The high bytes of a planar image's first three colours, each read as a grey image of its own."""
+    assert image.fp is not None
+    image.fp.seek(0)
+    content = image.fp.read()
+    head = (b"II*\0" if content[:2] == b"II" else b"MM\0*") + int.to_bytes(
+        8, 4, "little" if content[:2] == b"II" else "big"
+    )
+    old = image.tag_v2
+    planes = []
+    for plane in range(min(3, old[_SAMPLES])):
+        tags = ImageFileDirectory_v2(head)
+        for tag in _LAYOUT:
+            if tag in old:
+                tags[tag] = old[tag]
+        for tag in _PLACES:
+            if tag in old:
+                part = len(old[tag]) // old[_SAMPLES]
+                tags.tagtype[tag] = TiffTags.LONG
+                tags[tag] = old[tag][part * plane : part * (plane + 1)]
+        tags[_BITS], tags[_SAMPLES], tags[_COLOURS] = 16, 1, 1
+        if _TILES in tags:  # Pillow itself adds what stands before to the places of strips alone
+            before = 8 + len(tags.tobytes(8))
+            tags[_TILES] = tuple(place + before for place in tags[_TILES])
+        with TiffImageFile(io.BytesIO(head + tags.tobytes(8) + content)) as grey:
+            planes.append(Image.fromarray((np.asarray(grey) >> 8).astype(np.uint8)))
+    found = Image.merge("RGB", planes) if len(planes) == 3 else planes[0]
+    found.info.update(image.info)
+    found.getexif()[_TURN] = image.tag_v2.get(_TURN, 1)
+    return found
 
 
 def described(stream: io.BufferedIOBase) -> str:

@@ -187,8 +187,8 @@ def row_of(content_id: str, files: list[Source]) -> dict[str, Any]:
 
 def looks_of(image: Image.Image) -> dict[str, Any]:
     """The columns of a row that say what a decoded image looks like: its sides and a thumbnail."""
-    small = thumbnail(image, longer_side=THUMBNAIL_SIDE)
-    return {"width": image.width, "height": image.height, "thumbnail": small}
+    width, height = image.info.get("full_size", image.size)
+    return {"width": width, "height": height, "thumbnail": thumbnail(image, longer_side=THUMBNAIL_SIDE)}
 
 
 _KEPT: Final = ("label", "domain", "size_bytes", "modified", "mark", "box")

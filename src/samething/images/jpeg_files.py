@@ -1,0 +1,116 @@
+"""JPEG files: scans counted before they are unpacked, ends that are missing, large ones at a fraction."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Final, NamedTuple
+
+import numpy as np
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+
+from samething.errors import ImageError
+
+MAX_SCANS: Final = 100
+"""JPEG files with more scans are refused: each goes over the whole image, and encoders write about ten."""
+
+AT_A_FRACTION: Final = 4
+"""Times the pixels of other images that a JPEG file may have: it is unpacked at half its sides then."""
+
+# Neither stuffed bytes nor restarts, which lie inside of a scan (ITU-T T.81, B.1.1.2).
+_MARKER: Final = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd7])")
+_END: Final = b"\xff\xd9"
+# What stands in for missing bytes in a second decoding: where it changes no pixel, none was missing.
+_PADDING: Final = bytes(range(1, 255)) * 16
+
+
+class _Scans(NamedTuple):
+    headers: list[bytes]
+    """Of each scan, without its length."""
+    has_end: bool
+
+
+def can_be_scaled(image: Image.Image) -> bool:
+    """Whether an image may be unpacked at a fraction, so that its pixels need not be in memory at once."""
+    return isinstance(image, JpegImageFile) and not image.info.get("progressive")
+
+
+def check_scans(content: bytes, name: str) -> None:
+    """Refuse a JPEG file that would be gone over too often.
+
+    Raises:
+        ImageError: it has more than 100 scans.
+    """
+    # the search for two bytes is quick, but also counts what lies in previews and behind the image
+    if content.count(b"\xff\xda") > MAX_SCANS and len(_scans(content).headers) > MAX_SCANS:
+        raise ImageError.of(
+            name,
+            f"has more than {MAX_SCANS} scans",
+            expected=f"a JPEG image of at most {MAX_SCANS} scans; ordinary ones have one, or about ten",
+            next_step="save the image again in a program that you trust",
+        )
+
+
+def unpacked(image: JpegImageFile, name: str, max_pixels: int) -> Image.Image:
+    """The pixels of a JPEG file, at half its sides where there are more than ``max_pixels``.
+
+    A file that ends too early counts as whole where less than one row of blocks is missing, as for viewers.
+
+    Raises:
+        ImageError: it has too many scans.
+        OSError: damaged, or cut off.
+    """
+    assert image.fp is not None
+    image.fp.seek(0)
+    content = image.fp.read()
+    check_scans(content, name)
+    full_height = image.height
+    if image.width * image.height > max_pixels:
+        image.draft(None, (image.width // 2, image.height // 2))
+    try:
+        image.load()
+    except OSError:
+        mended = _without_last_bytes(content, image, full_height)
+        if mended is None:
+            raise
+        return mended
+    return image
+
+
+def _without_last_bytes(content: bytes, image: JpegImageFile, full_height: int) -> Image.Image | None:
+    found = _scans(content)
+    if found.has_end or (image.info.get("progressive") and not _are_complete(found.headers)):
+        return None
+    shown, other = (JpegImageFile(io.BytesIO(content + padding + _END)) for padding in (b"", _PADDING))
+    for each in (shown, other):
+        each.draft(None, image.size)
+    differ = (np.asarray(shown) != np.asarray(other)).reshape(shown.height, -1).any(axis=1)
+    blocks = max(1, 8 * max(tall for _, _, tall, _ in image.layer) * shown.height // full_height)
+    last_row = (shown.height - 1) // blocks * blocks
+    # colours at half the resolution reach two rows further when they are scaled up
+    return shown if not differ[: max(0, last_row - 2)].any() else None
+
+
+def _scans(content: bytes) -> _Scans:
+    headers: list[bytes] = []
+    at = 2
+    while (marker := _MARKER.search(content, at)) and len(headers) <= MAX_SCANS:
+        if marker[0] == _END:
+            return _Scans(headers, True)
+        start = marker.end()
+        at = start + int.from_bytes(content[start : start + 2])
+        if marker[1] == b"\xda":
+            headers.append(content[start + 2 : at])
+    return _Scans(headers, False)
+
+
+def _are_complete(headers: list[bytes]) -> bool:
+    """Whether the scans of a progressive file give every coefficient to its last bit (ITU-T T.81, G.1.1)."""
+    missing: dict[int, np.ndarray] = {}
+    for header in headers:
+        num_components = header[0]
+        first, last, bits = header[1 + 2 * num_components : 4 + 2 * num_components]
+        for component in header[1 : 1 + 2 * num_components : 2]:
+            missing.setdefault(component, np.full(64, -1))[first : last + 1] = bits & 15
+    return all((part == 0).all() for part in missing.values())
