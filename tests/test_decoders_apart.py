@@ -28,41 +28,41 @@ def decoders():
 
 
 def test_pixels_are_those_of_this_process(decoders):
-    found = decoders.call(decode, ROCKET)
+    found = decoders.call("it", decode, ROCKET)
     np.testing.assert_array_equal(np.asarray(found), np.asarray(decode(ROCKET)))
     with pytest.raises(ImageError, match="at most 20 pixels"):
-        decoders.call(decode, ROCKET, max_pixels=5)
+        decoders.call("it", decode, ROCKET, max_pixels=5)
 
 
 def test_what_takes_too_long_is_ended_and_the_next_is_decoded(decoders):
     """A decoder that went on for minutes could be stopped by nobody, not even by SIGTERM."""
-    decoders.call(decode, ROCKET)
+    decoders.call("it", decode, ROCKET)
     decoders.deadline_s = 0.2
     with pytest.raises(ImageError, match=r"takes longer than 0\.2 seconds"):
-        decoders.call(time.sleep, 3600)
+        decoders.call("it", time.sleep, 3600)
     decoders.deadline_s = 60
-    assert decoders.call(decode, ROCKET).size == (640, 427)
+    assert decoders.call("it", decode, ROCKET).size == (640, 427)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
 def test_what_takes_too_much_memory_is_refused(decoders):
     """Four requests took 3.9 GB together."""
     with pytest.raises(ImageError, match="takes more than 200 MiB"):
-        decoders.call(Image.new, "RGB", (9000, 9000))
-    assert decoders.call(decode, ROCKET).size == (640, 427)
+        decoders.call("it", Image.new, "RGB", (9000, 9000))
+    assert decoders.call("it", decode, ROCKET).size == (640, 427)
 
 
 @pytest.mark.parametrize("ending", [(os._exit, 7), (signal.raise_signal, signal.SIGSEGV)])
 def test_a_decoder_that_crashes_costs_its_image_alone(decoders, ending):
     with pytest.raises(ImageError, match=r"ended the process that decoded it \(status (7|-11)\)"):
-        decoders.call(*ending)
-    assert decoders.call(decode, ROCKET).size == (640, 427)
+        decoders.call("it", *ending)
+    assert decoders.call("it", decode, ROCKET).size == (640, 427)
 
 
 def test_many_threads_share_a_few_processes(decoders):
     with ThreadPoolExecutor(8) as pool:
-        found = set(pool.map(lambda _: decoders.call(os.getpid), range(40)))
-        sizes = {image.size for image in pool.map(lambda _: decoders.call(decode, ROCKET), range(16))}
+        found = set(pool.map(lambda _: decoders.call("it", os.getpid), range(40)))
+        sizes = {image.size for image in pool.map(lambda _: decoders.call("it", decode, ROCKET), range(16))}
     assert 1 <= len(found) <= 2 and os.getpid() not in found
     assert sizes == {(640, 427)}
     assert threading.active_count() < 20
@@ -72,7 +72,7 @@ def test_processes_end_with_the_one_that_started_them():
     code = """if True:
         import os
         from samething.images.apart import Decoders
-        print(Decoders(1, deadline_s=60).call(os.getpid), flush=True)
+        print(Decoders(1, deadline_s=60).call('it', os.getpid), flush=True)
         os._exit(0)
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -19,9 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from PIL import Image
+
 from samething.errors import ImageError, SamethingError
 
-MEMORY_BYTES: Final = 2 << 30
+MEMORY_BYTES: Final = 3 << 30
 """What one image may take in such a process, on Linux."""
 
 _COMMAND: Final = "from samething.images.apart import answer_requests; answer_requests({})"
@@ -43,16 +45,17 @@ class Decoders:
         for _ in range(num_processes):
             self._places.put(None)
 
-    def call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    def call(self, name: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """What a function of a module returns, called in one of the processes.
 
         Raises:
-            ImageError: what the function raised, or the process had to be ended or ended by itself.
+            ImageError: the function raised it, or the process had to be ended, or ended by itself; then
+                ``name`` is what the message calls the image.
         """
         process = self._places.get()
         try:
             process = process or self._start()
-            is_right, answer = self._ask(process, pickle.dumps((function, args, options), protocol=5))
+            is_right, answer = self._ask(process, name, (name, function, args, options))
         except BaseException:
             if process is not None:
                 _end(process)
@@ -80,7 +83,7 @@ class Decoders:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
         )
 
-    def _ask(self, process: subprocess.Popen[bytes], request: bytes) -> tuple[bool, Any]:
+    def _ask(self, process: subprocess.Popen[bytes], name: str, request: object) -> tuple[bool, Any]:
         assert process.stdin is not None and process.stdout is not None
         too_late = threading.Event()
 
@@ -91,7 +94,7 @@ class Decoders:
         timer = threading.Timer(self.deadline_s, end)
         timer.start()
         try:
-            process.stdin.write(request)
+            pickle.dump(request, process.stdin, protocol=5)
             process.stdin.flush()
             answer: tuple[bool, Any] = pickle.load(process.stdout)
             return answer
@@ -100,7 +103,7 @@ class Decoders:
                 reason = f"takes longer than {self.deadline_s:g} seconds to decode"
             else:
                 reason = f"ended the process that decoded it (status {process.wait()})"
-            raise _refused(reason) from error
+            raise _refused(name, reason) from error
         finally:
             timer.cancel()
 
@@ -110,14 +113,11 @@ def answer_requests(memory_bytes: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints does not come between the answers
-    # PIL and NumPy are loaded before the limit is set, as part of what the process takes for itself
-    import samething.images.decoding
-
-    del samething.images.decoding
+    Image.init()  # what is loaded before counts as what the process takes for itself
     _limit_memory(memory_bytes)
     while True:
         try:
-            function, args, options = pickle.load(requests)
+            name, function, args, options = pickle.load(requests)
         except EOFError:
             return
         answer: tuple[bool, Any]
@@ -126,7 +126,7 @@ def answer_requests(memory_bytes: int) -> None:
         except SamethingError as error:
             answer = False, error
         except MemoryError:
-            answer = False, _refused(f"takes more than {memory_bytes >> 20:,} MiB to decode")
+            answer = False, _refused(name, f"takes more than {memory_bytes >> 20:,} MiB to decode")
         pickle.dump(answer, answers, protocol=5)
         answers.flush()
 
@@ -148,9 +148,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
                 stream.close()
 
 
-def _refused(reason: str) -> ImageError:
+def _refused(name: str, reason: str) -> ImageError:
     return ImageError.of(
-        "the image",
+        name,
         reason,
         expected="an image that is decoded within the limits of time and memory",
         next_step="save the image again in a program that you trust, or scale it down",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -15,6 +17,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from samething.errors import ImageError
 from samething.images import jpeg_files, netpbm, tiff_layouts
 from samething.images.addresses import is_url
+from samething.images.apart import Decoders
 from samething.images.colour_profiles import in_usual_colours
 from samething.images.formats import open_encoded
 from samething.images.jpeg_files import AT_A_FRACTION, can_be_scaled
@@ -26,6 +29,12 @@ catalog's source."""
 
 MAX_PIXELS: Final = 89_478_485
 """Images with more pixels are refused before they are unpacked (Pillow's own threshold)."""
+
+DEADLINE_S: Final = 60.0
+"""Seconds that one costly image may take; see :func:`is_costly`."""
+
+_COSTLY_PIXELS: Final = 300_000_000
+_SLOW: Final = ("AVIF", "HEIF", "JPEG2000")
 
 NEARLY_WHITE: Final = 240
 """Of 255: an image that is nowhere darker on a white ground is laid on black, where that shows more."""
@@ -83,16 +92,28 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, box: Box | None = 
 
 
 def decoded(
-    image: str | Path | bytes | Image.Image | np.ndarray, name: str, *, max_pixels: int, box: Box | None
+    image: str | Path | bytes | Image.Image | np.ndarray,
+    name: str,
+    *,
+    max_pixels: int,
+    box: Box | None,
+    costly: bool = False,
 ) -> Image.Image:
-    """As :func:`decode`, with the name that errors call it."""
+    """As :func:`decode`, with the name that errors call it; ``costly`` images are decoded here as well."""
     if isinstance(image, np.ndarray):
         upright = _from_array(image)
         full_size = upright.size
     else:
         with opened(image, max_pixels=max_pixels, name=name) as encoded:
             full_size = encoded.size
-            upright = _to_rgb(encoded, name, max_pixels)
+            leave = not costly and not isinstance(image, Image.Image) and is_costly(encoded)
+            upright = None if leave else _to_rgb(encoded, name, max_pixels)
+        if upright is None:
+            place = image if isinstance(image, bytes) else Path(image).absolute()  # type: ignore[arg-type]
+            found: Image.Image = _decoders(os.getpid()).call(
+                name, decoded, place, name, max_pixels=max_pixels, box=box, costly=True
+            )
+            return found
     factor = max(full_size) / max(upright.size)
     if box is not None:
         width, height = (round(side * factor) for side in upright.size)
@@ -102,6 +123,21 @@ def decoded(
         is_turned = (upright.width > upright.height) != (full_size[0] > full_size[1])
         upright.info["full_size"] = full_size[::-1] if is_turned else full_size
     return upright
+
+
+def is_costly(encoded: Image.Image) -> bool:
+    """Whether an image is decoded in a process that is ended after a minute: at about 300 megapixels' work.
+
+    That is a progressive JPEG file, HEIC, AVIF or JPEG 2000 from 30 megapixels on.
+    """
+    is_slow = encoded.format in _SLOW or encoded.info.get("progressive")
+    return encoded.width * encoded.height * (10 if is_slow else 1) > _COSTLY_PIXELS
+
+
+@functools.cache
+def _decoders(process_id: int) -> Decoders:
+    del process_id  # what a process inherits when it is forked is its parent's
+    return Decoders(os.cpu_count() or 1, deadline_s=DEADLINE_S)
 
 
 def _scaled(box: Box, factor: float) -> tuple[int, int, int, int]:

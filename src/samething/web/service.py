@@ -14,11 +14,14 @@ from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float
+from PIL import Image
 
 from samething.errors import ImageError, InputError
 from samething.files import Json
-from samething.images import Box, Source, decode
+from samething.images import Box, Source
 from samething.images.addresses import scheme_of
+from samething.images.apart import Decoders
+from samething.images.decoding import decoded
 from samething.index import Where
 from samething.search import Matches, Searcher
 from samething.search.collection import FILE_COLUMNS, files_of, looks_of, row_of, uploaded_files
@@ -35,6 +38,9 @@ from samething.web.jobs import Job, Jobs
 from samething.web.projection import ImageMap, image_map
 from samething.web.schemas import UnknownImageError
 from samething.web.uploads import Uploads, sendable
+
+_DECODER_BYTES: Final = 3 << 29
+"""What decoding one image may take: an image of 50 megapixels, several times."""
 
 _OVERVIEW_S: Final = 60.0
 """How long counts of domains and labels are believed while another process may change the index."""
@@ -70,6 +76,9 @@ class Service:
         self.uploads = None if uploads is None else Uploads(uploads, searcher.index)
         self.batcher = Batcher(searcher.embedder, max_waiting=limits.max_waiting, on_batch=on_batch)
         self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decoder")
+        self._apart = Decoders(
+            os.cpu_count() or 1, deadline_s=limits.timeout_s / 2, memory_bytes=_DECODER_BYTES
+        )
         self._changing = threading.Lock()
         self._overview: tuple[float, dict[str, Json]] | None = None
         self._map: ImageMap | None = None
@@ -77,6 +86,7 @@ class Service:
     def close(self) -> None:
         """Finish what waits and stop."""
         self._decoders.shutdown(wait=True, cancel_futures=True)
+        self._apart.close()
         self.batcher.close()
 
     async def find(
@@ -110,7 +120,13 @@ class Service:
             raise BusyError(self.batcher.num_waiting) from None
 
     def _pixels(self, content: bytes, crop: Box | None) -> Any:
-        return self.searcher.embedder.prepare(decode(content, max_pixels=self.limits.max_pixels, box=crop))
+        return self.searcher.embedder.prepare(self._decoded(content, "the upload", box=crop))
+
+    def _decoded(self, content: bytes, name: str, **options: Any) -> Image.Image:
+        """An image, decoded in a process of its own: a hostile one holds up, fills or ends nothing else."""
+        options = {"max_pixels": self.limits.max_pixels, "box": None, **options, "costly": True}
+        found: Image.Image = self._apart.call(name, decoded, content, name, **options)
+        return found
 
     def fetched(self, url: str) -> bytes:
         """The image behind an address.
@@ -162,7 +178,9 @@ class Service:
         for file in files:
             try:
                 content = self._content(file)
-                return sendable(file, content, max_pixels=self.limits.max_pixels, side=side)
+                return sendable(
+                    file, content, max_pixels=self.limits.max_pixels, side=side, decode=self._decoded
+                )
             except InputError as problem:
                 error = problem
         raise error
@@ -219,13 +237,11 @@ class Service:
                 expected="an index folder of this version, or a server started with --uploads FOLDER",
                 next_step="start the server with --uploads FOLDER, or make the index again",
             )
-        image = decode(content, max_pixels=self.limits.max_pixels)
+        image = self._decoded(content, "the upload")
         [future] = self.batcher.submit([self.searcher.embedder.prepare(image)])
         vector: Float[np.ndarray, " d"] = future.result(timeout=self.limits.timeout_s)
         with self._changing:
-            row_id, file = self.uploads.keep(
-                content, label=label, domain=domain, max_pixels=self.limits.max_pixels
-            )
+            row_id, file = self.uploads.keep(content, label=label, domain=domain)
             try:
                 others = files_of(self.row(row_id, ["files"])["files"])
             except UnknownImageError:

@@ -4,23 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from PIL import Image
+
 from samething.errors import InputError
 from samething.files import atomic_path
-from samething.images import Source, decode, disk_state, is_url, thumbnail
-from samething.images.decoding import opened
+from samething.images import Source, disk_state, is_url, thumbnail
+from samething.images.decoding import decoded, opened
+from samething.images.formats import kind_of
 from samething.index import AbstractIndex
 from samething.search.collection import UPLOADS
 
 MEDIA_TYPES: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
 """Formats that are sent as they are; every browser shows them and none of them holds script."""
-_SUFFIXES: Final = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "TIFF": ".tif"}
+_SUFFIXES: Final = {
+    "JPEG": ".jpg",
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "GIF": ".gif",
+    "TIFF": ".tif",
+    "HEIF": ".heic",
+}
 _MAX_RAW_BYTES: Final = 64 * 2**20
 
 
-def sendable(file: Source, content: bytes, *, max_pixels: int, side: int | None = None) -> tuple[bytes, str]:
+def sendable(
+    file: Source,
+    content: bytes,
+    *,
+    max_pixels: int,
+    side: int | None = None,
+    decode: Callable[..., Image.Image] = decoded,
+) -> tuple[bytes, str]:
     """An image file as bytes that any browser shows, and their media type.
 
     What it is is found out from its content, whatever its name says. JPEG, PNG, WebP and GIF files are sent
@@ -31,16 +49,17 @@ def sendable(file: Source, content: bytes, *, max_pixels: int, side: int | None 
         content: its bytes.
         max_pixels: refuse larger images before they are unpacked.
         side: make its longer side at most that many pixels.
+        decode: called like :func:`samething.images.decoding.decoded`.
 
     Raises:
         ImageError: no image, or too large.
     """
     if side is None and file.box is None and len(content) <= _MAX_RAW_BYTES:
-        with opened(content, max_pixels=max_pixels, name=file.location) as image:
-            media_type = MEDIA_TYPES.get(str(image.format))
+        media_type = MEDIA_TYPES.get(str(kind_of(content[:16])))
         if media_type is not None:
-            return content, media_type
-    image = decode(content, max_pixels=max_pixels, box=file.box)
+            with opened(content, max_pixels=max_pixels, name=file.location):
+                return content, media_type
+    image = decode(content, file.location, max_pixels=max_pixels, box=file.box)
     return thumbnail(image, longer_side=side or max(image.size)), "image/jpeg"
 
 
@@ -54,11 +73,10 @@ class Uploads:
         self.folder = Path(os.path.normpath(folder.absolute()))
         self.index = index
 
-    def keep(self, content: bytes, *, label: str, domain: str, max_pixels: int) -> tuple[str, Source]:
-        """Store an image; the identity of its content, and its file.
+    def keep(self, content: bytes, *, label: str, domain: str) -> tuple[str, Source]:
+        """Store an image that was decoded; the identity of its content, and its file.
 
         Raises:
-            ImageError: not an image.
             InputError: a label or domain that cannot be kept, or a disk that is full.
         """
         for name, text in (("label", label), ("domain", domain)):
@@ -68,8 +86,7 @@ class Uploads:
                     expected="at most 200 characters on one line, without spaces around them",
                     next_step=f"correct the {name}",
                 )
-        with opened(content, max_pixels=max_pixels, name="the upload") as image:
-            suffix = _SUFFIXES.get(str(image.format), ".img")
+        suffix = _SUFFIXES.get(str(kind_of(content[:16])), ".img")
         sha256 = hashlib.sha256(content).hexdigest()
         name = f"{sha256[:2]}/{sha256}{suffix}"
         path = self.folder / name
