@@ -1,5 +1,6 @@
 """Decoding in processes that can be ended, each end tried with a real process."""
 
+import io
 import os
 import signal
 import subprocess
@@ -9,13 +10,19 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pillow_heif
 import pytest
 import skimage.data
+import tifffile
 from PIL import Image
+from pillow_jxl import JpegXLImagePlugin  # noqa: F401  (registers the format for saving)
 
 from samething.errors import ImageError
 from samething.images import decode
 from samething.images.apart import Decoders
+from test_image_formats import camera_file
+
+pillow_heif.register_heif_opener()
 
 ROCKET = os.path.join(os.path.dirname(skimage.data.__file__), "rocket.jpg")  # noqa: PTH118, PTH120
 
@@ -66,6 +73,57 @@ def test_many_threads_share_a_few_processes(decoders):
     assert 1 <= len(found) <= 2 and os.getpid() not in found
     assert sizes == {(640, 427)}
     assert threading.active_count() < 20
+
+
+FORMATS = (
+    "JPEG", "PROGRESSIVE", "PNG", "GIF", "WEBP", "TIFF", "AVIF", "HEIF", "JPEG2000", "BMP", "ICO", "PPM",
+    "TGA", "JXL", "RAW", "PLANES",
+)  # fmt: skip
+
+
+def sample(kind: str) -> bytes:
+    photo = Image.open(ROCKET).convert("RGB").resize((96, 64))
+    if kind == "RAW":
+        return camera_file(preview_side=1024)
+    stream = io.BytesIO()
+    if kind == "PLANES":
+        planes = np.ascontiguousarray(np.asarray(photo, np.uint16).transpose(2, 0, 1) * 257)
+        tifffile.imwrite(stream, planes, photometric="rgb", planarconfig="separate")
+    else:
+        options = {"TIFF": {"compression": "tiff_lzw"}, "PROGRESSIVE": {"progressive": True}}.get(kind, {})
+        photo.save(stream, "JPEG" if kind == "PROGRESSIVE" else kind, **options)
+    return stream.getvalue()
+
+
+def mutated(content: bytes, random: np.random.Generator) -> bytes:
+    """Bytes changed, most of them near the beginning, a stretch repeated, or the end left away."""
+    changed = bytearray(content)
+    reach = len(content) if random.random() < 0.5 else min(len(content), 256)
+    for place in random.integers(0, reach, random.integers(1, 12)):
+        changed[place] = random.choice([0, 1, 127, 128, 255, random.integers(256)])
+    if random.random() < 0.3:
+        start, end = sorted(random.integers(0, len(changed), 2))
+        changed[start:start] = changed[start:end] * random.integers(1, 20)
+    return bytes(changed[: random.integers(1, len(changed) + 1)] if random.random() < 0.3 else changed)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", FORMATS)
+def test_mutated_files_give_an_image_or_an_image_error(kind):
+    """No traceback, no crash, and nothing beyond the limits of time and memory, whatever a file holds."""
+    random = np.random.default_rng(FORMATS.index(kind))
+    decoders = Decoders(2, deadline_s=30, memory_bytes=1 << 30)
+    content, num_read = sample(kind), 0
+    assert decoders.call("whole", decode, content).mode == "RGB"
+    for number in range(150):
+        try:
+            num_read += decoders.call(f"file {number}", decode, mutated(content, random)).mode == "RGB"
+        except ImageError as error:
+            for ending in ("ended the process", "takes longer"):
+                assert ending not in error.reason, f"{kind}, file {number}"
+    decoders.close()
+    assert num_read < 150
 
 
 def test_processes_end_with_the_one_that_started_them():

@@ -184,6 +184,21 @@ def test_markup_in_unreadable_paths_is_text(line, made, images):
     assert "[bold]bad[red].jpg" in console.export_text()
 
 
+def test_images_of_one_colour_are_named(line, made, images):
+    """They were indexed without a word, and all found each other with a score of 1."""
+    assert made.changes.blank == ()
+    colours = {"white.png": "white", "black.jpg": "black", "red.webp": (200, 10, 30)}
+    for name, colour in colours.items():
+        Image.new("RGB", (300, 200), colour).save(images / name)
+    again = index(images, model=line / "model", output=Path(made.index.location))
+    assert {Path(path).name for path in again.changes.blank} == set(colours)
+    assert again.exit_status == 0
+    console = rich.console.Console(width=400, record=True, file=io.StringIO())
+    console.print(again)
+    text = console.export_text()
+    assert "3 images are of one colour, and so all alike:" in text and "red.webp" in text
+
+
 READY = """
 import sys, samething.embedder, samething.search.searcher
 samething.search.searcher._ROWS_A_WRITE = 2

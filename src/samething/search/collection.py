@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -20,6 +21,9 @@ from samething.index import AbstractIndex, ColumnKind
 
 THUMBNAIL_SIDE: Final = 224
 """Pixels. Even black and white noise fits the 65,535 bytes of a text of Milvus then."""
+
+_ONE_COLOUR: Final = 3
+"""Of 255: as much differs after compression in a thumbnail of one colour."""
 
 FILE_COLUMNS: Final[Mapping[str, ColumnKind]] = {
     "files": "text",  # JSON: every file with this content
@@ -189,6 +193,12 @@ def looks_of(image: Image.Image) -> dict[str, Any]:
     """The columns of a row that say what a decoded image looks like: its sides and a thumbnail."""
     width, height = image.info.get("full_size", image.size)
     return {"width": width, "height": height, "thumbnail": thumbnail(image, longer_side=THUMBNAIL_SIDE)}
+
+
+def is_blank(row: Mapping[str, Any]) -> bool:
+    """Whether an image is of one colour all over, by its thumbnail: all such images are alike."""
+    with Image.open(io.BytesIO(row["thumbnail"])) as small:
+        return all(high - low <= _ONE_COLOUR for low, high in small.convert("RGB").getextrema())
 
 
 _KEPT: Final = ("label", "domain", "size_bytes", "modified", "mark", "box")

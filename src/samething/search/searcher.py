@@ -20,7 +20,7 @@ from samething.files import read_json, write_json
 from samething.images import Box, ImageLike, Source, decode, in_threads
 from samething.index import AbstractIndex, Where, exists_index, open_index
 from samething.progress import progress_bar
-from samething.search.collection import Collection, looks_of, row_of, uploaded_files
+from samething.search.collection import Collection, is_blank, looks_of, row_of, uploaded_files
 from samething.search.feature_vectors import KnownVectors
 from samething.search.matches import Match, Matches
 from samething.search.queries import query_vector, together, vectors_of_label
@@ -198,16 +198,20 @@ class Searcher:
         """As :meth:`update`, with the files themselves; those whose vectors are known are not embedded."""
         plan = make_plan(self.index, files, drop=drop)
         unreadable = list(plan.changes.unreadable)
-        num_added = self._embed(plan, unreadable, known, on_progress or (lambda done, total: None))
+        blank: list[str] = []
+        num_added = self._embed(plan, unreadable, blank, known, on_progress or (lambda done, total: None))
         self._move(plan)
         self.index.delete(plan.gone)
-        changes = dataclasses.replace(plan.changes, num_added=num_added, unreadable=tuple(unreadable))
+        changes = dataclasses.replace(
+            plan.changes, num_added=num_added, unreadable=tuple(unreadable), blank=tuple(blank)
+        )
         return dataclasses.replace(self, changes=changes)
 
     def _embed(
         self,
         plan: Plan,
         unreadable: list[tuple[str, str]],
+        blank: list[str],
         known: Sequence[KnownVectors],
         on_progress: Callable[[int, int], object],
     ) -> int:
@@ -225,6 +229,7 @@ class Searcher:
                     fingerprint = self.embedder.fingerprint
                     self.index.add(np.concatenate(vectors), rows, model_fingerprint=fingerprint)
                 num_added += len(rows)
+                blank += [row["path"] for row in rows if is_blank(row)]
                 progress.advance(task, len(part))
         on_progress(len(waiting), len(waiting))
         return num_added
@@ -307,6 +312,9 @@ class Searcher:
         if self.unreadable:
             lines.append(f"[yellow]{len(self.unreadable):,} images could not be read:[/yellow]")
             lines += [escape(f"  {path}: {reason}") for path, reason in self.unreadable[:5]]
+        if done.blank:
+            lines.append(f"[yellow]{len(done.blank):,} images are of one colour, and so all alike:[/yellow]")
+            lines += [escape(f"  {path}") for path in done.blank[:5]]
         return "\n".join(lines)
 
 

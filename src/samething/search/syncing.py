@@ -32,6 +32,8 @@ class Changes:
     """Files that were read to learn their content."""
     unreadable: tuple[tuple[str, str], ...] = ()
     """Path and reason of each image that could not be read."""
+    blank: tuple[str, ...] = ()
+    """Path of each new image that is of one colour all over."""
 
 
 @dataclasses.dataclass(frozen=True)
