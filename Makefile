@@ -3,11 +3,16 @@
 PYTHON ?= python3.11
 VENV := .venv
 FREE := .torch-free
+LOWEST := .lowest
+EXTRAS := serve remote milvus map watch
+QUICK := beartype hypothesis pytest pytest-xdist httpx milvus-lite scikit-image scikit-learn scipy
+COMMA := ,
+SPACE := $(subst ,, )
 BIN := $(VENV)/bin
 # every package, direct or not, at the version that was tested
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-slow test-torch-free lint types docs check clean
+.PHONY: help demo test test-quick test-slow test-torch-free test-lowest test-pythons lint types docs docs-site check clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,12 +35,25 @@ test-torch-free: $(VENV)/.dev  ## an environment without torch is built and sear
 	PYTHONPATH=src:tests $(BIN)/python tests/torch_free.py make $(FREE)/line
 	$(FREE)/venv/bin/python tests/torch_free.py check $(FREE)/line
 
+test-lowest:  ## an environment at the lowest versions that pyproject.toml allows passes the quick tests
+	rm -rf $(LOWEST) && $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python tests/lowest.py $(EXTRAS) > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/lowest.txt ".[$(subst $(SPACE),$(COMMA),$(EXTRAS))]" $(QUICK)
+	$(LOWEST)/bin/python -m pytest -n 2 --quick
+
+test-pythons:  ## the wheel, in an empty environment of every Python from 3.11 that is here
+	$(PYTHON) tests/pythons.py
+
 lint: $(VENV)/.dev  ## style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 types: $(VENV)/.dev  ## static types
 	$(BIN)/mypy
+
+docs-site: $(VENV)/.dev  ## build the documentation site into site/, with every link checked
+	$(INSTALL) '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 docs: $(VENV)/.dev  ## write the generated pages of docs/
 	$(BIN)/python docs/generate.py
