@@ -10,6 +10,7 @@ import rich.console
 from samething.catalog import Catalog
 from samething.errors import ArtefactError, InputError
 from samething.evaluation import Comparison, evaluate_embeddings
+from samething.files import write_json
 from samething.leaderboard import BOARDS, leaderboard
 
 
@@ -42,9 +43,9 @@ def results(tmp_path):
             {"run": rows, "half": rows[:, :4]}, catalog, protocol=protocol, num_resamples=20
         )
         files[protocol].write_text(json.dumps(compared.to_json()))
-    files["alone"] = evaluate_embeddings(rows, catalog, protocol="uned", num_resamples=20).write_json(
-        tmp_path / "alone.json"
-    )
+    files["alone"] = tmp_path / "alone.json"
+    alone = evaluate_embeddings(rows, catalog, protocol="uned", num_resamples=20)
+    write_json(files["alone"], alone.to_json())
     return files
 
 

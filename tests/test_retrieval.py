@@ -16,7 +16,6 @@ from samething.retrieval import (
     Relevant,
     exact_topk,
     nearest,
-    positive_ranks,
     require_directions,
     scores,
     tiles,
@@ -27,6 +26,20 @@ def cosine(left, right):
     """By a correctly rounded sum."""
     dot = math.fsum(float(x) * float(y) for x, y in zip(left, right, strict=True))
     return dot / (math.hypot(*map(float, left)) * math.hypot(*map(float, right)))
+
+
+def relevant_of(query_labels, gallery_labels, leave_out=None):
+    """Entries that bear the query's label."""
+    asked, offered = ((np.arange(len(labels)), labels) for labels in (query_labels, gallery_labels))
+    return Relevant.by_labels(asked, offered, num_queries=len(query_labels), leave_out=leave_out)
+
+
+def positive_ranks(queries, gallery, query_labels, gallery_labels, *, leave_out=None, **options):
+    """The ranks of all entries with the query's label, and how many each query has."""
+    relevant = relevant_of(query_labels, gallery_labels, leave_out)
+    counter = RankCounter(queries, gallery, relevant, leave_out=leave_out, **options)
+    counter.count(gallery)
+    return counter.ranks(), relevant.counts
 
 
 def brute_ranking(query, gallery, left_out):
@@ -368,7 +381,7 @@ def test_ranks_of_a_stream_are_those_of_the_whole(case, cut):
     labels[cut:] = 9  # what comes later holds nothing relevant
     case = {**case, "gallery_labels": labels}
     expected, counts = positive_ranks(**case)
-    relevant = Relevant.by_label(case["query_labels"], labels, leave_out=case["leave_out"])
+    relevant = relevant_of(case["query_labels"], labels, case["leave_out"])
     counter = RankCounter(case["queries"], gallery, relevant, leave_out=case["leave_out"])
     for part in (gallery[:cut], gallery[cut : cut + 1], gallery[cut + 1 :]):
         counter.count(part)

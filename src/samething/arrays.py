@@ -37,6 +37,16 @@ Pixels: TypeAlias = UInt8[np.ndarray, "3 height width"]
 PixelBatch: TypeAlias = UInt8[np.ndarray, "b 3 height width"]
 
 
+def counted(lengths: Int[np.ndarray, " r"]) -> Int[np.ndarray, " n"]:
+    """The place, from 0, of every entry in its run, for runs of these lengths one behind the other.
+
+    >>> counted(np.array([2, 0, 3])).tolist()
+    [0, 1, 0, 1, 2]
+    """
+    starts = np.cumsum(lengths) - lengths
+    return np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
+
+
 def unit(rows: Float[np.ndarray, "n d"], dtype: npt.DTypeLike | None = None) -> Float[np.ndarray, "n d"]:
     """The rows, each divided by its length, as a new array; a row of zeros stays zeros.
 

@@ -16,7 +16,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Int
 
-from samething.arrays import NumRelevant, PerQuery, Relevance
+from samething.arrays import NumRelevant, PerQuery, Relevance, counted
 from samething.errors import InputError
 
 Metric: TypeAlias = str
@@ -195,8 +195,7 @@ def _owners(
 ) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
     """For every rank the query it belongs to and its position among that query's ranks, counted from 1."""
     query = np.repeat(np.arange(len(num_relevant)), num_relevant)
-    starts = np.cumsum(num_relevant) - num_relevant
-    position = np.arange(len(query)) - np.repeat(starts, num_relevant) + 1
+    position = counted(num_relevant) + 1
     ascending = (
         (np.diff(ranks) > 0) | (np.diff(query) != 0) if len(query) == len(ranks) else np.array([False])
     )
@@ -204,7 +203,7 @@ def _owners(
         raise InputError(
             f"{len(ranks)} ranks that are not {num_relevant.sum()} numbers from 1, ascending in each query",
             expected="the ranks of each query's relevant entries",
-            next_step="pass the result of positive_ranks unchanged",
+            next_step="pass the result of RankCounter.ranks unchanged",
         )
     return query, position
 

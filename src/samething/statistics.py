@@ -6,6 +6,7 @@ Values are one number per query, NaN for a query that cannot be answered; means 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -18,6 +19,11 @@ from samething.files import Json
 
 _DRAWS_AT_A_TIME: Final = 2**21
 """Draws held while resampling: as many row numbers and values, 32 MiB (or one resample)."""
+
+
+def or_null(value: float) -> float | None:
+    """The number as JSON has it: null for one that is not finite."""
+    return value if math.isfinite(value) else None
 
 
 class Estimate(NamedTuple):
@@ -225,22 +231,7 @@ def paired_difference(
     values = first - second
     means = _resampled_domain_means(values[None], domains, num_resamples=num_resamples, seed=seed)
     low, high = _central(means[0], level)
-    return PairedDifference(
-        difference=domain_mean(values, domains),
-        low=low,
-        high=high,
-        num_queries=int(np.count_nonzero(~np.isnan(values))),
-        p_value=_randomisation_p_value(values, domains, num_resamples=num_resamples, seed=seed),
-    )
-
-
-def _randomisation_p_value(
-    values: PerQuery, domains: Int[np.ndarray, " q"], *, num_resamples: int, seed: int
-) -> float:
-    """Two-sided p-value of the mean over domains of paired differences under random signs."""
     groups = _known_groups(values, domains)
-    if not groups:
-        return float("nan")
     observed = abs(sum(float(group.mean()) for group in groups))
     generator = np.random.default_rng([seed, 1])
     totals = np.zeros(num_resamples)
@@ -253,7 +244,13 @@ def _randomisation_p_value(
             totals[start:stop] += signs @ differing / len(group)
     # sums in another order differ in the last digits
     as_large = int(np.count_nonzero(np.abs(totals) >= observed - 1e-12))
-    return (as_large + 1) / (num_resamples + 1)
+    return PairedDifference(
+        difference=domain_mean(values, domains),
+        low=low,
+        high=high,
+        num_queries=int(np.count_nonzero(~np.isnan(values))),
+        p_value=(as_large + 1) / (num_resamples + 1) if groups else float("nan"),
+    )
 
 
 def _resampled_domain_means(

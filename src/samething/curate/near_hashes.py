@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Int, UInt8, UInt16, UInt64
 
+from samething.arrays import counted
 from samething.errors import InputError
 
 _NUM_BANDS: Final = 4
@@ -163,8 +164,7 @@ def in_buckets(
     """
     counts = sizes[wanted]
     which = np.repeat(np.arange(len(wanted)), counts)
-    offsets = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return which, np.repeat(starts[wanted], counts) + offsets
+    return which, np.repeat(starts[wanted], counts) + counted(counts)
 
 
 def _band(hashes: UInt64[np.ndarray, " n"], band: int) -> UInt16[np.ndarray, " n"]:

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int, UInt64
 
+from samething.arrays import counted
 from samething.catalog import Catalog
 from samething.curate.draws import draws_of
 from samething.errors import InputError
@@ -308,11 +309,8 @@ def _encoded(column: pa.ChunkedArray) -> tuple[Int[np.ndarray, " n"], list[str]]
 
 def _places(groups: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     """Place of each entry in its run of equal values, from 0."""
-    if not len(groups):
-        return np.empty(0, np.int64)
-    starts = np.flatnonzero(np.concatenate([[True], groups[1:] != groups[:-1]]))
-    lengths = np.diff([*starts, len(groups)])
-    return np.arange(len(groups)) - np.repeat(starts, lengths)
+    starts = np.flatnonzero(np.diff(groups, prepend=-1))
+    return counted(np.diff(starts, append=len(groups)))
 
 
 def _fewer_images(sizes: Int[np.ndarray, " c"], quota: int, least: int) -> Int[np.ndarray, " c"]:

@@ -171,7 +171,10 @@ class Comparison:
     def __rich__(self) -> Group:
         """All metrics as means over the domains, then the first metric domain by domain."""
         scope, first = title_of_scope(self.scope), self.first
-        means = Table(title=f"{_mean_of(first)}, {scope}, % (95 % interval)", box=SIMPLE_HEAD)
+        whole = f"{len(first.domains)} domains"
+        if first.protocol.mean == "queries":
+            whole = f"{first.num_queries():,} queries"
+        means = Table(title=f"Mean of {whole}, {scope}, % (95 % interval)", box=SIMPLE_HEAD)
         by_domain = Table(
             title=f"{title_of(self.metrics[0])} per domain, {scope}, % ± half of the 95 % interval",
             box=SIMPLE_HEAD,
@@ -190,45 +193,29 @@ class Comparison:
             by_domain.add_row(Text(name), *of_domains)
         parts: list[RenderableType] = [means, by_domain]
         if self.reference is not None:
-            parts.append(self._differences_table(self.reference))
+            # the mean with its interval, domains without theirs, which are in the JSON and the report
+            table = Table(
+                title=f"{title_of(self.metrics[0])} against {escape(self.reference)}, points "
+                "(95 % interval; p by randomisation)",
+                caption="* the 95 % interval does not hold 0",
+                box=SIMPLE_HEAD,
+            )
+            table.add_column("embedding", overflow="fold")
+            mean = f"{MEAN}\nn = {first.num_queries():,}"
+            table.add_column(mean, justify="right", min_width=len("(+10.0 to +20.0;"))
+            for domain in first.domains:
+                table.add_column(escape(domain), justify="right", min_width=len("+10.0*"))
+            for name, differences in self.differences(self.reference).items():
+                cells = [difference_cell(differences[MEAN]).replace(" ", "\n", 1)]
+                for one in (differences[domain] for domain in first.domains):
+                    points = f"{100 * one.difference:+.1f}{'*' if one.is_sure else ''}"
+                    cells.append(points if one.num_queries else "–")
+                table.add_row(Text(name), *cells)
+            parts.append(table)
         parts += [
             Text.assemble((name, "bold"), f": {found.__rich__()}") for name, found in self.no_match.items()
         ]
         return Group(*parts)
-
-    def _differences_table(self, reference: str) -> Table:
-        """The mean with its interval, domains without theirs, which are in the JSON and the report."""
-        table = Table(
-            title=f"{title_of(self.metrics[0])} against {escape(reference)}, points "
-            "(95 % interval; p by randomisation)",
-            caption="* the 95 % interval does not hold 0",
-            box=SIMPLE_HEAD,
-        )
-        table.add_column("embedding", overflow="fold")
-        mean = f"{MEAN}\nn = {self.first.num_queries():,}"
-        table.add_column(mean, justify="right", min_width=len("(+10.0 to +20.0;"))
-        for domain in self.first.domains:
-            table.add_column(escape(domain), justify="right", min_width=len("+10.0*"))
-        for name, by_domain in self.differences(reference).items():
-            table.add_row(
-                Text(name),
-                difference_cell(by_domain[MEAN]).replace(" ", "\n", 1),
-                *(_marked(by_domain[domain]) for domain in self.first.domains),
-            )
-        return table
-
-
-def _marked(found: PairedDifference) -> str:
-    """Such as ``+1.2*``, in points; the mark where the interval does not hold 0."""
-    if found.num_queries == 0:
-        return "–"
-    return f"{100 * found.difference:+.1f}{'*' if found.is_sure else ''}"
-
-
-def _mean_of(result: EvaluationResult) -> str:
-    if result.protocol.mean == "queries":
-        return f"Mean of {result.num_queries():,} queries"
-    return f"Mean of {len(result.domains)} domains"
 
 
 def difference_cell(difference: PairedDifference) -> str:

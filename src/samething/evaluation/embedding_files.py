@@ -100,20 +100,16 @@ def read_descriptors(source: Path) -> dict[str, dict[str, np.ndarray]]:
         for split, rows in splits.items():
             try:
                 array = np.asarray(rows, dtype=np.float32)
+                if array.ndim == 3 and len(array) == 1:
+                    array = array[0]
+                if array.ndim != 2:
+                    raise ValueError(f"the shape {array.shape}")
             except (TypeError, ValueError) as error:
                 raise InputError(
                     f"{source}: {domain}/{split} holds rows of different lengths or no numbers ({error})",
                     expected=TYPE_HINT,
                     next_step="write the descriptors again",
                 ) from error
-            if array.ndim == 3 and len(array) == 1:
-                array = array[0]
-            if array.ndim != 2:
-                raise InputError(
-                    f"{source}: {domain}/{split} has the shape {array.shape}",
-                    expected=TYPE_HINT,
-                    next_step="write the descriptors again",
-                )
             found[domain][split] = array
     return found
 

@@ -66,16 +66,9 @@ def database_augmentation(
     """
     del leave_out
     entries = unit(gallery, np.float32)
-    return Refined(
-        queries,
-        query_expansion(
-            entries,
-            entries,
-            np.arange(len(entries)),
-            num_neighbours=num_neighbours,
-            alpha=alpha,
-        ).queries,
-    )
+    own = np.arange(len(entries))
+    expanded = query_expansion(entries, entries, own, num_neighbours=num_neighbours, alpha=alpha)
+    return Refined(queries, expanded.queries)
 
 
 def both_expansions(queries: Queries, gallery: Gallery, leave_out: Int[np.ndarray, " q"]) -> Refined:
@@ -120,8 +113,18 @@ def reciprocal_reranking(
     sets = [set(own.tolist()) for own in neighbours]
     halves = [set(own[: 1 + k1 // 2].tolist()) for own in neighbours]
     features = np.zeros((len(entries), len(entries)), dtype=np.float32)
+
+    def widened(own: set[int]) -> set[int]:
+        """With the reciprocal half-depth neighbours of each member that overlap by two thirds."""
+        wide = set(own)
+        for member in own:
+            candidate = {row for row in halves[member] if member in halves[row]}
+            if len(candidate & own) >= 2 / 3 * len(candidate):
+                wide |= candidate
+        return wide
+
     for row in range(len(entries)):
-        members = _reciprocal(row, neighbours[row], sets, halves)
+        members = np.array(sorted(widened({int(other) for other in neighbours[row] if row in sets[other]})))
         features[row, members] = np.exp(entries[members] @ entries[row] - 1)
     features /= features.sum(axis=1, keepdims=True)
     if k2 > 1:
@@ -137,15 +140,7 @@ def reciprocal_reranking(
         members = own[scores[query, own] >= last - 1e-6]
         feature = np.zeros(len(entries), dtype=np.float32)
         if len(members):
-            first = set(members.tolist())
-            wide = set(first)
-            for member in members:
-                candidate = {row for row in halves[member] if member in halves[row]}
-                if len(candidate & first) >= 2 / 3 * len(candidate):
-                    wide |= candidate
-            if leave_out[query] >= 0:
-                wide.discard(int(leave_out[query]))
-            every = np.array(sorted(wide))
+            every = np.array(sorted(widened(set(members.tolist())) - {int(leave_out[query])}))
             feature[every] = np.exp(scores[query, every] - 1)
             feature /= feature.sum()
             if k2 > 1:
@@ -154,19 +149,6 @@ def reciprocal_reranking(
         either = np.maximum(feature, features).sum(axis=1, dtype=np.float64)
         scores[query] = own_share * scores[query] + (1 - own_share) * common / either
     return Refined(queries, gallery, scores)
-
-
-def _reciprocal(
-    row: int, neighbours: Int[np.ndarray, " k"], sets: list[set[int]], halves: list[set[int]]
-) -> Int[np.ndarray, " m"]:
-    """The k-reciprocal neighbours of an entry, widened by those of its neighbours that overlap."""
-    own = {int(other) for other in neighbours if row in sets[other]}
-    wide = set(own)
-    for member in own:
-        candidate = {other for other in halves[member] if member in halves[other]}
-        if len(candidate & own) >= 2 / 3 * len(candidate):
-            wide |= candidate
-    return np.array(sorted(wide))
 
 
 GAINS: Final[Mapping[str, Gain]] = {

@@ -14,7 +14,7 @@ from samething.errors import InputError
 from samething.evaluation.calibration import Calibration
 from samething.evaluation.task import RetrievalTask, Role, rows_by_role
 from samething.files import Json
-from samething.statistics import bootstrap_interval
+from samething.statistics import bootstrap_interval, or_null
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class NoMatch:
         content = dataclasses.asdict(self)
         del content["calibration"], content["fitted"]
         plain = {
-            name: [_or_null(end) for end in value] if isinstance(value, tuple) else _or_null(value)
+            name: [or_null(end) for end in value] if isinstance(value, tuple) else or_null(value)
             for name, value in content.items()
         }
         return {"calibration": self.calibration.to_json(), **plain}
@@ -169,7 +169,3 @@ def _ratio_interval(
         return math.nan, math.nan
     low, high = np.quantile(ratios, [0.025, 0.975])
     return float(low), float(high)
-
-
-def _or_null(value: float | int) -> float | int | None:
-    return value if math.isfinite(value) else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -24,9 +23,15 @@ from samething.evaluation.protocols import (
     composite_weights,
     title_of_scope,
 )
-from samething.files import Json, write_json
+from samething.files import Json
 from samething.metrics import Metric, title_of
-from samething.statistics import Estimate, domain_mean, domain_mean_estimates, weighted_mean_interval
+from samething.statistics import (
+    Estimate,
+    domain_mean,
+    domain_mean_estimates,
+    or_null,
+    weighted_mean_interval,
+)
 
 Estimates: TypeAlias = Mapping[str, Mapping[Metric, Estimate]]
 """Domain or ``mean`` -> metric -> mean over its queries with the 95 % interval."""
@@ -185,7 +190,7 @@ class EvaluationResult:
                     "num_queries": self.num_queries(domain),
                     "num_queries_without_positive": self.num_queries_without_positive(domain),
                     **{
-                        metric: _or_null(
+                        metric: or_null(
                             self.estimates(scope)[domain][metric].value
                             if intervals
                             else self.value(metric, domain=domain, scope=scope)
@@ -196,12 +201,21 @@ class EvaluationResult:
                 for domain in domains
             }
         if protocol.domain_shares is not None:
-            content["composite"] = self._composite_numbers()
+            scores = {metric: self.composite(metric) for metric in self.metrics}
+            weights = self.composite_weights
+            present = {challenge_domain(domain) for domain in weights}
+            content["composite"] = {
+                **{metric: or_null(found.value) for metric, found in scores.items()},
+                "intervals": {metric: _ends(found) for metric, found in scores.items()},
+                "weights": weights,
+                "domains_without_a_weight": [domain for domain in self.domains if domain not in weights],
+                "missing": [name for name in protocol.domain_shares if name not in present],
+            }
         if protocol.decimals is not None:
             content["rounded"] = {
                 scope: {
                     domain: {
-                        metric: _or_null(self.rounded(metric, domain=domain, scope=scope))
+                        metric: or_null(self.rounded(metric, domain=domain, scope=scope))
                         for metric in self.metrics
                     }
                     for domain in domains
@@ -222,23 +236,6 @@ class EvaluationResult:
             for scope in self.protocol.scopes
         }
 
-    def _composite_numbers(self) -> Json:
-        scores = {metric: self.composite(metric) for metric in self.metrics}
-        weights = self.composite_weights
-        present = {challenge_domain(domain) for domain in weights}
-        return {
-            **{metric: _or_null(found.value) for metric, found in scores.items()},
-            "intervals": {metric: _ends(found) for metric, found in scores.items()},
-            "weights": weights,
-            "domains_without_a_weight": [domain for domain in self.domains if domain not in weights],
-            "missing": [name for name in self.protocol.domain_shares or {} if name not in present],
-        }
-
-    def write_json(self, path: Path) -> Path:
-        """Write :meth:`to_json`, atomically."""
-        write_json(Path(path), self.to_json())
-        return Path(path)
-
     def __rich__(self) -> Table:
         left_out = self.num_queries_without_positive()
         notes = [f"{left_out} queries without a relevant entry in the index are left out"] if left_out else []
@@ -246,7 +243,14 @@ class EvaluationResult:
             numbers = [f"{title_of(m)} {self.rounded(m, scope=self.scope):.3f}" for m in self.metrics]
             notes.append("mean as its authors round: " + ", ".join(numbers))
         if self.protocol.domain_shares is not None:
-            notes += [self._composite_note(metric) for metric in self.metrics]
+            weights = self.composite_weights
+            parts = ", ".join(f"{domain} {100 * weight:.0f} %" for domain, weight in weights.items())
+            notes += [
+                f"composite {title_of(metric)} {cell(self.composite(metric))}, weights: {parts}"
+                if weights
+                else "no composite score: none of the domains is one of the challenge's"
+                for metric in self.metrics
+            ]
         table = Table(title=title_of_scope(self.scope), caption="\n".join(notes) or None)
         table.add_column("domain")
         table.add_column("queries", justify="right")
@@ -261,13 +265,6 @@ class EvaluationResult:
             )
         return table
 
-    def _composite_note(self, metric: Metric) -> str:
-        weights = self.composite_weights
-        if not weights:
-            return "no composite score: none of the domains is one of the challenge's"
-        parts = ", ".join(f"{domain} {100 * weight:.0f} %" for domain, weight in weights.items())
-        return f"composite {title_of(metric)} {cell(self.composite(metric))}, weights: {parts}"
-
 
 def cell(found: Estimate) -> str:
     """Such as ``87.3 (84.1–90.0)``, in percent."""
@@ -280,9 +277,5 @@ def short_cell(found: Estimate) -> str:
     return "–" if math.isnan(found.value) else f"{100 * found.value:.1f} ±{50 * (found.high - found.low):.1f}"
 
 
-def _or_null(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
 def _ends(found: Estimate) -> list[Json]:
-    return [_or_null(found.low), _or_null(found.high)]
+    return [or_null(found.low), or_null(found.high)]

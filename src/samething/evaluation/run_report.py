@@ -44,6 +44,16 @@ def write_report(
     """
     domains = [*comparison.first.domains, MEAN]
     metric = comparison.metrics[0]
+    curves = {}
+    for name, label in (
+        ("loss", "training loss"),
+        ("val/mmp@5", "validation mMP@5"),
+        ("learning_rate", "learning rate"),
+    ):
+        points = [(record["step"], record[name]) for record in records if name in record]
+        if points:
+            curves[label], axes = new_axes(4.2, 2.6, xlabel="step", title=label)
+            axes.plot(*zip(*points, strict=True), linewidth=1.4)
     return write_page(
         target,
         "run.html",
@@ -63,7 +73,7 @@ def write_report(
         bar_metric=title_of(metric),
         differences=_differences(comparison, featured),
         no_match=[(name, found.__rich__()) for name, found in comparison.no_match.items()],
-        curves=_curves(records),
+        curves=curves,
         **_looked_at(queries, analysis, embeddings),
     )
 
@@ -85,12 +95,36 @@ def _looked_at(
         names, counts, totals = analysis.confusions()
         if embeddings is not None:
             points, content["map_method"] = map_of(embeddings, analysis.catalog)
-        rows: list[list[str | Cell]] = [
-            [name, *(_confusion(int(count), int(total)) for count in row), f"{total}"]
-            for name, row, total in zip(names, counts, totals, strict=True)
-            if total
-        ]
-        content["histogram"] = _histogram(analysis)
+        rows: list[list[str | Cell]] = []
+        for name, row, total in zip(names, counts.tolist(), totals.tolist(), strict=True):
+            if not total:
+                continue
+            cells = [
+                Cell(
+                    f"{count}",
+                    f"{100 * count / total:.0f} %" if count else "",
+                    style=f"background:rgba(200,53,43,{0.7 * count / total:.2f})",
+                )
+                for count in row
+            ]
+            rows.append([name, *cells, f"{total}"])
+        figure, axes = new_axes(9.0, 2.8, xlabel="cosine similarity", ylabel="density", xlim=(-0.6, 1))
+        for values, label, colour in (
+            (analysis.same, "same instance", "#1a8a4a"),
+            (analysis.best_wrong, "nearest other instance of each query", "#e07b00"),
+            (analysis.different, "different instances, random pairs", "#c8352b"),
+        ):
+            axes.hist(
+                values,
+                bins=np.linspace(-1, 1, 81).tolist(),
+                density=True,
+                histtype="stepfilled",
+                alpha=0.4,
+                color=colour,
+                label=f"{label} (n = {len(values):,})",
+            )
+        axes.legend(fontsize=8, frameon=False)
+        content["histogram"] = figure
         content["confusions"] = Table("Confusions between domains", ["query", *names, "queries"], rows)
         content["colours"] = {name: _COLOURS[number % len(_COLOURS)] for number, name in enumerate(names)}
     paths = [point.path for point in points]
@@ -98,29 +132,23 @@ def _looked_at(
         paths += [query.path, *(hit.path for hit in query.hits)]
     urls = {path: image_url(path) for path in dict.fromkeys(paths)}
     for name, group in groups.items():
-        content[name] = [_thumbnails(query, urls) for query in group]
+        content[name] = [
+            [
+                Thumbnail(urls[one.path], one.label, one.domain, kind="asked", alt=f"query: {one.label}"),
+                *(
+                    Thumbnail(
+                        urls[hit.path],
+                        hit.label,
+                        f"{hit.score:.3f}",
+                        kind="right" if hit.is_right else "wrong",
+                        mark="✓" if hit.is_right else "✗",
+                    )
+                    for hit in one.hits
+                ),
+            ]
+            for one in group
+        ]
     return {**content, "points": points, "urls": urls}
-
-
-def _thumbnails(query: ShownQuery, urls: Mapping[Path, str]) -> list[Thumbnail]:
-    """A query, then what it found."""
-    asked = Thumbnail(urls[query.path], query.label, query.domain, kind="asked", alt=f"query: {query.label}")
-    hits = [
-        Thumbnail(
-            urls[hit.path],
-            hit.label,
-            f"{hit.score:.3f}",
-            kind="right" if hit.is_right else "wrong",
-            mark="✓" if hit.is_right else "✗",
-        )
-        for hit in query.hits
-    ]
-    return [asked, *hits]
-
-
-def _confusion(count: int, total: int) -> Cell:
-    colour = f"background:rgba(200,53,43,{0.7 * count / total:.2f})"
-    return Cell(f"{count}", f"{100 * count / total:.0f} %" if count else "", style=colour)
 
 
 def _differences(comparison: Comparison, featured: str) -> Table | None:
@@ -140,26 +168,6 @@ def _differences(comparison: Comparison, featured: str) -> Table | None:
             ]
         )
     return Table("", ["", *domains], rows)
-
-
-def _histogram(analysis: Analysis) -> Any:
-    figure, axes = new_axes(9.0, 2.8, xlabel="cosine similarity", ylabel="density", xlim=(-0.6, 1))
-    for values, label, colour in (
-        (analysis.same, "same instance", "#1a8a4a"),
-        (analysis.best_wrong, "nearest other instance of each query", "#e07b00"),
-        (analysis.different, "different instances, random pairs", "#c8352b"),
-    ):
-        axes.hist(
-            values,
-            bins=np.linspace(-1, 1, 81).tolist(),
-            density=True,
-            histtype="stepfilled",
-            alpha=0.4,
-            color=colour,
-            label=f"{label} (n = {len(values):,})",
-        )
-    axes.legend(fontsize=8, frameon=False)
-    return figure
 
 
 def _table(comparison: Comparison, domain: str, featured: str) -> Table:
@@ -187,18 +195,3 @@ def _table(comparison: Comparison, domain: str, featured: str) -> Table:
     title = f"mean of the {first.protocol.mean}" if domain == MEAN else domain
     columns: list[str | Cell] = [Cell(title, counts), "dim", *map(title_of, comparison.metrics)]
     return Table("", columns, rows, featured=list(found).index(featured) if featured in found else None)
-
-
-def _curves(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A figure per curve that there are points of, under its title."""
-    figures = {}
-    for name, label in (
-        ("loss", "training loss"),
-        ("val/mmp@5", "validation mMP@5"),
-        ("learning_rate", "learning rate"),
-    ):
-        points = [(record["step"], record[name]) for record in records if name in record]
-        if points:
-            figures[label], axes = new_axes(4.2, 2.6, xlabel="step", title=label)
-            axes.plot(*zip(*points, strict=True), linewidth=1.4)
-    return figures

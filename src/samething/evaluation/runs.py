@@ -121,36 +121,31 @@ class OpenedRuns:
         backbones = [str(features.backbone["name"]) for features in self.features]
         for number, name in enumerate(self.names):
             prefix = f"{backbones[number]} " if len(set(backbones)) > 1 else ""
-            for label, rows in (self._baselines(number) if baselines else {}).items():
-                if protocol.largest_dim is None or rows.shape[1] <= protocol.largest_dim:
-                    embeddings.setdefault(prefix + label, rows)
+            if baselines:
+                features, dim = self.features[number], self.runs[number].head.embedding_dim
+                train: FeatureRows = np.asarray(features.rows[self.catalog.has_role("train")])
+                average = HeadConfig(kind="average", embedding_dim=dim, standardise=False)
+                pca = HeadConfig(kind="pca", embedding_dim=dim)
+                whole = np.asarray(features.rows[self.is_tested])
+                for label, rows in {
+                    "backbone": whole,
+                    f"average-pool-{dim}": fitted_head(average, train).embed(whole),
+                    f"PCA-{dim}": fitted_head(pca, train).embed(whole),
+                }.items():
+                    if protocol.largest_dim is None or rows.shape[1] <= protocol.largest_dim:
+                        embeddings.setdefault(prefix + label, rows)
             for embedding in (name, *(f"{name} + {gain}" for gain in gains)):
                 embeddings[embedding] = self.embeddings[number]
             applied |= {f"{name} + {gain}": GAINS[gain] for gain in gains}
             if no_match is not None:
-                found[name] = self._no_match(number, no_match)
+                asked = self.is_tested | self.catalog.has_role("val")
+                rows = self.runs[number].head.embed(np.asarray(self.features[number].rows[asked]))
+                found[name] = measure_no_match(rows, self.catalog.take(asked), target_precision=no_match)
         comparison = Comparison.of(
             embeddings, self.tested, protocol=protocol, gains=applied, shown=shown, precision=precision
         )
         reference = self.names[0] if len(self.runs) > 1 or gains else None
         return dataclasses.replace(comparison, reference=reference, no_match=found)
-
-    def _baselines(self, number: int) -> dict[str, np.ndarray]:
-        features, dim = self.features[number], self.runs[number].head.embedding_dim
-        train: FeatureRows = np.asarray(features.rows[self.catalog.has_role("train")])
-        rows = np.asarray(features.rows[self.is_tested])
-        average = fitted_head(HeadConfig(kind="average", embedding_dim=dim, standardise=False), train)
-        pca = fitted_head(HeadConfig(kind="pca", embedding_dim=dim), train)
-        return {
-            "backbone": rows,
-            f"average-pool-{dim}": average.embed(rows),
-            f"PCA-{dim}": pca.embed(rows),
-        }
-
-    def _no_match(self, number: int, precision: float) -> NoMatch:
-        asked = self.is_tested | self.catalog.has_role("val")
-        rows = self.runs[number].head.embed(np.asarray(self.features[number].rows[asked]))
-        return measure_no_match(rows, self.catalog.take(asked), target_precision=precision)
 
     def write_report(self, target: Path, comparison: Comparison) -> Path:
         """Write the HTML report of a comparison, about the first run."""

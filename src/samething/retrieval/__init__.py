@@ -27,7 +27,7 @@ from samething.retrieval.nearest import (
     nearest_units,
     pairs_above,
 )
-from samething.retrieval.ranks import RankCounter, Relevant, positive_ranks, ranks_of_scores
+from samething.retrieval.ranks import RankCounter, Relevant, ranks_of_scores
 from samething.retrieval.scores import Distance, Precision, require_directions
 
 __all__ = [
@@ -41,7 +41,6 @@ __all__ = [
     "exact_topk",
     "nearest_units",
     "pairs_above",
-    "positive_ranks",
     "ranks_of_scores",
     "require_directions",
 ]

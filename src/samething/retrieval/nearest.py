@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
 import threading
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
@@ -255,9 +256,14 @@ def pairs_above(embeddings: Embeddings, least: float, *, most: int = 160, memory
     (array([0]), array([2]), array([0.9988], dtype=float32))
     """
     num_rows, width = embeddings.shape
-    size = _block_rows(width, memory_mib)
+    size = _ROWS_AT_A_TIME
+    # two blocks, each also as it is widened, and of each pair a cosine and two marks
+    while size > 64 and 4 * size * width * 4 + 6 * size * size > memory_mib * 2**20:
+        size //= 2
     scorer = Scorer.of(embeddings, embeddings, precision="float32", distance="cosine", normalised=False)
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    # torch's kernels are the faster ones on many machines
+    torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
+    found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
     crowded = np.zeros(num_rows, bool)
     with progress_bar("million pairs") as progress:
         task = progress.add_task("near pairs", total=round(num_rows**2 / 2e6))
@@ -268,51 +274,22 @@ def pairs_above(embeddings: Embeddings, least: float, *, most: int = 160, memory
                 others = rows
                 if later.start:
                     others = scorer.prepare(embeddings[start : start + size], start, "embeddings").parts[0]
-                cosines = _product(rows, others)
+                if torch is None:
+                    cosines = rows @ others.T
+                else:
+                    cosines = (torch.from_numpy(rows) @ torch.from_numpy(others).T).numpy()
                 near = cosines >= least
                 if not later.start:
                     near &= ~np.tri(len(rows), dtype=bool)
                 if near.any():
                     many = near.sum(axis=1) > most
                     crowded[block] |= many
-                    _keep_nearest(near, cosines, np.flatnonzero(many), most)
+                    for row in np.flatnonzero(many):
+                        columns = np.flatnonzero(near[row])
+                        order = np.argsort(-cosines[row, columns], kind="stable")
+                        near[row, columns[order[most:]]] = False
                     first, second = np.nonzero(near)
                     found.append((first + block.start, second + start, cosines[first, second]))
                 progress.advance(task, len(rows) * len(others) / (1e6 if later.start else 2e6))
-    first, second, cosine = (
-        (np.concatenate(column) for column in zip(*found, strict=True))
-        if found
-        else (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-    )
+    first, second, cosine = (np.concatenate(column) for column in zip(*found, strict=True))
     return NearPairs(first, second, cosine, int(crowded.sum()))
-
-
-def _block_rows(width: int, memory_mib: int) -> int:
-    """Rows a block: two blocks, each also as it is widened, and of each pair a cosine and two marks."""
-    budget = memory_mib * 2**20
-    size = _ROWS_AT_A_TIME
-    while size > 64 and 4 * size * width * 4 + 6 * size * size > budget:
-        size //= 2
-    return size
-
-
-def _keep_nearest(
-    near: np.ndarray, cosines: Float32[np.ndarray, "b c"], rows: Int[np.ndarray, " r"], most: int
-) -> None:
-    """Unmark all but the nearest of some rows."""
-    for row in rows:
-        columns = np.flatnonzero(near[row])
-        order = np.argsort(-cosines[row, columns], kind="stable")
-        near[row, columns[order[most:]]] = False
-
-
-def _product(rows: Float[np.ndarray, "b d"], others: Float[np.ndarray, "c d"]) -> Float[np.ndarray, "b c"]:
-    """Products of all rows with all others; torch's kernels are the faster ones on many machines."""
-    product: np.ndarray
-    if importlib.util.find_spec("torch") is None:
-        product = rows @ others.T
-    else:
-        import torch
-
-        product = (torch.from_numpy(rows) @ torch.from_numpy(others).T).numpy()
-    return product

@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Int
 
-from samething.arrays import Gallery, NumRelevant, Queries
+from samething.arrays import Gallery, NumRelevant, Queries, counted
 from samething.progress import progress_bar
 from samething.retrieval.scores import (
     Distance,
@@ -31,27 +31,6 @@ class Relevant:
     """Gallery rows, one query after another, ascending and each once in every query."""
     counts: NumRelevant
     """How many of them each query has."""
-
-    @classmethod
-    def by_label(
-        cls,
-        query_labels: Int[np.ndarray, " q"],
-        gallery_labels: Int[np.ndarray, " g"],
-        *,
-        leave_out: Int[np.ndarray, " q"] | None = None,
-    ) -> Relevant:
-        """Entries that bear the query's label, but not the one left out (-1 for none).
-
-        >>> Relevant.by_label(np.array([7]), np.array([7, 8, 7])).rows
-        array([0, 2])
-        """
-        query = np.arange(len(query_labels))
-        return cls.by_labels(
-            (query, query_labels),
-            (np.arange(len(gallery_labels)), gallery_labels),
-            num_queries=len(query),
-            leave_out=leave_out,
-        )
 
     @classmethod
     def by_labels(
@@ -75,9 +54,8 @@ class Relevant:
         asked, labels = query_labels
         starts = np.searchsorted(sorted_labels, labels, side="left")
         lengths = np.searchsorted(sorted_labels, labels, side="right") - starts
-        place = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         query = np.repeat(asked, lengths)
-        rows = gallery_labels[0][order[np.repeat(starts, lengths) + place]]
+        rows = gallery_labels[0][order[np.repeat(starts, lengths) + counted(lengths)]]
         if leave_out is not None:
             kept = rows != leave_out[query]
             query, rows = query[kept], rows[kept]
@@ -93,48 +71,6 @@ class Relevant:
     def queries(self) -> Int[np.ndarray, " p"]:
         """The query of each of :attr:`rows`."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
-
-
-def positive_ranks(
-    queries: Queries,
-    gallery: Gallery,
-    query_labels: Int[np.ndarray, " q"],
-    gallery_labels: Int[np.ndarray, " g"],
-    *,
-    leave_out: Int[np.ndarray, " q"] | None = None,
-    normalised: bool = False,
-    memory_mib: int = 256,
-    precision: Precision = "float64",
-    distance: Distance = "cosine",
-    show_progress: bool = False,
-) -> tuple[Int[np.ndarray, " p"], NumRelevant]:
-    """The rank of every relevant entry in its query's ranking of the whole gallery, counted from 1.
-
-    Relevant are the gallery entries that bear the query's label. The ranking is that of ``exact_topk``; the
-    entry left out has no rank and does not count. Further arguments and errors as there.
-
-    Returns:
-        The ranks, one query after another, ascending in each, and how many of them each query has: what
-        :func:`samething.metrics.average_precision` takes.
-
-    >>> angles = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
-    >>> positive_ranks(angles[:1], angles, np.array([7]), np.array([7, 8, 7]), leave_out=np.array([0]))
-    (array([2]), array([1]))
-    """
-    require_search(leave_out, len(gallery), memory_mib)
-    relevant = Relevant.by_label(query_labels, gallery_labels, leave_out=leave_out)
-    counter = RankCounter(
-        queries,
-        gallery,
-        relevant,
-        leave_out=leave_out,
-        normalised=normalised,
-        memory_mib=memory_mib,
-        precision=precision,
-        distance=distance,
-    )
-    counter.count(gallery, show_progress=show_progress)
-    return counter.ranks(), relevant.counts
 
 
 class RankCounter:
@@ -198,23 +134,20 @@ class RankCounter:
                 memory_mib=self._memory_mib,
                 first_row=self._num_counted,
             ):
-                self._count_tile(own, columns, scores)
+                # relevant entries are ranked among themselves by their order
+                inside = slice(*np.searchsorted(self._rows_sorted, [columns.start, columns.stop]))
+                relevant = self._by_row[inside]
+                query = self._query[relevant]
+                relevant = relevant[(query >= own.start) & (query < own.stop)]
+                scores[self._query[relevant] - own.start, self._row[relevant] - columns.start] = -np.inf
+                for number, row in enumerate(scores, start=own.start):
+                    start, stop = self._starts[number], self._starts[number + 1]
+                    if start < stop:
+                        self._ahead[start:stop] += _num_ahead(
+                            row, columns.start, self._score[start:stop], self._row[start:stop]
+                        )
                 progress.advance(task, scores.size / 1e6)
         self._num_counted += len(gallery)
-
-    def _count_tile(self, own: slice, columns: slice, scores: Float[np.ndarray, "b c"]) -> None:
-        # relevant entries are ranked among themselves by their order
-        inside = slice(*np.searchsorted(self._rows_sorted, [columns.start, columns.stop]))
-        relevant = self._by_row[inside]
-        query = self._query[relevant]
-        relevant = relevant[(query >= own.start) & (query < own.stop)]
-        scores[self._query[relevant] - own.start, self._row[relevant] - columns.start] = -np.inf
-        for query_number, row in enumerate(scores, start=own.start):
-            start, stop = self._starts[query_number], self._starts[query_number + 1]
-            if start < stop:
-                self._ahead[start:stop] += _num_ahead(
-                    row, columns.start, self._score[start:stop], self._row[start:stop]
-                )
 
     def ranks(self) -> Int[np.ndarray, " p"]:
         """Ranks so far, counted from 1, one query after another, ascending in each."""
@@ -230,14 +163,14 @@ class RankCounter:
 def ranks_of_scores(
     scores: Float[np.ndarray, "q g"], relevant: Relevant, *, leave_out: Int[np.ndarray, " q"] | None = None
 ) -> Int[np.ndarray, " p"]:
-    """What ``positive_ranks`` gives, from scores that were made in another way.
+    """What :meth:`RankCounter.ranks` gives, from scores that were made in another way.
 
     Args:
         scores: every query with every entry, higher is nearer; ties go to the lower row.
         relevant: the relevant entries.
         leave_out: entry that each query may not retrieve; -1 for none.
 
-    >>> ranks_of_scores(np.array([[0.5, 0.9, 0.5]]), Relevant.by_label(np.array([1]), np.array([0, 0, 1])))
+    >>> ranks_of_scores(np.array([[0.5, 0.9, 0.5]]), Relevant(rows=np.array([2]), counts=np.array([1])))
     array([3])
     """
     found = [np.empty(0, dtype=np.int64)]

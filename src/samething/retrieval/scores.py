@@ -73,11 +73,24 @@ class Scorer:
         """
         # narrow types are widened before any arithmetic, float64 is narrowed only after it: nothing overflows
         rows = rows.astype(np.promote_types(rows.dtype, self.precision), copy=False)
-        if self.distance == "cosine":
-            unit = self._unit(rows, start, name)
-        else:
-            _largest(rows, np.arange(start, start + len(rows)), name, zero_is_wrong=False)
+        is_cosine, numbers = self.distance == "cosine", np.arange(start, start + len(rows))
+        largest = _largest(rows, numbers, name, zero_is_wrong=is_cosine)
+        unit = rows
+        if not is_cosine:
             unit = rows / self.scale
+        elif self.normalised:
+            norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+            wrong = np.flatnonzero(~(np.abs(norms - 1) <= _UNIT_TOLERANCE))
+            if len(wrong):
+                raise InputError(
+                    f"row {start + int(wrong[0])} of the {name} has norm {norms[wrong[0]]:.6g}",
+                    expected=f"norm 1 within {_UNIT_TOLERANCE}, as normalised=True says",
+                    next_step="leave normalised at False",
+                )
+        else:
+            # the largest coordinate becomes 1 first, so that no square leaves the range
+            unit = rows / largest[:, None]
+            unit /= np.sqrt(np.einsum("nd,nd->n", unit, unit))[:, None]
         if self.precision == "float32":
             parts = unit.astype(np.float32, copy=False)[None]
         else:
@@ -87,67 +100,36 @@ class Scorer:
             scaled -= parts[0]
             scaled *= _LOW
             np.rint(scaled, out=parts[1])
-        return Prepared(parts, self._squares(parts))
-
-    def _unit(self, rows: Float[np.ndarray, "b d"], start: int, name: str) -> Float[np.ndarray, "b d"]:
-        largest = _largest(rows, np.arange(start, start + len(rows)), name)
-        if self.normalised:
-            norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-            wrong = np.flatnonzero(~(np.abs(norms - 1) <= _UNIT_TOLERANCE))
-            if len(wrong):
-                raise InputError(
-                    f"row {start + int(wrong[0])} of the {name} has norm {norms[wrong[0]]:.6g}",
-                    expected=f"norm 1 within {_UNIT_TOLERANCE}, as normalised=True says",
-                    next_step="leave normalised at False",
-                )
-            return rows
-        # the largest coordinate becomes 1 first, so that no square leaves the range
-        unit: np.ndarray = rows / largest[:, None]
-        unit /= np.sqrt(np.einsum("nd,nd->n", unit, unit))[:, None]
-        return unit
-
-    def _squares(self, parts: Float[np.ndarray, "parts b d"]) -> Float[np.ndarray, " b"] | None:
-        """Squared lengths in units of the scale; in float64 a sum of whole numbers, so exact."""
-        if self.distance == "cosine":
-            return None
+        if is_cosine:
+            return Prepared(parts, None)
+        # in float64 a sum of whole numbers, so exact
         squares: np.ndarray = np.einsum("nd,nd->n", parts[0], parts[0])
         if len(parts) == 2:
             squares += np.einsum("nd,nd->n", parts[0], parts[1]) * (2 / _LOW)
             squares /= _HIGH**2
-        return squares
+        return Prepared(parts, squares)
 
-    def scores(self, queries: Prepared, entries: Prepared) -> Float[np.ndarray, "b c"]:
-        """Every query with every entry; higher is nearer."""
-        scores: np.ndarray = queries.parts[0] @ entries.parts[0].T
+    def scores(self, queries: Prepared, entries: Prepared, *, pairwise: bool = False) -> np.ndarray:
+        """Every query with every entry, or pairwise the i-th with the i-th; higher is nearer.
+
+        In float64 both ways give the same bits.
+        """
+
+        def products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+            found: np.ndarray = np.einsum("nd,nd->n", one, other) if pairwise else one @ other.T
+            return found
+
+        scores = products(queries.parts[0], entries.parts[0])
         if self.precision == "float64":
-            cross = queries.parts[0] @ entries.parts[1].T
-            cross += queries.parts[1] @ entries.parts[0].T
+            cross = products(queries.parts[0], entries.parts[1])
+            cross += products(queries.parts[1], entries.parts[0])
             cross /= _LOW
             scores += cross
-        return self._finished(
-            scores, None if queries.squares is None else queries.squares[:, None], entries.squares
-        )
-
-    def scores_of_pairs(self, queries: Prepared, entries: Prepared) -> Float[np.ndarray, " b"]:
-        """The i-th query with the i-th entry: in float64 to the bit what :meth:`scores` has for them."""
-        scores: np.ndarray = np.einsum("nd,nd->n", queries.parts[0], entries.parts[0])
-        if self.precision == "float64":
-            cross = np.einsum("nd,nd->n", queries.parts[0], entries.parts[1])
-            cross += np.einsum("nd,nd->n", queries.parts[1], entries.parts[0])
-            cross /= _LOW
-            scores += cross
-        return self._finished(scores, queries.squares, entries.squares)
-
-    def _finished(
-        self, scores: np.ndarray, query_squares: np.ndarray | None, entry_squares: np.ndarray | None
-    ) -> np.ndarray:
-        """From sums of products to scores, in place."""
-        if self.precision == "float64":
             scores /= _HIGH**2
-        if query_squares is not None and entry_squares is not None:
+        if queries.squares is not None and entries.squares is not None:
             scores *= 2
-            scores -= query_squares
-            scores -= entry_squares
+            scores -= queries.squares if pairwise else queries.squares[:, None]
+            scores -= entries.squares
         if self.precision == "float64":
             scores *= _SCORE_STEPS
             np.rint(scores, out=scores)
@@ -164,7 +146,7 @@ class Prepared:
     parts: Float[np.ndarray, "parts b d"]
     """As they are in float32, in float64 as two parts of whole numbers (see the top of the file)."""
     squares: Float[np.ndarray, " b"] | None
-    """Squared lengths, where the distance needs them."""
+    """Squared lengths in units of the scale, where the distance needs them."""
 
     def take(self, rows: Int[np.ndarray, " r"] | slice) -> Prepared:
         """Some of the rows."""
@@ -267,7 +249,12 @@ def score_tiles(
     Yields:
         The queries, the numbered entries and their scores.
     """
-    num_rows, num_columns = _tile_sizes(len(queries), len(gallery), queries.shape[1], memory_mib)
+    # half of the memory for scores and products, a quarter for rows
+    memory = memory_mib * 2**20
+    most_rows = memory // 8 // (BYTES_PER_COORDINATE * max(1, queries.shape[1]))
+    num_columns = max(1, min(len(gallery), most_rows, _LARGEST_BLOCK))
+    # scores of this tile and of the one before, and two temporary products, each of 8 bytes per pair
+    num_rows = max(1, min(len(queries), most_rows, memory // 2 // (32 * num_columns)))
     for columns in blocks(len(gallery), num_columns):
         start = first_row + columns.start
         entries = scorer.prepare(gallery[columns], start, "gallery")
@@ -304,18 +291,8 @@ def pair_scores(
             for row in rows[own]:
                 scorer.prepare(gallery[row : row + 1], int(row), "gallery")
             raise
-        scores[own] = scorer.scores_of_pairs(asked, entries)
+        scores[own] = scorer.scores(asked, entries, pairwise=True)
     return scores
-
-
-def _tile_sizes(num_queries: int, num_entries: int, width: int, memory_mib: int) -> tuple[int, int]:
-    """Queries and gallery rows per tile: half of the memory for scores and products, a quarter for rows."""
-    memory = memory_mib * 2**20
-    most_rows = memory // 8 // (BYTES_PER_COORDINATE * max(1, width))
-    num_columns = max(1, min(num_entries, most_rows, _LARGEST_BLOCK))
-    # scores of this tile and of the one before, and two temporary products, each of 8 bytes per pair
-    num_rows = max(1, min(num_queries, most_rows, memory // 2 // (32 * num_columns)))
-    return num_rows, num_columns
 
 
 def blocks(length: int, size: int) -> Iterator[slice]:
