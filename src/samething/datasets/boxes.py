@@ -58,45 +58,48 @@ def coco(annotations: str, folder: str = "", *, names: bool = False) -> Reader:
         folder: folder that the file names start from, with a slash at its end, or empty.
         names: take the category's name as the label, and not its number.
     """
-    return lambda source: _coco_rows(source, annotations, folder, names=names)
 
-
-def _coco_rows(source: OfficialFiles, annotations: str, folder: str, *, names: bool) -> pa.Table:
-    content = source.json(annotations, without=_NOT_READ)
-    lists = {
-        name: content.get(name) if isinstance(content, dict) else None for name in ("images", "annotations")
-    }
-    lacking = [name for name, value in lists.items() if not isinstance(value, list)]
-    if lacking:
-        raise source.malformed(
-            annotations, f"has no list {' and no list '.join(lacking)}", expected="a COCO annotation file"
-        )
-    images = _by_id(source, annotations, "images", content["images"], "file_name")
-    categories = (
-        _by_id(source, annotations, "categories", content.get("categories") or [], "name") if names else {}
-    )
-    files: list[str] = []
-    labels: list[str] = []
-    boxes: list[list[float]] = []
-    sizes: list[tuple[float, ...]] = []
-    for number, entry in enumerate(content["annotations"]):
-        try:
-            listed = images[entry["image_id"]]
-            left, top, width, height = map(float, entry["bbox"])
-            label = categories[entry["category_id"]]["name"] if names else entry["category_id"]
-            size = tuple(float(listed.get(side) or np.nan) for side in ("width", "height"))
-        except (KeyError, TypeError, ValueError) as error:
+    def read(source: OfficialFiles) -> pa.Table:
+        content = source.json(annotations, without=_NOT_READ)
+        lists = {
+            name: content.get(name) if isinstance(content, dict) else None
+            for name in ("images", "annotations")
+        }
+        lacking = [name for name, value in lists.items() if not isinstance(value, list)]
+        if lacking:
             raise source.malformed(
-                annotations,
-                f"annotation {number} cannot be used ({type(error).__name__}: {error})",
-                expected="the image_id of a listed image, the category_id of a listed category, "
-                "and bbox as [left, top, width, height]",
-            ) from error
-        files.append(str(listed["file_name"]))
-        labels.append(str(label))
-        boxes.append([left, top, left + width, top + height])
-        sizes.append(size)
-    return _boxed_rows(source, annotations, folder, files, labels, boxes, sizes)
+                annotations, f"has no list {' and no list '.join(lacking)}", expected="a COCO annotation file"
+            )
+        images = _by_id(source, annotations, "images", content["images"], "file_name")
+        categories = (
+            _by_id(source, annotations, "categories", content.get("categories") or [], "name")
+            if names
+            else {}
+        )
+        files: list[str] = []
+        labels: list[str] = []
+        boxes: list[list[float]] = []
+        sizes: list[tuple[float, ...]] = []
+        for number, entry in enumerate(content["annotations"]):
+            try:
+                listed = images[entry["image_id"]]
+                left, top, width, height = map(float, entry["bbox"])
+                label = categories[entry["category_id"]]["name"] if names else entry["category_id"]
+                size = tuple(float(listed.get(side) or np.nan) for side in ("width", "height"))
+            except (KeyError, TypeError, ValueError) as error:
+                raise source.malformed(
+                    annotations,
+                    f"annotation {number} cannot be used ({type(error).__name__}: {error})",
+                    expected="the image_id of a listed image, the category_id of a listed category, "
+                    "and bbox as [left, top, width, height]",
+                ) from error
+            files.append(str(listed["file_name"]))
+            labels.append(str(label))
+            boxes.append([left, top, left + width, top + height])
+            sizes.append(size)
+        return _boxed_rows(source, annotations, folder, files, labels, boxes, sizes)
+
+    return read
 
 
 def read_deep_fashion2(source: OfficialFiles) -> pa.Table:
@@ -110,29 +113,22 @@ def read_deep_fashion2(source: OfficialFiles) -> pa.Table:
     boxes: list[list[float]] = []
     with progress_bar("images", only_on_terminal=True) as progress:
         for name in progress.track(names, description="annotations"):
-            for label, box in _items_of(source, f"{where}/{name}"):
-                files.append(f"{name.removesuffix('.json')}.jpg")
-                labels.append(label)
-                boxes.append(box)
+            content: Any = source.json(f"{where}/{name}", without=_NOT_READ)
+            try:
+                for kind, item in content.items():
+                    if re.fullmatch(r"item\d+", kind) and int(item["style"]) > 0:
+                        left, top, right, bottom = map(float, item["bounding_box"])
+                        labels.append(f"{int(content['pair_id'])}_{int(item['style'])}")
+                        boxes.append([left, top, right, bottom])
+                        files.append(f"{name.removesuffix('.json')}.jpg")
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise source.malformed(
+                    f"{where}/{name}",
+                    f"cannot be used ({type(error).__name__}: {error})",
+                    expected="pair_id, and for each item style and bounding_box as "
+                    "[left, top, right, bottom]",
+                ) from error
     return _boxed_rows(source, where, "deepfashion2/image/", files, labels, boxes)
-
-
-def _items_of(source: OfficialFiles, where: str) -> list[tuple[str, list[float]]]:
-    content: Any = source.json(where, without=_NOT_READ)
-    found = []
-    try:
-        for name, item in content.items():
-            if re.fullmatch(r"item\d+", name) and int(item["style"]) > 0:
-                left, top, right, bottom = map(float, item["bounding_box"])
-                label = f"{int(content['pair_id'])}_{int(item['style'])}"
-                found.append((label, [left, top, right, bottom]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise source.malformed(
-            where,
-            f"cannot be used ({type(error).__name__}: {error})",
-            expected="pair_id, and for each item style and bounding_box as [left, top, right, bottom]",
-        ) from error
-    return found
 
 
 def _boxed_rows(

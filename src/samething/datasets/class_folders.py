@@ -64,7 +64,19 @@ def read_guiec(source: OfficialFiles) -> pa.Table:
     """
     rows: list[tuple[str, str, str, str]] = []
     for role in ("query", "index"):
-        for domain, thing, path in _images_of(source, f"guiec/{role}"):
+        folder = f"guiec/{role}"
+        # domain, thing and path
+        found: list[tuple[str | None, str | None, str]] = [
+            (None, None, f"{folder}/{name}") for name in source.images(folder)
+        ]
+        for name in source.sub_folders(folder):
+            below = f"{folder}/{name}"
+            things = source.sub_folders(below)
+            own = (name, None) if things else (None, name)
+            found += [(*own, f"{below}/{image}") for image in source.images(below)]
+            for below_thing, one in ((f"{below}/{one}", one) for one in things):
+                found += [(name, one, f"{below_thing}/{image}") for image in source.images(below_thing)]
+        for domain, thing, path in found:
             if thing is None and role == "query":
                 raise source.malformed(
                     f"guiec/{role}",
@@ -77,22 +89,3 @@ def read_guiec(source: OfficialFiles) -> pa.Table:
         raise source.malformed("guiec/query", "holds no images", expected="query/THING/IMAGE")
     images, labels, domains, roles = map(list, zip(*rows, strict=True))
     return source.rows("guiec", image=images, label=labels, domain=domains, role=roles)
-
-
-def _images_of(source: OfficialFiles, folder: str) -> list[tuple[str | None, str | None, str]]:
-    """Domain, thing and path of every image of a folder."""
-    found: list[tuple[str | None, str | None, str]] = [
-        (None, None, f"{folder}/{name}") for name in source.images(folder)
-    ]
-    for name in source.sub_folders(folder):
-        below = f"{folder}/{name}"
-        things = source.sub_folders(below)
-        found += [
-            (name, None, f"{below}/{image}") if things else (None, name, f"{below}/{image}")
-            for image in source.images(below)
-        ]
-        for thing in things:
-            found += [
-                (name, thing, f"{below}/{thing}/{image}") for image in source.images(f"{below}/{thing}")
-            ]
-    return found

@@ -52,8 +52,21 @@ def list_folder(
             dropped.append(Dropped(image, "it lies in no sub-folder, so it has no label"))
         else:
             rows.append({"image": image, "label": label})
+    if not rows and dropped:
+        raise InputError(
+            f"{folder} holds {len(dropped)} images, but none with a label "
+            f"(for instance {dropped[0].image}: {dropped[0].reason})",
+            expected="one sub-folder for each thing, with the images of it inside",
+            next_step="sort the images into sub-folders; or give --labels none, to index them only",
+        )
     if not rows:
-        raise _no_images(folder, dropped, passed_over)
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed_over.most_common(5))
+        seen = f"{passed_over.total()} other files were seen ({kinds})" if passed_over else "it is empty"
+        raise InputError(
+            f"{folder} holds no images: {seen}",
+            expected="JPEG, PNG, WebP or other images in it or in its sub-folders",
+            next_step="check the path",
+        )
     for row in rows:
         row.update(domain=domain, dataset=printable(folder.resolve().name))
     return Listing(
@@ -61,21 +74,4 @@ def list_folder(
         has_roles=labels == "none",
         dropped=tuple(dropped),
         passed_over=dict(sorted(passed_over.items())),
-    )
-
-
-def _no_images(folder: Path, dropped: list[Dropped], passed_over: Counter[str]) -> InputError:
-    if dropped:
-        return InputError(
-            f"{folder} holds {len(dropped)} images, but none with a label "
-            f"(for instance {dropped[0].image}: {dropped[0].reason})",
-            expected="one sub-folder for each thing, with the images of it inside",
-            next_step="sort the images into sub-folders; or give --labels none, to index them only",
-        )
-    kinds = ", ".join(f"{count} {suffix}" for suffix, count in passed_over.most_common(5))
-    seen = f"{passed_over.total()} other files were seen ({kinds})" if passed_over else "it is empty"
-    return InputError(
-        f"{folder} holds no images: {seen}",
-        expected="JPEG, PNG, WebP or other images in it or in its sub-folders",
-        next_step="check the path",
     )

@@ -53,7 +53,11 @@ def list_hugging_face(folder: Path, *, domain: str | None = None, labels: Labels
         ArtefactError: a file is missing or cannot be read.
         InputError: there is no column of images, or none of labels, or no row has both.
     """
-    names = _splits(folder)
+    names: Any = [""]  # a data set without splits
+    if (folder / "dataset_dict.json").is_file():
+        names = read_json(folder / "dataset_dict.json").get("splits")
+    if not isinstance(names, list) or not names:
+        raise _unreadable(folder / "dataset_dict.json", "it names no splits")
     role_of = {name: _ROLES.get(name.lower()) for name in names}
     has_roles = len(names) > 1 and all(role_of.values())
     tables: list[pa.Table] = []
@@ -87,16 +91,6 @@ def list_hugging_face(folder: Path, *, domain: str | None = None, labels: Labels
     )
 
 
-def _splits(folder: Path) -> list[str]:
-    """Names of the splits; one empty name for a data set without splits."""
-    if not (folder / "dataset_dict.json").is_file():
-        return [""]
-    names = read_json(folder / "dataset_dict.json").get("splits")
-    if not isinstance(names, list) or not names:
-        raise _unreadable(folder / "dataset_dict.json", "it names no splits")
-    return names
-
-
 def _parts(folder: Path, split: str, *, domain: str | None, labels: Labels) -> Iterator[pa.Table]:
     """Image, label and domain of the rows of each Arrow file of a split."""
     info, state = read_json(folder / split / "dataset_info.json"), read_json(folder / split / "state.json")
@@ -107,7 +101,13 @@ def _parts(folder: Path, split: str, *, domain: str | None, labels: Labels) -> I
     for file in files:
         below = f"{split}/{file['filename']}".lstrip("/")
         table = _open(folder / below)
-        cells = _struct(table[image])
+        # structs of bytes and path; plain bytes and plain paths are taken too
+        cells, kind = table[image], table[image].type
+        if not pa.types.is_struct(kind):
+            whole, nothing = cells.combine_chunks(), pa.nulls(len(cells), pa.null())
+            is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+            both = [nothing.cast(pa.binary()), whole] if is_text else [whole, nothing]
+            cells = pa.chunked_array([pa.StructArray.from_arrays(both, ["bytes", "path"])])
         own_path = pc.struct_field(cells, "path").cast(pa.string())
         has_bytes = pc.is_valid(pc.struct_field(cells, "bytes"))
         address = [f"arrow://{image}/{row}::{below}" for row in range(table.num_rows)]
@@ -144,21 +144,6 @@ def _columns(folder: Path, features: Mapping[str, Any], labels: Labels) -> tuple
             next_step="rename the column to label, or give --labels none to index the images only",
         )
     return image, None if labels == "none" else label
-
-
-def _struct(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The cells of images as structs of bytes and path; plain bytes and plain paths are taken too."""
-    kind = column.type
-    if pa.types.is_struct(kind):
-        return column
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    nothing = pa.nulls(len(column), pa.null())
-    whole = column.combine_chunks()
-    names = ["bytes", "path"]
-    cells = pa.StructArray.from_arrays(
-        [nothing.cast(pa.binary()), whole] if is_text else [whole, nothing], names
-    )
-    return pa.chunked_array([cells])
 
 
 def _texts(column: pa.ChunkedArray, kind: Mapping[str, Any]) -> pa.ChunkedArray:

@@ -71,9 +71,20 @@ def _distractors(source: OfficialFiles, wanted: pa.Array | None) -> Iterator[pa.
     with progress_bar("shards", only_on_terminal=True) as progress:
         for path in progress.track(shards, description="distractors"):
             where = f"{_SHARDS}/{path.name}"
-            names = pa.array(
-                source.images(where) if path.is_dir() else _images_in(source, where), pa.string()
-            )
+            if path.is_dir():
+                members = source.images(where)
+            else:
+                try:  # only the headers are read
+                    members = [
+                        name
+                        for name in tar_members(str(path))
+                        if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+                    ]
+                except ArtefactError as error:
+                    raise source.malformed(
+                        where, "is no whole, uncompressed tar file", expected=error.expected
+                    ) from error
+            names = pa.array(members, pa.string())
             if wanted is not None:
                 keys = pc.replace_substring_regex(names, r"\.[^/]*$", "")  # as WebDataset does
                 names = names.filter(pc.is_in(keys, value_set=wanted))
@@ -87,14 +98,3 @@ def _distractors(source: OfficialFiles, wanted: pa.Array | None) -> Iterator[pa.
     if not count:
         found = "hold no images" if wanted is None else f"hold none of the images that {_MINI} names"
         raise source.malformed(_SHARDS, f"its {len(shards)} shards {found}", expected="the official shards")
-
-
-def _images_in(source: OfficialFiles, where: str) -> list[str]:
-    """Names of the images in a tar file; only the headers are read."""
-    try:
-        names = tar_members(str(source.path(where)))
-    except ArtefactError as error:
-        raise source.malformed(
-            where, "is no whole, uncompressed tar file", expected=error.expected
-        ) from error
-    return [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]

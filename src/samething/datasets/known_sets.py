@@ -114,26 +114,28 @@ def _description(row: Presence, data_root: Path | None) -> rich.table.Table:
     table = rich.table.Table(title=f"{dataset.key}: {escape(dataset.title)}", box=None, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("domain", dataset.domain)
-    table.add_row("classes", _number(dataset.classes))
-    table.add_row("images", _number(dataset.images))
-    for published in dataset.published:
-        table.add_row("", escape(published.describe()))
-    table.add_row("gigabytes", _number(dataset.gigabytes))
-    table.add_row("licence", escape(dataset.licence))
-    table.add_row("from", escape(dataset.source))
-    table.add_row("to get it", escape(dataset.get))
+    rows = [
+        ("domain", dataset.domain),
+        ("classes", _number(dataset.classes)),
+        ("images", _number(dataset.images)),
+        *(("", escape(published.describe())) for published in dataset.published),
+        ("gigabytes", _number(dataset.gigabytes)),
+        ("licence", escape(dataset.licence)),
+        ("from", escape(dataset.source)),
+        ("to get it", escape(dataset.get)),
+    ]
     for place, name in enumerate(dataset.files):
         absent = row.missing is not None and name in row.missing
-        table.add_row("files" if not place else "", escape(name) + (" [red]missing[/red]" if absent else ""))
+        rows.append(("files" if not place else "", escape(name) + (" [red]missing[/red]" if absent else "")))
     if data_root is not None:
-        table.add_row("on disk", f"{_coloured(row.state)} below {escape(str(data_root))}")
-    table.add_row(
-        "division", "training and test as published" if dataset.has_roles else "none: made when it is read"
-    )
+        rows.append(("on disk", f"{_coloured(row.state)} below {escape(str(data_root))}"))
+    division = "training and test as published" if dataset.has_roles else "none: made when it is read"
+    rows.append(("division", division))
     if dataset.margin_percent is not None:
-        table.add_row("boxes", f"with a margin of {dataset.margin_percent:g} % at each side")
-    table.add_row("layout from", escape(dataset.layout))
+        rows.append(("boxes", f"with a margin of {dataset.margin_percent:g} % at each side"))
+    rows.append(("layout from", escape(dataset.layout)))
     if dataset.note:
-        table.add_row("note", escape(dataset.note))
+        rows.append(("note", escape(dataset.note)))
+    for both in rows:
+        table.add_row(*both)
     return table

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -71,16 +71,16 @@ _READERS: Final[Mapping[str, Reader]] = {
 }
 
 
-def _described() -> Iterator[Dataset]:
-    """The rows of ``public.toml``, with their readers."""
-    table = tomllib.loads(Path(__file__).with_name("public.toml").read_text(encoding="utf-8"))
-    for key, row in table.items():
-        published = tuple(Published(**part) for part in row.pop("published", ()))
-        files = tuple(row.pop("files"))
-        yield Dataset(key=key, reader=_READERS[key], files=files, published=published, **row)
-
-
-DATASETS: Final[dict[str, Dataset]] = {dataset.key: dataset for dataset in _described()}
+DATASETS: Final[dict[str, Dataset]] = {
+    key: Dataset(
+        key=key,
+        reader=_READERS[key],
+        files=tuple(row.pop("files")),
+        published=tuple(Published(**part) for part in row.pop("published", ())),
+        **row,
+    )
+    for key, row in tomllib.loads(Path(__file__).with_name("public.toml").read_text(encoding="utf-8")).items()
+}
 """Key → data set. To add one, put a row here: ``DATASETS["mine"] = Dataset(…)``."""
 
 DATASETS["uned"] = dataclasses.replace(DATASETS["uned"], published=PUBLISHED)
@@ -140,7 +140,21 @@ def read_dataset(
     """
     dataset = find_dataset(key)
     data_root = Path(data_root)
-    _require_fitting(dataset, domains=domains, margin=margin)
+    takes_margin = dataset.margin_percent is not None
+    if margin is not None and not (takes_margin and 0 <= margin <= 100):
+        raise InputError(
+            f"--margin {margin:g} for {dataset.title}",
+            expected="a percentage in [0, 100]"
+            if takes_margin
+            else "no margin: its rows are whole images, not boxes",
+            next_step="give another margin" if takes_margin else "leave --margin away",
+        )
+    if domains and dataset.domain != "several":
+        raise InputError(
+            f"--domain {','.join(domains)} for {dataset.title}, which is all {dataset.domain}",
+            expected="a choice of domains for a data set of several",
+            next_step="leave --domain away",
+        )
     source = OfficialFiles(
         dataset=dataset, data_root=data_root, part=part, domains=domains, margin_percent=margin
     )
@@ -171,23 +185,6 @@ def read_dataset(
     return Listing(
         catalog=catalog, has_roles=dataset.has_roles, dropped=tuple(dropped), warnings=tuple(warnings)
     )
-
-
-def _require_fitting(dataset: Dataset, *, domains: tuple[str, ...], margin: float | None) -> None:
-    if margin is not None and (dataset.margin_percent is None or not 0 <= margin <= 100):
-        raise InputError(
-            f"--margin {margin:g} for {dataset.title}",
-            expected="a percentage in [0, 100]"
-            if dataset.margin_percent is not None
-            else "no margin: its rows are whole images, not boxes",
-            next_step="give another margin" if dataset.margin_percent is not None else "leave --margin away",
-        )
-    if domains and dataset.domain != "several":
-        raise InputError(
-            f"--domain {','.join(domains)} for {dataset.title}, which is all {dataset.domain}",
-            expected="a choice of domains for a data set of several",
-            next_step="leave --domain away",
-        )
 
 
 def _of_part(source: OfficialFiles, table: pa.Table) -> pa.Table:

@@ -42,7 +42,15 @@ def list_table(
             next_step="leave --domain away, or remove the column",
         )
     whole = _without_labels(source, table, root) if labels == "none" else Catalog.read(source, root=root)
-    whole = _relative_to_root(whole)
+    images, folder = whole.strings("image"), whole.root.resolve()
+    if any(image.startswith("/") for image in images):
+        # relative below the root, so that the folder can be moved with its catalog
+        below = [Path(image).is_relative_to(folder) for image in images]
+        relative = [
+            Path(image).relative_to(folder).as_posix() if is_below else image
+            for image, is_below in zip(images, below, strict=True)
+        ]
+        whole = whole.with_column("image", relative)
     if domain is not None:
         whole = whole.with_column("domain", [domain] * len(whole))
     kept, dropped = _usable_rows(whole)
@@ -75,23 +83,6 @@ def _without_labels(source: Path, table: pa.Table, root: Path | None) -> Catalog
     return Catalog.from_table(table, root=root or source.parent, where=str(source), dataset=source.stem)
 
 
-def _relative_to_root(catalog: Catalog) -> Catalog:
-    """Absolute paths below the root made relative, so that the folder can be moved with its catalog."""
-    root = catalog.root.resolve()
-    images = catalog.strings("image")
-    if not any(image.startswith("/") for image in images):
-        return catalog
-    relative = [
-        Path(image).relative_to(root).as_posix() if Path(image).is_relative_to(root) else image
-        for image in images
-    ]
-    return catalog.with_column("image", relative)
-
-
-def _normal(image: str) -> str:
-    return image if is_url(image) else os.path.normpath(image)
-
-
 def _usable_rows(catalog: Catalog) -> tuple[np.ndarray, list[Dropped]]:
     kept: list[int] = []
     dropped: list[Dropped] = []
@@ -99,11 +90,12 @@ def _usable_rows(catalog: Catalog) -> tuple[np.ndarray, list[Dropped]]:
     boxes = catalog.boxes
     labels = catalog.strings("label")
     for row, (image, label) in enumerate(zip(catalog.strings("image"), labels, strict=True)):
+        place = image if is_url(image) else os.path.normpath(image)
         if not image.strip():
             dropped.append(Dropped(image, f"row {row}: the path is empty"))
         elif not label.strip():
             dropped.append(Dropped(image, f"row {row}: the label is empty"))
-        elif (first := first_row.setdefault((_normal(image), boxes[row]), row)) != row:
+        elif (first := first_row.setdefault((place, boxes[row]), row)) != row:
             reason = f"row {row}: listed before in row {first}"
             if labels[first] != label:
                 reason += f", with the label {labels[first]!r} and not {label!r}"

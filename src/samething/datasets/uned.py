@@ -154,7 +154,12 @@ def _read_split(source: OfficialFiles, domain: str, split: str, role: str) -> It
                 )
         if domain == "rp2k":
             if escaped is None:
-                escaped = _has_escaped_names(source, paths)
+                first_other = next((path for path in paths if not path.isascii()), None)
+                escaped = (
+                    first_other is not None
+                    and not source.exists(f"uned/images/{first_other}")
+                    and source.exists(f"uned/images/{escaped_name(first_other)}")
+                )
             paths = [escaped_name(path) for path in paths] if escaped else paths
         # a distractor bears no class: it is a thing of its own
         labels = [
@@ -199,15 +204,6 @@ def escaped_name(path: str) -> str:
     'rp2k/all/train/#U53ef#U4e50/#U00e9.jpg'
     """
     return re.sub(r"[^\x00-\x7f]", lambda found: f"#U{ord(found[0]):04x}", path)
-
-
-def _has_escaped_names(source: OfficialFiles, paths: list[str]) -> bool:
-    path = next((path for path in paths if not path.isascii()), None)
-    return (
-        path is not None
-        and not source.exists(f"uned/images/{path}")
-        and source.exists(f"uned/images/{escaped_name(path)}")
-    )
 
 
 PUBLISHED: Final = tuple(

@@ -67,13 +67,13 @@ def build_margin(
             f"loss {name!r}", expected="one of " + ", ".join(LOSSES), next_step="choose one of these"
         )
     constructor = LOSSES[name]
-    accepted = set(inspect.signature(constructor).parameters)
+    accepted = inspect.signature(constructor).parameters
     facts: dict[str, Any] = {"num_classes": num_classes, "class_counts": class_counts}
-    unknown = options.keys() - (accepted - facts.keys())
+    unknown = options.keys() - (accepted.keys() - facts.keys())
     if unknown:
         raise InputError(
             f"option {', '.join(sorted(unknown))} for the loss {name!r}",
-            expected="only " + ", ".join(sorted(accepted - facts.keys())),
+            expected="only " + ", ".join(sorted(accepted.keys() - facts.keys())),
             next_step="remove it or choose another loss",
         )
     if "class_counts" in accepted and (class_counts is None or len(class_counts) != num_classes):
@@ -82,24 +82,20 @@ def build_margin(
             expected=f"one number of training images per class for the loss {name!r}",
             next_step="pass class_counts, counted on the training catalog",
         )
-    checked = {key: _checked_option(name, constructor, key, value) for key, value in options.items()}
-    return constructor(**{key: facts[key] for key in facts.keys() & accepted}, **checked)
-
-
-def _checked_option(name: str, constructor: Callable[..., Margin], key: str, value: Any) -> Any:
-    """The value, if it is of the kind of the option's default; 0 and 1 are also false and true."""
-    default = inspect.signature(constructor).parameters[key].default
-    if isinstance(default, bool) and value in (0, 1):
-        return bool(value)
-    kind = {bool: "true or false", str: "a word"}.get(type(default), "a number")
-    fits = isinstance(value, str) if kind == "a word" else isinstance(value, int | float)
-    if kind == "true or false" or not fits or (isinstance(value, bool) and kind == "a number"):
-        raise InputError(
-            f"{key} = {value!r} for the loss {name!r}",
-            expected=f"{kind}, such as {default}",
-            next_step="see docs/losses.md for the options of every loss",
-        )
-    return value
+    for key, value in options.items():
+        default = accepted[key].default
+        if isinstance(default, bool) and value in (0, 1):
+            options[key] = bool(value)  # 0 and 1 are also false and true
+            continue
+        kind = {bool: "true or false", str: "a word"}.get(type(default), "a number")
+        fits = isinstance(value, str) if kind == "a word" else isinstance(value, int | float)
+        if kind == "true or false" or not fits or (isinstance(value, bool) and kind == "a number"):
+            raise InputError(
+                f"{key} = {value!r} for the loss {name!r}",
+                expected=f"{kind}, such as {default}",
+                next_step="see docs/losses.md for the options of every loss",
+            )
+    return constructor(**{key: facts[key] for key in facts.keys() & accepted.keys()}, **options)
 
 
 __all__ = [

@@ -40,20 +40,31 @@ class ChunkUpdate:
                 self.state["exp_avg"] = torch.zeros_like(self.parameter)
                 self.state["exp_avg_sq"] = torch.zeros_like(self.parameter)
             self.state["step"] += 1
-        self._update = self._sgd if isinstance(optimiser, SGD) else self._adam
+        self._is_sgd = isinstance(optimiser, SGD)
         decoupled = self.group.get("decoupled_weight_decay", isinstance(optimiser, AdamW))
         self._adam_kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
 
     def __call__(self, start: int, gradient: Float[Tensor, "rows d"]) -> None:
         """Update the rows from ``start`` on with their gradient, which is used up."""
         rows = slice(start, start + len(gradient))
-        self._update(rows, gradient)
-
-    def _adam(self, rows: slice, gradient: Tensor) -> None:
-        group, state = self.group, self.state
+        parameter, group, state = [self.parameter[rows]], self.group, self.state
+        if self._is_sgd:
+            torch._fused_sgd_(
+                parameter,
+                [gradient],
+                [state["momentum_buffer"][rows]] if group["momentum"] else [],
+                weight_decay=group["weight_decay"],
+                momentum=group["momentum"],
+                lr=float(group["lr"]),
+                dampening=group["dampening"],
+                nesterov=group["nesterov"],
+                maximize=False,
+                is_first_step=self.is_first_step,
+            )
+            return
         beta1, beta2 = group["betas"]
         self._adam_kernel(
-            [self.parameter[rows]],
+            parameter,
             [gradient],
             [state["exp_avg"][rows]],
             [state["exp_avg_sq"][rows]],
@@ -66,22 +77,6 @@ class ChunkUpdate:
             eps=group["eps"],
             amsgrad=False,
             maximize=False,
-        )
-
-    def _sgd(self, rows: slice, gradient: Tensor) -> None:
-        group = self.group
-        momentum = [self.state["momentum_buffer"][rows]] if group["momentum"] else []
-        torch._fused_sgd_(
-            [self.parameter[rows]],
-            [gradient],
-            momentum,
-            weight_decay=group["weight_decay"],
-            momentum=group["momentum"],
-            lr=float(group["lr"]),
-            dampening=group["dampening"],
-            nesterov=group["nesterov"],
-            maximize=False,
-            is_first_step=self.is_first_step,
         )
 
 

@@ -212,15 +212,12 @@ class ClassSweep:
         self.b = len(unit)
         self.plan = workspace.plan(self.b, self.num_classes)
         self.pieces = self.plan.pieces
-        self._find_targets(labels)
-
-    def _find_targets(self, labels: Tensor) -> None:
         centers = self.centers[labels]
         centers = centers / centers.norm(dim=2, keepdim=True)
         cosines, nearest = (centers @ self.unit[:, :, None])[:, :, 0].max(dim=1)
         self.target_cosines = cosines
         self.target_centers = centers[torch.arange(self.b), nearest]
-        columns = labels if self.classes is None else torch.searchsorted(self.classes, labels)
+        columns = labels if classes is None else torch.searchsorted(classes, labels)
         n = self.plan.classes_a_piece
         ordered, order = columns.sort()
         bounds = torch.searchsorted(ordered, torch.arange(len(self.pieces) + 1) * n).tolist()
@@ -256,8 +253,11 @@ class ClassSweep:
         others = self._first_pass(None if plain else context, scale, largest_logit=largest_logit, masks=keeps)
         check_lengths("class weight", self.workspace.lengths[: self.num_rows, 0])
 
-        similarity, slope = self._target_similarity(context)
-        target = similarity.double() * scale - self._shift_of_logits()
+        with torch.enable_grad():
+            cosines = self.target_cosines.detach().requires_grad_()
+            similarity = self.margin.target_similarity(cosines, context)
+            (slope,) = torch.autograd.grad(similarity.sum(), cosines)
+        target = similarity.detach().double() * scale - self._shift_of_logits()
         # ln(1 + others/e^target), where either may be beyond the other's precision
         losses = torch.logaddexp(others.log() - target, torch.zeros_like(target))
         row_factor = (scale * share / self.b) / (others + target.exp())
@@ -278,7 +278,15 @@ class ClassSweep:
                 from_others.addmm_(piece.unit_by_dim, piece.numbers)
             else:
                 from_others.add_(piece.unit_by_dim @ piece.numbers)
-            sink(piece.start * self.k, self._class_gradient(piece, targets, weight, weighted, of_targets))
+            # by the class weights, through their normalisation
+            gradient = piece.gradient
+            torch.mm(piece.numbers, weighted, out=piece.products)
+            if piece.products.dtype != gradient.dtype:
+                gradient.copy_(piece.products)
+            if targets is not None:
+                gradient.index_add_(0, targets.rows, of_targets[targets.batch])
+            arithmetic.through_normalisation(piece, weight)
+            sink(piece.start * self.k, gradient)
         return losses, from_others.t() * row_factor + self.target_centers * target_factor
 
     def _first_pass(
@@ -299,32 +307,21 @@ class ClassSweep:
         for piece, targets in zip(self.pieces, self.targets, strict=True):
             self._sum_exponentials(piece, targets, masks=masks)
         if self.shift is not None and float(self._total().min()) < SMALLEST_SUM:
-            self.shift = self._highest_exponents()
+            # each row's largest logit of a wrong class, as an exponent of 2
+            highest = torch.full_like(self.unit[:, 0], -math.inf)
+            for piece, targets in zip(self.pieces, self.targets, strict=True):
+                self._normalise(piece)
+                exponents, _ = self._exponents(self._nearest(piece, masks=False))
+                if targets is not None:
+                    exponents.view(-1).index_fill_(0, targets.places, -math.inf)
+                highest = torch.maximum(highest, exponents.amax(dim=0).to(highest.dtype))
+            self.shift = highest
             for piece, targets in zip(self.pieces, self.targets, strict=True):
                 self._sum_exponentials(piece, targets, masks=masks)
         return self._total()
 
-    def _highest_exponents(self) -> Float[Tensor, " b"]:
-        """Each row's largest logit of a wrong class, as an exponent of 2."""
-        highest = torch.full_like(self.unit[:, 0], -math.inf)
-        for piece, targets in zip(self.pieces, self.targets, strict=True):
-            self._normalise(piece)
-            exponents, _ = self._exponents(self._nearest(piece, masks=False))
-            if targets is not None:
-                exponents.view(-1).index_fill_(0, targets.places, -math.inf)
-            highest = torch.maximum(highest, exponents.amax(dim=0).to(highest.dtype))
-        return highest
-
     def _shift_of_logits(self) -> Tensor | float:
         return 0.0 if self.shift is None else self.shift.double() / LOG2_E
-
-    def _target_similarity(self, context: RowContext) -> tuple[Tensor, Tensor]:
-        """Similarity of each row with its own class, and its derivative by the cosine."""
-        with torch.enable_grad():
-            cosines = self.target_cosines.detach().requires_grad_()
-            similarity = self.margin.target_similarity(cosines, context)
-            (slope,) = torch.autograd.grad(similarity.sum(), cosines)
-        return similarity.detach(), slope
 
     # ---- what a piece goes through
 
@@ -365,21 +362,3 @@ class ClassSweep:
 
     def _total(self) -> Float[Tensor, " b"]:
         return self.plan.sums.double().sum(dim=0)
-
-    def _class_gradient(
-        self,
-        piece: Piece,
-        targets: Targets | None,
-        weight: Float[Tensor, "rows d"],
-        weighted: Float[Tensor, "b d"],
-        of_targets: Float[Tensor, "b d"],
-    ) -> Float[Tensor, "rows d"]:
-        """Gradient by a piece's class weights, through their normalisation."""
-        gradient = piece.gradient
-        torch.mm(piece.numbers, weighted, out=piece.products)
-        if piece.products.dtype != gradient.dtype:
-            gradient.copy_(piece.products)
-        if targets is not None:
-            gradient.index_add_(0, targets.rows, of_targets[targets.batch])
-        arithmetic.through_normalisation(piece, weight)
-        return gradient

@@ -136,7 +136,11 @@ class FusedMarginStep:
         """The buffers, made again where the weights have moved to other memory or another type."""
         weight = self.head.weight.detach()
         if prefix < weight.shape[1]:
-            weight = self._copy(number, weight[:, :prefix])
+            # the leading columns, in memory that is kept
+            copy = self._copies.get(number)
+            if copy is None or copy.dtype != weight.dtype:
+                copy = self._copies[number] = weight.new_empty(len(weight), prefix)
+            weight = copy.copy_(weight[:, :prefix])
         known = self._workspaces.get(number)
         if (
             known is None
@@ -147,13 +151,6 @@ class FusedMarginStep:
             known = Workspace(weight, self.head.num_centers, dtype, self.workspace_bytes)
         self._workspaces[number] = known
         return known
-
-    def _copy(self, number: int, part: Tensor) -> Tensor:
-        """The leading columns of the class weights, in memory that is kept."""
-        copy = self._copies.get(number)
-        if copy is None or copy.dtype != part.dtype:
-            copy = self._copies[number] = part.new_empty(part.shape)
-        return copy.copy_(part)
 
     @torch.enable_grad()
     def _by_autograd(self, embeddings: Tensor, labels: Tensor, share: float) -> tuple[Tensor, Tensor]:

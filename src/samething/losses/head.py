@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from samething.errors import InputError
-from samething.losses.margins import Margin
+from samething.losses.margins import Margin, require
 from samething.losses.processes import gather_rows
 
 
@@ -58,14 +58,14 @@ class MarginHead(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check(embedding_dim >= 1, "embedding_dim", embedding_dim, "at least 1")
-        _check(num_classes >= 2, "num_classes", num_classes, "at least 2 classes")
-        _check(num_centers >= 1, "num_centers", num_centers, "at least 1 sub-centre per class")
-        _check(0 < class_fraction <= 1, "class_fraction", class_fraction, "a part in (0, 1]")
-        _check(seed >= 0, "seed", seed, "a number ≥ 0")
+        require(embedding_dim >= 1, "embedding_dim", embedding_dim, "at least 1")
+        require(num_classes >= 2, "num_classes", num_classes, "at least 2 classes")
+        require(num_centers >= 1, "num_centers", num_centers, "at least 1 sub-centre per class")
+        require(0 < class_fraction <= 1, "class_fraction", class_fraction, "a part in (0, 1]")
+        require(seed >= 0, "seed", seed, "a number ≥ 0")
         prefixes = tuple(prefixes) or (embedding_dim,)
         in_range = all(1 <= p <= embedding_dim for p in prefixes)
-        _check(in_range, "prefixes", prefixes, f"lengths from 1 to {embedding_dim}")
+        require(in_range, "prefixes", prefixes, f"lengths from 1 to {embedding_dim}")
         self.num_classes = num_classes
         self.num_centers = num_centers
         self.prefixes = prefixes
@@ -84,7 +84,10 @@ class MarginHead(nn.Module):
         """Mean cross-entropy of the batch, over the classes sampled for this step."""
         self.check_batch(embeddings, labels)
         classes = self.next_classes(labels)
-        weight, columns = self._sampled_weight(labels, classes)
+        weight, columns = self.weight, labels
+        if classes is not None:
+            centers = weight.view(self.num_classes, self.num_centers, -1)
+            weight, columns = centers[classes].flatten(0, 1), torch.searchsorted(classes, labels)
         losses = []
         for margin, prefix in zip(self.margins, self.prefixes, strict=True):
             logits = self._logits(margin, embeddings[:, :prefix], weight[:, :prefix], columns, labels)
@@ -126,13 +129,6 @@ class MarginHead(nn.Module):
                 expected=f"class numbers from 0 to {self.num_classes - 1}",
                 next_step="number the classes of the training catalog without gaps, from 0",
             )
-
-    def _sampled_weight(self, labels: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Sub-centres of this step's classes, and where each row's own class stands among them."""
-        if classes is None:
-            return self.weight, labels
-        centers = self.weight.view(self.num_classes, self.num_centers, -1)
-        return centers[classes].flatten(0, 1), torch.searchsorted(classes, labels)
 
     def _logits(
         self, margin: nn.Module, embeddings: Tensor, weight: Tensor, columns: Tensor, labels: Tensor
@@ -191,8 +187,3 @@ def check_lengths(what: str, norms: Float[Tensor, " rows"]) -> None:
             expected="finite rows with a direction",
             next_step="look for a feature row of zeros, or a learning rate that killed the head",
         )
-
-
-def _check(holds: bool, name: str, value: object, expected: str) -> None:
-    if not holds:
-        raise InputError(f"{name} = {value!r}", expected=expected, next_step=f"change {name}")

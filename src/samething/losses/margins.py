@@ -88,7 +88,7 @@ class Margin(nn.Module, abc.ABC):
     def __init__(self, *, scale: float, margin: float = 0.0) -> None:
         super().__init__()
         self.margin = margin
-        _check(scale > 0 and math.isfinite(scale), "scale", scale, "a positive number")
+        require(scale > 0 and math.isfinite(scale), "scale", scale, "a positive number")
         # float64, so that a scale of √2·ln(C - 1) is exact under float64 weights; a number without
         # dimensions does not promote the float32 matrix that it multiplies
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
@@ -186,7 +186,7 @@ class CosFace(Margin):
     """
 
     def __init__(self, *, scale: float = 30.0, margin: float = 0.35) -> None:
-        _check(0 <= margin <= 1, "margin", margin, "a difference of cosines in [0, 1]")
+        require(0 <= margin <= 1, "margin", margin, "a difference of cosines in [0, 1]")
         super().__init__(scale=scale, margin=margin)
 
     def target_similarity(self, cosines: Float[Tensor, " b"], context: RowContext) -> Float[Tensor, " b"]:
@@ -240,9 +240,9 @@ class DynamicArcFace(Margin):
         _check_angle("margin_min_radians", margin_min_radians)
         _check_angle("margin_max_radians", margin_max_radians)
         wide_enough = margin_max_radians >= margin_min_radians
-        _check(wide_enough, "margin_max_radians", margin_max_radians, f"at least {margin_min_radians}")
+        require(wide_enough, "margin_max_radians", margin_max_radians, f"at least {margin_min_radians}")
         schedules = {"cosine": cosine_margins, "inverse_root": inverse_root_margins}
-        _check(schedule in schedules, "schedule", schedule, " or ".join(schedules))
+        require(schedule in schedules, "schedule", schedule, " or ".join(schedules))
         margins = schedules[schedule](
             class_counts, margin_min_radians=margin_min_radians, margin_max_radians=margin_max_radians
         )
@@ -301,7 +301,7 @@ class AdaCos(Margin):
     """
 
     def __init__(self, *, num_classes: int, dynamic: bool = False) -> None:
-        _check(num_classes >= 3, "num_classes", num_classes, "at least 3 classes for AdaCos")
+        require(num_classes >= 3, "num_classes", num_classes, "at least 3 classes for AdaCos")
         super().__init__(scale=adacos_fixed_scale(num_classes))
         self.dynamic = dynamic
         self.needs_other_logsumexp = dynamic
@@ -342,7 +342,7 @@ class CurricularFace(Margin):
 
     def __init__(self, *, scale: float = 30.0, margin_radians: float = 0.5, momentum: float = 0.01) -> None:
         _check_angle("margin_radians", margin_radians)
-        _check(0 < momentum <= 1, "momentum", momentum, "a number in (0, 1]")
+        require(0 < momentum <= 1, "momentum", momentum, "a number in (0, 1]")
         super().__init__(scale=scale, margin=margin_radians)
         self.momentum = momentum
         self.register_buffer("t", torch.tensor(0.0, dtype=torch.float64))
@@ -398,9 +398,9 @@ class AdaFace(Margin):
     def __init__(
         self, *, scale: float = 30.0, margin: float = 0.4, h: float = 0.333, momentum: float = 0.01
     ) -> None:
-        _check(0 <= margin <= 1, "margin", margin, "a number in [0, 1]")
-        _check(h > 0, "h", h, "a positive number")
-        _check(0 < momentum <= 1, "momentum", momentum, "a number in (0, 1]")
+        require(0 <= margin <= 1, "margin", margin, "a number in [0, 1]")
+        require(h > 0, "h", h, "a positive number")
+        require(0 < momentum <= 1, "momentum", momentum, "a number in (0, 1]")
         super().__init__(scale=scale, margin=margin)
         self.h = h
         self.momentum = momentum
@@ -439,10 +439,11 @@ def _move(running: Tensor, newest: Tensor, momentum: float) -> None:
     running.copy_(momentum * newest + (1 - momentum) * running)
 
 
-def _check(holds: bool, name: str, value: object, expected: str) -> None:
+def require(holds: bool, name: str, value: object, expected: str) -> None:
+    """Refuse, as an InputError, an option for which something does not hold."""
     if not holds:
         raise InputError(f"{name} = {value!r}", expected=expected, next_step=f"change {name} of this loss")
 
 
 def _check_angle(name: str, value: float) -> None:
-    _check(0 <= value <= math.pi / 2, name, value, "radians in [0, π/2]")
+    require(0 <= value <= math.pi / 2, name, value, "radians in [0, π/2]")

@@ -249,12 +249,7 @@ def score_tiles(
     Yields:
         The queries, the numbered entries and their scores.
     """
-    # half of the memory for scores and products, a quarter for rows
-    memory = memory_mib * 2**20
-    most_rows = memory // 8 // (BYTES_PER_COORDINATE * max(1, queries.shape[1]))
-    num_columns = max(1, min(len(gallery), most_rows, _LARGEST_BLOCK))
-    # scores of this tile and of the one before, and two temporary products, each of 8 bytes per pair
-    num_rows = max(1, min(len(queries), most_rows, memory // 2 // (32 * num_columns)))
+    num_rows, num_columns = _tile_sizes(len(queries), len(gallery), queries.shape[1], memory_mib)
     for columns in blocks(len(gallery), num_columns):
         start = first_row + columns.start
         entries = scorer.prepare(gallery[columns], start, "gallery")
@@ -293,6 +288,16 @@ def pair_scores(
             raise
         scores[own] = scorer.scores(asked, entries, pairwise=True)
     return scores
+
+
+def _tile_sizes(num_queries: int, num_entries: int, width: int, memory_mib: int) -> tuple[int, int]:
+    """Queries and gallery rows per tile: half of the memory for scores and products, a quarter for rows."""
+    memory = memory_mib * 2**20
+    most_rows = memory // 8 // (BYTES_PER_COORDINATE * max(1, width))
+    num_columns = max(1, min(num_entries, most_rows, _LARGEST_BLOCK))
+    # scores of this tile and of the one before, and two temporary products, each of 8 bytes per pair
+    num_rows = max(1, min(num_queries, most_rows, memory // 2 // (32 * num_columns)))
+    return num_rows, num_columns
 
 
 def blocks(length: int, size: int) -> Iterator[slice]:

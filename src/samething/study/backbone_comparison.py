@@ -121,19 +121,13 @@ def _of_one_catalog(folders: Sequence[Path]) -> dict[str, FeatureSet]:
                 expected="features of one catalog, so that all backbones are asked the same questions",
                 next_step="make them from one catalog; images that one of them could not read count too",
             )
-        full = name if names.count(name) == 1 else f"{name} {_way_of(found.backbone)}"
+        options = found.backbone.get("options", {}).items()
+        other = [f"{option} {value}" for option, value in options if option != "sizes"]
+        # the same one used otherwise is told by its size and options
+        way = ", ".join([f"at {found.backbone['preprocessing']['size']}", *other])
+        full = name if names.count(name) == 1 else f"{name} {way}"
         named[full if full not in named else f"{full} in {found.folder.name}"] = found
     return named
-
-
-def _way_of(description: Mapping[str, Any]) -> str:
-    """How a backbone was used, to tell it from the same one used otherwise.
-
-    >>> _way_of({"preprocessing": {"size": 160}, "options": {"sizes": [160], "pooling": "gem"}})
-    'at 160, pooling gem'
-    """
-    other = [f"{name} {value}" for name, value in description.get("options", {}).items() if name != "sizes"]
-    return ", ".join([f"at {description['preprocessing']['size']}", *other])
 
 
 def _asked(
@@ -176,14 +170,6 @@ def _asked(
     }
 
 
-def _cost(found: FeatureSet) -> tuple[float, float]:
-    """Parameters, and images per second; NaN where the folder does not say."""
-    content = found.manifest.content
-    numbers = (content.get("num_backbone_parameters"), content.get("images_per_second"))
-    parameters, rate = (math.nan if number is None else float(number) for number in numbers)
-    return parameters, rate
-
-
 def _concluded(
     folder: StudyFolder,
     feature_sets: Mapping[str, FeatureSet],
@@ -195,7 +181,9 @@ def _concluded(
     dim, best = chosen["dim"], chosen["backbone"]
     rows: list[dict[str, Any]] = []
     for name, found in feature_sets.items():
-        parameters, rate = _cost(found)
+        content = found.manifest.content
+        numbers = (content.get("num_backbone_parameters"), content.get("images_per_second"))
+        parameters, rate = (math.nan if number is None else float(number) for number in numbers)
         rows += [
             {
                 "backbone": name, "way": way, "width": found.rows.shape[1] if way == "full" else dim,

@@ -102,22 +102,17 @@ def datasets(
         "config": config.to_json(),
     }
     with StudyFolder.claimed(Path(output), made_from) as folder:
-        return _studied(Mixer.of(found, folder, config, terms), test, min_gain)
-
-
-def _studied(mixer: Mixer, test: Questions, min_gain: float) -> StudyResult:
-    """Everything on validation images, the choice, and the one look at the test."""
-    with progress_bar("looks") as bar:
-        findings = _found(mixer, min_gain, bar)
-    by = mixer.terms.by
-    chosen = {
-        "groups": [{by: group, "most_images_per_class": cap or None} for group, cap in findings.mix],
-        "by": by,
-        "budget_images": mixer.terms.budget,
-    }
-    mixes = {"chosen": findings.mix, "everything": mixer.everything}
-    seen = mixer.folder.tested(chosen, lambda: mixer.tested(mixes, test))
-    return _concluded(mixer, test, findings, seen, chosen)
+        mixer = Mixer.of(found, folder, config, terms)
+        with progress_bar("looks") as bar:
+            findings = _found(mixer, min_gain, bar)
+        chosen = {
+            "groups": [{by: group, "most_images_per_class": cap or None} for group, cap in findings.mix],
+            "by": by,
+            "budget_images": terms.budget,
+        }
+        mixes = {"chosen": findings.mix, "everything": mixer.everything}
+        seen = folder.tested(chosen, lambda: mixer.tested(mixes, test))
+        return _concluded(mixer, test, findings, seen, chosen)
 
 
 def _found(mixer: Mixer, min_gain: float, bar: Any) -> Findings:
@@ -142,7 +137,10 @@ def _found(mixer: Mixer, min_gain: float, bar: Any) -> Findings:
     marginal = {}
     inside = {group for group, _ in mix}
     for group in mixer.groups:
-        with_it = mix if group in inside else (*mix, _best_cap(mixer, mix, group))
+        with_it = mix
+        if group not in inside:  # under the cap that does best beside the mix
+            several = [(*mix, (group, cap)) for cap in mixer.terms.caps]
+            with_it = max(several, key=lambda one: mixer.val.mean(mixer.scores(one)))
         without_it = tuple(part for part in mix if part[0] != group)
         if without_it:
             of_domains = mixer.val.of_domains(mixer.scores(with_it) - mixer.scores(without_it))
@@ -165,12 +163,6 @@ def _found(mixer: Mixer, min_gain: float, bar: Any) -> Findings:
             curves[name].append((float(budget), mixer.val.mean(values), *mixer.val.interval(values)))
             bar.advance(task)
     return Findings(mix, steps, alone, marginal, substitutions, curves)
-
-
-def _best_cap(mixer: Mixer, mix: Sequence[Part], group: str) -> Part:
-    """The cap under which a group that was not chosen does best beside the mix."""
-    parts = [(group, cap) for cap in mixer.terms.caps]
-    return max(parts, key=lambda part: mixer.val.mean(mixer.scores((*mix, part))))
 
 
 def _concluded(

@@ -145,7 +145,18 @@ def _best_of_each(study: LossStudy) -> tuple[dict[str, dict[str, Any]], dict[str
             for repeat in range(study.num_seeds):
                 values[loss][repeat] = study.scores(loss, best[loss], _repeat_seed(study.seed, repeat))
                 bar.advance(task)
-    _write_storage(study.folder.folder, searches)
+    # an Optuna journal, for its dashboard and plots, written anew from the log each time
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    target = study.folder.folder / "optuna.log"
+    target.unlink(missing_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(target)))
+        for loss, search in searches.items():
+            copy = optuna.create_study(direction="maximize", study_name=loss, storage=storage)
+            copy.add_trials(search.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]))
     return best, values
 
 
@@ -203,21 +214,6 @@ def _searched(study: LossStudy, loss: str, advance: Any) -> optuna.Study:
         search.tell(trial, study.val.mean(values))
         advance()
     return search
-
-
-def _write_storage(folder: Path, searches: Mapping[str, optuna.Study]) -> None:
-    """The searches as an Optuna journal, for its dashboard and plots; written anew from the log each time."""
-    import optuna
-    from optuna.storages.journal import JournalFileBackend
-
-    target = folder / "optuna.log"
-    target.unlink(missing_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(target)))
-        for loss, search in searches.items():
-            copy = optuna.create_study(direction="maximize", study_name=loss, storage=storage)
-            copy.add_trials(search.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]))
 
 
 def _concluded(

@@ -92,28 +92,23 @@ class StudyFolder:
             if is_finished(folder):
                 manifest = read_manifest(folder, kind=KIND, format_version=FORMAT_VERSION)
                 require_whole(folder, manifest, [LOG_NAME])
-            study._read_log()
+            path = folder / LOG_NAME
+            content = path.read_bytes() if path.exists() else b""
+            whole = content[: content.rfind(b"\n") + 1]
+            if len(whole) < len(content):  # a line that a killed process left half written
+                with path.open("rb+") as stream:
+                    stream.truncate(len(whole))
+            for number, line in enumerate(whole.splitlines()):
+                try:
+                    record = json.loads(line)
+                    study.trials[canonical(record["tried"])] = record
+                except (ValueError, KeyError, TypeError) as error:
+                    raise ArtefactError(
+                        f"line {number + 1} of {path} cannot be read ({error})",
+                        expected="a line of JSON a trial, as the study wrote it",
+                        next_step="remove that line and run the study again: what is missing is tried again",
+                    ) from error
             yield study
-
-    def _read_log(self) -> None:
-        path = self.folder / LOG_NAME
-        if not path.exists():
-            return
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):  # a line that a killed process left half written
-            with path.open("rb+") as stream:
-                stream.truncate(len(whole))
-        for number, line in enumerate(whole.splitlines()):
-            try:
-                record = json.loads(line)
-                self.trials[canonical(record["tried"])] = record
-            except (ValueError, KeyError, TypeError) as error:
-                raise ArtefactError(
-                    f"line {number + 1} of {path} cannot be read ({error})",
-                    expected="a line of JSON a trial, as the study wrote it",
-                    next_step="remove that line and run the study again: what is missing is tried again",
-                ) from error
 
     def _append(self, record: dict[str, Json]) -> None:
         (self.folder / MANIFEST_NAME).unlink(missing_ok=True)  # it is not finished any more
