@@ -16,7 +16,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Int
 
-from samething.arrays import NumRelevant, PerQuery, Relevance, counted
+from samething.arrays import NumRelevant, PerQuery, Relevance
 from samething.errors import InputError
 
 Metric: TypeAlias = str
@@ -195,7 +195,8 @@ def _owners(
 ) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
     """For every rank the query it belongs to and its position among that query's ranks, counted from 1."""
     query = np.repeat(np.arange(len(num_relevant)), num_relevant)
-    position = counted(num_relevant) + 1
+    starts = np.cumsum(num_relevant) - num_relevant
+    position = np.arange(len(query)) - np.repeat(starts, num_relevant) + 1
     ascending = (
         (np.diff(ranks) > 0) | (np.diff(query) != 0) if len(query) == len(ranks) else np.array([False])
     )
@@ -239,17 +240,15 @@ def measure(
     of_nearest = {"mmp": modified_mean_precision_at_k, "r": recall_at_k, "p": precision_at_k}
     found: dict[Metric, PerQuery] = {}
     for metric in metrics:
-        if metric in whole:
-            found[metric] = whole[metric](ranks, num_relevant)
-            continue
         require_metric(metric)
         name, _, depth = metric.partition("@")
-        k = int(depth)
-        if name == "map":
-            found[metric] = truncated_average_precision(ranks, num_relevant, k=k)
+        if metric in whole:
+            found[metric] = whole[metric](ranks, num_relevant)
+        elif name == "map":
+            found[metric] = truncated_average_precision(ranks, num_relevant, k=int(depth))
         else:
-            nearest = relevance_from_ranks(ranks, num_relevant, k=k)
-            found[metric] = of_nearest[name](nearest, num_relevant, k=k)
+            nearest = relevance_from_ranks(ranks, num_relevant, k=int(depth))
+            found[metric] = of_nearest[name](nearest, num_relevant, k=int(depth))
     return found
 
 

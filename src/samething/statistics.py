@@ -6,7 +6,6 @@ Values are one number per query, NaN for a query that cannot be answered; means 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -19,11 +18,6 @@ from samething.files import Json
 
 _DRAWS_AT_A_TIME: Final = 2**21
 """Draws held while resampling: as many row numbers and values, 32 MiB (or one resample)."""
-
-
-def or_null(value: float) -> float | None:
-    """The number as JSON has it: null for one that is not finite."""
-    return value if math.isfinite(value) else None
 
 
 class Estimate(NamedTuple):

@@ -69,7 +69,7 @@ def evaluate_embeddings(
             a query has no label, a domain is called ``mean``, there are more dimensions than the protocol
             allows, or distractors do not fit.
     """
-    protocol = protocol_of(protocol)
+    protocol = protocol if isinstance(protocol, Protocol) else protocol_of(protocol)
     tasks = catalog if isinstance(catalog, TaskSet) else TaskSet.of(catalog, role, protocol.scopes)
     shards = [open_embeddings(Path(path)) for path in distractors]
     _check(embeddings, tasks, protocol, num_resamples, list(zip(distractors, shards, strict=True)), gain)

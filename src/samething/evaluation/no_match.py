@@ -12,9 +12,10 @@ from samething.arrays import Embeddings
 from samething.catalog import Catalog
 from samething.errors import InputError
 from samething.evaluation.calibration import Calibration
+from samething.evaluation.result import or_null
 from samething.evaluation.task import RetrievalTask, Role, rows_by_role
 from samething.files import Json
-from samething.statistics import bootstrap_interval, or_null
+from samething.statistics import bootstrap_interval
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

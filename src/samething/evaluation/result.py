@@ -25,13 +25,7 @@ from samething.evaluation.protocols import (
 )
 from samething.files import Json
 from samething.metrics import Metric, title_of
-from samething.statistics import (
-    Estimate,
-    domain_mean,
-    domain_mean_estimates,
-    or_null,
-    weighted_mean_interval,
-)
+from samething.statistics import Estimate, domain_mean, domain_mean_estimates, weighted_mean_interval
 
 Estimates: TypeAlias = Mapping[str, Mapping[Metric, Estimate]]
 """Domain or ``mean`` -> metric -> mean over its queries with the 95 % interval."""
@@ -275,6 +269,11 @@ def cell(found: Estimate) -> str:
 def short_cell(found: Estimate) -> str:
     """Such as ``87.3 ±2.9``, in percent."""
     return "–" if math.isnan(found.value) else f"{100 * found.value:.1f} ±{50 * (found.high - found.low):.1f}"
+
+
+def or_null(value: float) -> float | None:
+    """The number as JSON has it: null for one that is not finite."""
+    return value if math.isfinite(value) else None
 
 
 def _ends(found: Estimate) -> list[Json]:

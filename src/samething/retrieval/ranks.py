@@ -102,13 +102,13 @@ class RankCounter:
         precision: Precision = "float64",
         distance: Distance = "cosine",
     ) -> None:
+        query, rows = relevant.queries, relevant.rows
         require_search(leave_out, len(gallery), memory_mib)
         self._queries, self._leave_out, self._memory_mib = queries, leave_out, memory_mib
         self._scorer = Scorer.of(
             queries, gallery, precision=precision, distance=distance, normalised=normalised
         )
         self._num_counted = 0
-        query, rows = relevant.queries, relevant.rows
         scores = pair_scores(self._scorer, queries, gallery, (query, rows), memory_mib=memory_mib)
         # worst first in each query: the lower score, of equal scores the higher row
         order = np.lexsort((-rows, scores, query))
