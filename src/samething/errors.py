@@ -5,6 +5,9 @@ The library raises; only the command line turns an error into an exit status.
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 
 class SamethingError(Exception):
     """Something the user can mend.
@@ -77,6 +80,18 @@ class MissingExtraError(SamethingError):
         )
         self.module = module
         self.extra = extra
+
+
+def needed(module: str, *, extra: str) -> Any:
+    """A package that an optional part of the installation brings, imported now.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(module.partition(".")[0], extra=extra) from error
 
 
 def first_line(error: Exception) -> str:

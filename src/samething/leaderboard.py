@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal
 
 import cyclopts
 from rich.box import SIMPLE_HEAD
@@ -52,16 +52,12 @@ class Board:
     published: tuple[Published, ...]
 
 
-def _boards() -> dict[Benchmark, Board]:
-    content = tomllib.loads(resources.files("samething").joinpath("leaderboard.toml").read_text("utf-8"))
-    boards: dict[Benchmark, Board] = {}
-    for name in get_args(Benchmark):
-        published = tuple(Published(**row) for row in content[name].pop("published"))
-        boards[name] = Board(**content[name], published=published)
-    return boards
-
-
-BOARDS: Final[Mapping[Benchmark, Board]] = _boards()
+BOARDS: Final[Mapping[Benchmark, Board]] = {
+    name: Board(**{**row, "published": tuple(Published(**one) for one in row["published"])})
+    for name, row in tomllib.loads(
+        resources.files("samething").joinpath("leaderboard.toml").read_text("utf-8")
+    ).items()
+}
 """The published results by protocol."""
 
 

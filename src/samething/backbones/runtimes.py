@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 
 from samething.backbones.graphs import graph, graph_path
 from samething.backbones.network import Backbone
-from samething.errors import InputError, MissingExtraError, first_line
+from samething.errors import InputError, MissingExtraError, first_line, needed
 from samething.files import Json
 
 RuntimeName: TypeAlias = Literal[
@@ -298,10 +298,7 @@ def with_openvino(backbone: Backbone, *, bfloat16: bool = False) -> Extract:
         InputError: bfloat16 on a CPU that does not compute in it.
         MissingExtraError: OpenVINO is not installed.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingExtraError("openvino", extra="train") from error
+    openvino = needed("openvino", extra="train")
     core: Any = openvino.Core()
     if bfloat16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise InputError(

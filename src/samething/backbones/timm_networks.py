@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from samething.backbones.network import bytes_of
-from samething.errors import ArtefactError, InputError, MissingExtraError, first_line
+from samething.errors import ArtefactError, InputError, MissingExtraError, first_line, needed
 from samething.images import Preprocessing
 
 
@@ -37,28 +37,8 @@ def timm_network(
         InputError: the architecture has a fixed input size.
         MissingExtraError: timm is not installed.
     """
-    if checkpoint is not None:
-        return _from_checkpoint(name, checkpoint, projection=projection, size=size)
-    return _built(name, projection, size, pretrained=pretrained)
-
-
-def _built(name: str, projection: bool, size: int | None, **options: Any) -> nn.Module:
-    if not projection:
-        options["num_classes"] = 0
-    network: Any = timm_library().create_model(name, **options)
-    if name.startswith("samvit"):
-        # SAM's neck narrows its tokens to 256 numbers for the mask decoder; features come before it
-        network.neck = nn.Identity()
-        network.num_features = network.head_hidden_size = network.pos_embed.shape[-1]
-    if name.startswith("convnext_large_mlp") and not projection:
-        network.head.pre_logits = nn.Identity()  # the hidden layer belongs to the projection
-    if size is not None:
-        _resize_input(network, size, name=name)
-    result: nn.Module = network
-    return result
-
-
-def _from_checkpoint(name: str, checkpoint: Path, *, projection: bool, size: int | None) -> nn.Module:
+    if checkpoint is None:
+        return _built(name, projection, size, pretrained=pretrained)
     if not checkpoint.is_file():
         raise ArtefactError(
             f"{checkpoint} does not exist",
@@ -94,6 +74,22 @@ def _from_checkpoint(name: str, checkpoint: Path, *, projection: bool, size: int
             next_step="check that backbone and checkpoint belong together",
         ) from cause
     return network
+
+
+def _built(name: str, projection: bool, size: int | None, **options: Any) -> nn.Module:
+    if not projection:
+        options["num_classes"] = 0
+    network: Any = needed("timm", extra="train").create_model(name, **options)
+    if name.startswith("samvit"):
+        # SAM's neck narrows its tokens to 256 numbers for the mask decoder; features come before it
+        network.neck = nn.Identity()
+        network.num_features = network.head_hidden_size = network.pos_embed.shape[-1]
+    if name.startswith("convnext_large_mlp") and not projection:
+        network.head.pre_logits = nn.Identity()  # the hidden layer belongs to the projection
+    if size is not None:
+        _resize_input(network, size, name=name)
+    result: nn.Module = network
+    return result
 
 
 def _resize_input(network: Any, size: int, *, name: str) -> None:
@@ -144,7 +140,7 @@ def timm_licence(name: str) -> str:
         InputError: this version of timm does not know the model; names its neighbours.
         MissingExtraError: timm is not installed.
     """
-    timm = timm_library()
+    timm = needed("timm", extra="train")
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*", pretrained=True)[:5]
         raise InputError(
@@ -154,19 +150,6 @@ def timm_licence(name: str) -> str:
         )
     configured = timm.get_pretrained_cfg(name)
     return (configured.license if configured else None) or "unknown"
-
-
-def timm_library() -> Any:
-    """timm, imported when it is needed.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    try:
-        import timm
-    except ImportError as error:
-        raise MissingExtraError("timm", extra="train") from error
-    return timm
 
 
 def three(channels: Sequence[float]) -> tuple[float, float, float]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 
 from samething.backbones.timm_networks import three
-from samething.errors import ArtefactError, InputError, MissingExtraError
+from samething.errors import ArtefactError, InputError, needed
 from samething.images import Preprocessing
 
 _RESAMPLING: Final[dict[int, Literal["lanczos", "bilinear", "bicubic"]]] = {
@@ -58,7 +58,7 @@ def transformers_network(
         InputError: the architecture has a fixed input size.
         MissingExtraError: transformers is not installed.
     """
-    transformers = _transformers()
+    transformers = needed("transformers", extra="hf")
     if checkpoint is not None and not (checkpoint / "config.json").is_file():
         raise ArtefactError(
             f"{checkpoint} is not a model folder of transformers",
@@ -92,7 +92,7 @@ def transformers_network(
 
 def transformers_settings(name: str, checkpoint: Path | None = None) -> Preprocessing:
     """Preprocessing of the model's own image processor."""
-    processor = _transformers().AutoImageProcessor.from_pretrained(str(checkpoint or name))
+    processor = needed("transformers", extra="hf").AutoImageProcessor.from_pretrained(str(checkpoint or name))
     return processor_preprocessing(processor)
 
 
@@ -111,11 +111,3 @@ def processor_preprocessing(processor: Any) -> Preprocessing:
         std=three(processor.image_std),
         place=(0.4999, 0.4999) if crop else (0.5, 0.5),  # its offset is rounded down, others' to even
     )
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtraError("transformers", extra="hf") from error
-    return cast(Any, transformers)

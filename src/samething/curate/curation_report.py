@@ -193,7 +193,12 @@ def _histograms(
     before: Catalog, after: Catalog, was_there: np.ndarray, is_there: np.ndarray
 ) -> dict[str, Any]:
     """How many classes have how many training images, before and after, a figure per domain."""
-    sizes = [_class_sizes(catalog, rows) for catalog, rows in ((before, was_there), (after, is_there))]
+    sizes = []
+    for catalog, rows in ((before, was_there), (after, is_there)):
+        own = catalog.take(rows)
+        _, firsts, counts = np.unique(own.class_ids(), return_index=True, return_counts=True)
+        domains = own.strings("domain")[firsts]
+        sizes.append({domain: counts[domains == domain] for domain in set(domains.tolist())})
     figures = {}
     for domain in sorted({*sizes[0], *sizes[1]}):
         both = [own.get(domain, np.empty(0, np.int64)) for own in sizes]
@@ -210,14 +215,3 @@ def _histograms(
         axes.minorticks_off()
         axes.legend(fontsize=8, frameon=False)
     return figures
-
-
-def _class_sizes(catalog: Catalog, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Images of each class, by domain."""
-    import pyarrow as pa
-
-    table = catalog.table.select(["domain", "label"]).filter(pa.array(rows))
-    counts = table.group_by(["domain", "label"]).aggregate([("label", "count")])
-    domains = np.asarray(counts["domain"].fill_null("").to_numpy(zero_copy_only=False), dtype=object)
-    numbers = counts["label_count"].to_numpy()
-    return {domain: numbers[domains == domain] for domain in set(domains.tolist())}

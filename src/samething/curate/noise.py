@@ -41,37 +41,33 @@ def agreement(
     >>> np.argsort(doubtful)[:2].tolist()
     [3, 2]
     """
-    scores = np.zeros(len(classes), np.float32)
+    found = np.zeros(len(classes), np.float32)
+    all_classes = classes
     for domain in np.unique(domains):
-        own = np.flatnonzero(domains == domain)
-        scores[own] = _agreement_in_domain(np.asarray(features[own]), classes[own])
-    return scores
-
-
-def _agreement_in_domain(features: FeatureRows, classes: Int[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
-    _, classes = np.unique(classes, return_inverse=True)
-    sizes = np.bincount(classes)
-    rows = unit(features, np.float32)
-    rows = unit(rows - rows.mean(axis=0))
-    order = np.argsort(classes, kind="stable")
-    sums = np.add.reduceat(rows[order].astype(np.float64), np.cumsum(sizes) - sizes, axis=0).astype(
-        np.float32
-    )
-    directions = unit(sums)
-    others = sums[classes] - rows
-    products = np.einsum("nd,nd->n", rows, others)
-    own = products / np.maximum(np.linalg.norm(others, axis=1), 1e-6)
-    mean = products / np.maximum(sizes[classes] - 1, 1)
-    rival = np.full(len(classes), -1.0, np.float32)
-    for start in range(0, len(classes), _ROWS_AT_A_TIME):
-        block = slice(start, start + _ROWS_AT_A_TIME)
-        cosines = rows[block] @ directions.T
-        cosines[:, sizes < 2] = -1  # a class of one image says little about a class
-        cosines[np.arange(len(cosines)), classes[block]] = -1
-        rival[block] = cosines.max(axis=1)
-    scores = own - rival + mean - _class_medians(mean, classes)[classes]
-    scores[sizes[classes] < 2] = 0
-    found: np.ndarray = scores.astype(np.float32)
+        of_domain = np.flatnonzero(domains == domain)
+        _, classes = np.unique(all_classes[of_domain], return_inverse=True)
+        sizes = np.bincount(classes)
+        rows = unit(np.asarray(features[of_domain]), np.float32)
+        rows = unit(rows - rows.mean(axis=0))
+        order = np.argsort(classes, kind="stable")
+        sums = np.add.reduceat(rows[order].astype(np.float64), np.cumsum(sizes) - sizes, axis=0).astype(
+            np.float32
+        )
+        directions = unit(sums)
+        others = sums[classes] - rows
+        products = np.einsum("nd,nd->n", rows, others)
+        own = products / np.maximum(np.linalg.norm(others, axis=1), 1e-6)
+        mean = products / np.maximum(sizes[classes] - 1, 1)
+        rival = np.full(len(classes), -1.0, np.float32)
+        for start in range(0, len(classes), _ROWS_AT_A_TIME):
+            block = slice(start, start + _ROWS_AT_A_TIME)
+            cosines = rows[block] @ directions.T
+            cosines[:, sizes < 2] = -1  # a class of one image says little about a class
+            cosines[np.arange(len(cosines)), classes[block]] = -1
+            rival[block] = cosines.max(axis=1)
+        scores = own - rival + mean - _class_medians(mean, classes)[classes]
+        scores[sizes[classes] < 2] = 0
+        found[of_domain] = scores
     return found
 
 

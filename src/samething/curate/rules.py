@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Literal, TypeAlias, get_args
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int, UInt64
 
@@ -191,18 +190,19 @@ class Population:
         classes = catalog.class_ids()
         firsts = np.empty(int(classes.max(initial=-1)) + 1, np.int64)
         firsts[classes[::-1]] = np.arange(len(classes))[::-1]
-        one_per_class = catalog.table.select(["label", "domain", "dataset"]).take(pa.array(firsts))
-        names = pc.binary_join_element_wise(one_per_class["domain"], one_per_class["label"], "\x1f")
-        datasets, dataset_names = _encoded(one_per_class["dataset"])
-        domains, domain_names = _encoded(one_per_class["domain"])
+        one_per_class = catalog.take(firsts)
+        table = one_per_class.table
+        names = pc.binary_join_element_wise(table["domain"], table["label"], "\x1f")
+        dataset_names, datasets = np.unique(one_per_class.strings("dataset"), return_inverse=True)
+        domain_names, domains = np.unique(one_per_class.strings("domain"), return_inverse=True)
         return cls(
             classes=classes,
             class_dataset=datasets,
             class_domain=domains,
             image_draws=draws_of(catalog.table["image"], seed=seed),
             class_draws=draws_of(names, seed=seed),
-            dataset_names=dataset_names,
-            domain_names=domain_names,
+            dataset_names=dataset_names.tolist(),
+            domain_names=domain_names.tolist(),
         )
 
     @property
@@ -295,16 +295,6 @@ _ENDLESS: Final = np.iinfo(np.int64).max
 
 def _or(value: int | None, otherwise: int) -> int:
     return otherwise if value is None else value
-
-
-def _encoded(column: pa.ChunkedArray) -> tuple[Int[np.ndarray, " n"], list[str]]:
-    """Text as indices into its sorted values."""
-    values = column.fill_null("").combine_chunks().dictionary_encode()
-    names = np.asarray(values.dictionary.to_pylist(), dtype=object)
-    order = np.argsort(names, kind="stable")
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    return rank[values.indices.to_numpy()], names[order].tolist()
 
 
 def _places(groups: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:

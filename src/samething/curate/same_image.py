@@ -63,7 +63,14 @@ def pair_similarities(
 
     @functools.lru_cache(maxsize=_NUM_REMEMBERED // 16)
     def fine(number: int) -> _Scaled:
-        return _scaled(decode_row(number))
+        # through a small one, because scaling a large one sixteen times costs more than decoding it
+        image = decode_row(number).convert("RGB")
+        small = image.resize((128, 128), Image.Resampling.BOX, reducing_gap=2.0)
+        return tuple(
+            np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+            for height in _SIDES
+            for width in _SIDES
+        )
 
     def similarity(first: int, second: int, is_mirrored: bool) -> float:
         left, right = coarse(first), coarse(second)
@@ -113,16 +120,6 @@ class _Windows:
         if is_mirrored:
             return float((other.places @ self.mirrored_whole).max())
         return float(max((other.places @ self.places[0]).max(), (self.places @ other.places[0]).max()))
-
-
-def _scaled(image: Image.Image) -> _Scaled:
-    # through a small one, because scaling a large one sixteen times costs more than decoding it
-    small = image.convert("RGB").resize((128, 128), Image.Resampling.BOX, reducing_gap=2.0)
-    return tuple(
-        np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), np.float32)
-        for height in _SIDES
-        for width in _SIDES
-    )
 
 
 def _similarity(first: _Scaled, second: _Scaled) -> float:

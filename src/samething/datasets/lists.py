@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from samething.datasets.dataset import Reader
 from samething.datasets.official import OfficialFiles, joined
-from samething.errors import MissingExtraError
+from samething.errors import needed
 
 
 def listed(where: str, folder: str, image: str, *label: str) -> Reader:
@@ -244,19 +244,23 @@ def read_cub_200(source: OfficialFiles) -> pa.Table:
 
 def read_cars196(source: OfficialFiles) -> pa.Table:
     """``cars_annos.mat``: the first 98 models for training, the others searched for among each other."""
-    try:
-        import scipy.io
-        from scipy.io.matlab import MatReadError
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("scipy", extra="train") from error
+    matlab = needed("scipy.io.matlab", extra="train")
     where = "cars196/cars_annos.mat"
     if not source.exists(where):
         raise source.missing(where)
     try:
-        annotations = np.atleast_1d(scipy.io.loadmat(source.path(where), squeeze_me=True)["annotations"])
+        annotations = np.atleast_1d(matlab.loadmat(source.path(where), squeeze_me=True)["annotations"])
         paths = [str(path) for path in annotations["relative_im_path"]]
         classes = np.asarray([int(number) for number in annotations["class"]])
-    except (MatReadError, KeyError, ValueError, TypeError, IndexError, NotImplementedError, OSError) as error:
+    except (
+        matlab.MatReadError,
+        KeyError,
+        ValueError,
+        TypeError,
+        IndexError,
+        NotImplementedError,
+        OSError,
+    ) as error:
         raise source.malformed(
             where,
             f"cannot be read ({type(error).__name__}: {error})",

@@ -74,19 +74,42 @@ def mixed_source(run: Run, others: Sequence[Run], mix: Mix, *, weights: Path | N
         require_one_head(each)
     source = source_of(run, weights=weights)
     start = start_of(run, source.features)
+    ours = start.state_dict()
     for other in others:
-        _require_same_start(run, other, start)
+        same_features = run.manifest.made_from["features"] == other.manifest.made_from["features"]
+        theirs: Mapping[str, Tensor] = {}
+        if same_features and is_tuned(run) == is_tuned(other):
+            theirs = start_of(other, other.features()).state_dict()
+        same = ours.keys() == theirs.keys() and all(
+            ours[name].shape == theirs[name].shape and torch.equal(ours[name], theirs[name]) for name in ours
+        )
+        if not same:
+            reason = "another start" if same_features else "other features"
+            raise InputError(
+                f"{other.folder} and {run.folder} have {reason}",
+                expected="runs of the same features that began with the same head: their average means "
+                "something only then",
+                next_step="train them with one --seed, and vary other options",
+            )
     ends = [each.head for each in (run, *others)]
     chosen = list(range(len(ends)))
     if mix.soup == "greedy" and others:
         chosen = greedy_choice((run, *others), ends, source.features)
     head = copy.deepcopy(ends[0])
     head.load_state_dict(average([ends[place].state_dict() for place in chosen]))
+    shares = (mix.interpolate, 1 - mix.interpolate)
     if mix.interpolate < 1:
-        shares = (mix.interpolate, 1 - mix.interpolate)
         head.load_state_dict(average([head.state_dict(), start.state_dict()], shares=shares))
     runs = [(run, *others)[place] for place in chosen]
-    source, tuned = _with_mixed_backbone(source, runs, mix.interpolate, weights)
+    tuned = is_tuned(runs[0]) and (len(runs) > 1 or mix.interpolate < 1)
+    if tuned:
+        mean = average([backbone_of(one, one.features(), weights=None).network.state_dict() for one in runs])
+        if mix.interpolate < 1:
+            original = load_from_metadata(source.features.backbone, weights=weights)
+            mean = average([mean, original.network.state_dict()], shares=shares)
+        backbone = copy.deepcopy(source.backbone)
+        backbone.network.load_state_dict(mean)
+        source = dataclasses.replace(source, backbone=backbone)
     mixed: dict[str, Json] = {
         "runs": [each.manifest.fingerprint for each in runs],
         "names": [each.folder.name for each in runs],
@@ -94,12 +117,7 @@ def mixed_source(run: Run, others: Sequence[Run], mix: Mix, *, weights: Path | N
         "soup": mix.soup,
         "interpolate": mix.interpolate,
     }
-    return dataclasses.replace(
-        source,
-        head=head.eval(),
-        mix=mixed,
-        described=not tuned,
-    )
+    return dataclasses.replace(source, head=head.eval(), mix=mixed, described=not tuned)
 
 
 def average(
@@ -157,24 +175,6 @@ def start_of(run: Run, features: FeatureSet) -> Head:
     return head.eval()
 
 
-def _require_same_start(run: Run, other: Run, start: Head) -> None:
-    same_features = run.manifest.made_from["features"] == other.manifest.made_from["features"]
-    if same_features and is_tuned(run) == is_tuned(other):
-        theirs = start_of(other, other.features())
-        ours, others = start.state_dict(), theirs.state_dict()
-        if ours.keys() == others.keys() and all(
-            ours[name].shape == others[name].shape and torch.equal(ours[name], others[name]) for name in ours
-        ):
-            return
-    reason = "another start" if same_features else "other features"
-    raise InputError(
-        f"{other.folder} and {run.folder} have {reason}",
-        expected="runs of the same features that began with the same head: their average means something "
-        "only then",
-        next_step="train them with one --seed, and vary other options",
-    )
-
-
 def greedy_choice(runs: Sequence[Run], ends: Sequence[Head], features: FeatureSet) -> list[int]:
     """Places of the runs whose average is best on the validation images, chosen one by one.
 
@@ -203,19 +203,3 @@ def greedy_choice(runs: Sequence[Run], ends: Sequence[Head], features: FeatureSe
         if together >= best:
             chosen, best = [*chosen, place], together
     return sorted(chosen)
-
-
-def _with_mixed_backbone(
-    source: Source, runs: Sequence[Run], interpolate: float, weights: Path | None
-) -> tuple[Source, bool]:
-    """The source with the average of the runs' backbones, where they were tuned."""
-    if not is_tuned(runs[0]) or (len(runs) == 1 and interpolate == 1):
-        return source, False
-    networks = [backbone_of(run, run.features(), weights=None).network.state_dict() for run in runs]
-    mean = average(networks)
-    if interpolate < 1:
-        original = load_from_metadata(source.features.backbone, weights=weights)
-        mean = average([mean, original.network.state_dict()], shares=(interpolate, 1 - interpolate))
-    backbone = copy.deepcopy(source.backbone)
-    backbone.network.load_state_dict(mean)
-    return dataclasses.replace(source, backbone=backbone), True

@@ -8,6 +8,7 @@ begun. Batches that a machine has done and not yet sent are lost with it, and do
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 from samething.backbones import Backbone
-from samething.errors import ArtefactError, MissingExtraError
+from samething.errors import ArtefactError, needed
 from samething.features.inference import BatchFeatures, choose
 from samething.features.worker_pool import Batch, ImageReader, read_one_batch
 from samething.files import Json
@@ -59,7 +60,8 @@ def extract_on_cluster(
         MissingExtraError: Ray is not installed.
         ArtefactError: the cluster cannot be reached, or gave up on a batch.
     """
-    ray = _ray()
+    needed("ray.data", extra="cluster")
+    ray = needed("ray", extra="cluster")
     with _connected(ray, address):
         resources = ray.cluster_resources()
         on_gpu = runtime.startswith("cuda-") or (
@@ -92,15 +94,6 @@ def extract_on_cluster(
             )
 
 
-def _ray() -> Any:
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise MissingExtraError("ray", extra="cluster") from error
-    return ray
-
-
 @contextlib.contextmanager
 def _connected(ray: Any, address: str) -> Iterator[None]:
     """A connection to the cluster, ended with the work unless the caller had one already."""
@@ -108,9 +101,7 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
-    options = (
-        {} if address.startswith("ray://") else {"include_dashboard": False} if address == "local" else {}
-    )
+    options = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
     except Exception as error:  # Ray has a dozen kinds of its own
@@ -125,19 +116,15 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
         ray.shutdown()
 
 
+@dataclasses.dataclass(frozen=True)
 class _Plan:
     """What the process that drives the dataset needs to know."""
 
-    def __init__(
-        self,
-        job: list[Any],
-        batches: dict[int, list[int]],
-        name: str,
-        num_workers: int,
-        place: dict[str, int],
-    ) -> None:
-        self.job, self.batches, self.name = job, batches, name
-        self.num_workers, self.place = num_workers, place
+    job: list[Any]
+    batches: dict[int, list[int]]
+    name: str
+    num_workers: int
+    place: dict[str, int]
 
     def run(self) -> Iterator[bytes]:
         """Results, pickled, in the order in which they are ready."""

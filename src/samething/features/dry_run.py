@@ -73,7 +73,8 @@ def dry_run(catalog: Catalog, backbone: Backbone, folder: Path, work: Work) -> E
         num_bad += len(batch.reasons)
         num_sampled += len(batches[batch.number])
         ticks.append((time.perf_counter() - start, num_sampled))
-        memory = max(memory, _memory_bytes() + stream.memory_bytes())
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        memory = max(memory, own + stream.memory_bytes())
         if len(ticks) > fill and ticks[-1][0] - ticks[fill - 1][0] > SAMPLE_S:
             break
     if missing and not records and not job.reused:
@@ -126,9 +127,3 @@ def _disk_bytes(job: Job, width: int) -> tuple[int, int]:
         data = job.folder / str(job.previous.manifest.content["data"])
         before = sum(path.stat().st_size for path in data.rglob("*") if path.is_file())
     return finished, finished + blocks + before
-
-
-def _memory_bytes() -> int:
-    """Most memory that this process has held, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024)

@@ -7,7 +7,6 @@ import csv
 import dataclasses
 import shutil
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -232,18 +231,17 @@ class Job:
             header = {"descr": "<f2", "fortran_order": False, "shape": (len(kept), width)}
             np.lib.format.write_array_header_1_0(stream, header)
             start = stream.tell()
-            for key, feature in self._features():
+
+            def put(key: str, feature: Float[np.ndarray, " w"]) -> None:
                 content = feature.astype("<f2").tobytes()
                 for place in places[key]:
                     stream.seek(start + place * len(content))
                     stream.write(content)
 
-    def _features(self) -> Iterator[tuple[str, Float[np.ndarray, " w"]]]:
-        """Key and feature of every image that is reused or done."""
-        if self.previous is not None:
-            for key, row in self.reused.items():
-                yield key, self.previous.rows[row]
-        for number in range(len(self.batches)):
-            with np.load(self.block(number)) as block:
-                for row, feature in zip(block["rows"], block["features"], strict=True):
-                    yield self.keys[row], feature
+            if self.previous is not None:
+                for key, row in self.reused.items():
+                    put(key, self.previous.rows[row])
+            for number in range(len(self.batches)):
+                with np.load(self.block(number)) as block:
+                    for row, feature in zip(block["rows"], block["features"], strict=True):
+                        put(self.keys[row], feature)

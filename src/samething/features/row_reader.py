@@ -73,7 +73,10 @@ class RowReader:
     """
 
     def __init__(self, source: Path | FeatureSet) -> None:
-        array = source.rows if isinstance(source, FeatureSet) else _open(source)
+        try:
+            array = source.rows if isinstance(source, FeatureSet) else np.load(source, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise _damaged(source, str(error)) from error
         # a slice of a memory map, or an array in memory, has no file of its own to read from
         whole = isinstance(array, np.memmap) and not isinstance(array.base, np.ndarray)
         self._file = array if isinstance(array, np.memmap) and whole and array.flags.c_contiguous else None
@@ -180,14 +183,6 @@ class RowReader:
         if self._descriptor is not None:
             os.close(self._descriptor)
         self._pool, self._descriptor, self._held, self._coming = None, None, [], iter(())
-
-
-def _open(path: Path) -> FeatureRows:
-    try:
-        array: FeatureRows = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
-    return array
 
 
 def _damaged(path: object, reason: str) -> ArtefactError:

@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 from samething.arrays import Embeddings, Queries
-from samething.errors import ArtefactError, InputError, MissingExtraError, SamethingError
+from samething.errors import ArtefactError, InputError, SamethingError, first_line, needed
 from samething.index.conditions_and_hits import Condition, Hits, Verification
 from samething.index.description import (
     IndexDescription,
@@ -114,10 +114,7 @@ class MilvusPlace:
         Raises:
             ArtefactError: nothing answers there, or it refuses this user.
         """
-        try:
-            import pymilvus
-        except ImportError as error:
-            raise MissingExtraError("pymilvus", extra="milvus") from error
+        pymilvus = needed("pymilvus", extra="milvus")
         try:
             if self.uri.startswith("http"):
                 return pymilvus.MilvusClient(
@@ -126,7 +123,7 @@ class MilvusPlace:
             return pymilvus.MilvusClient(self.uri)
         except Exception as error:  # the client and Lite raise many kinds
             raise ArtefactError(
-                f"no Milvus at {self.uri} ({_first_line(error)})",
+                f"no Milvus at {self.uri} ({first_line(error) or type(error).__name__})",
                 expected="a server that answers, or a file that no other process has open",
                 next_step="check address, user and password, and that the server runs",
             ) from error
@@ -150,7 +147,7 @@ class MilvusIndex(AbstractIndex):
         place = MilvusPlace.of(str(location))
         client = place.connect()
         index = cls(str(location), place, client, description)
-        with index._server_errors():
+        with _server_errors(index.location):
             if client.has_collection(place.collection):
                 raise ArtefactError(
                     f"{index.location} is there already",
@@ -191,7 +188,7 @@ class MilvusIndex(AbstractIndex):
     # ---- being replaced
 
     def _beside(self, description: IndexDescription) -> MilvusIndex:
-        with self._server_errors():
+        with _server_errors(self.location):
             name = new_collection(self._connected, self._place, description, resume=True)
         place = dataclasses.replace(self._place, collection=name)
         successor = MilvusIndex(self.location, place, place.connect(), description)
@@ -210,7 +207,7 @@ class MilvusIndex(AbstractIndex):
         if state != self._succeeds:
             self._succeeds = state
             return False
-        with self._server_errors():
+        with _server_errors(self.location):
             old = self._connected.describe_collection(self._alias)["collection_name"]
             self._connected.alter_alias(self._place.collection, self._alias)
             self._connected.drop_collection(old)
@@ -225,13 +222,13 @@ class MilvusIndex(AbstractIndex):
     def _upsert(self, vectors: Embeddings, items: Table) -> None:
         checks = vector_crc32(items["id"].to_pylist(), vectors)
         rows = entities(vectors, items, checks, self.description)
-        with self._server_errors():
+        with _server_errors(self.location):
             for start in range(0, len(rows), _ROWS_A_WRITE):
                 self._connected.upsert(self._name, rows[start : start + _ROWS_A_WRITE])
 
     def _delete(self, ids: list[str]) -> None:
         keys = [key(name) for name in ids]
-        with self._server_errors():
+        with _server_errors(self.location):
             for start in range(0, len(keys), _ROWS_A_READ):
                 self._connected.delete(self._name, ids=keys[start : start + _ROWS_A_READ])
 
@@ -239,7 +236,7 @@ class MilvusIndex(AbstractIndex):
 
     def count(self) -> int:
         """Number of rows."""
-        with self._server_errors():
+        with _server_errors(self.location):
             found = self._connected.query(self._name, filter="", output_fields=["count(*)"])
         return int(found[0]["count(*)"])
 
@@ -262,7 +259,7 @@ class MilvusIndex(AbstractIndex):
         """Ids and scores of each query's hits; asks for more where copies of one image fill the list."""
         limit = min(k + _SPARE, _MOST_FETCHED)
         while True:
-            with self._server_errors():
+            with _server_errors(self.location):
                 answers = self._connected.search(
                     self._name,
                     queries.tolist(),
@@ -289,7 +286,7 @@ class MilvusIndex(AbstractIndex):
             yield from item_rows(items, columns, self.description).to_batches()
 
     def _stream(self, fields: list[str]) -> Iterator[list[Any]]:
-        with self._server_errors():
+        with _server_errors(self.location):
             iterator = self._connected.query_iterator(
                 self._name, batch_size=_ROWS_A_READ, filter="", output_fields=fields
             )
@@ -311,7 +308,7 @@ class MilvusIndex(AbstractIndex):
         wanted = list(dict.fromkeys(ids))
         names = {key(name): name for name in wanted}
         found: dict[str, Any] = {}
-        with self._server_errors():
+        with _server_errors(self.location):
             for start in range(0, len(wanted), _ROWS_A_READ):
                 keys = list(names)[start : start + _ROWS_A_READ]
                 for row in self._connected.get(self._name, ids=keys, output_fields=[*fields, "id"]):
@@ -355,11 +352,6 @@ class MilvusIndex(AbstractIndex):
     @property
     def _name(self) -> str:
         return self._place.collection
-
-    @contextlib.contextmanager
-    def _server_errors(self) -> Iterator[None]:
-        with _server_errors(self.location):
-            yield
 
     def close(self) -> None:
         """Let go of the connection; the index cannot be used afterwards."""
@@ -417,14 +409,10 @@ def _server_errors(shown: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise ArtefactError(
-            f"the index {shown} cannot be used: {_first_line(error)}",
+            f"the index {shown} cannot be used: {first_line(error) or type(error).__name__}",
             expected="a Milvus server that answers",
             next_step="check that it runs and has memory and disk left; what was acknowledged is kept",
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _without_password(location: str) -> str:
