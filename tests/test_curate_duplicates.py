@@ -18,11 +18,11 @@ import samething.retrieval.nearest as nearest_module
 from samething.catalog import Catalog
 from samething.curate.duplicates import RELATIONS, Rows, resolve
 from samething.curate.hashes import image_hashes, perceptual_hashes
-from samething.curate.images import Images
 from samething.curate.ledger import Ledger
 from samething.curate.near_hashes import differing_bits, near_pairs
 from samething.curate.pairs import Contents, Pairs, embedding_pairs, exact_pairs, perceptual_pairs, row_ranks
 from samething.curate.same_image import pair_similarities
+from samething.curate.sources import Images
 from samething.datasets.boxes import BOX_COLUMNS
 from samething.errors import ArtefactError, InputError
 from scenes import photographs

@@ -59,5 +59,4 @@ def unit(rows: Float[np.ndarray, "n d"], dtype: npt.DTypeLike | None = None) -> 
     [[0.6, 0.8], [0.0, 0.0]]
     """
     rows = np.asarray(rows, dtype=dtype)
-    found: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return found
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))

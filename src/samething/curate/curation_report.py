@@ -15,9 +15,9 @@ from samething.curate.curate_config import CurateConfig
 from samething.curate.curated import Curation
 from samething.curate.draws import draws_of
 from samething.curate.duplicates import RELATIONS
-from samething.curate.images import Images
 from samething.curate.ledger import MEANINGS, Ledger
 from samething.curate.pairs import Pairs
+from samething.curate.sources import Images
 from samething.errors import ImageError
 from samething.pages import Cell, Table, Thumbnail, as_drawn, image_url, new_axes, write_page
 

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt64
 from PIL import Image
 
-from samething.curate.images import Images
+from samething.curate.sources import Images
 from samething.errors import ArtefactError, ImageError
 from samething.files import disk_errors
 from samething.images import Source, as_they_are, checksum, decode, in_threads, keyed
@@ -122,16 +122,14 @@ def _low_frequencies(
     if values.std() < FLATTEST:
         return None
     basis = _cosine_basis()
-    low: np.ndarray = basis @ values @ basis.T
-    return low
+    return np.asarray(basis @ values @ basis.T)
 
 
 @functools.cache
 def _cosine_basis() -> Float[np.ndarray, "8 32"]:
     """Rows 1 to 8 of the discrete cosine transform (type II) of 32 values, not normalised."""
     frequencies = np.arange(_SIDE)[_LOW, None]
-    basis: np.ndarray = np.cos(np.pi / _SIDE * (np.arange(_SIDE) + 0.5) * frequencies)
-    return basis
+    return np.asarray(np.cos(np.pi / _SIDE * (np.arange(_SIDE) + 0.5) * frequencies))
 
 
 def _bits(low: Float[np.ndarray, "8 8"]) -> int:

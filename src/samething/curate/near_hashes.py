@@ -95,8 +95,7 @@ def differing_bits(
     >>> differing_bits(np.array([0b101], np.uint64), np.array([0b010], np.uint64))
     array([3], dtype=uint8)
     """
-    bits: np.ndarray = np.bitwise_count(first ^ second)
-    return bits
+    return np.asarray(np.bitwise_count(first ^ second))
 
 
 def _band_radii(distance: int) -> list[int]:

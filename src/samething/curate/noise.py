@@ -79,5 +79,4 @@ def _class_medians(
     sizes = np.bincount(classes)
     starts = np.cumsum(sizes) - sizes
     low, high = order[starts + (sizes - 1) // 2], order[starts + sizes // 2]
-    found: np.ndarray = (values[low] + values[high]) / 2
-    return found
+    return np.asarray((values[low] + values[high]) / 2)

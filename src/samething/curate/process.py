@@ -18,14 +18,19 @@ from samething.curate.curated import Curation
 from samething.curate.curation_report import write_curation_page
 from samething.curate.duplicates import EVALUATION, RELATIONS, Rows, pair_table, resolve, tiers_of
 from samething.curate.hashes import Hashes, image_hashes
-from samething.curate.images import Images
 from samething.curate.ledger import COLUMNS, Ledger, Rule
 from samething.curate.noise import agreement
 from samething.curate.pairs import Contents, Pairs, embedding_pairs, exact_pairs, perceptual_pairs, row_ranks
 from samething.curate.recipes import RECIPES, Recipe
-from samething.curate.refinement import by_attribute
 from samething.curate.rules import Kept, Population
-from samething.curate.sources import KnownFeatures, checksums, evaluation_part, joined_catalogs
+from samething.curate.sources import (
+    Images,
+    KnownFeatures,
+    by_attribute,
+    checksums,
+    evaluation_part,
+    joined_catalogs,
+)
 from samething.errors import InputError
 from samething.files import atomic_path, require_writable
 

@@ -165,8 +165,7 @@ def domain_quotas(
     whole = np.minimum(np.floor(quotas + 1e-9).astype(np.int64), available)
     order = np.argsort(-np.where(whole < available, quotas - whole, -1.0), kind="stable")
     whole[order[: budget - int(whole.sum())]] += 1
-    found: np.ndarray = whole
-    return found
+    return np.asarray(whole)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -217,8 +216,7 @@ class Population:
     def with_enough_images(self, rows: Rows, least: Limit) -> Kept:
         """Rows of the classes that have at least so many images."""
         enough = self.sizes(rows) >= self._class_limits(least, otherwise=0)
-        found: np.ndarray = rows[enough[self.classes[rows]]]
-        return found
+        return np.asarray(rows[enough[self.classes[rows]]])
 
     def with_capped_images(self, rows: Rows, most: Limit) -> Kept:
         """Rows of all classes, of each at most so many images, drawn at random."""
@@ -229,8 +227,7 @@ class Population:
         present = np.flatnonzero(self.sizes(rows))
         quotas = np.asarray([_or(most.of(name), _ENDLESS) for name in self.dataset_names], np.int64)
         chosen = self._drawn_classes(present, self.class_dataset, quotas)
-        found: np.ndarray = rows[chosen[self.classes[rows]]]
-        return found
+        return np.asarray(rows[chosen[self.classes[rows]]])
 
     def within_budget(self, rows: Rows, budget: Budget) -> Kept:
         """Rows that a total budget of images or classes leaves, shared over the domains."""
@@ -242,8 +239,7 @@ class Population:
             available = np.bincount(self.class_domain[present], minlength=num_domains)
             quotas = domain_quotas(available, budget.classes, share=share, temperature=temperature)
             chosen = self._drawn_classes(present, self.class_domain, quotas)
-            found: np.ndarray = rows[chosen[self.classes[rows]]]
-            return found
+            return np.asarray(rows[chosen[self.classes[rows]]])
         if budget.images is None:
             return rows
         available = np.bincount(self.class_domain[self.classes[rows]], minlength=num_domains)
@@ -263,8 +259,7 @@ class Population:
 
     def _class_limits(self, limit: Limit, *, otherwise: int) -> Int[np.ndarray, " c"]:
         of_datasets = [_or(limit.of(name), otherwise) for name in self.dataset_names]
-        found: np.ndarray = np.asarray(of_datasets, np.int64)[self.class_dataset]
-        return found
+        return np.asarray(np.asarray(of_datasets, np.int64)[self.class_dataset])
 
     def _drawn_images(self, rows: Rows, most: Int[np.ndarray, " c"]) -> Kept:
         """Of each class the images with the lowest draws, as many as it may have."""
@@ -277,8 +272,7 @@ class Population:
         own = np.flatnonzero(too_many)
         order = own[np.lexsort((self.image_draws[rows[own]], classes[own]))]
         kept[order[_places(classes[order]) < most[classes[order]]]] = True
-        found: np.ndarray = rows[kept]
-        return found
+        return np.asarray(rows[kept])
 
     def _drawn_classes(
         self, present: Int[np.ndarray, " p"], groups: Int[np.ndarray, " c"], quotas: Int[np.ndarray, " g"]
@@ -319,5 +313,4 @@ def _fewer_images(sizes: Int[np.ndarray, " c"], quota: int, least: int) -> Int[n
     most = np.minimum(sizes, low)
     more = np.flatnonzero(sizes > low)[: quota - int(most.sum())]
     most[more] += 1
-    found: np.ndarray = most
-    return found
+    return np.asarray(most)

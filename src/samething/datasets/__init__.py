@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from samething.catalog import require_shares
-from samething.datasets.coco import list_coco
+from samething.datasets.boxes import list_coco
 from samething.datasets.dataset import Dataset, Part, Published
 from samething.datasets.folder import list_folder
 from samething.datasets.hugging_face import is_hugging_face, list_hugging_face

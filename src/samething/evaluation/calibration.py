@@ -180,13 +180,11 @@ class Calibration:
     def probability(self, scores: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:
         """Probability in [0, 1] that entries with these scores are the same thing as the query."""
         odds = np.clip(self.slope * np.asarray(scores, dtype=np.float64) + self.intercept, -700, 700)
-        probability: np.ndarray = 1 / (1 + np.exp(-odds))
-        return probability
+        return np.asarray(1 / (1 + np.exp(-odds)))
 
     def is_match(self, scores: Float[np.ndarray, ...]) -> Bool[np.ndarray, ...]:
         """Whether scores are answers rather than "no match"."""
-        matches: np.ndarray = np.asarray(scores) >= self.threshold
-        return matches
+        return np.asarray(np.asarray(scores) >= self.threshold)
 
     def to_json(self) -> Json:
         """As stored in a model folder."""
@@ -242,8 +240,7 @@ def _upper_bound(counts: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     [3.0, 17.0]
     """
     degrees = 9.0 * (counts + 1)
-    bound: np.ndarray = (counts + 1) * (1 - 1 / degrees + 1.6449 / np.sqrt(degrees)) ** 3
-    return bound
+    return np.asarray((counts + 1) * (1 - 1 / degrees + 1.6449 / np.sqrt(degrees)) ** 3)
 
 
 def _logistic(scores: Float[np.ndarray, " q"], is_right: Bool[np.ndarray, " q"]) -> tuple[float, float]:

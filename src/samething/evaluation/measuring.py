@@ -171,5 +171,4 @@ def _check(
 def _take(embeddings: Embeddings, rows: Int[np.ndarray, " r"]) -> Float[np.ndarray, "r d"]:
     """The rows, as a view where they lie side by side, so that a memory-mapped file is not read at once."""
     side_by_side = len(rows) > 0 and rows[-1] - rows[0] + 1 == len(rows)
-    taken: np.ndarray = embeddings[rows[0] : rows[-1] + 1] if side_by_side else embeddings[rows]
-    return taken
+    return np.asarray(embeddings[rows[0] : rows[-1] + 1] if side_by_side else embeddings[rows])

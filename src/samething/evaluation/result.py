@@ -142,8 +142,7 @@ class EvaluationResult:
     @property
     def _answerable(self) -> Bool[np.ndarray, " q"]:
         # a positive is of the query's own domain, so both scopes agree
-        known: np.ndarray = ~np.isnan(self.values(self.metrics[0]))
-        return known
+        return np.asarray(~np.isnan(self.values(self.metrics[0])))
 
     @property
     def mean_groups(self) -> Int[np.ndarray, " q"]:
@@ -164,8 +163,7 @@ class EvaluationResult:
                 expected=f"one of {', '.join((*self.domains, MEAN))}",
                 next_step="look at the domains of the result",
             )
-        chosen: np.ndarray = self.query_domains == self.domains.index(domain)
-        return chosen
+        return np.asarray(self.query_domains == self.domains.index(domain))
 
     def to_json(self, *, intervals: bool = False) -> dict[str, Json]:
         """Scope -> domain or ``mean`` -> counts and metrics; a number that cannot be had is null.

@@ -54,8 +54,7 @@ class _Group:
             np.take(self.buffer, places, axis=0, out=result, mode="clip")
         else:
             result[missing[found]] = self.buffer[places[found]]
-        left: Int[np.ndarray, " l"] = missing[~found]
-        return left
+        return np.asarray(missing[~found])
 
 
 class RowReader:

@@ -156,8 +156,7 @@ class RankCounter:
         among_relevant = stops - np.arange(len(self._ahead))
         ranks = self._ahead + among_relevant
         order = np.lexsort((ranks, self._query))
-        sorted_ranks: np.ndarray = ranks[order]
-        return sorted_ranks
+        return np.asarray(ranks[order])
 
 
 def ranks_of_scores(
@@ -206,5 +205,4 @@ def _num_ahead(
         of_equal = rows[start : ends[tied[0]]]  # descending
         behind[tied] += len(of_equal) - np.searchsorted(of_equal[::-1], near[tied] + first_row, side="right")
     counts = np.bincount(behind, minlength=len(scores) + 1)
-    ahead: np.ndarray = counts[::-1].cumsum()[::-1][1:]
-    return ahead
+    return np.asarray(counts[::-1].cumsum()[::-1][1:])

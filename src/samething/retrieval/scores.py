@@ -116,8 +116,7 @@ class Scorer:
         """
 
         def products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-            found: np.ndarray = np.einsum("nd,nd->n", one, other) if pairwise else one @ other.T
-            return found
+            return np.asarray(np.einsum("nd,nd->n", one, other) if pairwise else one @ other.T)
 
         scores = products(queries.parts[0], entries.parts[0])
         if self.precision == "float64":

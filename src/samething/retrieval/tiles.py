@@ -92,8 +92,7 @@ def topk(
 def _as_products(rows: Prepared, side: str) -> Float[np.ndarray, "b e"]:
     """Rows whose products are scores: for distances 2 q·g - |g|², which orders as -|q - g|² does."""
     if rows.squares is None:
-        products: np.ndarray = rows.parts[0]
-        return products
+        return np.asarray(rows.parts[0])
     if side == "queries":
         return np.concatenate([2 * rows.parts[0], -np.ones_like(rows.squares)[:, None]], axis=1)
     return np.concatenate([rows.parts[0], rows.squares[:, None]], axis=1)
@@ -225,8 +224,7 @@ class _Best:
         equal = chosen == lowest[:, None]
         equal &= np.cumsum(equal, axis=1) <= count - np.count_nonzero(is_highest, axis=1)[:, None]
         promising[:, many] = (is_highest | equal).T
-        found: np.ndarray = lowest
-        return found
+        return np.asarray(lowest)
 
     def _merge(
         self, query: Int[np.ndarray, " p"], row: Int[np.ndarray, " p"], score: Float[np.ndarray, " p"]

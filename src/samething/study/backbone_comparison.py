@@ -15,7 +15,6 @@ from samething.errors import InputError
 from samething.features import FeatureSet
 from samething.pages import Table
 from samething.progress import progress_bar
-from samething.study.conclusion import conclude, domain_table, queries_said, said_of_others, shown
 from samething.study.questions import (
     Questions,
     baseline_head,
@@ -25,7 +24,17 @@ from samething.study.questions import (
     trained_head,
 )
 from samething.study.study_folder import StudyFolder
-from samething.study.study_report import Point, StudyResult, bubble_figure, pareto_front
+from samething.study.study_report import (
+    Point,
+    StudyResult,
+    bubble_figure,
+    conclude,
+    domain_table,
+    pareto_front,
+    queries_said,
+    said_of_others,
+    shown,
+)
 
 if TYPE_CHECKING:
     from samething.training import TrainConfig

@@ -13,12 +13,11 @@ import numpy as np
 from samething.features import FeatureSet
 from samething.pages import Table, bars_figure, lines_figure
 from samething.progress import progress_bar
-from samething.study.conclusion import conclude, domain_cells, shown
 from samething.study.data_mix import Mixer, Part, Terms, named
 from samething.study.greedy import Gain, Step, select
 from samething.study.questions import Questions, means_of_seeds, percent, short_training
 from samething.study.study_folder import StudyFolder
-from samething.study.study_report import StudyResult
+from samething.study.study_report import StudyResult, conclude, domain_cells, shown
 
 BUDGET_SHARES: Final = (0.25, 0.5, 1.0)
 """Parts of the budget at which the curve of score against budget is drawn."""

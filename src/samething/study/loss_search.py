@@ -17,10 +17,16 @@ from samething.errors import InputError
 from samething.features import FeatureSet
 from samething.pages import Table, bars_figure
 from samething.progress import progress_bar
-from samething.study.conclusion import conclude, domain_table, queries_said, said_of_others, shown
 from samething.study.questions import Questions, means_of_seeds, percent, short_training, trained_head
 from samething.study.study_folder import StudyFolder
-from samething.study.study_report import StudyResult
+from samething.study.study_report import (
+    StudyResult,
+    conclude,
+    domain_table,
+    queries_said,
+    said_of_others,
+    shown,
+)
 
 if TYPE_CHECKING:
     import optuna
