@@ -50,10 +50,10 @@ def drawing_url(figure: Any) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def image_url(path: ImageLike, *, longer_side: int = IMAGE_SIDE) -> str:
+def image_url(path: ImageLike) -> str:
     """A small JPEG of an image (mostly a path) inside the page; a grey square where the file is gone."""
     try:
-        content = thumbnail(decode(path), longer_side=longer_side)
+        content = thumbnail(decode(path), longer_side=IMAGE_SIDE)
     except ImageError:
         return _GREY_PIXEL
     return "data:image/jpeg;base64," + base64.b64encode(content).decode()

@@ -117,8 +117,6 @@ def weighted_mean_interval(
     weights: Float[np.ndarray, " m"],
     *,
     num_resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
 ) -> Estimate:
     """Mean over domains with a weight each, and its percentile bootstrap interval.
 
@@ -127,8 +125,6 @@ def weighted_mean_interval(
         domains: domain of each query, a position in ``weights``.
         weights: not negative. They are divided by the sum of those whose domain has a value.
         num_resamples: means drawn, at least 1.
-        seed: the result is a pure function of the arguments.
-        level: share of the resampled means inside, in (0, 1).
 
     Returns:
         The mean, and the lower and upper end; NaN when no domain has both a value and a weight.
@@ -141,14 +137,14 @@ def weighted_mean_interval(
     total = float(sum(weights[number] for number in weighty))
     if not weighty:
         return Estimate(float("nan"), float("nan"), float("nan"))
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     mean, means = 0.0, np.zeros(num_resamples)
     for number in weighty:
         group = values[known & (domains == number)]
         share = float(weights[number]) / total
         mean += share * float(group.mean())
         means += share * _resampled_means(group[None], num_resamples, generator)[0]
-    return Estimate(mean, *_central(means, level))
+    return Estimate(mean, *_central(means, 0.95))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,8 +186,6 @@ def paired_difference(
     domains: Int[np.ndarray, " q"],
     *,
     num_resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
 ) -> PairedDifference:
     """Paired bootstrap and randomisation test of the plain mean over domains of ``first - second``.
 
@@ -206,8 +200,6 @@ def paired_difference(
         second: the other system's value of the same queries.
         domains: domain of each query, as integers.
         num_resamples: means drawn, at least 1.
-        seed: the result is a pure function of the values and the seed.
-        level: share of the resampled differences inside the interval, in (0, 1).
 
     Raises:
         InputError: one of the two has a value where the other has NaN: they are not of the same queries.
@@ -223,11 +215,11 @@ def paired_difference(
             next_step="evaluate both on one catalog",
         )
     values = first - second
-    means = _resampled_domain_means(values[None], domains, num_resamples=num_resamples, seed=seed)
-    low, high = _central(means[0], level)
+    means = _resampled_domain_means(values[None], domains, num_resamples=num_resamples, seed=0)
+    low, high = _central(means[0], 0.95)
     groups = _known_groups(values, domains)
     observed = abs(sum(float(group.mean()) for group in groups))
-    generator = np.random.default_rng([seed, 1])
+    generator = np.random.default_rng([0, 1])
     totals = np.zeros(num_resamples)
     for group in groups:
         differing = group[group != 0]

@@ -1,4 +1,4 @@
-"""What is curated: catalogs put together and their images as one list, finer labels, features that are known."""
+"""What is curated: catalogs put together, their images as one list, finer labels, and known features."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from samething.catalog import Catalog
 from samething.evaluation.task import RetrievalTask
 
 _NUM_HITS: Final = 6
+_MAP_POINTS: Final = 400
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Analysis:
     """Each query's most similar entry that is another thing."""
 
     @classmethod
-    def of(cls, embeddings: Embeddings, catalog: Catalog, *, seed: int = 0) -> Analysis:
+    def of(cls, embeddings: Embeddings, catalog: Catalog) -> Analysis:
         """Search the index with the queries and sort out what was found.
 
         Raises:
@@ -82,7 +83,7 @@ class Analysis:
         asked = relevant.counts > 0
         wrong = ~is_right & (top.indices >= 0)
         has_wrong = wrong.any(axis=1) & asked
-        generator = np.random.default_rng(seed)
+        generator = np.random.default_rng(0)
         rows = unit(embeddings, np.float32)
         some = generator.permutation(len(relevant.rows))[:20_000]
         left, right = relevant.queries[some], relevant.rows[some]
@@ -120,9 +121,9 @@ class Analysis:
     def _names(self) -> tuple[np.ndarray, np.ndarray, list[Path]]:
         return self.catalog.strings("label"), self.catalog.strings("domain"), self.catalog.paths
 
-    def examples(self, count: int, *, seed: int = 0) -> list[ShownQuery]:
+    def examples(self, count: int) -> list[ShownQuery]:
         """Random queries, evenly over the domains."""
-        generator, domains = np.random.default_rng(seed), self.catalog.strings("domain")[self.queries]
+        generator, domains = np.random.default_rng(0), self.catalog.strings("domain")[self.queries]
         by_domain = [generator.permutation(np.flatnonzero(domains == name)) for name in np.unique(domains)]
         depth = -(-count // max(1, len(by_domain)))
         chosen = [rows[turn] for turn in range(depth) for rows in by_domain if turn < len(rows)]
@@ -159,24 +160,22 @@ class Analysis:
         return names, counts, totals
 
 
-def map_of(
-    embeddings: Embeddings, catalog: Catalog, *, count: int = 400, seed: int = 0
-) -> tuple[list[MapPoint], str]:
+def map_of(embeddings: Embeddings, catalog: Catalog) -> tuple[list[MapPoint], str]:
     """A map of some index images, whole things together, and how it was made.
 
     t-SNE of cosine distances where scikit-learn is installed, else the two principal components.
     """
     index = np.flatnonzero(catalog.has_role("index", "query+index"))
     classes = catalog.class_ids()[index]
-    order = np.random.default_rng(seed).permutation(np.unique(classes))
+    order = np.random.default_rng(0).permutation(np.unique(classes))
     rank = {int(label): place for place, label in enumerate(order)}
-    chosen = index[np.argsort([rank[int(label)] for label in classes], kind="stable")][:count]
+    chosen = index[np.argsort([rank[int(label)] for label in classes], kind="stable")][:_MAP_POINTS]
     rows = unit(embeddings[chosen], np.float64)
     if importlib.util.find_spec("sklearn") and len(chosen) > 30:
         from sklearn.manifold import TSNE
 
         method = "t-SNE, cosine distance, perplexity 15"
-        places = TSNE(metric="cosine", init="pca", perplexity=15, random_state=seed).fit_transform(rows)
+        places = TSNE(metric="cosine", init="pca", perplexity=15, random_state=0).fit_transform(rows)
     else:
         method = "the two directions of largest variance"
         centred = rows - rows.mean(axis=0)

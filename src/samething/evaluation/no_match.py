@@ -156,13 +156,11 @@ def measure_no_match(embeddings: Embeddings, catalog: Catalog, *, target_precisi
     )
 
 
-def _ratio_interval(
-    parts: Float[np.ndarray, " q"], wholes: Float[np.ndarray, " q"], *, num_resamples: int = 2000
-) -> tuple[float, float]:
+def _ratio_interval(parts: Float[np.ndarray, " q"], wholes: Float[np.ndarray, " q"]) -> tuple[float, float]:
     """Percentile bootstrap interval of a ratio of sums over queries."""
     generator = np.random.default_rng(0)
     ratios = []
-    for _ in range(num_resamples):
+    for _ in range(2000):
         drawn = generator.integers(len(parts), size=len(parts))
         if wholes[drawn].sum():
             ratios.append(parts[drawn].sum() / wholes[drawn].sum())

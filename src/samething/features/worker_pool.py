@@ -99,15 +99,9 @@ class Batch:
     """Catalog rows that cannot be read, and why."""
 
 
-def read_one_batch(
-    reader: ImageReader,
-    number: int,
-    rows: Sequence[int],
-    pixels: UInt8[np.ndarray, "b 3 height width"] | None = None,
-) -> Batch:
+def read_one_batch(reader: ImageReader, number: int, rows: Sequence[int]) -> Batch:
     """Prepare one batch in this process."""
-    if pixels is None:
-        pixels = np.empty((len(rows), 3, *reader.preprocessing.shape), np.uint8)
+    pixels = np.empty((len(rows), 3, *reader.preprocessing.shape), np.uint8)
     reasons: dict[int, str] = {}
     asked = list(reader.read_batch(rows, pixels, reasons))
     good = [row for row in asked if row not in reasons]

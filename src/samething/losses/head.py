@@ -76,10 +76,6 @@ class MarginHead(nn.Module):
         nn.init.xavier_uniform_(self.weight)
         self.register_buffer("sampling_state", torch.tensor([seed, 0]))
 
-    def extra_repr(self) -> str:
-        """Sizes, for ``print(head)``."""
-        return f"num_classes={self.num_classes}, num_centers={self.num_centers}, prefixes={self.prefixes}"
-
     def forward(self, embeddings: Float[Tensor, "b d"], labels: Int[Tensor, " b"]) -> Float[Tensor, ""]:
         """Mean cross-entropy of the batch, over the classes sampled for this step."""
         self.check_batch(embeddings, labels)
