@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import tomllib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -33,43 +35,8 @@ class UnedDomain:
 
 
 DOMAINS: Final[Mapping[str, UnedDomain]] = {
-    "cars": UnedDomain(
-        folders=("cars/car_ims",), sizes={"train": 6_346, "val": 1_708, "test": 8_131}, train_classes=78
-    ),
-    "sop": UnedDomain(
-        folders=("sop",), sizes={"train": 48_942, "val": 10_609, "test": 60_502}, train_classes=9_054
-    ),
-    "inshop": UnedDomain(
-        folders=("deepfashion/inshop/img",),
-        sizes={"train": 20_897, "val": 4_982, "test": 14_218, "index": 12_612},
-        train_classes=3_198,
-    ),
-    "inat": UnedDomain(
-        folders=("inat/iNaturalist/train_val2018",),
-        sizes={"train": 273_929, "val": 51_917, "test": 136_093},
-        train_classes=4_552,
-    ),
-    "met": UnedDomain(
-        folders=("met/MET", "met/test_met"),
-        sizes={"train": 397_121, "val": 129, "small_index": 38_307, "test": 1_003, "index": 397_121},
-        train_classes=224_408,
-        one_numbering=True,
-    ),
-    "gldv2": UnedDomain(
-        folders=("gldv2/images/train", "gldv2/images/test", "gldv2/images/index"),
-        sizes={"train": 1_422_914, "val": 157_556, "test": 1_129, "index": 761_757},
-        train_classes=73_182,
-    ),
-    "food2k": UnedDomain(
-        folders=("food2k/Food2k_complete",),
-        sizes={"train": 472_349, "val": 49_323, "test": 9_979},
-        train_classes=900,
-    ),
-    "rp2k": UnedDomain(
-        folders=("rp2k/all/train", "rp2k/all/test"),
-        sizes={"train": 188_724, "val": 17_185, "test": 10_931},
-        train_classes=1_074,
-    ),
+    name: UnedDomain(**{**row, "folders": tuple(row["folders"])})
+    for name, row in tomllib.loads(Path(__file__).with_name("uned.toml").read_text(encoding="utf-8")).items()
 }
 """The domains of UnED, in the order of its authors."""
 
