@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from samething.catalog import Catalog
 from samething.errors import ArtefactError, InputError
 from samething.evaluation import PROTOCOLS, evaluate, evaluate_embeddings
-from samething.evaluation.embedding_files import embeddings_of, read_descriptors, write_descriptors
+from samething.evaluation.embedding_files import read_descriptors, write_descriptors
 from samething.evaluation.protocols import GUIEC_SHARES, Protocol, challenge_domain, composite_weights
 
 DOMAINS = ["cars", "toys", "birds"]
@@ -264,7 +264,7 @@ def test_descriptors_are_written_and_read_as_uned_does(tmp_path):
     }
     # their program takes the first element of a split
     np.testing.assert_array_equal(np.array(content["met"]["test"][0], np.float32), embeddings[12:16])
-    np.testing.assert_array_equal(embeddings_of(read_descriptors(tmp_path / "d.json"), catalog), embeddings)
+    np.testing.assert_array_equal(read_descriptors(tmp_path / "d.json", catalog), embeddings)
     plain = {domain: {name: rows[0] for name, rows in splits.items()} for domain, splits in content.items()}
     (tmp_path / "plain.json").write_text(json.dumps(plain))
     results = [

@@ -10,7 +10,6 @@ is ``index`` where queries and index differ, else ``test`` again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +34,7 @@ def read_embeddings(embeddings: Path, catalog: Path) -> tuple[Embeddings, Catalo
     """
     images = Catalog.read(Path(catalog))
     if Path(embeddings).suffix.lower() == ".json":
-        return embeddings_of(read_descriptors(Path(embeddings)), images), images
+        return read_descriptors(Path(embeddings), images), images
     rows = open_embeddings(Path(embeddings))
     if len(rows) != len(images):
         raise InputError(
@@ -82,21 +81,25 @@ def open_embeddings(source: Path) -> np.ndarray:
 TYPE_HINT = "an object data set -> split -> rows of numbers, as UnED's programs write it"
 
 
-def read_descriptors(source: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Domain -> split -> float32 (n, d).
+def read_descriptors(source: Path, catalog: Catalog) -> Embeddings:
+    """Descriptors in catalog order; rows that are neither query nor index are zero, and are not looked at.
+
+    Args:
+        source: UnED's descriptors.
+        catalog: its domains are the data sets; a split's rows are in catalog order.
 
     Raises:
         ArtefactError: the file is missing or not JSON.
-        InputError: it is laid out in another way.
+        InputError: it is laid out in another way, or a split is missing or has another number of rows than
+            the catalog.
     """
     content = read_json(source)
     if not isinstance(content, dict) or not all(isinstance(splits, dict) for splits in content.values()):
         raise InputError(
             f"{source} holds no object of objects", expected=TYPE_HINT, next_step="check the file"
         )
-    found: dict[str, dict[str, np.ndarray]] = {}
+    found: dict[tuple[str, str], np.ndarray] = {}
     for domain, splits in content.items():
-        found[domain] = {}
         for split, rows in splits.items():
             try:
                 array = np.asarray(rows, dtype=np.float32)
@@ -110,34 +113,8 @@ def read_descriptors(source: Path) -> dict[str, dict[str, np.ndarray]]:
                     expected=TYPE_HINT,
                     next_step="write the descriptors again",
                 ) from error
-            found[domain][split] = array
-    return found
-
-
-def write_descriptors(target: Path, embeddings: Embeddings, catalog: Catalog) -> Path:
-    """Write the embeddings of a catalog's test images as UnED's evaluation program reads them."""
-    content: dict[str, dict[str, list[list[list[float]]]]] = {}
-    for domain, splits in _rows_by_split(catalog).items():
-        content[domain] = {
-            split: [np.asarray(embeddings[rows], dtype=np.float32).astype(float).tolist()]
-            for split, rows in splits.items()
-        }
-    with atomic_path(Path(target)) as partial:
-        partial.write_text(json.dumps(content), encoding="utf-8")
-    return Path(target)
-
-
-def embeddings_of(descriptors: Mapping[str, Mapping[str, np.ndarray]], catalog: Catalog) -> Embeddings:
-    """Descriptors in catalog order; rows that are neither query nor index are zero, and are not looked at.
-
-    Args:
-        descriptors: what :func:`read_descriptors` gives.
-        catalog: its domains are the data sets; a split's rows are in catalog order.
-
-    Raises:
-        InputError: a split is missing, or has another number of rows than the catalog.
-    """
-    widths = {rows.shape[1] for splits in descriptors.values() for rows in splits.values()}
+            found[domain, split] = array
+    widths = {rows.shape[1] for rows in found.values()}
     if len(widths) != 1:
         raise InputError(
             f"descriptors of {sorted(widths)} dimensions",
@@ -145,27 +122,36 @@ def embeddings_of(descriptors: Mapping[str, Mapping[str, np.ndarray]], catalog: 
             next_step="write the descriptors again, with one model",
         )
     result = np.zeros((len(catalog), widths.pop()), dtype=np.float32)
-    for domain, splits in _rows_by_split(catalog).items():
-        for split, rows in splits.items():
-            given = descriptors.get(domain, {}).get(split)
-            if given is None or len(given) != len(rows):
-                raise InputError(
-                    f"{0 if given is None else len(given)} descriptors of {domain}/{split}",
-                    expected=f"{len(rows)}, one for each of the catalog's images, in its order",
-                    next_step="give the catalog of the info files that the descriptors were made from",
-                )
-            result[rows] = given
+    for (domain, split), rows in _rows_by_split(catalog).items():
+        given = found.get((domain, split), np.empty((0, 1)))
+        if len(given) != len(rows):
+            raise InputError(
+                f"{len(given)} descriptors of {domain}/{split}",
+                expected=f"{len(rows)}, one for each of the catalog's images, in its order",
+                next_step="give the catalog of the info files that the descriptors were made from",
+            )
+        result[rows] = given
     return result
 
 
-def _rows_by_split(catalog: Catalog) -> dict[str, dict[str, np.ndarray]]:
-    """Domain -> ``test`` and ``index`` -> catalog rows."""
+def write_descriptors(target: Path, embeddings: Embeddings, catalog: Catalog) -> Path:
+    """Write the embeddings of a catalog's test images as UnED's evaluation program reads them."""
+    content: dict[str, dict[str, list[list[list[float]]]]] = {}
+    for (domain, split), rows in _rows_by_split(catalog).items():
+        own = np.asarray(embeddings[rows], dtype=np.float32).astype(float).tolist()
+        content.setdefault(domain, {})[split] = [own]
+    with atomic_path(Path(target)) as partial:
+        partial.write_text(json.dumps(content), encoding="utf-8")
+    return Path(target)
+
+
+def _rows_by_split(catalog: Catalog) -> dict[tuple[str, str], np.ndarray]:
+    """Domain and ``test`` or ``index`` -> catalog rows, where there are any."""
     domains = catalog.strings("domain")
     queries, index = catalog.has_role("query", "query+index"), catalog.has_role("index")
-    found: dict[str, dict[str, np.ndarray]] = {}
-    for domain in catalog.domains:
-        splits = {"test": np.flatnonzero(queries & (domains == domain))}
-        splits["index"] = np.flatnonzero(index & (domains == domain))
-        if any(map(len, splits.values())):
-            found[domain] = {split: rows for split, rows in splits.items() if len(rows)}
-    return found
+    found = {
+        (domain, split): np.flatnonzero(chosen & (domains == domain))
+        for domain in catalog.domains
+        for split, chosen in (("test", queries), ("index", index))
+    }
+    return {key: rows for key, rows in found.items() if len(rows)}
