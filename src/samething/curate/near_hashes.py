@@ -74,15 +74,11 @@ def near_pairs(
         )
     among = others is None
     gallery = hashes if others is None else others
-    parts = [
-        part
-        for band, radius in enumerate(_band_radii(distance))
-        if radius >= 0
-        for part in _pairs_of_band(hashes, gallery, band, distance, among=among, memory_mib=memory_mib)
-    ]
-    first = np.concatenate([part[0] for part in parts] or [np.empty(0, np.int64)])
-    second = np.concatenate([part[1] for part in parts] or [np.empty(0, np.int64)])
-    bits = np.concatenate([part[2] for part in parts] or [np.empty(0, np.uint8)])
+    parts = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint8))]
+    for band, radius in enumerate(_band_radii(distance)):
+        if radius >= 0:
+            parts += _pairs_of_band(hashes, gallery, band, distance, among=among, memory_mib=memory_mib)
+    first, second, bits = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.lexsort((second, first))
     return HashPairs(first[order], second[order], bits[order])
 

@@ -60,11 +60,8 @@ class Pairs:
 
     def first_of_each(self) -> Pairs:
         """Each pair of two rows once, as the first method found it, in the order of the rows."""
-        low, high = np.minimum(self.first, self.second), np.maximum(self.first, self.second)
-        order = np.lexsort((self.method, high, low))
-        new = np.ones(len(order), bool)
-        new[1:] = (np.diff(low[order]) != 0) | (np.diff(high[order]) != 0)
-        return dataclasses.replace(self, first=low, second=high).take(order[new])
+        low, high, order = _sorted_once(self.first, self.second, self.method)
+        return dataclasses.replace(self, first=low, second=high).take(order)
 
     def found_by(self, number: int) -> str:
         """How a pair was found, in a few words."""
@@ -118,11 +115,9 @@ def exact_pairs(contents: Contents, tiers: Int[np.ndarray, " n"], rank: Int[np.n
     stands = contents.row_of[contents.of_row[copies]]
     key = contents.of_row[copies] * (int(tiers.max(initial=0)) + 1) + tiers[copies]
     order = np.lexsort((rank[copies], key))
-    run_starts = (
-        np.concatenate([[True], key[order][1:] != key[order][:-1]]) if len(order) else np.empty(0, bool)
-    )
+    _, firsts, run = np.unique(key[order], return_index=True, return_inverse=True)
     in_tier = np.empty(len(copies), np.int64)
-    in_tier[order] = copies[order][np.flatnonzero(run_starts)[np.cumsum(run_starts) - 1]] if len(order) else 0
+    in_tier[order] = copies[order][firsts[run]]
     first = np.concatenate([stands, in_tier])
     second = np.concatenate([copies, copies])
     new = (first != second) & np.concatenate([np.ones(len(copies), bool), in_tier != stands])
@@ -246,16 +241,23 @@ def _spread(
     return one, two, near.distance[np.concatenate([pair_a, pair_b])], np.full(len(one), is_mirrored)
 
 
+def _sorted_once(
+    first: np.ndarray, second: np.ndarray, *keys: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The lower and the higher row of each pair, and an order by them that takes of equal ones the first."""
+    low, high = np.minimum(first, second), np.maximum(first, second)
+    order = np.lexsort((*reversed(keys), high, low))
+    new = np.ones(len(order), bool)
+    new[1:] = (np.diff(low[order]) != 0) | (np.diff(high[order]) != 0)
+    return low, high, order[new]
+
+
 def _each_once(
     first: np.ndarray, second: np.ndarray, score: np.ndarray, is_mirrored: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Each pair of two rows once, the lower row first, with its lowest score; sorted."""
-    low, high = np.minimum(first, second), np.maximum(first, second)
-    order = np.lexsort((is_mirrored, score, high, low))
+    low, high, order = _sorted_once(first, second, score, is_mirrored)
     order = order[low[order] != high[order]]
-    new = np.ones(len(order), bool)
-    new[1:] = (low[order][1:] != low[order][:-1]) | (high[order][1:] != high[order][:-1])
-    order = order[new]
     return low[order], high[order], score[order], is_mirrored[order]
 
 
