@@ -26,11 +26,9 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
-from samething.losses import chunk_arithmetic as arithmetic
-from samething.losses.chunk_arithmetic import Piece
 from samething.losses.head import check_lengths
 from samething.losses.margins import Margin, RowContext
 
@@ -53,6 +51,42 @@ LARGEST_CHUNK_ROWS: Final = 6144
 
 GradientSink: TypeAlias = Callable[[int, Tensor], None]
 """Takes the gradient of some consecutive class weights: number of the first row, gradient [rows, d]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Some consecutive classes, and their views of the buffers."""
+
+    start: int
+    """First class."""
+    stop: int
+    """One past the last class."""
+    weight: Float[Tensor, "rows d"]
+    """Their weights, where all classes take part."""
+    lengths: Float[Tensor, "rows 1"]
+    unit_classes: Float[Tensor, "rows d"]
+    unit_by_dim: Float[Tensor, "d rows"]
+    products: Float[Tensor, "rows d"]
+    gradient: Float[Tensor, "rows d"]
+    scratch: Float[Tensor, "rows d"]
+    cosines: Float[Tensor, "rows b"]
+    """First pass: every centre with every embedding."""
+    planes: list[Float[Tensor, "c b"]]
+    """The same, a view a centre."""
+    nearest: list[Float[Tensor, "c b"]]
+    """Two buffers for running maxima."""
+    exponentials: Float[Tensor, "c b"]
+    """Kept between the passes."""
+    flat_exponentials: Float[Tensor, " cb"]
+    masks: list[Bool[Tensor, "c b"]]
+    """Kept between the passes: mask i is set where centre i + 1 beats all before it."""
+    masks_as_bytes: list[UInt8[Tensor, "c b"]]
+    exponentials_as_bits: Shaped[Tensor, "c b"]
+    """bfloat16 as int16: the product with 0 or 1 is the same, in a third of the time; others as they are."""
+    planes_as_bits: list[Shaped[Tensor, "c b"]]
+    numbers: Float[Tensor, "rows b"]
+    """Second pass: exponentials, each with its nearest centre; the others zero."""
+    sums: Float[Tensor, " b"]
 
 
 class Workspace:
@@ -273,19 +307,25 @@ class ClassSweep:
                 weight = self._normalise(piece, lengths_known=True)
             else:
                 weight = self._sum_exponentials(piece, targets, masks=True)
-            arithmetic.give_to_nearest(piece)
+            # what was kept goes to each class's nearest centre; the others get zero
+            rest, planes = piece.exponentials_as_bits, piece.planes_as_bits
+            for i in range(len(planes) - 1, 0, -1):
+                torch.mul(rest, piece.masks_as_bytes[i - 1], out=planes[i])
+                torch.sub(rest, planes[i], out=planes[0] if i == 1 else rest)
             if self.workspace.dtype == from_others.dtype:
                 from_others.addmm_(piece.unit_by_dim, piece.numbers)
             else:
                 from_others.add_(piece.unit_by_dim @ piece.numbers)
-            # by the class weights, through their normalisation
             gradient = piece.gradient
             torch.mm(piece.numbers, weighted, out=piece.products)
             if piece.products.dtype != gradient.dtype:
                 gradient.copy_(piece.products)
             if targets is not None:
                 gradient.index_add_(0, targets.rows, of_targets[targets.batch])
-            arithmetic.through_normalisation(piece, weight)
+            # by the unit class vectors, it becomes that by the weights
+            inverse = piece.lengths.reciprocal()
+            radial = torch.mul(gradient, weight, out=piece.scratch).sum(dim=1, keepdim=True)
+            gradient.addcmul_(weight, radial.mul_(inverse).mul_(inverse), value=-1).mul_(inverse)
             sink(piece.start * self.k, gradient)
         return losses, from_others.t() * row_factor + self.target_centers * target_factor
 
@@ -311,7 +351,7 @@ class ClassSweep:
             highest = torch.full_like(self.unit[:, 0], -math.inf)
             for piece, targets in zip(self.pieces, self.targets, strict=True):
                 self._normalise(piece)
-                exponents, _ = self._exponents(self._nearest(piece, masks=False))
+                exponents, _ = self._exponents(piece, masks=False)
                 if targets is not None:
                     exponents.view(-1).index_fill_(0, targets.places, -math.inf)
                 highest = torch.maximum(highest, exponents.amax(dim=0).to(highest.dtype))
@@ -330,20 +370,28 @@ class ClassSweep:
         weight = piece.weight
         if self.classes is not None:
             weight = self.centers[self.classes[piece.start : piece.stop]].flatten(0, 1)
-        arithmetic.normalise(piece, weight, lengths_known=lengths_known)
+        if not lengths_known:
+            torch.linalg.vector_norm(weight, dim=1, keepdim=True, out=piece.lengths)
+        torch.mul(weight, piece.lengths.reciprocal(), out=piece.unit_classes)
         return weight
 
-    def _nearest(self, piece: Piece, *, masks: bool) -> Float[Tensor, "c b"]:
-        """``unit_classes @ factors``, the largest over the centres of each class; masks say where it was."""
-        torch.mm(piece.unit_classes, self.factors, out=piece.cosines)
-        return arithmetic.nearest(piece, masks=masks)
+    def _exponents(self, piece: Piece, *, masks: bool) -> tuple[Float[Tensor, "c b"], Tensor | None]:
+        """Logits as exponents of 2, and the slope of the similarity unless it is 1 throughout.
 
-    def _exponents(self, nearest: Float[Tensor, "c b"]) -> tuple[Float[Tensor, "c b"], Tensor | None]:
-        """Logits as exponents of 2, and the slope of the similarity unless it is 1 throughout."""
+        They are of the nearest of the centres of each class; masks say which that was.
+        """
+        torch.mm(piece.unit_classes, self.factors, out=piece.cosines)
+        best = piece.planes[0]
+        for i, challenger in enumerate(piece.planes[1:]):
+            larger = torch.maximum(best, challenger, out=piece.nearest[i % 2])
+            if masks:
+                # comparisons of floats are vectorised in place, but not into bytes
+                piece.masks[i].copy_(challenger.gt_(best))
+            best = larger
         if self.context is None:
-            return nearest, None
+            return best, None
         # the margins' methods have batch rows first; a transposed view costs nothing elementwise
-        cosines = nearest.t().to(self.unit.dtype)
+        cosines = best.t().to(self.unit.dtype)
         similarity = self.margin.other_similarity(cosines, self.context)
         slope = self.margin.other_similarity_derivative(cosines, self.context)
         return (similarity * self.exponent_scale).t(), None if slope is None else slope.t()
@@ -353,9 +401,14 @@ class ClassSweep:
     ) -> Float[Tensor, "rows d"]:
         """First pass: sum up exp(logit) but the targets', and keep it, times the slope of the similarity."""
         weight = self._normalise(piece)
-        exponents, slope = self._exponents(self._nearest(piece, masks=masks))
-        places = None if targets is None else targets.places
-        arithmetic.sum_exponentials(piece, exponents, self.shift, places)
+        exponents, slope = self._exponents(piece, masks=masks)
+        if self.shift is not None:
+            exponents = torch.sub(exponents, self.shift, out=piece.exponentials)
+        torch.exp2(exponents, out=piece.exponentials)
+        if targets is not None:
+            piece.flat_exponentials.index_fill_(0, targets.places, 0.0)
+        # a sum that is wider than what it adds is not vectorised
+        piece.sums.copy_(torch.sum(piece.exponentials, dim=0, dtype=piece.lengths.dtype))
         if slope is not None:
             piece.exponentials.mul_(slope)
         return weight
