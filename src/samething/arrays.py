@@ -44,7 +44,7 @@ def counted(lengths: Int[np.ndarray, " r"]) -> Int[np.ndarray, " n"]:
     [0, 1, 0, 1, 2]
     """
     starts = np.cumsum(lengths) - lengths
-    return np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
+    return np.asarray(np.arange(int(lengths.sum())) - np.repeat(starts, lengths))
 
 
 def unit(rows: Float[np.ndarray, "n d"], dtype: npt.DTypeLike | None = None) -> Float[np.ndarray, "n d"]:

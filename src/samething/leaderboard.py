@@ -52,11 +52,11 @@ class Board:
     published: tuple[Published, ...]
 
 
+_TABLE: Final = tomllib.loads(resources.files("samething").joinpath("leaderboard.toml").read_text("utf-8"))
+
 BOARDS: Final[Mapping[Benchmark, Board]] = {
-    name: Board(**{**row, "published": tuple(Published(**one) for one in row["published"])})
-    for name, row in tomllib.loads(
-        resources.files("samething").joinpath("leaderboard.toml").read_text("utf-8")
-    ).items()
+    name: Board(**{**_TABLE[name], "published": tuple(Published(**one) for one in _TABLE[name]["published"])})
+    for name in get_args(Benchmark)
 }
 """The published results by protocol."""
 

@@ -80,7 +80,8 @@ class MarginHead(nn.Module):
         """Mean cross-entropy of the batch, over the classes sampled for this step."""
         self.check_batch(embeddings, labels)
         classes = self.next_classes(labels)
-        weight, columns = self.weight, labels
+        weight: Tensor = self.weight
+        columns = labels
         if classes is not None:
             centers = weight.view(self.num_classes, self.num_centers, -1)
             weight, columns = centers[classes].flatten(0, 1), torch.searchsorted(classes, labels)
