@@ -14,6 +14,7 @@ import miniatures
 from line import samething
 from samething.catalog import Catalog
 from samething.curate import CurateConfig, curate
+from samething.curate.sources import joined_catalogs, sources_of
 from samething.errors import InputError, SamethingError
 from samething.features import FeatureSet
 from scenes import feature_folder, photographs, write_things
@@ -212,6 +213,40 @@ def test_several_catalogs_keep_their_labels_apart(tmp_path):
     )
     assert set(result.catalog.strings("label")) == {"one/5", "two/5"}
     assert result.catalog.paths[-1] == tmp_path / "two/5/1.jpg"
+
+
+def test_addresses_stay_what_they_are_in_catalogs_put_together(tmp_path):
+    """A folder was written before URLs: s3://… became two/s3://…, and shards were looked for elsewhere."""
+    addresses = {"one": "a.jpg", "two": "s3://bucket/b.jpg", "three": "tar://c.jpg::shards/0.tar"}
+    parts = [
+        Catalog.from_rows([{"image": image, "label": name, "dataset": name}], root=tmp_path / name)
+        for name, image in addresses.items()
+    ]
+    joined = joined_catalogs(parts)
+    found = [source.location for source in sources_of(joined)]
+    assert found == [
+        str(tmp_path / "one/a.jpg"),
+        "s3://bucket/b.jpg",
+        f"tar://c.jpg::{tmp_path}/three/shards/0.tar",
+    ]
+
+
+def test_an_evaluation_set_may_have_columns_of_its_own(tmp_path):
+    """Its column ``year`` is text, that of the catalog a number; both are no business of curation."""
+    for name, year in (("c", 1999), ("e", "1999")):
+        rows = [
+            {"image": f"{number}.jpg", "label": "a", "sha256": f"{number:064d}", "year": year}
+            for number in (1, 2)
+        ]
+        rows[1] |= {"sha256": "" if name == "e" else "2" * 64}
+        Catalog.from_rows(rows, root=tmp_path / name).write(tmp_path / f"{name}.parquet")
+    result = curate(
+        [tmp_path / "c.parquet"],
+        output=tmp_path / "o.parquet",
+        duplicates="exact",
+        against=(tmp_path / "e.parquet",),
+    )
+    assert result.dropped == {"leak": 1} and result.catalog.table["year"].to_pylist() == [1999]
 
 
 def test_labels_refined_by_a_table(tmp_path):

@@ -22,9 +22,9 @@ from samething.curate.ledger import Ledger
 from samething.curate.near_hashes import differing_bits, near_pairs
 from samething.curate.pairs import Contents, Pairs, embedding_pairs, exact_pairs, perceptual_pairs, row_ranks
 from samething.curate.same_image import pair_similarities
-from samething.curate.sources import Images
 from samething.datasets.boxes import BOX_COLUMNS
 from samething.errors import ArtefactError, InputError
+from samething.images import decode
 from scenes import photographs
 
 PHOTOGRAPHS = photographs()
@@ -137,7 +137,7 @@ def test_hashes_are_kept_and_renewed_with_the_file(tmp_path):
         {"image": "broken.jpg", "label": "b"},
         {"image": "gone.jpg", "label": "g"},
     ]
-    images = Images([Catalog.from_rows(rows, root=tmp_path / "p")])
+    images = Catalog.from_rows(rows, root=tmp_path / "p")
     first = image_hashes(images, cache=tmp_path / "h.sqlite")
     assert first.num_computed == 5 and set(first.unreadable) == {3, 4}
     assert not first.is_hashed[3:].any() and first.is_hashed[:3].all()
@@ -153,7 +153,7 @@ def test_hashes_are_kept_and_renewed_with_the_file(tmp_path):
 
 
 def test_a_killed_run_loses_one_commit_at_most(tmp_path, monkeypatch):
-    images = Images([folder_of(tmp_path / "p", [PHOTOGRAPHS[n % 4] for n in range(10)])])
+    images = folder_of(tmp_path / "p", [PHOTOGRAPHS[n % 4] for n in range(10)])
     monkeypatch.setattr(hashing, "IMAGES_PER_COMMIT", 3)
     plain, seen = hashing._hash, []
 
@@ -171,7 +171,7 @@ def test_a_killed_run_loses_one_commit_at_most(tmp_path, monkeypatch):
 
 
 def test_another_file_is_no_cache(tmp_path):
-    images = Images([folder_of(tmp_path / "p", PHOTOGRAPHS[:1])])
+    images = folder_of(tmp_path / "p", PHOTOGRAPHS[:1])
     (tmp_path / "h.sqlite").write_text("something else " * 100)
     with pytest.raises(ArtefactError, match=r"h\.sqlite"):
         image_hashes(images, cache=tmp_path / "h.sqlite")
@@ -190,7 +190,7 @@ def test_parts_of_a_image_are_not_copies(tmp_path):
         for box in boxes
     ]  # fmt: skip
     rows.append({"image": "a.png", "label": "x"})
-    images = Images([Catalog.from_rows(rows, root=tmp_path)])
+    images = Catalog.from_rows(rows, root=tmp_path)
     found = image_hashes(images, cache=tmp_path / "h.sqlite")
     assert found.sha256[0] == found.sha256[2] != found.sha256[1]
     assert found.sha256[0].startswith(found.sha256[4]) and len(found.sha256[4]) == 64
@@ -259,10 +259,14 @@ def test_exact_pairs_connect_each_group(rows, random):
 
 
 def everything(catalog: Catalog, cache: Path):
-    hashes = image_hashes(Images([catalog]), cache=cache)
+    hashes = image_hashes(catalog, cache=cache)
     zeros = np.zeros(len(catalog), np.int64)
     ranks = row_ranks(zeros, zeros, zeros)
-    return Contents.of(pa.array(hashes.sha256, pa.string()), ranks), hashes, Images([catalog]).decode
+    return (
+        Contents.of(pa.array(hashes.sha256, pa.string()), ranks),
+        hashes,
+        lambda row: decode(catalog.source(row)),
+    )
 
 
 def test_perceptual_pairs(tmp_path):

@@ -17,8 +17,6 @@ from samething.curate.draws import draws_of
 from samething.curate.duplicates import RELATIONS
 from samething.curate.ledger import MEANINGS, Ledger
 from samething.curate.pairs import Pairs
-from samething.curate.sources import Images
-from samething.errors import ImageError
 from samething.pages import Cell, Table, Thumbnail, as_drawn, image_url, new_axes, write_page
 
 NUM_SAMPLES: Final = 9
@@ -46,7 +44,7 @@ def write_curation_page(
     before: Catalog,
     after: Catalog,
     ledger: Ledger,
-    images: Images,
+    images: Catalog,
     pairs: Pairs,
     relation: Int[np.ndarray, " p"],
     config: CurateConfig,
@@ -109,17 +107,14 @@ def write_curation_page(
 class _Page:
     """Images for the page."""
 
-    def __init__(self, catalog: Catalog, ledger: Ledger, images: Images) -> None:
+    def __init__(self, catalog: Catalog, ledger: Ledger, images: Catalog) -> None:
         self.catalog, self.ledger, self.images = catalog, ledger, images
         self.is_kept = ledger.is_kept
 
     def shown(self, row: int, small: str | None = None, *, marked: bool = True) -> Thumbnail:
         """A row of the catalog or the evaluation sets, by default with its role."""
-        try:
-            url = image_url(self.images.decode(row))
-        except ImageError:
-            url = image_url(Path(self.images.source(row).location))  # the grey square
-        label, role, stays = Path(self.images.source(row).location).name, "evaluation set", True
+        source = self.images.source(row)
+        url, label, role, stays = image_url(source), Path(source.location).name, "evaluation set", True
         if row < len(self.catalog):
             label, role = (self.catalog.table[name][row].as_py() or "" for name in ("label", "role"))
             stays = bool(self.is_kept[row])

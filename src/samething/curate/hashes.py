@@ -27,7 +27,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt64
 from PIL import Image
 
-from samething.curate.sources import Images
+from samething.catalog import Catalog
+from samething.curate.sources import sources_of
 from samething.errors import ArtefactError, ImageError
 from samething.files import disk_errors
 from samething.images import Source, as_they_are, checksum, decode, in_threads, keyed
@@ -139,7 +140,7 @@ def _bits(low: Float[np.ndarray, "8 8"]) -> int:
     return int.from_bytes(np.packbits(values > np.median(values)).tobytes(), "big")
 
 
-def image_hashes(images: Images, *, cache: Path) -> Hashes:
+def image_hashes(images: Catalog, *, cache: Path) -> Hashes:
     """SHA-256 and perceptual hashes of every image, from the cache where the file has not changed.
 
     Of a part of an image, the box is added to the SHA-256 of the file: two parts of one file are not copies.
@@ -158,7 +159,7 @@ def image_hashes(images: Images, *, cache: Path) -> Hashes:
     num_computed = 0
     with _database(Path(cache)) as database, progress_bar("images") as progress:
         task = progress.add_task("hashing", total=len(images))
-        sources = iter(images)
+        sources = sources_of(images)
         while block := list(itertools.islice(sources, IMAGES_PER_COMMIT)):
             marks = ",".join("?" * len(block))
             query = f"select path, size, changed_ns, {_RESULTS} from images where path in ({marks})"

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 from jaxtyping import Int
+from PIL import Image
 
 from samething.catalog import Catalog
 from samething.configuration import changed, read_config, with_options
@@ -24,15 +25,16 @@ from samething.curate.pairs import Contents, Pairs, embedding_pairs, exact_pairs
 from samething.curate.recipes import RECIPES, Recipe
 from samething.curate.rules import Kept, Population
 from samething.curate.sources import (
-    Images,
     KnownFeatures,
     by_attribute,
     checksums,
     evaluation_part,
     joined_catalogs,
+    together,
 )
 from samething.errors import InputError
 from samething.files import atomic_path, require_writable
+from samething.images import decode
 
 
 @with_options(
@@ -119,10 +121,10 @@ class _Process:
         self.ledger = Ledger(len(catalog))
         self.is_training = catalog.has_role("train")
         self.against = [evaluation_part(Catalog.read(source)) for source in config.against]
-        self.images = Images([catalog, *self.against])
+        self.images = together([catalog, *self.against], all_columns=False)
         self.known = KnownFeatures(config.features, scratch=output.parent) if config.features else None
         self.hashes: Hashes | None = None
-        self.sha256 = checksums([catalog, *self.against], self.images)
+        self.sha256: pa.Array | pa.ChunkedArray = checksums(self.images)
         self.places: Int[np.ndarray, " n"] | None = None
 
     def run(self, recipe: Recipe | None) -> Curation:
@@ -142,6 +144,9 @@ class _Process:
         return self._finish(recipe, pairs, relation, rows)
 
     # ---- what is there twice
+
+    def _decoded(self, row: int) -> Image.Image:
+        return decode(self.images.source(row))
 
     def _hash(self) -> None:
         cache = self.config.hashes or self.output.with_name(f"{self.output.name}.hashes.sqlite")
@@ -187,7 +192,7 @@ class _Process:
                 perceptual_pairs(
                     contents,
                     self.hashes,
-                    self.images.decode,
+                    self._decoded,
                     bits=config.bits,
                     closeness=config.closeness,
                     mirrored=config.mirrored,
@@ -208,7 +213,7 @@ class _Process:
             described,
             self.known.gathered(self.places[described]),
             self.hashes,
-            self.images.decode,
+            self._decoded,
             similarity=self.config.similarity,
             closeness=self.config.closeness,
             mirrored=self.config.mirrored,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -12,51 +13,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float, Int
-from PIL import Image
 
 from samething.catalog import BOX_COLUMNS, Catalog, read_table
+from samething.catalog.tables import TYPES
 from samething.errors import InputError
 from samething.features import FeatureSet
 from samething.files import require_same
-from samething.images import Source, decode, keyed
+from samething.images import Source, keyed, located
 
 _ROWS_AT_A_TIME: Final = 1 << 14
 
 
-class Images:
-    """The rows of several catalogs, one after another; a source is put together when it is asked for."""
-
-    def __init__(self, catalogs: Sequence[Catalog]) -> None:
-        self._catalogs = catalogs
-        self._ends = np.cumsum([len(catalog) for catalog in catalogs])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def __iter__(self) -> Iterator[Source]:
-        for catalog in self._catalogs:
-            for start in range(0, len(catalog), _ROWS_AT_A_TIME):
-                rows = np.arange(start, min(start + _ROWS_AT_A_TIME, len(catalog)))
-                yield from map(_absolute, catalog.take(rows).sources)
-
-    def source(self, row: int) -> Source:
-        """Where a row's image is, under its absolute path or its URL, and which part of it is meant."""
-        part = int(np.searchsorted(self._ends, row, side="right"))
-        return _absolute(self._catalogs[part].source(row - (int(self._ends[part - 1]) if part else 0)))
-
-    def decode(self, row: int) -> Image.Image:
-        """The row's image, cut to its box.
-
-        Raises:
-            ImageError: it cannot be read, or the box lies outside of it.
-        """
-        return decode(self.source(row))
-
-
-def _absolute(source: Source) -> Source:
-    if source.is_remote:
-        return source
-    return Source(os.path.abspath(source.location), source.box, source.label, source.domain)  # noqa: PTH100
+def sources_of(catalog: Catalog) -> Iterator[Source]:
+    """Where each image is, under its absolute path or its URL, and which part of it is meant; row by row."""
+    for start in range(0, len(catalog), _ROWS_AT_A_TIME):
+        rows = np.arange(start, min(start + _ROWS_AT_A_TIME, len(catalog)))
+        for source in catalog.take(rows).sources:
+            place = source.location if source.is_remote else os.path.abspath(source.location)  # noqa: PTH100
+            yield dataclasses.replace(source, location=place)
 
 
 def by_attribute(catalog: Catalog, source: Path) -> tuple[Catalog, str]:
@@ -118,8 +92,27 @@ def by_attribute(catalog: Catalog, source: Path) -> tuple[Catalog, str]:
     return Catalog(catalog.table.set_column(position, "label", labels), catalog.root), note
 
 
+def together(catalogs: Sequence[Catalog], *, all_columns: bool = True) -> Catalog:
+    """The rows of several catalogs one after another, under the deepest folder that holds all their roots.
+
+    Without ``all_columns`` the users' own are left out; they may be of different types.
+    """
+    if len(catalogs) == 1:
+        return catalogs[0]
+    roots = [os.path.abspath(catalog.root) for catalog in catalogs]  # noqa: PTH100
+    root = os.path.commonpath(roots)
+    tables = []
+    for catalog, own in zip(catalogs, roots, strict=True):
+        prefix = Path(os.path.relpath(own, root))
+        images = [located(prefix, image) for image in catalog.strings("image")]
+        table = catalog.with_column("image", images).table
+        names = [name for name in table.column_names if all_columns or name in TYPES.names]
+        tables.append(table.select(names))
+    return Catalog(pa.concat_tables(tables, promote_options="permissive"), Path(root))
+
+
 def joined_catalogs(catalogs: Sequence[Catalog]) -> Catalog:
-    """One catalog of several, under the deepest folder that holds all their roots.
+    """One catalog to choose from, of several.
 
     A label that several catalogs have in one domain, under different data sets, becomes ``dataset/label`` in
     each: two data sets do not mean the same thing by chance.
@@ -129,18 +122,8 @@ def joined_catalogs(catalogs: Sequence[Catalog]) -> Catalog:
     """
     if len(catalogs) == 1:
         return catalogs[0]
-    roots = [os.path.abspath(catalog.root) for catalog in catalogs]  # noqa: PTH100
-    root = os.path.commonpath(roots)
-    tables = []
-    for catalog, own in zip(catalogs, roots, strict=True):
-        prefix = os.path.relpath(own, root)
-        images = catalog.table["image"]
-        if prefix != ".":
-            absolute = pc.starts_with(images, "/")
-            images = pc.if_else(absolute, images, pc.binary_join_element_wise(prefix, images, "/"))
-        position = catalog.table.column_names.index("image")
-        tables.append(catalog.table.set_column(position, "image", images))
-    table = pa.concat_tables(tables, promote_options="permissive")
+    whole = together(catalogs)
+    table = whole.table
     keys = ["domain", "label"]
     triples = table.select([*keys, "dataset"]).group_by([*keys, "dataset"]).aggregate([])
     counts = triples.group_by(keys).aggregate([("dataset", "count")])
@@ -151,7 +134,7 @@ def joined_catalogs(catalogs: Sequence[Catalog]) -> Catalog:
         prefixed = pc.binary_join_element_wise(table["dataset"], table["label"], "/")
         labels = pc.if_else(pc.is_in(own, value_set=wanted), prefixed, table["label"])
         table = table.set_column(table.column_names.index("label"), "label", labels)
-    return Catalog.from_table(table, root=Path(root), where="the catalogs together")
+    return Catalog.from_table(table, root=whole.root, where="the catalogs together")
 
 
 def evaluation_part(catalog: Catalog) -> Catalog:
@@ -160,16 +143,12 @@ def evaluation_part(catalog: Catalog) -> Catalog:
     return catalog.take(measured) if measured.any() else catalog
 
 
-def checksums(catalogs: Sequence[Catalog], images: Images) -> pa.Array:
+def checksums(catalog: Catalog) -> pa.Array | pa.ChunkedArray:
     """SHA-256 of all rows, with the box of a part of an image; empty where the catalog has none."""
-    chunks = [chunk for catalog in catalogs for chunk in catalog.table["sha256"].fill_null("").chunks]
-    whole = pa.concat_arrays([pa.array([], pa.string()), *chunks])
-    if not any(name in catalog.table.column_names for catalog in catalogs for name in BOX_COLUMNS):
-        return whole
-    texts = whole.to_pylist()
-    return pa.array(
-        [text and keyed(text, source.box) for source, text in zip(images, texts, strict=True)], pa.string()
-    )
+    if BOX_COLUMNS[0] not in catalog.table.column_names:
+        return catalog.table["sha256"].fill_null("")
+    pairs = zip(catalog.strings("sha256"), catalog.boxes, strict=True)
+    return pa.array([text and keyed(text, box) for text, box in pairs], pa.string())
 
 
 class KnownFeatures:
@@ -200,15 +179,14 @@ class KnownFeatures:
         self._place: dict[str, int] = {}
         start = 0
         for features in self.sets:
-            images = Images([features.catalog])
-            names = zip(images, checksums([features.catalog], images).to_pylist(), strict=True)
+            names = zip(sources_of(features.catalog), checksums(features.catalog).to_pylist(), strict=True)
             for row, (source, sha256) in enumerate(names):
                 for name in (source.key, sha256):
                     if name:
                         self._place.setdefault(name, start + row)
             start += len(features.rows)
 
-    def rows_of(self, images: Images, sha256: pa.Array) -> Int[np.ndarray, " n"]:
+    def rows_of(self, images: Catalog, sha256: pa.Array | pa.ChunkedArray) -> Int[np.ndarray, " n"]:
         """Place of each image's features in all folders; -1 where they have none.
 
         Args:
@@ -216,7 +194,7 @@ class KnownFeatures:
             sha256: their checksums, as :func:`checksums` gives them.
         """
         found = np.full(len(images), -1, np.int64)
-        for row, (source, name) in enumerate(zip(images, sha256.to_pylist(), strict=True)):
+        for row, (source, name) in enumerate(zip(sources_of(images), sha256.to_pylist(), strict=True)):
             place = self._place.get(name, -1) if name else -1
             found[row] = self._place.get(source.key, -1) if place < 0 else place
         return found

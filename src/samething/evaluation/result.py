@@ -269,7 +269,7 @@ def short_cell(found: Estimate) -> str:
     return "–" if math.isnan(found.value) else f"{100 * found.value:.1f} ±{50 * (found.high - found.low):.1f}"
 
 
-def or_null(value: float) -> float | None:
+def or_null(value: float | int) -> float | int | None:
     """The number as JSON has it: null for one that is not finite."""
     return value if math.isfinite(value) else None
 
