@@ -15,13 +15,14 @@ from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from samething.errors import ImageError
-from samething.images import jpeg_files, netpbm, tiff_layouts
 from samething.images.addresses import is_url
 from samething.images.apart import Decoders
 from samething.images.colour_profiles import in_usual_colours
 from samething.images.formats import open_encoded
-from samething.images.jpeg_files import AT_A_FRACTION, can_be_scaled
+from samething.images.jpeg_files import AT_A_FRACTION, can_be_scaled, unpacked_jpeg
+from samething.images.netpbm import is_read_value_by_value, unpacked_values
 from samething.images.source import Box, Source, check_bytes, check_pixels, open_image_file
+from samething.images.tiff_layouts import is_planar_with_16_bits, unpacked_planes
 
 ImageLike: TypeAlias = str | Path | bytes | Image.Image | np.ndarray | Source
 """A path or other address, the bytes of a file, a Pillow image, a uint8 array (height, width[, 3]), or a
@@ -249,11 +250,11 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
 def _unpacked(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     """An image whose pixels are in memory."""
     if isinstance(image, JpegImageFile) and image.tile:
-        return jpeg_files.unpacked(image, name, max_pixels)
-    if netpbm.is_read_value_by_value(image):
-        return netpbm.unpacked(image)
-    if tiff_layouts.is_planar_with_16_bits(image):
-        return tiff_layouts.unpacked_planes(image)
+        return unpacked_jpeg(image, name, max_pixels)
+    if is_read_value_by_value(image):
+        return unpacked_values(image)
+    if is_planar_with_16_bits(image):
+        return unpacked_planes(image)
     image.load()
     return image
 

@@ -10,7 +10,8 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from samething.errors import ImageError
-from samething.images import camera_raw, jpeg_xl
+from samething.images.camera_raw import opened_raw
+from samething.images.jpeg_xl import opened_jpeg_xl
 from samething.images.source import check_pixels
 from samething.images.tiff_layouts import described, is_camera_raw
 
@@ -87,9 +88,9 @@ def open_encoded(stream: io.BufferedIOBase, name: str, max_pixels: int) -> Image
     if kind == "JPEG":  # not by Image.open, which refuses what can be unpacked at a fraction
         return JpegImageFile(stream)
     if kind == "RAW" or (kind == "TIFF" and is_camera_raw(stream)):
-        return camera_raw.opened_raw(stream, name, max_pixels)
+        return opened_raw(stream, name, max_pixels)
     if kind == "JXL":
-        return jpeg_xl.opened_jpeg_xl(stream, name, max_pixels)
+        return opened_jpeg_xl(stream, name, max_pixels)
     if head[:4] == b"\0\0\1\0":
         for width, height in _icon_sizes(stream):
             check_pixels(name, width, height, max_pixels)

@@ -52,7 +52,7 @@ def check_scans(content: bytes, name: str) -> None:
         )
 
 
-def unpacked(image: JpegImageFile, name: str, max_pixels: int) -> Image.Image:
+def unpacked_jpeg(image: JpegImageFile, name: str, max_pixels: int) -> Image.Image:
     """The pixels of a JPEG file, at half its sides where there are more than ``max_pixels``.
 
     A file that ends too early counts as whole where less than one row of blocks is missing, as for viewers.

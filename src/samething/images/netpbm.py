@@ -14,7 +14,7 @@ def is_read_value_by_value(image: Image.Image) -> bool:
     return image.format == "PPM" and bool(tiles) and tiles[0].codec_name in ("ppm", "ppm_plain")
 
 
-def unpacked(image: Image.Image) -> Image.Image:
+def unpacked_values(image: Image.Image) -> Image.Image:
     """The same pixels as Pillow's: values scaled to 8 bits, or to 16 where a grey image has more than 8.
 
     Raises:
