@@ -1,4 +1,4 @@
-"""The house: who may import whom, what an import costs, and that docs/architecture.md shows the tree as it is."""
+"""The house: who may import whom, what an import costs, and the tree in docs/architecture.md."""
 
 import ast
 import re
