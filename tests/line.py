@@ -1,10 +1,11 @@
-"""The program and the README's examples, run as a user runs them."""
+"""The program and the documents' examples, run as a user runs them."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -51,25 +52,29 @@ def run_python(
     )  # fmt: skip
 
 
-def readme_blocks(language: str) -> list[str]:
-    """The fenced blocks of a language in the README."""
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+README = ROOT / "README.md"
 
 
-def readme_commands() -> list[list[str]]:
-    """Every line of the README that runs the program, without its name."""
-    lines = "\n".join(readme_blocks("bash")).splitlines()
-    return [line.split()[1:] for line in lines if line.startswith("samething ")]
+def blocks(language: str, page: Path = TUTORIAL) -> list[str]:
+    """The fenced blocks of a language in a page."""
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+
+
+def commands_of(page: Path = TUTORIAL) -> list[list[str]]:
+    """Every line of a page that runs the program, without its name and its comment."""
+    lines = "\n".join(blocks("bash", page)).splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("samething ")]
 
 
 def make_line(folder: Path) -> None:
-    """Run the README's commands on a few images of one's own, word for word."""
+    """Run the tutorial's commands on a few images of one's own, word for word."""
     write_things(folder / "my-images", num_things=12)
     shutil.copy(folder / "my-images" / "thing 03 é" / "view 1.jpg", folder / "some-image.jpg")
-    commands = readme_commands()
-    assert [command[0] for command in commands[:7]] == [
+    commands = commands_of()
+    assert [command[0] for command in commands] == [
         "catalog", "features", "train", "evaluate", "export", "index", "find",
     ]  # fmt: skip
     # one process for all of them: most of a command's time is the import of torch
-    done = run_python("-c", ALL_COMMANDS, json.dumps(commands[:7]), cwd=folder)
+    done = run_python("-c", ALL_COMMANDS, json.dumps(commands), cwd=folder)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

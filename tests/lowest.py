@@ -1,4 +1,4 @@
-"""The lower bounds of pyproject.toml as constraints for pip: ``tests/lowest.py EXTRA... > lowest.txt``."""
+"""The lower bounds of pyproject.toml as constraints for pip: ``python tests/lowest.py EXTRA...``."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""The house: who may import whom, what an import costs, and the tree in docs/architecture.md."""
+"""The house: who may import whom, what an import costs, and that the tree is shown as it is."""
 
 import ast
 import re

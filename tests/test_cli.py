@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from line import readme_commands, run_python, samething
+from line import README, ROOT, commands_of, run_python, samething
 from samething.cli import COMMANDS, build_app, main
 from samething.errors import InputError
 
@@ -175,12 +175,10 @@ def test_the_neutral_interface_refuses_what_does_not_fit(neutral, line):
         evaluate(line / "run", embeddings=neutral / "E.npy", catalog=neutral / "C.csv")
 
 
-# ---- the README's commands parse
+# ---- the documents' commands parse
 
 
-def test_the_readmes_commands_parse():
-    commands = readme_commands()
-    assert len(commands) >= 10
-    for command in commands:
-        function, bound, _ = build_app(command=command[0]).parse_args(command, exit_on_error=False)
-        assert function.__name__ == command[0] and bound.arguments
+@pytest.mark.parametrize("page", sorted([README, *(ROOT / "docs").glob("*.md")]), ids=lambda page: page.name)
+def test_the_commands_of_a_page_parse(page):
+    for command in commands_of(page):
+        build_app(command=command[0]).parse_args(command, exit_on_error=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from line import readme_blocks, readme_commands, run_python, samething
+from line import blocks, commands_of, run_python, samething
 from samething.catalog import Catalog
 from samething.datasets import catalog
 from samething.errors import ArtefactError, FingerprintError, InputError, SamethingError
@@ -26,7 +26,7 @@ from scenes import write_things
 # ---- the line as it should be
 
 
-def test_the_readmes_commands_end_with_the_right_answer(line):
+def test_the_tutorials_commands_end_with_the_right_answer(line):
     answer = (line / "6.out").read_text(encoding="utf-8")
     assert "some-image.jpg" in answer
     first = next(row for row in answer.splitlines() if row.strip("│ ").startswith("1 "))
@@ -71,7 +71,7 @@ def test_the_same_again_reuses_everything_and_says_so(line_copy):
 
 
 def test_a_second_index_of_the_same_folder_keeps_every_image(line_copy):
-    commands = {command[0]: command for command in readme_commands()[:7]}
+    commands = {command[0]: command for command in commands_of()}
     # the images' paths are their names in the index, so the copy makes its own
     shutil.rmtree(line_copy / "index")
     first = samething(*commands["index"], cwd=line_copy)
@@ -84,7 +84,7 @@ def test_a_second_index_of_the_same_folder_keeps_every_image(line_copy):
 def test_ten_lines_of_python_as_written(line_copy):
     for made in ("run", "model", "index"):  # the ten lines train with other options
         shutil.rmtree(line_copy / made)
-    (code,) = readme_blocks("python")
+    (code,) = blocks("python")
     assert len([row for row in code.splitlines() if row and not row.startswith(("from", "import"))]) <= 10
     done = run_python("-c", code, cwd=line_copy)
     assert done.returncode == 0, done.stderr
@@ -114,9 +114,9 @@ def test_an_unreadable_image_ends_with_status_3_everywhere(line_copy):
     (line_copy / "my-images" / "thing 00 é" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing more")
     good = (line_copy / "my-images" / "thing 00 é" / "view 0.jpg").read_bytes()
     (line_copy / "my-images" / "thing 00 é" / "cut.jpg").write_bytes(good[: len(good) // 2])
-    done = {command[0]: samething(*command, cwd=line_copy) for command in readme_commands()[:2]}
+    done = {command[0]: samething(*command, cwd=line_copy) for command in commands_of()[:2]}
     shutil.rmtree(line_copy / "index")
-    done["index"] = samething(*readme_commands()[5], cwd=line_copy)
+    done["index"] = samething(*commands_of()[5], cwd=line_copy)
     for command, result in done.items():
         assert result.returncode == 3, (command, result.stdout, result.stderr)
         assert ("broken.jpg" if command != "features" else "cut.jpg") in result.stdout, command
