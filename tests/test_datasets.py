@@ -16,6 +16,7 @@ import skimage.data
 from PIL import Image
 
 from samething.catalog import Catalog
+from samething.cli import main
 from samething.datasets import CatalogReport, Dropped, catalog
 from samething.errors import ArtefactError, InputError
 
@@ -182,9 +183,61 @@ def test_other_files_hidden_ones_and_links(things, tmp_path):
     (things / "linked").symlink_to(things / "Stuhl 椅子 1")
     report = catalog(things, output=tmp_path / "catalog.parquet")
     assert len(report.catalog) == 30
-    assert report.passed_over == {".txt": 2, "link to a folder": 1, "without suffix": 1}
+    assert report.passed_over == {".txt": 2, "hidden": 1, "link to a folder": 1, "without suffix": 1}
     assert report.exit_status == 0
-    assert "passed over, no images: 2 .txt, 1 link to a folder, 1 without suffix" in printed(report)
+    assert "passed over: 2 .txt, 1 hidden, 1 link to a folder, 1 without suffix" in printed(report)
+
+
+SYSTEM = ("@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "System Volume Information", "__MACOSX")
+
+
+@pytest.mark.parametrize("command", ["catalog", "index"])
+def test_what_systems_keep_beside_images_is_not_listed(things, tmp_path, command):
+    """Before, thumbnails of a storage device, bins and leftovers of archives were labels and trained on."""
+    for number, name in enumerate(SYSTEM):
+        image(things / name / "1.png", 60 + number)
+        image(things / "Stuhl 椅子 1" / name / "1.png", 70 + number)
+    image(things / "old" / "drafts" / "1.png", 80)
+    image(things / "Stuhl 椅子 1" / "draft 1.png", 81)
+    if command == "index":
+        collection = Collection(things, exclude=("old", "draft *"))
+        assert len(collection.files()) == 30
+        assert collection.passed_over == {"folder of the system": 12, "excluded": 2}
+        again = Collection.from_json(collection.to_json(tmp_path), tmp_path)
+        assert again == collection and len(again.files()) == 30
+        return
+    report = catalog(things, exclude=["old", "draft *"], output=tmp_path / "catalog.parquet")
+    assert len(report.catalog) == 30 and report.exit_status == 0
+    assert report.passed_over == {"folder of the system": 12, "excluded": 2}
+    assert len(catalog(things, output=tmp_path / "c.parquet").catalog) == 32
+    with pytest.raises(InputError, match="--exclude old"):
+        catalog(report.path, exclude=["old"], output=tmp_path / "d.parquet")
+
+
+def test_cells_that_a_spreadsheet_would_compute_are_text_and_read_back(tmp_path):
+    """Before, a file named =HYPERLINK(…) in dropped.csv was a formula to whoever opened the list."""
+    names = ["=HYPERLINK(1)", "+1", "-1", "@x", "'=1", "''@", "'tis", "plain", "\t=1", "", "a,b\n\"c\""]
+    write_csv(tmp_path / "x.csv", ["image", "reason"], [(name, 1) for name in names])
+    with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as stream:
+        written = [row["image"] for row in csv.DictReader(stream)]
+    assert not [cell for cell in written if cell[:1] in {*"=+-@\t"} and cell]
+    assert [row["image"] for row in read_csv(tmp_path / "x.csv")] == names
+    assert written[6:8] == names[6:8]
+
+
+def test_names_cannot_act_on_a_terminal(tmp_path, capsys):
+    """Before, a folder's name could clear the screen, and a mark of direction turned a suffix around."""
+    for number, name in enumerate(["\x1b[2J\x1b]0;owned\x07 a", "b \u202egpj.exe", "c \x9b31m"]):
+        for view in range(2):
+            image(tmp_path / "p" / name / f"{view}.png", 10 * number + view)
+    (tmp_path / "p" / "\x1b[31m.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(SystemExit):
+        main(["catalog", str(tmp_path / "p"), "--domain", "\x1b[5mblink", "-o", str(tmp_path / "c.parquet")])
+    with pytest.raises(SystemExit):
+        main(["catalog", str(tmp_path / "\x1b[2J"), "-o", str(tmp_path / "c.parquet")])
+    shown = "".join(capsys.readouterr())
+    assert "\\x1b[31m.png" in shown and "\\x1b[5mblink" in shown and "\\x1b[2J does not exist" in shown
+    assert not {"\x1b", "\u202e", "\x9b", "\x07"} & {*shown}
 
 
 def test_a_root_above_the_folder(things, tmp_path):

@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import cyclopts
-import rich.console
 import rich.markup
 
 import samething
 from samething.errors import MissingExtraError, SamethingError
+from samething.progress import Terminal
 
 
 class Command(NamedTuple):
@@ -161,7 +161,7 @@ def run_script(function: Callable[..., Any]) -> None:
 
 
 def _run_and_exit(program: Callable[[], Any]) -> None:
-    console = rich.console.Console(stderr=True)
+    console = Terminal(stderr=True)
     warnings.filterwarnings("ignore", module="PIL")  # odd metadata; what cannot be read is listed anyway
     try:
         result = program()
@@ -180,7 +180,7 @@ def _run_and_exit(program: Callable[[], Any]) -> None:
     # of several processes, started by torchrun, one prints the result that all have
     if result is not None and os.environ.get("RANK", "0") == "0":
         # paths are printed whole, whatever the width
-        rich.console.Console().print(result, highlight=False, soft_wrap=isinstance(result, str), crop=False)
+        Terminal().print(result, highlight=False, soft_wrap=isinstance(result, str), crop=False)
     sys.exit(getattr(result, "exit_status", 0))
 
 
@@ -212,7 +212,7 @@ def _missing_module(error: ImportError) -> str:
     return (cause.name or "").split(".")[0] if cause else ""
 
 
-def _print_error(console: rich.console.Console, error: SamethingError) -> None:
+def _print_error(console: Terminal, error: SamethingError) -> None:
     for title, text in (("error", error.given), ("expected", error.expected), ("next", error.next_step)):
         colour = "bold red" if title == "error" else "bold"
         console.print(

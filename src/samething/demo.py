@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import rich.console
 from rich.markup import escape
 
 from samething.catalog import Catalog
 from samething.errors import ArtefactError
 from samething.evaluation import Comparison, evaluate
 from samething.files import is_finished
-from samething.progress import progress_bar
+from samething.progress import Terminal, progress_bar
 from samething.search import index
 from samething_demo import build_demo_images
 
@@ -72,7 +71,7 @@ def demo(*, output: Path = Path("demo")) -> Demo:
     from samething.features import FeatureSet, features
     from samething.training import train
 
-    console, folder, started = rich.console.Console(), Path(output), time.monotonic()
+    console, folder, started = Terminal(), Path(output), time.monotonic()
 
     def step(number: int, text: str) -> None:
         console.print(f"\n[bold cyan]{number}/6[/bold cyan] {text}", highlight=False)

@@ -6,7 +6,8 @@ The library raises; only the command line turns an error into an exit status.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+import re
+from typing import Any, Final
 
 
 class SamethingError(Exception):
@@ -102,3 +103,29 @@ def first_line(error: Exception) -> str:
     """
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else ""
+
+
+_UNSHOWN: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Control characters but tab and newline, marks of direction, and what stands for bytes that are no UTF-8."""
+
+
+def visible(text: str) -> str:
+    """Text that cannot act on a terminal: control and direction characters and foreign bytes are escaped.
+
+    >>> visible("caf\\udce9 \\x1b[2J"), visible("\\u202egpj.exe"), visible("été")
+    ('caf\\\\xe9 \\\\x1b[2J', '\\\\u202egpj.exe', 'été')
+    """
+
+    def escaped(found: re.Match[str]) -> str:
+        code = ord(found[0])
+        code -= 0xDC00 if 0xDC80 <= code <= 0xDCFF else 0
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+    return _UNSHOWN.sub(escaped, text)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a path is text, rather than bytes of another encoding."""
+    return not re.search("[\ud800-\udfff]", text)

@@ -8,13 +8,15 @@ content or the new, never half of it.
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import errno
 import hashlib
 import json
 import os
+import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -148,6 +150,36 @@ def write_text(target: Path, text: str) -> None:
 def write_json(target: Path, value: Json) -> None:
     """Write JSON atomically: two-space indent, keys in the order given, non-ASCII kept readable."""
     write_text(target, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+FORMULA: Final = "^('*[=+@\t\r-])"
+"""How a cell begins that a spreadsheet would compute, or that has got an apostrophe against that."""
+
+
+def plain_cell(value: object) -> object:
+    """A cell of a table for people: a text that a spreadsheet would compute gets an apostrophe first.
+
+    >>> plain_cell("=1+1"), plain_cell("'=1+1"), plain_cell("'tis"), plain_cell(-1)
+    ("'=1+1", "''=1+1", "'tis", -1)
+    """
+    return re.sub(FORMULA, r"'\1", value) if isinstance(value, str) else value
+
+
+def write_csv(target: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table for people atomically, its cells as :func:`plain_cell` makes them."""
+    with atomic_path(target) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(map(plain_cell, row) for row in rows)
+
+
+def read_csv(source: Path) -> list[dict[str, str]]:
+    """The rows that :func:`write_csv` wrote, as they were given."""
+    with source.open(newline="", encoding="utf-8") as stream:
+        return [
+            {name: re.sub(f"^'(?={FORMULA[1:]})", "", text) for name, text in row.items()}
+            for row in csv.DictReader(stream)
+        ]
 
 
 def read_json(source: Path) -> Json:

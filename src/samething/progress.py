@@ -1,14 +1,17 @@
-"""The one progress bar: done, rate and time left, on standard error, so that output can be piped."""
+"""What is shown on a terminal: names that cannot act on it, and the one progress bar, on standard error."""
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import rich.console
 import rich.progress
+from rich.segment import Segment
+
+from samething.errors import visible
 
 _IS_SILENT: Final = contextvars.ContextVar("is_silent", default=False)
 
@@ -26,6 +29,17 @@ def without_progress() -> Iterator[None]:
         yield
     finally:
         _IS_SILENT.reset(token)
+
+
+class Terminal(rich.console.Console):
+    """A console on which names of files and labels cannot act."""
+
+    def render(
+        self, renderable: rich.console.RenderableType, options: rich.console.ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """As it was, with control characters escaped."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
 def progress_bar(
@@ -46,7 +60,7 @@ def progress_bar(
     ...     task = progress.add_task("features", total=2)
     ...     progress.advance(task)
     """
-    console = rich.console.Console(stderr=True)
+    console = Terminal(stderr=True)
     return rich.progress.Progress(
         rich.progress.TextColumn("[progress.description]{task.description}"),
         rich.progress.BarColumn(),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 from jaxtyping import Int
 from PIL import Image
@@ -33,7 +34,7 @@ from samething.curate.sources import (
     together,
 )
 from samething.errors import InputError
-from samething.files import atomic_path, require_writable
+from samething.files import FORMULA, atomic_path, require_writable
 from samething.images import decode
 
 
@@ -315,6 +316,10 @@ class _Process:
             notes=(*self.notes, *([recipe.note] if recipe else [])),
         )
         for table, suffix in ((dropped, "dropped"), (twice, "pairs")):
+            for place, field in enumerate(table.schema):
+                if pa.types.is_string(field.type):
+                    plain = pc.replace_substring_regex(table[place], FORMULA, "'\\1")
+                    table = table.set_column(place, field.name, plain)
             with atomic_path(self.output.with_name(f"{self.output.name}.{suffix}.csv")) as partial:
                 pa.csv.write_csv(table, partial)
         write_curation_page(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from samething.catalog import require_shares
@@ -49,6 +49,7 @@ def catalog(
     labels: Labels = "folder",
     root: Path | None = None,
     margin: float | None = None,
+    exclude: list[str] | None = None,
     check_files: bool = False,
     checksums: bool = False,
     val: float = 0.1,
@@ -88,6 +89,9 @@ def catalog(
             start; by default images beside the file, or the file's own folder.
         margin: added to each side of a box, in percent of the box's width or height; for COCO by default 0,
             for public data sets with boxes by default as the paper cut them.
+        exclude: of a folder, names or paths below it to pass over, with * and ?, such as old or "*/drafts/*".
+            Hidden files and folders, links to folders and folders of the system (@eaDir, $RECYCLE.BIN,
+            lost+found, …) are passed over anyway.
         check_files: with --dataset, look for every image, and leave out those that are missing.
         checksums: with --dataset, open every image, take its checksum and size, and leave out those that
             cannot be opened.
@@ -104,11 +108,12 @@ def catalog(
     output = Path(output)
     require_shares(val=val, test=test, seed=seed)
     public = {"--data-root": data_root is not None, "--part": part != "all", "--check-files": check_files}
-    own = {"SOURCE": source is not None, "--root": root is not None, f"--labels {labels}": labels != "folder"}
+    own = {"SOURCE": source is not None, "--root": root is not None, f"--labels {labels}": labels != "folder",
+           "--exclude": bool(exclude)}  # fmt: skip
     if dataset is None:
         _refuse("for one's own images", public | {"--checksums": checksums, "no SOURCE": source is None})
         assert source is not None
-        listing = _list(Path(source), domain=domain, labels=labels, root=root, margin=margin)
+        listing = _list(Path(source), domain, labels, root, margin, exclude or ())
     else:
         _refuse(f"with --dataset {dataset}", own | {"no --data-root": data_root is None})
         assert data_root is not None
@@ -133,7 +138,12 @@ def _refuse(what: str, given: Mapping[str, bool]) -> None:
 
 
 def _list(
-    source: Path, *, domain: str | None, labels: Labels, root: Path | None, margin: float | None
+    source: Path,
+    domain: str | None,
+    labels: Labels,
+    root: Path | None,
+    margin: float | None,
+    exclude: Sequence[str],
 ) -> Listing:
     """The images of one's own folder, table, COCO file or Hugging Face data set."""
     if not source.exists():
@@ -150,14 +160,21 @@ def _list(
             expected="a percentage in [0, 100], for boxes in a COCO file (.json)",
             next_step="leave --margin away, or give another",
         )
+    is_folder = source.is_dir() and not is_hugging_face(source)
+    if exclude and not is_folder:
+        raise InputError(
+            f"--exclude {exclude[0]} for {source}",
+            expected="a folder of images as SOURCE",
+            next_step="leave --exclude away, and the rows out of the table",
+        )
+    if is_folder:
+        return list_folder(source, domain=domain, labels=labels, root=root, exclude=exclude)
     if is_coco:
         listing = list_coco(source, domain=domain, root=root, margin=margin)
         listing.catalog.require_files()
         return listing
-    if source.is_dir() and is_hugging_face(source):
-        return list_hugging_face(source, domain=domain, labels=labels)
     if source.is_dir():
-        return list_folder(source, domain=domain, labels=labels, root=root)
+        return list_hugging_face(source, domain=domain, labels=labels)
     listing = list_table(source, domain=domain, labels=labels, root=root)
     listing.catalog.require_files()
     return listing

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from samething.catalog import Catalog
-from samething.datasets.listing import LINKED_FOLDER, NO_SUFFIX, Dropped, Labels, Listing, printable
-from samething.errors import InputError
+from samething.datasets.listing import Dropped, Labels, Listing
+from samething.errors import InputError, is_utf8, visible
 from samething.images import find_files
 
 
 def list_folder(
-    folder: Path, *, domain: str | None = None, labels: Labels = "folder", root: Path | None = None
+    folder: Path,
+    *,
+    domain: str | None = None,
+    labels: Labels = "folder",
+    root: Path | None = None,
+    exclude: Sequence[str] = (),
 ) -> Listing:
     """List the images of a folder and its sub-folders, in sorted order.
 
     Args:
-        folder: where to look. Hidden files and folders are passed over, links to folders are not followed.
+        folder: where to look; see :func:`samething.images.find_files` for what is passed over.
         domain: domain of all images.
         labels: ``folder`` takes the path of the sub-folder as the label, ``a/b`` for nested ones, and drops
             images that lie in no sub-folder; ``none`` makes each image its own thing, for the index only.
         root: the folder that the catalog's paths start from, this one or one above it.
+        exclude: patterns of names or paths that are passed over.
 
     Raises:
         InputError: no images, none in a sub-folder, or a root that does not hold the folder.
@@ -37,15 +44,14 @@ def list_folder(
     rows: list[dict[str, object]] = []
     dropped: list[Dropped] = []
     passed_over: Counter[str] = Counter()
-    for found in find_files(folder):
-        path = Path(found.path)
+    for found in find_files(folder, exclude):
         if not found.is_image:
-            passed_over[LINKED_FOLDER if path.is_dir() else printable(path.suffix.lower()) or NO_SUFFIX] += 1
+            passed_over[visible(found.passed_over)] += 1
             continue
-        below = path.relative_to(folder)
+        below = Path(found.path).relative_to(folder)
         image, label = (prefix / below).as_posix(), below.parent.as_posix()
-        if printable(image) != image:
-            dropped.append(Dropped(printable(image), "its path is not UTF-8; rename it"))
+        if not is_utf8(image):
+            dropped.append(Dropped(visible(image), "its path is not UTF-8; rename it"))
         elif labels == "none":
             rows.append({"image": image, "label": image, "role": "index"})
         elif label == ".":
@@ -68,7 +74,7 @@ def list_folder(
             next_step="check the path",
         )
     for row in rows:
-        row.update(domain=domain, dataset=printable(folder.resolve().name))
+        row.update(domain=domain, dataset=visible(folder.resolve().name))
     return Listing(
         catalog=Catalog.from_rows(rows, root=root),
         has_roles=labels == "none",

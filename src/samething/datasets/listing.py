@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
-from typing import Final, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Int
@@ -13,9 +12,6 @@ from jaxtyping import Int
 from samething.catalog import Catalog
 
 Labels: TypeAlias = Literal["folder", "none"]
-
-LINKED_FOLDER: Final = "link to a folder"
-NO_SUFFIX: Final = "without suffix"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +34,6 @@ class Listing:
     rows: Int[np.ndarray, " n"] | None = None
     """Row of the source table for each row of the catalog; none for a folder."""
     passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Number of other files by suffix."""
+    """Number of other files by suffix, and of folders that were not looked into by what they are."""
     warnings: tuple[str, ...] = ()
     """What looks odd: missing images, numbers that are not the published ones."""
-
-
-def printable(path: str | os.PathLike[str]) -> str:
-    """A path as text that can be written anywhere: bytes that are no UTF-8 become ``\\xNN``."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -16,7 +14,7 @@ import rich.table
 
 from samething.catalog import Catalog
 from samething.datasets.listing import Dropped
-from samething.files import write_text
+from samething.files import write_csv
 
 DROPPED_SUFFIX: Final = ".dropped.csv"
 
@@ -35,7 +33,7 @@ class CatalogReport:
     warnings: tuple[str, ...]
     """What looks odd: the same image under two labels, labels with one image only, …"""
     passed_over: Mapping[str, int]
-    """Number of files that are no images, by suffix."""
+    """Number of files that are no images, by suffix, and of folders that were not looked into."""
 
     @property
     def counts(self) -> list[dict[str, object]]:
@@ -61,7 +59,7 @@ class CatalogReport:
         lines = [f"[yellow]warning[/yellow] {escape(line)}" for line in _shortened(self.warnings)]
         if self.passed_over:
             kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in self.passed_over.items())
-            lines.append(f"[dim]passed over, no images: {escape(kinds)}[/dim]")
+            lines.append(f"[dim]passed over: {escape(kinds)}[/dim]")
         if self.dropped:
             where = escape(f"{self.path}{DROPPED_SUFFIX}")
             lines.append(f"[red]images dropped: {len(self.dropped):,}[/red], listed in {where}:")
@@ -109,8 +107,4 @@ def write_dropped(target: Path, dropped: tuple[Dropped, ...]) -> None:
     if not dropped:
         path.unlink(missing_ok=True)
         return
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["image", "reason"])
-    writer.writerows((entry.image, entry.reason) for entry in dropped)
-    write_text(path, buffer.getvalue())
+    write_csv(path, ["image", "reason"], [(entry.image, entry.reason) for entry in dropped])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import shutil
 import zipfile
@@ -18,7 +17,7 @@ from samething.checksums import checksums_of
 from samething.errors import ImageError, InputError
 from samething.features.store import DATA_FILES, FORMAT_VERSION, JOB_NAME, KIND, FeatureSet, Unreadable
 from samething.features.worker_pool import Batch
-from samething.files import Json, Manifest, atomic_path, read_json, write_json, write_manifest
+from samething.files import Json, Manifest, atomic_path, read_json, write_csv, write_json, write_manifest
 from samething.images import as_they_are, checksum, in_threads
 
 _RUNTIME_NAME: Final = "runtime.json"
@@ -189,10 +188,8 @@ class Job:
             )
         self._gather(np.flatnonzero(readable), made_from["backbone"]["width"])
         self.catalog.take(readable).write(self.data / "catalog.parquet")
-        with (self.data / "unreadable.csv").open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(["image", "reason"])
-            writer.writerows((bad.image, bad.reason) for bad in unreadable)
+        listed = [(bad.image, bad.reason) for bad in unreadable]
+        write_csv(self.data / "unreadable.csv", ["image", "reason"], listed)
         before = {} if self.previous is None else self.previous.manifest.content
         noted = self.data / "blocks" / _RUNTIME_NAME
         if noted.exists() or not before:

@@ -14,7 +14,6 @@ Layout::
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +27,7 @@ from samething.arrays import FeatureRows
 from samething.catalog import Catalog
 from samething.checksums import require_whole
 from samething.errors import ArtefactError
-from samething.files import Json, Manifest, read_manifest
+from samething.files import Json, Manifest, read_csv, read_manifest
 from samething.images import Preprocessing
 
 KIND: Final = "features"
@@ -77,9 +76,8 @@ class FeatureSet:
         require_whole(folder, manifest)
         try:
             rows = np.load(data / "features.npy", mmap_mode="r")
-            with (data / "unreadable.csv").open(newline="", encoding="utf-8") as stream:
-                unreadable = tuple(Unreadable(row["image"], row["reason"]) for row in csv.DictReader(stream))
-        except (OSError, ValueError, EOFError, KeyError) as error:
+            unreadable = tuple(Unreadable(**row) for row in read_csv(data / "unreadable.csv"))
+        except (OSError, ValueError, EOFError, TypeError) as error:
             raise ArtefactError(
                 f"{data} is not whole ({error})",
                 expected=f"a whole array of {manifest.content['num_rows']} rows",

@@ -23,6 +23,7 @@ from samething.index import (
     exists_index,
     open_index,
 )
+from samething.progress import Terminal
 from samething.search.collection import FILE_COLUMNS, Collection, uploaded_files
 from samething.search.feature_vectors import KnownVectors, is_feature_folder
 from samething.search.matches import Match, Matches
@@ -334,11 +335,9 @@ def find(
         first = Path(image[0]) if image and Path(image[0]).is_file() else None
         found.write(output, query_image=first)
     if thumbnails:
-        import rich.console
-
         from samething.search.matches import with_thumbnails
 
-        rich.console.Console().print(with_thumbnails(found))
+        Terminal().print(with_thumbnails(found))
     if open and found.matches:
         from samething.search.opening import open_image
 

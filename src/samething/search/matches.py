@@ -19,7 +19,7 @@ from rich.text import Text
 
 from samething.errors import InputError
 from samething.evaluation.calibration import Calibrator
-from samething.files import Json
+from samething.files import Json, plain_cell
 from samething.images import is_url
 from samething.pages import write_page
 
@@ -154,7 +154,7 @@ class Matches:
             writer.writerow(
                 (
                     *(match.rank, f"{match.score:.6f}", probability, match.band or ""),
-                    *(match.label, match.domain, match.path),
+                    *map(plain_cell, (match.label, match.domain, match.path)),
                     json.dumps(match.copies, ensure_ascii=False),
                 )
             )

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import rich.console
 
 from samething.backbones.backbone_table import BACKBONES, RECOMMENDED
 from samething.backbones.on_disk import hub_answers, weights_on_disk
@@ -31,6 +30,7 @@ from samething.errors import InputError
 from samething.files import is_finished
 from samething.images import Source
 from samething.index import exists_index
+from samething.progress import Terminal
 from samething.search.searcher import remembered_model
 
 VARIABLE: Final = "SAMETHING_MODEL"
@@ -134,7 +134,7 @@ def _is_backbone(name: str) -> bool:
 
 def _chosen(*, yes: bool) -> str:
     """The policy on this machine, said in a line; a person is asked before anything is fetched."""
-    console = rich.console.Console(stderr=True)
+    console = Terminal(stderr=True)
     configured = os.environ.get(VARIABLE)
     if not configured and Path(CONFIGURATION).is_file():
         configured = read_config(Path(CONFIGURATION)).get("model")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import rich.console
-
 from samething.errors import InputError, MissingExtraError
+from samething.progress import Terminal
 from samething.search.collection import Collection
 from samething.search.searcher import Searcher, remembered_collections
 
@@ -24,7 +23,7 @@ def watch_collections(searcher: Searcher, collections: Sequence[Collection]) -> 
         import watchfiles
     except ImportError as error:
         raise MissingExtraError("watchfiles", extra="watch") from error
-    console = rich.console.Console(stderr=True)
+    console = Terminal(stderr=True)
     console.print(searcher, highlight=False)
     places = sorted(
         {str(part.location if part.location.is_dir() else part.location.parent) for part in collections}

@@ -8,11 +8,11 @@ import webbrowser
 from types import FrameType
 from typing import Any, Final
 
-import rich.console
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from samething.errors import InputError, SamethingError
+from samething.progress import Terminal
 
 HEADERS_S: Final = 10.0
 """Seconds in which a connection has to send the headers of a request."""
@@ -91,7 +91,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        rich.console.Console(stderr=True).print(
+        Terminal(stderr=True).print(
             f"serving on {self.address} (the API: {self.address}docs); stop with Ctrl-C", soft_wrap=True
         )
         if self.browser:
