@@ -19,6 +19,8 @@ from samething.catalog import Catalog
 from samething.cli import main
 from samething.datasets import CatalogReport, Dropped, catalog
 from samething.errors import ArtefactError, InputError
+from samething.files import read_csv, write_csv
+from samething.search.collection import Collection
 
 SAMPLES = Path(skimage.data.__file__).parent
 
@@ -216,7 +218,7 @@ def test_what_systems_keep_beside_images_is_not_listed(things, tmp_path, command
 
 def test_cells_that_a_spreadsheet_would_compute_are_text_and_read_back(tmp_path):
     """Before, a file named =HYPERLINK(…) in dropped.csv was a formula to whoever opened the list."""
-    names = ["=HYPERLINK(1)", "+1", "-1", "@x", "'=1", "''@", "'tis", "plain", "\t=1", "", "a,b\n\"c\""]
+    names = ["=HYPERLINK(1)", "+1", "-1", "@x", "'=1", "''@", "'tis", "plain", "\t=1", "", 'a,b\n"c"']
     write_csv(tmp_path / "x.csv", ["image", "reason"], [(name, 1) for name in names])
     with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as stream:
         written = [row["image"] for row in csv.DictReader(stream)]

@@ -22,6 +22,7 @@ from PIL import Image, ImageGrab
 
 from line import ENVIRONMENT, samething
 from samething.catalog import Catalog
+from samething.cli import main
 from samething.embedder import Embedder
 from samething.errors import ArtefactError, FingerprintError, ImageError, InputError
 from samething.evaluation.calibration import Calibration
@@ -512,6 +513,28 @@ def test_compaction_frees_the_disk_and_keeps_what_is_found(made, images, tmp_pat
     create_index(f"milvus-lite://{tmp_path}/lite.db/a", dim=2, model_fingerprint="f", model_name="n").close()
     with pytest.raises(InputError, match="not an index folder"):
         compact(f"milvus-lite://{tmp_path}/lite.db/a")
+
+
+def test_a_name_that_is_not_utf8_costs_only_its_image_and_what_is_passed_over_is_said(line, tmp_path, capsys):
+    """Before, one such name stopped the whole index after everything had been embedded."""
+    folder = write_things(tmp_path / "images", num_things=2)
+    odd = Path(os.fsdecode(os.fsencode(folder) + b"/Schr\xe4nke"))
+    shutil.copytree(folder / "thing 00 é", odd)
+    for name in ("@eaDir", "old"):
+        shutil.copytree(folder / "thing 01 é", folder / name)
+    (folder / "notes.txt").write_text("x")
+    (folder / "link").symlink_to(folder / "thing 01 é")
+    command = ["index", str(folder), "--model", str(line / "model"), "-o", str(tmp_path / "index")]
+    for arguments in ([*command, "--exclude", "old"], ["index", "sync", str(tmp_path / "index")]):
+        with pytest.raises(SystemExit) as done:
+            main(arguments)
+        shown = capsys.readouterr().out
+        assert done.value.code == 3 and "Schr\\xe4nke" in shown and "not UTF-8" in shown
+        assert "passed over: 1 .txt, 1 excluded, 1 folder of the system, 1 link to a folder" in shown
+    with Searcher.open(tmp_path / "index").index as opened:
+        assert {row["label"] for batch in opened.items() for row in batch.to_pylist()} == {
+            "thing 00 é", "thing 01 é",
+        }  # fmt: skip
 
 
 def test_verify_names_what_is_damaged(made, tmp_path):

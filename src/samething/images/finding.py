@@ -12,7 +12,6 @@ from typing import Final, NamedTuple
 from samething.errors import InputError
 from samething.images.formats import IMAGE_SUFFIXES, kind_of
 
-
 # What systems and storage devices keep beside people's files (Synology, QNAP, Windows, macOS, Linux):
 # thumbnails, bins, snapshots. In small letters.
 _SYSTEM_FOLDERS: Final = frozenset({

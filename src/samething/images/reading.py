@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, NamedTuple, TypeVar
 
 from samething.arrays import Pixels
-from samething.errors import ImageError
+from samething.errors import ImageError, is_utf8, visible
 from samething.images.decoding import dimensions
 from samething.images.pixels import read_pixels
 from samething.images.preparing import Preprocessing
@@ -80,6 +80,13 @@ def checksum(source: Source) -> str:
     Raises:
         ImageError: it cannot be read.
     """
+    if not is_utf8(source.location):  # no table and no index can hold its name
+        raise ImageError.of(
+            visible(source.location),
+            ": its path is not UTF-8",
+            expected="names in UTF-8, as tables and databases keep them",
+            next_step="rename the file or folder",
+        )
     if source.is_remote:
         return hashlib.sha256(source.read()).hexdigest()
     try:

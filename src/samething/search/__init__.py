@@ -61,6 +61,7 @@ def index(
     output: str | Path = "index",
     domain: str = "default",
     root: Path | None = None,
+    exclude: list[str] | None = None,
     yes: Annotated[bool, cyclopts.Parameter(negative=())] = False,
 ) -> Searcher:
     """Make or grow a searchable index of folders of images, or of catalogs.
@@ -83,6 +84,8 @@ def index(
         output: the index folder, or the URL of a distributed engine: milvus://HOST:PORT/COLLECTION.
         domain: domain of a folder's images.
         root: folder of a catalog's images, if they were moved.
+        exclude: names, or paths below a folder, to pass over, with * and ?; kept for samething index sync.
+            Hidden files and folders, links to folders and folders of the system are passed over anyway.
         yes: fetch the weights of a model from the hub without asking, where none is named or on this disk.
 
     Returns:
@@ -98,19 +101,16 @@ def index(
             expected="one or more folders or catalogs",
             next_step="samething index FOLDER",
         )
-    images = [
-        file
+    folders = {
+        place: Collection(Path(place), domain, root, tuple(exclude or ()))
         for place in source
         if not is_feature_folder(Path(place))
-        for file in Collection(Path(place), domain, root).files()
-    ]
+    }
+    images = [file for part in folders.values() for file in part.files()]
     model = model_for(model, output, images, dim=dim, yes=yes)
     embedder = Embedder.load(model)
-    known = {place: KnownVectors(embedder, Path(place)) for place in source if is_feature_folder(Path(place))}
-    collections = [
-        known[place].collection if place in known else Collection(Path(place), domain, root)
-        for place in source
-    ]
+    known = {place: KnownVectors(embedder, Path(place)) for place in source if place not in folders}
+    collections = [known[place].collection if place in known else folders[place] for place in source]
     files = [file for part in collections for file in part.files()]  # before anything is made
     identity = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
     if exists_index(output):
@@ -120,7 +120,8 @@ def index(
         opened = create_index(output, dim=embedder.dim, **identity, extra_columns={**kinds, **FILE_COLUMNS})
     remember_model(output, model, embedder)
     remember_collections(opened, collections)
-    return Searcher(embedder, opened).update_files(files, known=list(known.values()))
+    done = Searcher(embedder, opened).update_files(files, known=list(known.values()))
+    return done.with_passed_over(collections)
 
 
 def sync(
@@ -128,6 +129,7 @@ def sync(
     *source: Path,
     model: str | Path | None = None,
     domain: str = "default",
+    exclude: list[str] | None = None,
     watch: bool = False,
 ) -> Searcher:
     """Bring an index up to date with its folders and catalogs.
@@ -140,6 +142,7 @@ def sync(
         source: all its folders and catalogs; by default those that the index folder remembers.
         model: the model folder, if it was moved since the index was made.
         domain: domain of the images of folders named here.
+        exclude: of folders named here, names or paths to pass over; others keep what they were indexed with.
         watch: go on watching the folders and keep the index current until interrupted.
 
     Returns:
@@ -150,7 +153,7 @@ def sync(
         FingerprintError: the model is not the index's own.
     """
     searcher = Searcher.open(index, model=model)
-    given = [Collection(Path(place), domain) for place in source]
+    given = [Collection(Path(place), domain, exclude=tuple(exclude or ())) for place in source]
     collections = given or remembered_collections(searcher.index)
     if not collections and not uploaded_files(searcher.index):
         raise InputError(
@@ -158,7 +161,7 @@ def sync(
             expected="the folders and catalogs whose images it holds",
             next_step=f"name all of them: samething index sync {index} FOLDER …",
         )
-    searcher = searcher.update(collections, drop=True)
+    searcher = searcher.update(collections, drop=True).with_passed_over(collections)
     remember_collections(searcher.index, given)
     if watch:
         from samething.search.watching import watch_collections

@@ -7,16 +7,19 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from PIL import Image
 
 from samething.catalog import BOX_COLUMNS, SCHEMA, Catalog
-from samething.errors import InputError
+from samething.errors import InputError, visible
 from samething.files import Json
 from samething.images import Box, Source, as_they_are, disk_state, find_files, keyed, thumbnail
+from samething.images.finding import EXCLUDED, FoundFile, is_excluded
 from samething.index import AbstractIndex, ColumnKind
 
 THUMBNAIL_SIDE: Final = 224
@@ -49,6 +52,10 @@ class Collection:
     """Domain of a folder's images."""
     root: Path | None = None
     """Folder of a catalog's images, if they were moved."""
+    exclude: tuple[str, ...] = ()
+    """Names, or paths below the folder, that are passed over."""
+    passed_over: Counter[str] = dataclasses.field(default_factory=Counter, compare=False, repr=False)
+    """What the last listing passed over: other files by suffix, folders by what they are."""
 
     def files(self) -> list[Source]:
         """Every image file, in a fixed order; nothing is read but the names and what the disk says of them.
@@ -76,8 +83,7 @@ class Collection:
                 domain=self.domain,
                 **disk_state(file.path, file.status),
             )
-            for file in find_files(folder)
-            if file.is_image
+            for file in self._listed(find_files(folder, self.exclude))
         ]
         if not found:
             raise InputError(
@@ -87,12 +93,27 @@ class Collection:
             )
         return found
 
+    def _listed(self, files: Iterable[FoundFile]) -> Iterator[FoundFile]:
+        """The images among files; the others are counted."""
+        self.passed_over.clear()
+        for file in files:
+            if file.is_image:
+                yield file
+            else:
+                self.passed_over[visible(file.passed_over)] += 1
+
     def _of_catalog(self) -> list[Source]:
         catalog = Catalog.read(self.location, root=self.root)
         catalog.require_files()
         searchable = catalog.has_role("index", "query+index")
         if searchable.any():
             catalog = catalog.take(searchable)
+        if self.exclude:
+            out = np.array([is_excluded(image, self.exclude) for image in catalog.strings("image")], bool)
+            self.passed_over.clear()
+            if out.any():
+                self.passed_over[EXCLUDED] = int(out.sum())
+            catalog = catalog.take(~out)
         columns = {name: catalog.table[name].to_pylist() for name in metadata_columns(catalog)}
         found = []
         for row, source in enumerate(catalog.sources):
@@ -115,7 +136,8 @@ class Collection:
     def to_json(self, relative_to: Path) -> dict[str, Json]:
         """For the index's list of what it follows; paths relative to the index, so that both can move."""
         paths = {"location": self.location, "root": self.root}
-        return {"domain": self.domain} | {
+        excluded = {"exclude": list(self.exclude)} if self.exclude else {}
+        return {"domain": self.domain, **excluded} | {
             name: os.path.relpath(Path(path).resolve(), relative_to.resolve())
             for name, path in paths.items()
             if path is not None
@@ -129,6 +151,7 @@ class Collection:
             Path(os.path.normpath(relative_to.resolve() / value["location"])),
             value["domain"],
             None if root is None else Path(os.path.normpath(relative_to.resolve() / root)),
+            tuple(value.get("exclude", ())),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -277,6 +278,12 @@ class Searcher:
 
     # ---- what it says of itself
 
+    def with_passed_over(self, collections: Sequence[Collection]) -> Searcher:
+        """This searcher, which also says what its collections passed over when they were last listed."""
+        total = sum((part.passed_over for part in collections), Counter())
+        changes = dataclasses.replace(self.changes, passed_over=dict(sorted(total.items())))
+        return dataclasses.replace(self, changes=changes)
+
     @property
     def num_added(self) -> int:
         """Images that the call that made this object embedded and stored."""
@@ -312,6 +319,8 @@ class Searcher:
         if self.unreadable:
             lines.append(f"[yellow]{len(self.unreadable):,} images could not be read:[/yellow]")
             lines += [escape(f"  {path}: {reason}") for path, reason in self.unreadable[:5]]
+        if passed_over := ", ".join(f"{count:,} {what}" for what, count in done.passed_over.items()):
+            lines.append(f"[dim]passed over: {escape(passed_over)}[/dim]")
         if done.blank:
             lines.append(f"[yellow]{len(done.blank):,} images are of one colour, and so all alike:[/yellow]")
             lines += [escape(f"  {path}") for path in done.blank[:5]]

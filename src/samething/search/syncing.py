@@ -8,7 +8,7 @@ image findable, and the next run goes on after what was stored.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from samething.errors import ImageError, InputError
 from samething.images import Source, checksum, in_threads
@@ -32,6 +32,8 @@ class Changes:
     """Files that were read to learn their content."""
     unreadable: tuple[tuple[str, str], ...] = ()
     """Path and reason of each image that could not be read."""
+    passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Files that are no images, by suffix, and folders that were not looked into, by what they are."""
     blank: tuple[str, ...] = ()
     """Path of each new image that is of one colour all over."""
 
