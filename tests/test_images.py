@@ -663,12 +663,15 @@ def test_folders_are_walked_in_order_without_hidden_files_and_linked_folders(tmp
     assert files[str(tmp_path / "gone.jpg")] is None and files[str(tmp_path / "linked.jpg")] is not None
     found = [(str(Path(file.path).relative_to(tmp_path)), file.is_image) for file in find_files(tmp_path)]
     assert found == [
+        (".hidden", False),
         ("gone.jpg", True),
         ("link", False),
         ("linked.jpg", True),
         ("loop", False),
         ("z.jpg", True),
         ("a ü/x/1.jpg", True),
+        ("b/.DS_Store", False),
+        ("b/._2.jpg", False),
         ("b/10.jpg", True),
         ("b/2.jpg", True),
     ]
