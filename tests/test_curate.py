@@ -309,7 +309,7 @@ def test_what_cannot_be_is_refused_and_nothing_written(tmp_path, options):
 def test_no_catalog_and_no_recipe():
     with pytest.raises(InputError, match="0 catalogs"):
         curate()
-    assert CurateConfig(min_images=(3, "x=4")).limits("min_images").of("x") == 4
+    assert CurateConfig(min_images=(3, "x=4")).limits("min_images").of("x", otherwise=0) == 4
 
 
 def test_the_command_says_what_it_did(tmp_path):

@@ -188,7 +188,7 @@ def test_limits_that_are_none(texts):
 
 
 def test_limits_of_a_data_set_with_an_equals_sign():
-    assert Limit.parsed(["a=b=3"], name="--max").of("a=b") == 3
+    assert Limit.parsed(["a=b=3"], name="--max").of("a=b", otherwise=0) == 3
     assert str(Limit.parsed(["3", "x=4"], name="--max")) == "3, 4 for x"
 
 

@@ -111,11 +111,11 @@ class Table:
             lines.append(_line([f"{mark}{cell}{mark}" if cell else cell for cell in map(_text, row)]))
         return "\n".join(lines) + (f"\n\n{self.note}" if self.note else "")
 
-    def printed(self) -> rich.table.Table:
-        """For the terminal: the first column to the left, the others to the right."""
+    def printed(self, *, left: int = 1) -> rich.table.Table:
+        """For the terminal: so many columns to the left, the others to the right."""
         printed = rich.table.Table(title=Text(self.title))
         for place, column in enumerate(self.columns):
-            printed.add_column(Text(_text(column)), justify="right" if place else "left")
+            printed.add_column(Text(_text(column)), justify="left" if place < left else "right")
         for row in self.rows:
             printed.add_row(*(Text(_text(cell)) for cell in row))
         return printed

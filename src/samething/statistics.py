@@ -42,17 +42,23 @@ def domain_mean(values: PerQuery, domains: Int[np.ndarray, " q"]) -> float:
 
 
 def bootstrap_interval(
-    values: PerQuery, *, num_resamples: int = 2000, seed: int = 0, level: float = 0.95
+    values: PerQuery,
+    domains: Int[np.ndarray, " q"] | None = None,
+    *,
+    num_resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean over queries; NaN values are left out.
+    """Percentile bootstrap interval of the mean over queries, or of :func:`domain_mean`; NaN is left out.
 
-    Queries are drawn with replacement as often as there are queries, and the interval holds the central
-    ``level`` of the resampled means (Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993). It
-    answers how much the number would move with other queries of the same kind, not with another training
-    seed.
+    Queries are drawn with replacement, inside each domain, as often as there are queries, and the interval
+    holds the central ``level`` of the resampled means (Efron and Tibshirani, *An Introduction to the
+    Bootstrap*, 1993). It answers how much the number would move with other queries of the same kind, not with
+    another training seed. The set of domains is taken as given, so it says nothing of other domains.
 
     Args:
         values: one value per query.
+        domains: domain of each query, as integers; by default all are of one.
         num_resamples: means drawn, at least 1.
         seed: the result is a pure function of values and seed.
         level: share of the resampled means inside, in (0, 1).
@@ -66,24 +72,8 @@ def bootstrap_interval(
     >>> bootstrap_interval(np.array([0.5, 0.5, np.nan]))
     (0.5, 0.5)
     """
-    one_domain = np.zeros(len(values), dtype=np.int64)
-    return domain_mean_interval(values, one_domain, num_resamples=num_resamples, seed=seed, level=level)
-
-
-def domain_mean_interval(
-    values: PerQuery,
-    domains: Int[np.ndarray, " q"],
-    *,
-    num_resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of :func:`domain_mean`: queries are drawn inside each domain.
-
-    The set of domains is taken as given, so the interval says nothing of other domains. Arguments and errors
-    as in :func:`bootstrap_interval`, which is the case of one domain.
-    """
-    means = _resampled_domain_means(values[None], domains, num_resamples=num_resamples, seed=seed)
+    groups = np.zeros(len(values), dtype=np.int64) if domains is None else domains
+    means = _resampled_domain_means(values[None], groups, num_resamples=num_resamples, seed=seed)
     return _central(means[0], level)
 
 
@@ -93,7 +83,7 @@ def domain_mean_estimates(
     *,
     num_resamples: int = 2000,
 ) -> list[list[Estimate]]:
-    """Several metrics of the same queries: each one's :func:`domain_mean` and :func:`domain_mean_interval`.
+    """Several metrics of the same queries: each one's :func:`domain_mean` and :func:`bootstrap_interval`.
 
     The queries are drawn once for all metrics.
 

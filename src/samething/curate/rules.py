@@ -43,13 +43,13 @@ class Limit:
     """None for no limit."""
     of_dataset: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
-    def of(self, dataset: str) -> int | None:
-        """The number for a data set, or None.
+    def of(self, dataset: str, *, otherwise: int) -> int:
+        """The number for a data set, where there is no limit another one.
 
-        >>> Limit(100, {"gldv2": 10}).of("gldv2"), Limit(100).of("cars")
+        >>> Limit(None, {"gldv2": 10}).of("gldv2", otherwise=0), Limit(100).of("cars", otherwise=0)
         (10, 100)
         """
-        return self.of_dataset.get(dataset, self.default)
+        return self.of_dataset.get(dataset, otherwise if self.default is None else self.default)
 
     def __str__(self) -> str:
         own = [f"{number} for {name}" for name, number in self.of_dataset.items()]
@@ -225,7 +225,7 @@ class Population:
     def with_capped_classes(self, rows: Rows, most: Limit) -> Kept:
         """Rows of at most so many classes per data set, drawn at random."""
         present = np.flatnonzero(self.sizes(rows))
-        quotas = np.asarray([_or(most.of(name), _ENDLESS) for name in self.dataset_names], np.int64)
+        quotas = np.asarray([most.of(name, otherwise=_ENDLESS) for name in self.dataset_names], np.int64)
         chosen = self._drawn_classes(present, self.class_dataset, quotas)
         return np.asarray(rows[chosen[self.classes[rows]]])
 
@@ -258,7 +258,7 @@ class Population:
         return self._drawn_images(rows, most)
 
     def _class_limits(self, limit: Limit, *, otherwise: int) -> Int[np.ndarray, " c"]:
-        of_datasets = [_or(limit.of(name), otherwise) for name in self.dataset_names]
+        of_datasets = [limit.of(name, otherwise=otherwise) for name in self.dataset_names]
         return np.asarray(np.asarray(of_datasets, np.int64)[self.class_dataset])
 
     def _drawn_images(self, rows: Rows, most: Int[np.ndarray, " c"]) -> Kept:
@@ -285,10 +285,6 @@ class Population:
 
 
 _ENDLESS: Final = np.iinfo(np.int64).max
-
-
-def _or(value: int | None, otherwise: int) -> int:
-    return otherwise if value is None else value
 
 
 def _places(groups: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:

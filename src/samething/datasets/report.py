@@ -10,11 +10,11 @@ from typing import Final
 import numpy as np
 import rich.console
 import rich.markup
-import rich.table
 
 from samething.catalog import Catalog
 from samething.datasets.listing import Dropped
 from samething.files import write_csv
+from samething.pages import Table
 
 DROPPED_SUFFIX: Final = ".dropped.csv"
 
@@ -47,15 +47,13 @@ class CatalogReport:
 
     def __rich__(self) -> rich.console.Group:
         escape = rich.markup.escape
-        table = rich.table.Table(title=f"{len(self.catalog):,} images in {escape(str(self.path))}")
-        for name in ("domain", "role"):
-            table.add_column(name)
-        for name in ("things", "images"):
-            table.add_column(name, justify="right")
-        for row in self.counts:
-            table.add_row(
-                escape(str(row["domain"])), str(row["role"]), f"{row['instances']:,}", f"{row['images']:,}"
-            )
+        rows = [
+            [str(row["domain"]), str(row["role"]), f"{row['instances']:,}", f"{row['images']:,}"]
+            for row in self.counts
+        ]
+        table = Table(
+            f"{len(self.catalog):,} images in {self.path}", ["domain", "role", "things", "images"], rows
+        )
         lines = [f"[yellow]warning[/yellow] {escape(line)}" for line in _shortened(self.warnings)]
         if self.passed_over:
             kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in self.passed_over.items())
@@ -65,7 +63,7 @@ class CatalogReport:
             lines.append(f"[red]images dropped: {len(self.dropped):,}[/red], listed in {where}:")
             reasons = [f"{entry.image}: {entry.reason}" for entry in self.dropped]
             lines += [f"  {escape(line)}" for line in _shortened(reasons)]
-        return rich.console.Group(table, *lines)
+        return rich.console.Group(table.printed(left=2), *lines)
 
 
 def _shortened(lines: tuple[str, ...] | list[str]) -> list[str]:

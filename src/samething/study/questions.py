@@ -17,7 +17,7 @@ from samething.errors import InputError
 from samething.evaluation import evaluate_embeddings
 from samething.features import FeatureSet
 from samething.progress import without_progress
-from samething.statistics import PairedDifference, domain_mean, domain_mean_interval, paired_difference
+from samething.statistics import PairedDifference, bootstrap_interval, domain_mean, paired_difference
 
 if TYPE_CHECKING:
     from samething.heads import Head
@@ -89,7 +89,7 @@ class Questions:
 
     def interval(self, values: PerQuery) -> tuple[float, float]:
         """95 % bootstrap interval of :meth:`mean` over queries."""
-        return domain_mean_interval(values, self.domain_of)
+        return bootstrap_interval(values, self.domain_of)
 
     def of_domains(self, values: PerQuery) -> dict[str, float]:
         """Mean over the queries of each domain."""
