@@ -15,7 +15,6 @@ from samething.metrics import (
     precision_at_k,
     recall_at_k,
     relevance_from_ranks,
-    truncated_average_precision,
 )
 from samething.statistics import (
     bootstrap_interval,
@@ -63,7 +62,7 @@ def test_metrics_equal_counting(case):
         modified_mean_precision_at_k(relevance, counts, k=k),
         recall_at_k(relevance, counts, k=k),
         precision_at_k(relevance, counts, k=k),
-        truncated_average_precision(ranks, counts, k=k),
+        average_precision(ranks, counts, k=k),
         average_precision(ranks, counts),
     ]
     expected = np.array([brute_force(row, k) for row in rows]).T

@@ -80,59 +80,37 @@ def precision_at_k(relevance: Relevance, num_relevant: NumRelevant, *, k: int) -
     return np.where(num_relevant > 0, first.sum(axis=1) / k, np.nan)
 
 
-def average_precision(ranks: Int[np.ndarray, " p"], num_relevant: NumRelevant) -> PerQuery:
-    """AP over the whole ranking: the mean, over a query's relevant entries, of the precision at their ranks.
+def average_precision(
+    ranks: Int[np.ndarray, " p"], num_relevant: NumRelevant, *, k: int | NumRelevant | None = None
+) -> PerQuery:
+    """AP, or AP@k: the precisions at the ranks of a query's relevant entries up to k, over ``min(k, n_q)``.
 
-    ``AP = sum over i of i / rank_i / n_q``, where ``rank_i`` is the rank of the i-th relevant entry (Manning,
-    Raghavan and Schütze, 2008, section 8.4).
+    ``AP@k = sum over i with rank_i ≤ k of i / rank_i / min(k, n_q)``, where ``rank_i`` is the rank of the
+    i-th relevant entry (Manning, Raghavan and Schütze, 2008, section 8.4). It is divided by the most hits
+    that k ranks can hold, so a perfect ranking reaches 1 (ILIAS, CVPR 2025, with k = 1000). With ``k = n_q``
+    the mean is MAP@R (Musgrave, Belongie and Lim, *A Metric Learning Reality Check*, ECCV 2020).
 
     Args:
         ranks: rank of every relevant entry, counted from 1, one query after another, ascending in each.
         num_relevant: how many of the ranks belong to each query.
+        k: ranks looked at, of all queries or of each; None for the whole ranking.
 
     Returns:
-        One value in (0, 1] a query, NaN where ``num_relevant`` is 0.
+        One value in [0, 1] a query, NaN where ``num_relevant`` is 0.
 
     Raises:
         InputError: the ranks are not as many as ``num_relevant`` says, or do not ascend from 1.
 
     >>> average_precision(np.array([1, 3, 2]), np.array([2, 0, 1]))
     array([0.83333333,        nan, 0.5       ])
-    """
-    query, position = _owners(ranks, num_relevant)
-    sums = np.bincount(query, weights=position / ranks, minlength=len(num_relevant))
-    return _share(sums, num_relevant)
-
-
-def truncated_average_precision(
-    ranks: Int[np.ndarray, " p"], num_relevant: NumRelevant, *, k: int
-) -> PerQuery:
-    """AP@k, whose mean over queries is mAP@k: precisions at the relevant ranks up to k, over ``min(k, n_q)``.
-
-    ``AP@k = sum over i with rank_i ≤ k of i / rank_i / min(k, n_q)``. It is divided by the most hits that k
-    ranks can hold, so a perfect ranking reaches 1 (ILIAS, CVPR 2025, with k = 1000). Arguments and errors as
-    in :func:`average_precision`.
-
-    >>> truncated_average_precision(np.array([1, 3, 2]), np.array([2, 0, 1]), k=2)
+    >>> average_precision(np.array([1, 3, 2]), np.array([2, 0, 1]), k=2)
     array([0.5, nan, 0.5])
     """
     query, position = _owners(ranks, num_relevant)
-    gains = np.where(ranks <= k, position / ranks, 0.0)
-    return _share(np.bincount(query, weights=gains, minlength=len(num_relevant)), np.minimum(num_relevant, k))
-
-
-def average_precision_at_r(ranks: Int[np.ndarray, " p"], num_relevant: NumRelevant) -> PerQuery:
-    """MAP@R: AP over the first ``R = n_q`` ranks, divided by R.
-
-    ``MAP@R = sum over i with rank_i ≤ R of i / rank_i / R`` (Musgrave, Belongie and Lim, *A Metric Learning
-    Reality Check*, ECCV 2020). Arguments and errors as in :func:`average_precision`.
-
-    >>> average_precision_at_r(np.array([1, 3, 2]), np.array([2, 0, 1]))
-    array([0.5, nan, 0. ])
-    """
-    query, position = _owners(ranks, num_relevant)
-    gains = np.where(ranks <= num_relevant[query], position / ranks, 0.0)
-    return _share(np.bincount(query, weights=gains, minlength=len(num_relevant)), num_relevant)
+    deepest = np.broadcast_to(np.iinfo(np.int64).max if k is None else k, len(num_relevant))
+    gains = np.where(ranks <= deepest[query], position / ranks, 0.0)
+    sums = np.bincount(query, weights=gains, minlength=len(num_relevant))
+    return _share(sums, np.minimum(num_relevant, deepest))
 
 
 def r_precision(ranks: Int[np.ndarray, " p"], num_relevant: NumRelevant) -> PerQuery:
@@ -236,16 +214,16 @@ def measure(
     >>> measure(["r@2"], np.array([2, 5]), np.array([2]))
     {'r@2': array([1.])}
     """
-    whole = {"map": average_precision, "map@r": average_precision_at_r, "r-precision": r_precision}
     of_nearest = {"mmp": modified_mean_precision_at_k, "r": recall_at_k, "p": precision_at_k}
     found: dict[Metric, PerQuery] = {}
     for metric in metrics:
         require_metric(metric)
         name, _, depth = metric.partition("@")
-        if metric in whole:
-            found[metric] = whole[metric](ranks, num_relevant)
+        if metric == "r-precision":
+            found[metric] = r_precision(ranks, num_relevant)
         elif name == "map":
-            found[metric] = truncated_average_precision(ranks, num_relevant, k=int(depth))
+            k = num_relevant if depth == "r" else int(depth) if depth else None
+            found[metric] = average_precision(ranks, num_relevant, k=k)
         else:
             nearest = relevance_from_ranks(ranks, num_relevant, k=int(depth))
             found[metric] = of_nearest[name](nearest, num_relevant, k=int(depth))
