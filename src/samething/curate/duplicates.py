@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
-from samething.catalog import Catalog
 from samething.curate.ledger import Ledger
 from samething.curate.pairs import METHODS, Pairs
 
@@ -43,14 +42,6 @@ class Rows:
     """Numbered by first appearance."""
     ranks: Int[np.ndarray, " n"]
     """Place of each row when one of several copies stays."""
-
-
-def tiers_of(catalog: Catalog) -> Int[np.ndarray, " n"]:
-    """Tier of each row by its role."""
-    tiers = np.full(len(catalog), EVALUATION, np.int64)
-    tiers[catalog.has_role("train")] = TRAINING
-    tiers[catalog.has_role("val")] = VALIDATION
-    return tiers
 
 
 def resolve(

@@ -18,7 +18,15 @@ from samething.configuration import changed, read_config, with_options
 from samething.curate.curate_config import CurateConfig
 from samething.curate.curated import Curation
 from samething.curate.curation_report import write_curation_page
-from samething.curate.duplicates import EVALUATION, RELATIONS, Rows, pair_table, resolve, tiers_of
+from samething.curate.duplicates import (
+    EVALUATION,
+    RELATIONS,
+    TRAINING,
+    VALIDATION,
+    Rows,
+    pair_table,
+    resolve,
+)
 from samething.curate.hashes import Hashes, image_hashes
 from samething.curate.ledger import COLUMNS, Ledger, Rule
 from samething.curate.noise import agreement
@@ -230,8 +238,9 @@ class _Process:
     def _rows(self) -> Rows:
         """What is known of all images."""
         num_others = len(self.images) - len(self.catalog)
-        evaluation = np.full(num_others, EVALUATION, np.int64)
-        tiers = np.concatenate([tiers_of(self.catalog), evaluation])
+        tiers = np.full(len(self.images), EVALUATION, np.int64)
+        for role, tier in (("train", TRAINING), ("val", VALIDATION)):
+            tiers[np.flatnonzero(self.catalog.has_role(role))] = tier
         encoded = self.catalog.table["dataset"].fill_null("").combine_chunks().dictionary_encode()
         datasets = encoded.indices.to_numpy().astype(np.int64)
         datasets = np.concatenate([datasets, np.full(num_others, len(encoded.dictionary), np.int64)])
@@ -259,7 +268,8 @@ class _Process:
         """The rules on numbers, each on what the one before left."""
         config = self.config
         least, most, classes = (config.limits(name) for name in ("min_images", "max_images", "max_classes"))
-        if not (config.min_images or config.max_images or config.max_classes or config.budget.is_limited):
+        budget = (config.budget_images, config.budget_classes)
+        if not (config.min_images or config.max_images or config.max_classes or any(budget)):
             return
         of = Population.of(self.catalog, seed=config.seed)
         rows = np.flatnonzero(self.ledger.is_kept & self.is_training)

@@ -125,11 +125,6 @@ class Budget:
                     next_step=f"give another {name}",
                 )
 
-    @property
-    def is_limited(self) -> bool:
-        """Whether there is a budget at all."""
-        return self.images is not None or self.classes is not None
-
     def __str__(self) -> str:
         what = f"{self.images} images" if self.classes is None else f"{self.classes} classes"
         return f"{what} in all, shared {self.share}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from samething.catalog import require_shares
 from samething.datasets.boxes import list_coco
 from samething.datasets.dataset import Dataset, Part, Published
@@ -16,7 +18,6 @@ from samething.datasets.public import DATASETS, read_dataset
 from samething.datasets.report import (
     DROPPED_SUFFIX,
     CatalogReport,
-    oddities,
     single_images,
     write_dropped,
 )
@@ -207,8 +208,13 @@ def _write(
         )
     if not listing.has_roles:
         result = result.split_by_class(val=val, test=test, seed=seed)
-    odd = oddities(result, has_labels=labels != "none") if opened else single_images(result)
-    warnings = [*listing.warnings, *odd]
+    warnings = [*listing.warnings]
+    if opened and labels != "none":
+        warnings += [str(problem) for problem in result.problems(check_files=False)]
+    if labels != "none" or not opened:
+        warnings += single_images(result)
+    if opened and labels != "none" and len(np.unique(result.class_ids())) < 2:
+        warnings.append("there is one label only; training needs at least two")
     if not listing.has_roles and test > 0 and not result.has_role("query+index").any():
         warnings.append("too few labels with two images or more to set any aside for the test")
     result.write(output)

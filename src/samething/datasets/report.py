@@ -72,22 +72,6 @@ def _shortened(lines: tuple[str, ...] | list[str]) -> list[str]:
     return [*lines[:_LINES_SHOWN], f"… and {more:,} more"] if more > 0 else list(lines)
 
 
-def oddities(catalog: Catalog, *, has_labels: bool) -> list[str]:
-    """What a person should look at before training on the catalog.
-
-    Args:
-        catalog: with checksums.
-        has_labels: whether its labels mean anything; if not, only the images themselves are looked at.
-    """
-    if not has_labels:
-        return []
-    found = [str(problem) for problem in catalog.problems(check_files=False)]
-    found += single_images(catalog)
-    if len(np.unique(catalog.class_ids())) < 2:
-        found.append("there is one label only; training needs at least two")
-    return found
-
-
 def single_images(catalog: Catalog) -> list[str]:
     """Which labels cannot be trained on because they have one image only."""
     training = catalog.take(catalog.has_role("train"))

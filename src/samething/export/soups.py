@@ -71,7 +71,14 @@ def mixed_source(run: Run, others: Sequence[Run], mix: Mix, *, weights: Path | N
         InputError: the runs do not share their start, features or head.
     """
     for each in (run, *others):
-        require_one_head(each)
+        config = each.manifest.made_from["config"]
+        if not is_tuned(each) and (config.get("members", 1) > 1 or config.get("train_dim", 0)):
+            # a run of an earlier version: its head is on no line from a start
+            raise InputError(
+                f"{each.folder} was brought to {each.config.embedding_dim} numbers after its training",
+                expected="runs whose heads are as they were trained: others have no start to average from",
+                next_step="train it again, with this version",
+            )
     source = source_of(run, weights=weights)
     start = start_of(run, source.features)
     ours = start.state_dict()
@@ -144,21 +151,6 @@ def average(
 def is_tuned(run: Run) -> bool:
     """Whether the run changed its backbone."""
     return (run.folder / "backbone.safetensors").exists()
-
-
-def require_one_head(run: Run) -> None:
-    """Refuse a run of an earlier version whose head was joined or shortened after its training.
-
-    Raises:
-        InputError: it was; its head is on no line from a start.
-    """
-    config = run.manifest.made_from["config"]
-    if not is_tuned(run) and (config.get("members", 1) > 1 or config.get("train_dim", 0)):
-        raise InputError(
-            f"{run.folder} was brought to {run.config.embedding_dim} numbers after its training",
-            expected="runs whose heads are as they were trained: others have no start to average from",
-            next_step="train it again, with this version",
-        )
 
 
 def start_of(run: Run, features: FeatureSet) -> Head:
