@@ -14,7 +14,10 @@ import tifffile
 from PIL import Image, PpmImagePlugin
 from pillow_jxl import JpegXLImagePlugin  # noqa: F401  (registers the format for saving)
 
-from samething.errors import ImageError
+from samething.catalog import Catalog
+from samething.datasets import catalog
+from samething.errors import ImageError, InputError
+from samething.features.worker_pool import ImageReader
 from samething.images import Box, Preprocessing, decode, dimensions, find_files, prepare, read_pixels
 from samething.images.jpeg_xl import header
 
@@ -393,6 +396,25 @@ def test_usual_colour_profiles_stay_unapplied(primaries, gamma):
     np.testing.assert_array_equal(np.asarray(decode(content)), np.asarray(PHOTO))
     damaged = saved(PHOTO, "PNG", icc_profile=b"not a profile")
     np.testing.assert_array_equal(np.asarray(decode(damaged)), np.asarray(PHOTO))
+
+
+def test_larger_images_can_be_listed_and_what_is_listed_is_read(tmp_path, monkeypatch):
+    """There was no way to take scans of more than 89 megapixels in, and Pillow's own limit above."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
+    monkeypatch.setattr("samething.features.worker_pool.MAX_PIXELS", 100_000)
+    folder = tmp_path / "images" / "page"
+    folder.mkdir(parents=True)
+    PHOTO.resize((500, 400)).save(folder / "scan.png")
+    with pytest.raises(InputError, match="200,000 pixels"):
+        catalog(tmp_path / "images", max_megapixels=0.1, output=tmp_path / "c.parquet", val=0, test=0)
+    for wrong in (0, -1):
+        with pytest.raises(InputError, match="--max-megapixels"):
+            catalog(tmp_path / "images", max_megapixels=wrong, output=tmp_path / "c.parquet")
+    catalog(tmp_path / "images", max_megapixels=0.3, output=tmp_path / "c.parquet", val=0, test=0)
+    listed = Catalog.read(tmp_path / "c.parquet")
+    assert listed.table["width"].to_pylist() == [500]
+    seen = ImageReader(listed, {}, Preprocessing(size=8)).read(0)
+    assert isinstance(seen, np.ndarray) and seen.shape == (3, 8, 8)
 
 
 # ---- nothing to see

@@ -25,6 +25,7 @@ from samething.datasets.survey import survey_images
 from samething.datasets.table import list_table
 from samething.errors import ArtefactError, InputError
 from samething.files import require_writable
+from samething.images.decoding import pixels_of
 
 __all__ = [
     "DATASETS",
@@ -53,6 +54,7 @@ def catalog(
     exclude: list[str] | None = None,
     check_files: bool = False,
     checksums: bool = False,
+    max_megapixels: float | None = None,
     val: float = 0.1,
     test: float = 0.2,
     seed: int = 0,
@@ -96,6 +98,8 @@ def catalog(
         check_files: with --dataset, look for every image, and leave out those that are missing.
         checksums: with --dataset, open every image, take its checksum and size, and leave out those that
             cannot be opened.
+        max_megapixels: leave out larger images; by default 89, and 358 of JPEG files. What is listed is also
+            read by the commands that take the catalog.
         val: share of each domain's things for validation, in [0, 1).
         test: share of each domain's things for the test, in [0, 1).
         seed: another number gives another division.
@@ -123,8 +127,8 @@ def catalog(
             dataset, data_root=data_root, part=part, domains=names, margin=margin, check_files=check_files
         )
     opened = dataset is None or checksums
-    return _write(listing, dataset or str(source), opened=opened, labels=labels, output=output,
-                  val=val, test=test, seed=seed)  # fmt: skip
+    return _write(listing, dataset or str(source), opened=opened, max_pixels=pixels_of(max_megapixels),
+                  labels=labels, output=output, val=val, test=test, seed=seed)  # fmt: skip
 
 
 def _refuse(what: str, given: Mapping[str, bool]) -> None:
@@ -186,6 +190,7 @@ def _write(
     what: str,
     *,
     opened: bool,
+    max_pixels: int,
     labels: Labels,
     output: Path,
     val: float,
@@ -196,7 +201,7 @@ def _write(
     require_writable(output)
     result, dropped = listing.catalog, listing.dropped
     if opened:
-        result, unreadable = survey_images(listing)
+        result, unreadable = survey_images(listing, max_pixels)
         dropped = (*dropped, *unreadable)
     write_dropped(output, dropped)
     if not len(result):

@@ -11,7 +11,7 @@ from samething.images import Identity, Source, identify, in_threads, located
 from samething.progress import progress_bar
 
 
-def survey_images(listing: Listing) -> tuple[Catalog, list[Dropped]]:
+def survey_images(listing: Listing, max_pixels: int) -> tuple[Catalog, list[Dropped]]:
     """Fill in width, height and SHA-256, and leave out what has no readable image header.
 
     Progress is shown on stderr where that is a terminal.
@@ -24,7 +24,7 @@ def survey_images(listing: Listing) -> tuple[Catalog, list[Dropped]]:
     results: list[Identity | ImageError] = []
     with progress_bar("images", only_on_terminal=True) as progress:
         task = progress.add_task("read", total=len(sources))
-        for result in in_threads(identify, sources):
+        for result in in_threads(lambda source: identify(source, max_pixels), sources):
             results.append(result)
             progress.advance(task)
     seen: list[Identity] = []

@@ -32,6 +32,7 @@ from samething.embedder.hub import model_folder
 from samething.errors import ArtefactError, ImageError, InputError
 from samething.files import Json, Manifest, read_json, read_manifest
 from samething.images import ImageLike, Preprocessing, decode, in_threads, prepare
+from samething.images.decoding import MAX_PIXELS
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -77,6 +78,8 @@ class Embedder:
     session: onnxruntime.InferenceSession = dataclasses.field(repr=False)
     coder: Coder | None = None
     """How this model's vectors are kept in fewer bytes; None where they stay float32."""
+    max_pixels: int = MAX_PIXELS
+    """Larger images are refused before they are unpacked."""
 
     @classmethod
     def load(cls, model: Path | str, *, num_threads: int | None = None) -> Embedder:
@@ -167,7 +170,7 @@ class Embedder:
             raise InputError(f"batch_size={batch_size}", expected="at least 1", next_step="leave it out")
 
         def decoded(image: ImageLike) -> tuple[Pixels, object]:
-            upright = decode(image)
+            upright = decode(image, max_pixels=self.max_pixels)
             return self.prepare(upright), None if keep is None else keep(upright)
 
         results = enumerate(in_threads(decoded, images, ahead=batch_size, num_threads=os.cpu_count() or 1))

@@ -25,6 +25,7 @@ from jaxtyping import UInt8
 from samething.catalog import Catalog
 from samething.errors import ImageError
 from samething.images import Preprocessing, read_pixels
+from samething.images.decoding import MAX_PIXELS
 
 # Tasks handed to a worker at a time: with two, it decodes the next batch while its last one is described.
 _TASKS_PER_WORKER: Final = 2
@@ -54,11 +55,14 @@ class ImageReader:
         reasons = {}
         for place in self.copies.get(row, (row,)):
             source = self.catalog.source(place)
-            sha256 = self.catalog.table["sha256"][place].as_py()
+            sha256, width, height = (
+                self.catalog.table[name][place].as_py() for name in ("sha256", "width", "height")
+            )
+            max_pixels = max(MAX_PIXELS, (width or 0) * (height or 0))  # what was listed is read
             try:
                 content = source.read()
                 if not sha256 or hashlib.sha256(content).hexdigest() == sha256:
-                    return read_pixels(content, self.preprocessing, box=source.box)
+                    return read_pixels(content, self.preprocessing, max_pixels=max_pixels, box=source.box)
                 reasons[place] = "changed since the catalog was made; make the catalog again"
             except ImageError as error:
                 reasons[place] = error.reason

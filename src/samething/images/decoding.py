@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from samething.errors import ImageError
+from samething.errors import ImageError, InputError
 from samething.images.addresses import is_url
 from samething.images.apart import Decoders
 from samething.images.colour_profiles import in_usual_colours
@@ -73,8 +73,7 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, box: Box | None = 
         image: a path, a URL or another address (:mod:`samething.images.addresses`), the bytes of a file, a
             Pillow image (its current frame), a uint8 array (height, width[, 3]), or the source of a
             catalog row, whose box is cut out.
-        max_pixels: refuse larger images before they are unpacked. Pillow refuses other files than JPEG of
-            more than twice its own ``Image.MAX_IMAGE_PIXELS`` in any case.
+        max_pixels: refuse larger images before they are unpacked.
         box: the part to cut out, in pixels of the upright image; what lies outside of it is left away.
 
     Raises:
@@ -144,6 +143,21 @@ def _decoders(process_id: int) -> Decoders:
 def _scaled(box: Box, factor: float) -> tuple[int, int, int, int]:
     left, top, right, bottom = (int(side / factor) for side in box)
     return left, top, max(right, left + 1), max(bottom, top + 1)
+
+
+def pixels_of(megapixels: float | None) -> int:
+    """A limit of pixels, from a command's option; None is the default.
+
+    Raises:
+        InputError: not above 0.
+    """
+    if megapixels is None:
+        return MAX_PIXELS
+    if not megapixels > 0:
+        raise InputError(
+            f"--max-megapixels {megapixels:g}", expected="a number above 0", next_step="leave it out"
+        )
+    return round(megapixels * 1_000_000)
 
 
 def clipped(box: Box, width: int, height: int, *, name: str = "the image") -> Box:
@@ -250,7 +264,7 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
 def _unpacked(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     """An image whose pixels are in memory."""
     if isinstance(image, JpegImageFile) and image.tile:
-        return unpacked_jpeg(image, name, max_pixels)
+        return unpacked_jpeg(image, name, min(max_pixels, MAX_PIXELS))
     if is_read_value_by_value(image):
         return unpacked_values(image)
     if is_planar_with_16_bits(image):

@@ -81,7 +81,7 @@ def _unpacked(
             if (
                 encoded.format == "JPEG"
                 and encoded.mode in ("RGB", "L")
-                and encoded.width * encoded.height <= max_pixels
+                and encoded.width * encoded.height <= min(max_pixels, MAX_PIXELS)
                 and unusual(encoded.info.get("icc_profile"), encoded.mode) is None
             ):
                 check_scans(image, name)

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from samething.arrays import Pixels
 from samething.errors import ImageError, is_utf8, visible
-from samething.images.decoding import dimensions
+from samething.images.decoding import MAX_PIXELS, dimensions
 from samething.images.pixels import read_pixels
 from samething.images.preparing import Preprocessing
 from samething.images.source import Source, disk_state, open_image_file, unreadable
@@ -96,7 +96,7 @@ def checksum(source: Source) -> str:
         raise unreadable(source.location, error) from error
 
 
-def identify(source: Source) -> Identity:
+def identify(source: Source, max_pixels: int = MAX_PIXELS) -> Identity:
     """Sides and SHA-256 of an image's file.
 
     Raises:
@@ -104,8 +104,8 @@ def identify(source: Source) -> Identity:
     """
     if source.is_remote:
         content = source.read()
-        return Identity(*dimensions(content), hashlib.sha256(content).hexdigest())
-    return Identity(*dimensions(source.location), checksum(source))
+        return Identity(*dimensions(content, max_pixels=max_pixels), hashlib.sha256(content).hexdigest())
+    return Identity(*dimensions(source.location, max_pixels=max_pixels), checksum(source))
 
 
 def prepared(sources: Iterable[Source], preprocessing: Preprocessing, *, ahead: int = 64) -> Iterator[Pixels]:

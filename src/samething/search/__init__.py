@@ -15,6 +15,7 @@ from samething.embedder import Embedder
 from samething.errors import InputError
 from samething.files import read_manifest
 from samething.images import Box
+from samething.images.decoding import pixels_of
 from samething.index import (
     RecallReport,
     SqliteIndex,
@@ -62,6 +63,7 @@ def index(
     domain: str = "default",
     root: Path | None = None,
     exclude: list[str] | None = None,
+    max_megapixels: float | None = None,
     yes: Annotated[bool, cyclopts.Parameter(negative=())] = False,
 ) -> Searcher:
     """Make or grow a searchable index of folders of images, or of catalogs.
@@ -86,6 +88,7 @@ def index(
         root: folder of a catalog's images, if they were moved.
         exclude: names, or paths below a folder, to pass over, with * and ?; kept for samething index sync.
             Hidden files and folders, links to folders and folders of the system are passed over anyway.
+        max_megapixels: leave out larger images; by default 89, and 358 of JPEG files.
         yes: fetch the weights of a model from the hub without asking, where none is named or on this disk.
 
     Returns:
@@ -108,7 +111,7 @@ def index(
     }
     images = [file for part in folders.values() for file in part.files()]
     model = model_for(model, output, images, dim=dim, yes=yes)
-    embedder = Embedder.load(model)
+    embedder = dataclasses.replace(Embedder.load(model), max_pixels=pixels_of(max_megapixels))
     known = {place: KnownVectors(embedder, Path(place)) for place in source if place not in folders}
     collections = [known[place].collection if place in known else folders[place] for place in source]
     files = [file for part in collections for file in part.files()]  # before anything is made
@@ -130,6 +133,7 @@ def sync(
     model: str | Path | None = None,
     domain: str = "default",
     exclude: list[str] | None = None,
+    max_megapixels: float | None = None,
     watch: bool = False,
 ) -> Searcher:
     """Bring an index up to date with its folders and catalogs.
@@ -143,6 +147,7 @@ def sync(
         model: the model folder, if it was moved since the index was made.
         domain: domain of the images of folders named here.
         exclude: of folders named here, names or paths to pass over; others keep what they were indexed with.
+        max_megapixels: leave out larger images; by default 89, and 358 of JPEG files.
         watch: go on watching the folders and keep the index current until interrupted.
 
     Returns:
@@ -153,6 +158,8 @@ def sync(
         FingerprintError: the model is not the index's own.
     """
     searcher = Searcher.open(index, model=model)
+    embedder = dataclasses.replace(searcher.embedder, max_pixels=pixels_of(max_megapixels))
+    searcher = dataclasses.replace(searcher, embedder=embedder)
     given = [Collection(Path(place), domain, exclude=tuple(exclude or ())) for place in source]
     collections = given or remembered_collections(searcher.index)
     if not collections and not uploaded_files(searcher.index):

@@ -249,7 +249,9 @@ class Searcher:
             here = [(name, files) for name, files in part if name in source]
             part = [(name, files) for name, files in part if name not in source]
             made = []
-            seen = in_threads(lambda entry: looks_of(decode(entry[1][0])), here)
+            seen = in_threads(
+                lambda entry: looks_of(decode(entry[1][0], max_pixels=self.embedder.max_pixels)), here
+            )
             for (name, files), looks in zip(here, seen, strict=True):
                 if isinstance(looks, ImageError):
                     unreadable.extend((file.location, looks.reason) for file in files)
