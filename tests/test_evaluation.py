@@ -55,7 +55,12 @@ def brute_force(embeddings, rows):
                 and other != query
                 and (protocol == "merged" or its_domain == domain)
             ]
-            entries.sort(key=lambda other: (-cosine(embeddings[query], embeddings[other]), other))
+            entries.sort(  # ties count against the model
+                key=lambda other: (
+                    -cosine(embeddings[query], embeddings[other]),
+                    rows[other][:2] == (label, domain),
+                )
+            )
             hits = [rows[other][:2] == (label, domain) for other in entries]
             own = scores.setdefault(domain, {"none": 0, "mmp@5": [], "r@1": [], "map": []})
             if not any(hits):
@@ -141,11 +146,28 @@ def test_random_embeddings_equal_the_description(tmp_path):
 
 
 def test_a_query_never_finds_itself_even_behind_its_duplicates(tmp_path):
-    # all rows are equal, so the ranking is the catalog's order and row 2 stands third in its own
+    # all rows are equal, so the right one comes last of the three that are not the query
     rows = [("other", "d", "index"), ("other", "d", "index"), ("x", "d", "query+index"), ("x", "d", "index")]
     result = evaluate_embeddings(np.ones((4, 3)), catalog_of(rows, tmp_path))
     assert result.merged["map"].tolist() == [1 / 3]
     assert result.merged["r@1"].tolist() == [0]
+
+
+@pytest.mark.parametrize("where", ["first", "last", "distractors"])
+def test_an_embedding_that_is_constant_scores_the_least_there_is(where, tmp_path):
+    """Ties went by row: one positive before 99 other entries, or beside 99 distractors, had a mAP of 1."""
+    own, others = [("x", "d", "index")], [("y", "d", "index")] * 99
+    rows = [("x", "d", "query"), *(others + own if where == "last" else own)]
+    rows += others if where == "first" else []
+    shard = tmp_path / "shard.npy"
+    np.save(shard, np.ones((99, 4), np.float32))
+    result = evaluate_embeddings(
+        np.ones((len(rows), 4), np.float32),
+        catalog_of(rows, tmp_path),
+        protocol="ilias",
+        distractors=[shard] if where == "distractors" else [],
+    )
+    assert result.merged["map@1000"].tolist() == [0.01]
 
 
 def test_a_positive_with_a_negative_score_counts(tmp_path):

@@ -12,7 +12,6 @@ import torch
 from line import samething
 from samething.catalog import Catalog
 from samething.embedder import FORMAT_VERSION, Embedder
-from samething.embedder.codes import Coder
 from samething.errors import ArtefactError, FingerprintError, InputError
 from samething.evaluation import evaluate_embeddings
 from samething.export import Form, export
@@ -20,6 +19,7 @@ from samething.export.parity import Parity
 from samething.export.quality import changes_of
 from samething.files import file_sha256, read_json, read_manifest, write_json, write_manifest
 from samething.heads import build_head
+from samething.retrieval.codes import Coder
 from samething.training import train
 from samething.training.run import Run
 from scenes import photographs
@@ -118,18 +118,39 @@ def unit(rng, rows, dim):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+@pytest.mark.parametrize(("kind", "least"), [("int8", 0.999), ("int4", 0.98)])
 @pytest.mark.parametrize("dim", [1, 7, 64])
-def test_coders_come_back_from_disk_and_nearly_to_the_vector(dim, tmp_path):
+def test_coders_come_back_from_disk_and_nearly_to_the_vector(dim, kind, least, tmp_path):
     vectors = unit(np.random.default_rng(dim), 600, dim)
-    coder = Coder.fit(vectors)
+    coder = Coder.fit(vectors, kind)
+    assert coder.num_bytes == (dim if kind == "int8" else (dim + 1) // 2)
     coder.write(tmp_path / "codes.npz")
     read = Coder.read(tmp_path / "codes.npz")
     codes = coder.encode(vectors)
     assert codes.shape == (600, coder.num_bytes) and np.array_equal(read.encode(vectors), codes)
     back = read.decode(codes)
     np.testing.assert_allclose(np.linalg.norm(back, axis=1), 1, atol=1e-5)
-    assert (back * vectors).sum(axis=1).mean() > 0.999
+    assert (back * vectors).sum(axis=1).mean() > least
     assert read.encode(vectors[:0]).shape == (0, coder.num_bytes)
+
+
+def test_four_bits_are_whole_numbers_of_seven_steps():
+    """Written again number by number; two numbers share a byte, the first one in its low half."""
+    vectors = unit(np.random.default_rng(0), 500, 5)
+    coder = Coder.fit(vectors, "int4")
+    squares = (vectors.astype(np.float64) ** 2).sum(0)
+    step = 2.5 * np.sqrt((squares + 64 / 5) / (500 + 64)) / 7
+    numbers = np.clip(np.round(vectors / step), -7, 7).astype(int)
+    assert (np.abs(numbers) == 7).any() and numbers.min() < 0
+    for row, codes in zip(numbers, coder.encode(vectors), strict=True):
+        assert codes.tolist() == [
+            (row[0] % 16) + 16 * (row[1] % 16),
+            (row[2] % 16) + 16 * (row[3] % 16),
+            row[4] % 16,
+        ]
+    back = numbers * step
+    back /= np.linalg.norm(back, axis=1, keepdims=True)
+    np.testing.assert_allclose(coder.decode(coder.encode(vectors)), back, atol=1e-6)
 
 
 def test_codes_and_formats_that_are_gone_say_to_export_again(tiny, tmp_path):

@@ -1,5 +1,8 @@
+import dataclasses
+
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,13 +10,17 @@ from sklearn.decomposition import PCA
 
 from samething.errors import InputError
 from samething.heads import (
+    SURE_AFTER,
     BatchStandardise,
     Head,
     HeadConfig,
+    Scatter,
     build_head,
     fitted_head,
     head_from_state,
+    lda_head,
     mean_and_covariance,
+    powered,
     whitened_head,
 )
 
@@ -135,3 +142,82 @@ def test_an_embedding_of_length_zero_is_refused():
     head = build_head(HeadConfig(kind="linear", embedding_dim=4, standardise=False, bias=False), 40)
     with pytest.raises(InputError, match="row 1"):
         head.embed(np.concatenate([FEATURES[:1], np.zeros((1, 40), np.float32)]))
+
+
+# ---- discriminants
+
+
+def labelled(num_classes=30, per_class=6, width=24, seed=0):
+    """Features of classes whose centres differ along some directions, and whose images along others."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(num_classes, width)) * np.linspace(2, 0.1, width)
+    classes = np.repeat(np.arange(num_classes), per_class)
+    spread = np.linspace(0.1, 2, width)
+    return (centres[classes] + rng.normal(size=(len(classes), width)) * spread).astype(np.float32), classes
+
+
+@pytest.mark.parametrize("shrinkage", [0.3, 4.0])
+def test_discriminants_equal_the_generalised_eigenproblem_of_scipy(shrinkage):
+    """Written again class by class, and solved by LAPACK's own routine for T v = e W v."""
+    features, classes = labelled()
+    rows = np.arange(3, len(features))
+    head = lda_head(
+        HeadConfig(embedding_dim=5, power=0.5),
+        Scatter.pooled([Scatter.of(features, rows, classes[rows], power=0.5)]),
+        shrinkage,
+    )
+    shaped = unit(np.sign(features) * np.sqrt(np.abs(features.astype(np.float64))))
+    inside = np.concatenate(
+        [shaped[rows][classes[rows] == c] - shaped[rows][classes[rows] == c].mean(0) for c in range(30)]
+    )
+    num_certain = len(rows) - 30
+    within = inside.T @ inside / num_certain
+    within /= np.trace(within) / len(within)
+    within += shrinkage * (1 + SURE_AFTER / num_certain) * np.eye(len(within))
+    values, vectors = scipy.linalg.eigh(np.cov(shaped[rows].T, bias=True), within)
+    expected = (shaped - shaped[rows].mean(0)) @ vectors[:, ::-1][:, :5]
+    ours = head.embed(features)
+    signs = np.sign((ours * expected).sum(0))
+    np.testing.assert_allclose(ours, unit(expected * signs), atol=1e-4)
+    assert values[-1] > 1.5 * values[-5]
+
+
+def test_much_shrinkage_leaves_the_principal_components():
+    features, classes = labelled()
+    scatter = Scatter.pooled([Scatter.of(features, np.arange(len(features)), classes, power=1.0)])
+    ours = lda_head(HeadConfig(embedding_dim=6), scatter, 1e9).embed(features)
+    expected = fitted_head(HeadConfig(kind="pca", embedding_dim=6, bias=False), features).embed(features)
+    np.testing.assert_allclose(np.abs(ours), np.abs(expected), atol=1e-3)
+
+
+def test_domains_are_pooled_evenly_and_their_distance_is_no_spread():
+    """A domain of twenty times the images, far away, leaves the small one nearly half of the weight."""
+    (few, its), (many, others) = labelled(20, 20, seed=1), labelled(400, 20, seed=2)
+    one = Scatter.of(few, np.arange(len(few)), its, power=1.0)
+    two = Scatter.of(many + 5, np.arange(len(many)), others, power=1.0)
+    both = Scatter.pooled([one, two])
+    share = 1 / (1 + (len(many) / (len(many) + SURE_AFTER)) / (len(few) / (len(few) + SURE_AFTER)))
+    assert 0.4 < share < 0.5
+    np.testing.assert_allclose(both.within, share * one.within + (1 - share) * two.within)
+    np.testing.assert_allclose(both.total, share * one.total + (1 - share) * two.total)
+    assert both.num_certain == len(few) + len(many) - 420
+
+
+def test_a_head_with_a_power_comes_back():
+    features, classes = labelled()
+    scatter = Scatter.of(features, np.arange(len(features)), classes, power=0.5)
+    head = lda_head(HeadConfig(embedding_dim=6, power=0.5), scatter, 1.0)
+    again = head_from_state(dataclasses.asdict(head.config), 24, head.state_dict())
+    assert np.array_equal(again.embed(features), head.embed(features))
+    # prefixes of discriminants are the discriminants of fewer numbers
+    fewer = lda_head(HeadConfig(embedding_dim=3, power=0.5), scatter, 1.0)
+    np.testing.assert_allclose(fewer.embed(features), unit(head.embed(features)[:, :3]), atol=1e-5)
+
+
+def test_power_on_negative_numbers_keeps_their_sign():
+    config = HeadConfig(kind="pca", embedding_dim=2, power=0.5)
+    head = build_head(config, 2)
+    numbers = head.standardise(torch.tensor([[-4.0, 9.0]]))
+    torch.testing.assert_close(numbers, torch.tensor([[-2.0, 3.0]]) / 13**0.5)
+    rows = powered(np.array([[-4.0, 9.0]], np.float32), 0.5)
+    np.testing.assert_allclose(rows, np.array([[-2.0, 3.0]]) / 13**0.5)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -23,6 +24,8 @@ from samething.errors import InputError
 HeadKind: TypeAlias = Literal["linear", "batchnorm-linear", "mlp", "average", "pca", "none"]
 
 _ROWS_AT_A_TIME: Final = 16_384
+SURE_AFTER: Final = 100
+"""Rows of which a :class:`Scatter` is half sure."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,29 +42,38 @@ class HeadConfig:
     """Whether the linear map has a bias."""
     standardise: bool = True
     """Bring features to unit length, subtract their mean over the training images, divide by one scale."""
+    power: float = 1.0
+    """With standardise: every number first becomes its magnitude to this power, with its sign, in (0, 1]. At
+    0.5 a few large numbers no longer decide a cosine (Perronnin et al., ECCV 2010)."""
     hidden_dim: int = 512
     """Width of the hidden layer of ``mlp``."""
 
 
 class Standardise(nn.Module):
-    """Unit length, minus the training mean, over one scale for all numbers; identity until it is fitted."""
+    """Signed power, unit length, minus the training mean, over one scale for all numbers."""
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, power: float = 1.0) -> None:
         super().__init__()
+        self.power = power
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(()))
 
     def fit(self, features: FeatureRows, rows: Int[np.ndarray, " m"] | None = None) -> None:
         """Take mean and scale from training features; the scale is the root mean variance."""
-        mean, covariance = mean_and_covariance(features, rows, unit_length=True)
+        self.set_to(*mean_and_covariance(features, rows, unit_length=True, power=self.power))
+
+    def set_to(self, mean: Float[np.ndarray, " w"], covariance: Float[np.ndarray, "w w"]) -> None:
+        """Take the mean, and as the scale the root mean variance."""
         self.mean.copy_(torch.from_numpy(mean))
         self.scale.fill_(float(np.sqrt(max(np.trace(covariance) / len(mean), 1e-12))))
 
     def forward(self, features: Float[Tensor, "b w"]) -> Float[Tensor, "b w"]:
         """Standardised features."""
+        if self.power != 1:
+            features = features.sign() * features.abs() ** self.power
         return (nn.functional.normalize(features, dim=1) - self.mean) / self.scale
 
 
@@ -113,13 +125,25 @@ class Head(nn.Module):
         self.config = config
         self.width = width
         self.embedding_dim = width if config.kind == "none" else config.embedding_dim
-        self.standardise = Standardise(width) if config.standardise else nn.Identity()
+        self.standardise = Standardise(width, config.power) if config.standardise else nn.Identity()
         self.projection = _projection(config, width)
 
-    def forward(self, features: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
-        """Embeddings, not normalised."""
-        embeddings: Tensor = self.projection(self.standardise(features))
-        return embeddings
+    def forward(
+        self, features: Float[Tensor, "b w"], dropout: Float[Tensor, "b w"] | None = None
+    ) -> Float[Tensor, "b d"]:
+        """Embeddings, not normalised.
+
+        Args:
+            features: of the backbone.
+            dropout: factors of what enters the first linear map, behind all standardisation: its mean and
+                spread are those of features that nothing was dropped from.
+        """
+        numbers: Tensor = self.standardise(features)
+        for layer in self.projection if isinstance(self.projection, nn.Sequential) else [self.projection]:
+            if dropout is not None and isinstance(layer, nn.Linear):
+                numbers, dropout = numbers * dropout, None
+            numbers = layer(numbers)
+        return numbers
 
     def fit(self, features: FeatureRows, rows: Int[np.ndarray, " m"] | None = None) -> None:
         """Take what descent does not learn (standardisation, principal components) from training features.
@@ -136,7 +160,10 @@ class Head(nn.Module):
     @torch.no_grad()
     def _set_to_principal_components(self, features: FeatureRows, rows: Int[np.ndarray, " m"] | None) -> None:
         assert isinstance(self.projection, nn.Linear)
-        mean, covariance = mean_and_covariance(features, rows, unit_length=self.config.standardise)
+        standardised = self.config.standardise
+        mean, covariance = mean_and_covariance(
+            features, rows, unit_length=standardised, power=self.config.power
+        )
         components = principal_components(covariance, self.embedding_dim)
         self.projection.weight.copy_(torch.from_numpy(components))
         if self.projection.bias is not None:
@@ -200,10 +227,10 @@ def build_head(config: HeadConfig, width: int, *, seed: int = 0) -> Head:
         return Head(config, width)
 
 
-def fitted_head(config: HeadConfig, features: FeatureRows) -> Head:
-    """A head that needs no descent (``average``, ``pca`` or ``none``), fitted to training features."""
+def fitted_head(config: HeadConfig, features: FeatureRows, rows: Int[np.ndarray, " m"] | None = None) -> Head:
+    """A head that needs no descent (``average``, ``pca`` or ``none``), fitted as :meth:`Head.fit` does."""
     head = build_head(config, features.shape[1])
-    head.fit(features)
+    head.fit(features, rows)
     return head.eval()
 
 
@@ -252,6 +279,7 @@ def mean_and_covariance(
     rows: Int[np.ndarray, " m"] | None = None,
     *,
     unit_length: bool,
+    power: float = 1.0,
     through: Head | None = None,
 ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
     """Mean and covariance of features in float64, a few thousand rows at a time.
@@ -260,6 +288,7 @@ def mean_and_covariance(
         features: float16 or float32 (n, w).
         rows: the rows to take; by default all.
         unit_length: divide each row by its length first.
+        power: signed power of every number before that.
         through: a head, whose embeddings are taken instead.
     """
     width = features.shape[1] if through is None else through.embedding_dim
@@ -267,12 +296,17 @@ def mean_and_covariance(
     for _, part in _in_parts(features, rows):
         if through is not None:
             part = through(torch.from_numpy(part)).numpy()
-        exact = unit(part, np.float64) if unit_length else part.astype(np.float64)
+        exact = powered(part, power) if unit_length else part.astype(np.float64)
         total += exact.sum(0)
         products += exact.T @ exact
     num_rows = len(features) if rows is None else len(rows)
     mean = total / num_rows
     return mean, products / num_rows - np.outer(mean, mean)
+
+
+def powered(rows: Float[np.ndarray, "n w"], power: float) -> Float[np.ndarray, "n w"]:
+    """Rows of unit length in float64, of their numbers' signed powers."""
+    return unit(rows if power == 1 else np.sign(rows) * np.abs(rows, dtype=np.float64) ** power, np.float64)
 
 
 def principal_components(
@@ -285,6 +319,120 @@ def principal_components(
     return np.ascontiguousarray(
         components * np.sign(components[np.arange(len(components)), largest])[:, None]
     )
+
+
+# ---- discriminants
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scatter:
+    """How features vary, in all and within classes, in float64.
+
+    Features are taken as a head standardises them: signed powers, at unit length.
+    """
+
+    num_rows: int
+    num_certain: int
+    """Rows beyond one per class, which are what ``within`` rests on."""
+    mean: Float[np.ndarray, " w"]
+    total: Float[np.ndarray, "w w"]
+    """Covariance of the features."""
+    within: Float[np.ndarray, "w w"]
+    """Covariance of their differences from the mean of their class, without bias."""
+
+    @classmethod
+    def of(
+        cls,
+        features: FeatureRows,
+        rows: Int[np.ndarray, " m"],
+        classes: Int[np.ndarray, " m"],
+        *,
+        power: float,
+    ) -> Scatter:
+        """Of training features, a few thousand rows at a time.
+
+        Args:
+            features: float16 or float32 (n, w).
+            rows: the rows to take.
+            classes: the class of each of these rows, as any whole numbers.
+            power: signed power of every number.
+        """
+        names, own = np.unique(classes, return_inverse=True)
+        sums, products = np.zeros((len(names), features.shape[1])), np.zeros((features.shape[1],) * 2)
+        for start, part in _in_parts(features, rows):
+            exact = powered(part, power)
+            np.add.at(sums, own[start : start + len(part)], exact)
+            products += exact.T @ exact
+        mean = sums.sum(0) / len(rows)
+        means = sums / np.sqrt(np.bincount(own))[:, None]
+        num_certain = max(len(rows) - len(names), 1)
+        within = (products - means.T @ means) / num_certain
+        return cls(len(rows), num_certain, mean, products / len(rows) - np.outer(mean, mean), within)
+
+    @classmethod
+    def pooled(cls, scatters: Sequence[Scatter]) -> Scatter:
+        """The mean over domains, which weigh the same whatever their sizes, but for those of few rows.
+
+        How domains differ from each other is left out of the total: no search within a domain needs it.
+        """
+        weights = np.array([each.num_rows / (each.num_rows + SURE_AFTER) for each in scatters])
+        weights /= weights.sum()
+
+        def mean(name: str) -> np.ndarray:
+            return sum(weight * getattr(each, name) for weight, each in zip(weights, scatters, strict=True))
+
+        return cls(
+            sum(each.num_rows for each in scatters),
+            sum(each.num_certain for each in scatters),
+            mean("mean"),
+            mean("total"),
+            mean("within"),
+        )
+
+    @functools.cached_property
+    def _spread_within(self) -> tuple[Float[np.ndarray, " w"], Float[np.ndarray, "w w"]]:
+        """Eigenvalues, as multiples of their mean, and eigenvectors of the covariance within classes."""
+        values, vectors = np.linalg.eigh(self.within)
+        return np.maximum(values, 0) / max(values.mean(), 1e-12), vectors
+
+    def whitening(self, shrinkage: float) -> Float[np.ndarray, "w w"]:
+        """A map after which features spread evenly within classes, but for the shrinkage.
+
+        Args:
+            shrinkage: added to the within-class covariance's eigenvalues, in units of their mean. It is the
+                weight of an even spread against the rows, so it grows where there are few.
+        """
+        values, vectors = self._spread_within
+        return (vectors / np.sqrt(values + shrinkage * (1 + SURE_AFTER / self.num_certain))).T
+
+    def discriminants(self, shrinkage: float, num: int) -> Float[np.ndarray, "d w"]:
+        """The directions along which features spread most, against their spread within classes.
+
+        They solve ``T v = e (W + shrinkage) v``, largest e first, with T the covariance of all features and W
+        that within classes (Fisher 1936; shrunk as Friedman 1989, eq. 18). Their scale is
+        ``v' (W + shrinkage) v = 1`` with W's mean eigenvalue as the unit. T rather than the covariance of the
+        class means: it has the same discriminants where nothing is shrunk, and its rank is not bounded by the
+        number of classes. With much shrinkage they are the principal components.
+        """
+        whitening = self.whitening(shrinkage)
+        return principal_components(whitening @ self.total @ whitening.T, num) @ whitening
+
+
+def lda_head(config: HeadConfig, scatter: Scatter, shrinkage: float) -> Head:
+    """A linear head to what training features vary by; see :meth:`Scatter.discriminants`.
+
+    Its weights are as large as random ones would be, so that descent may go on from it.
+    """
+    head = build_head(config, len(scatter.mean))
+    assert isinstance(head.standardise, Standardise) and isinstance(head.projection, nn.Linear)
+    head.standardise.set_to(scatter.mean, scatter.total)
+    with torch.no_grad():
+        directions = torch.from_numpy(scatter.discriminants(shrinkage, head.embedding_dim)).float()
+        weight = head.projection.weight
+        weight.copy_(directions * (weight.square().mean() / directions.square().mean()).sqrt())
+        if head.projection.bias is not None:
+            head.projection.bias.zero_()
+    return head.eval()
 
 
 def _in_parts(

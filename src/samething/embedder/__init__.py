@@ -27,12 +27,12 @@ from PIL import Image
 
 from samething.arrays import Embeddings, PixelBatch, Pixels
 from samething.checksums import require_whole
-from samething.embedder.codes import Coder, Codes
 from samething.embedder.hub import model_folder
 from samething.errors import ArtefactError, ImageError, InputError
 from samething.files import Json, Manifest, read_json, read_manifest
 from samething.images import ImageLike, Preprocessing, decode, in_threads, prepare
 from samething.images.decoding import MAX_PIXELS
+from samething.retrieval.codes import Coder, Codes
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -19,9 +19,10 @@ from samething.evaluation.no_match import NoMatch, measure_no_match
 from samething.evaluation.protocols import Protocol, Scope
 from samething.evaluation.run_report import write_report
 from samething.features import FeatureSet
-from samething.heads import HeadConfig, fitted_head
+from samething.heads import Head, HeadConfig, fitted_head
 from samething.retrieval import Precision
 from samething.training.run import Run
+from samething.training.validation import kept_embeddings
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,7 +71,7 @@ class OpenedRuns:
                 next_step="make the catalog with a share for the test: samething catalog FOLDER --test 0.2",
             )
         embeddings = [
-            run.head.embed(np.asarray(found.rows[tested])) for run, found in zip(runs, features, strict=True)
+            _kept(run, run.head, found, tested) for run, found in zip(runs, features, strict=True)
         ]
         return cls(tuple(runs), tuple(features), catalog, tested, catalog.take(tested), tuple(embeddings))
 
@@ -122,24 +123,26 @@ class OpenedRuns:
         for number, name in enumerate(self.names):
             prefix = f"{backbones[number]} " if len(set(backbones)) > 1 else ""
             if baselines:
-                features, dim = self.features[number], self.runs[number].head.embedding_dim
+                features, run = self.features[number], self.runs[number]
+                dim, codes = run.head.embedding_dim, run.config.codes.replace("float32", "")
                 train: FeatureRows = np.asarray(features.rows[self.catalog.has_role("train")])
                 average = HeadConfig(kind="average", embedding_dim=dim, standardise=False)
                 pca = HeadConfig(kind="pca", embedding_dim=dim)
-                whole = np.asarray(features.rows[self.is_tested])
                 for label, rows in {
-                    "backbone": whole,
-                    f"average-pool-{dim}": fitted_head(average, train).embed(whole),
-                    f"PCA-{dim}": fitted_head(pca, train).embed(whole),
+                    "backbone": np.asarray(features.rows[self.is_tested]),
+                    f"average-pool-{dim} {codes}": _kept(
+                        run, fitted_head(average, train), features, self.is_tested
+                    ),
+                    f"PCA-{dim} {codes}": _kept(run, fitted_head(pca, train), features, self.is_tested),
                 }.items():
                     if protocol.largest_dim is None or rows.shape[1] <= protocol.largest_dim:
-                        embeddings.setdefault(prefix + label, rows)
+                        embeddings.setdefault(prefix + label.strip(), rows)
             for embedding in (name, *(f"{name} + {gain}" for gain in gains)):
                 embeddings[embedding] = self.embeddings[number]
             applied |= {f"{name} + {gain}": GAINS[gain] for gain in gains}
             if no_match is not None:
                 asked = self.is_tested | self.catalog.has_role("val")
-                rows = self.runs[number].head.embed(np.asarray(self.features[number].rows[asked]))
+                rows = _kept(self.runs[number], self.runs[number].head, self.features[number], asked)
                 found[name] = measure_no_match(rows, self.catalog.take(asked), target_precision=no_match)
         comparison = Comparison.of(
             embeddings, self.tested, protocol=protocol, gains=applied, shown=shown, precision=precision
@@ -162,8 +165,16 @@ class OpenedRuns:
                 "test images": f"{len(catalog):,} of {len(np.unique(catalog.class_ids())):,} instances",
                 "domains": ", ".join(catalog.domains),
                 "backbone": f"{self.features[0].backbone['name']}, frozen",
-                "head": f"{run.config.embedding_dim}-d {run.config.head}, {run.config.loss}",
+                "head": f"{run.head.embedding_dim}-d {run.config.codes} {run.config.head}, {run.config.loss}",
             },
             analysis=analysis,
             embeddings=self.embeddings[0],
         )
+
+
+def _kept(
+    run: Run, head: Head, features: FeatureSet, asked: Bool[np.ndarray, " n"]
+) -> Float[np.ndarray, "_ _"]:
+    """Embeddings of some images as the run's vectors are kept."""
+    training = np.flatnonzero(features.catalog.has_role("train"))
+    return kept_embeddings(head, features.rows, np.flatnonzero(asked), training, run.config.codes)

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 import cyclopts
 
-from samething.embedder.codes import StoredCodes
 from samething.export.exported import Exported
 from samething.export.form import Form, Format, ModelPrecision
+from samething.retrieval.codes import StoredCodes
 
 __all__ = ["Exported", "Form", "export"]
 
@@ -52,7 +52,7 @@ def export(
         precision: of the weights; float16 halves the file, int8 quarters it and computes in whole numbers,
             calibrated on training images.
         dim: keep the first numbers of the embedding only; good where matryoshka_dims trained them.
-        codes: how vectors are kept: float32, or int8 (a quarter of the bytes).
+        codes: how vectors are kept: float32, int8 (a quarter of the bytes) or int4 (an eighth).
         average: further runs whose weights are averaged with the first (a model soup); same start, same
             features.
         soup: uniform averages all; greedy keeps those that do not make the validation worse.

@@ -6,9 +6,9 @@ import dataclasses
 from typing import Any, Literal, TypeAlias
 
 from samething.embedder import PLAIN_FORM
-from samething.embedder.codes import StoredCodes
 from samething.errors import InputError
 from samething.files import Json
+from samething.retrieval.codes import StoredCodes
 
 Format: TypeAlias = Literal["folder", "hub", "guiec", "sentence-transformers"]
 ModelPrecision: TypeAlias = Literal["float32", "float16", "int8"]

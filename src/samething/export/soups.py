@@ -22,9 +22,10 @@ from samething.errors import InputError
 from samething.export.embedding_model import Source, backbone_of, source_of
 from samething.features import FeatureSet
 from samething.files import Json
-from samething.heads import Head, build_head, head_from_state, whitened_head
+from samething.heads import Head, head_from_state, whitened_head
 from samething.training.data import TrainingData
 from samething.training.run import Run
+from samething.training.starts import starting_head
 from samething.training.validation import validation_scores
 
 Soup: TypeAlias = Literal["uniform", "greedy"]
@@ -159,11 +160,10 @@ def start_of(run: Run, features: FeatureSet) -> Head:
         require_whole(run.folder, run.manifest, [START_HEAD])
         state = safetensors.torch.load_file(run.folder / START_HEAD)
         return head_from_state(dataclasses.asdict(run.head.config), run.head.width, state)
-    head = build_head(run.head.config, run.head.width, seed=run.config.seed)
-    rows = TrainingData.of(features).rows
-    head.fit(features.rows, rows)
+    data = TrainingData.of(features)
+    head, _ = starting_head(features, data, run.config)
     if run.config.whiten:
-        return whitened_head(head, features.rows, run.config.whiten, rows=rows)
+        return whitened_head(head, features.rows, run.config.whiten, rows=data.rows)
     return head.eval()
 
 

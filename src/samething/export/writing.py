@@ -16,7 +16,6 @@ import torch
 from samething.arrays import PixelBatch
 from samething.backbones import write_onnx
 from samething.embedder import FORMAT_VERSION, KIND, Embedder, open_graph
-from samething.embedder.codes import Coder
 from samething.errors import ArtefactError, InputError
 from samething.export.card import card, configuration
 from samething.export.embedding_model import EmbeddingModel, Source, first_dims
@@ -35,6 +34,7 @@ from samething.export.quality import measured, metrics_on_test, no_match, prepar
 from samething.export.sentence_transformer import write_sentence_transformer
 from samething.files import Manifest, atomic_path, write_json, write_text
 from samething.heads import Head
+from samething.retrieval.codes import Coder
 
 WORK: Final = ".work"
 """Folder inside the model's for graphs in the making; removed at the end."""
@@ -155,8 +155,9 @@ def _written_form(
     if form.input == "images":
         with_preprocessing_inside(graph, preprocessing)
     coder = None
-    if form.codes == "int8":
-        coder = Coder.fit(head.embed(np.asarray(source.features.rows[catalog.has_role("train")])))
+    if form.codes != "float32":
+        training = head.embed(np.asarray(source.features.rows[catalog.has_role("train")]))
+        coder = Coder.fit(training, form.codes)
         with atomic_path(output / "codes.npz") as partial:
             coder.write(partial)
     return _opened(graph, source, head.embedding_dim, form, coder), reference

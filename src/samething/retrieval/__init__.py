@@ -3,7 +3,8 @@
 Two precisions, for two uses:
 
 ``float64``
-    What evaluation uses. A score is the cosine rounded to 10 decimals, and ties go to the lower gallery row.
+    What evaluation uses. A score is the cosine rounded to 10 decimals. Ties go to the lower gallery row in
+    what is shown; in ranks and metrics they count against the model (:mod:`samething.retrieval.ranks`).
     The scores do not depend on block sizes, threads or the BLAS, so equal gallery rows always tie: unit
     vectors are cut into whole numbers so small that every sum of products is exact in float64 (Ozaki et al.,
     *Error-free transformations of matrix multiplication by using fast routines of matrix multiplication and

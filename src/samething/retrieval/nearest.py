@@ -80,8 +80,9 @@ def exact_topk(
         raise InputError(f"k={k}", expected="at least 1", next_step="ask for one neighbour or more")
     require_search(leave_out, len(gallery), memory_mib)
     scorer = Scorer.of(queries, gallery, precision=precision, distance=distance, normalised=normalised)
-    with progress_bar("million pairs", disable=not show_progress) as progress:
-        task = progress.add_task("search", total=round(len(queries) * len(gallery) / 1e6))
+    million = len(queries) * len(gallery) / 1e6
+    with progress_bar("million pairs", disable=not show_progress or million < 1) as progress:
+        task = progress.add_task("search", total=round(million))
 
         def on_pairs(num_pairs: int) -> None:
             progress.advance(task, num_pairs / 1e6)
@@ -265,8 +266,9 @@ def pairs_above(embeddings: Embeddings, least: float, *, most: int = 160, memory
     torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
     found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
     crowded = np.zeros(num_rows, bool)
-    with progress_bar("million pairs") as progress:
-        task = progress.add_task("near pairs", total=round(num_rows**2 / 2e6))
+    million = num_rows**2 / 2e6
+    with progress_bar("million pairs", disable=million < 1) as progress:
+        task = progress.add_task("near pairs", total=round(million))
         for block in blocks(num_rows, size):
             rows = scorer.prepare(embeddings[block], block.start, "embeddings").parts[0]
             for later in blocks(num_rows - block.start, size):

@@ -2,6 +2,9 @@
 
 A rank is 1 + the number of entries ahead, and those can be counted block by block: neither the gallery nor a
 query's scores need to be in memory at once, so a gallery may also come as a stream of shards.
+
+An irrelevant entry whose score is that of a relevant one is ahead of it: what a model cannot tell apart is no
+merit of the catalog's order. Embeddings that are all equal so have the worst rank there is.
 """
 
 from __future__ import annotations
@@ -110,8 +113,7 @@ class RankCounter:
         )
         self._num_counted = 0
         scores = pair_scores(self._scorer, queries, gallery, (query, rows), memory_mib=memory_mib)
-        # worst first in each query: the lower score, of equal scores the higher row
-        order = np.lexsort((-rows, scores, query))
+        order = np.lexsort((scores, query))  # worst first in each query
         self._query, self._row, self._score = query, rows[order], scores[order]
         self._ahead = np.zeros(len(rows), dtype=np.int64)
         self._starts = np.concatenate([[0], np.cumsum(relevant.counts)])
@@ -124,8 +126,9 @@ class RankCounter:
         Raises:
             InputError: a row is zero or not finite.
         """
-        with progress_bar("million pairs", disable=not show_progress) as progress:
-            task = progress.add_task("ranks", total=round(len(self._queries) * len(gallery) / 1e6))
+        million = len(self._queries) * len(gallery) / 1e6
+        with progress_bar("million pairs", disable=not show_progress or million < 1) as progress:
+            task = progress.add_task("ranks", total=round(million))
             for own, columns, scores in score_tiles(
                 self._scorer,
                 self._queries,
@@ -143,9 +146,7 @@ class RankCounter:
                 for number, row in enumerate(scores, start=own.start):
                     start, stop = self._starts[number], self._starts[number + 1]
                     if start < stop:
-                        self._ahead[start:stop] += _num_ahead(
-                            row, columns.start, self._score[start:stop], self._row[start:stop]
-                        )
+                        self._ahead[start:stop] += _num_ahead(row, self._score[start:stop])
                 progress.advance(task, scores.size / 1e6)
         self._num_counted += len(gallery)
 
@@ -165,7 +166,7 @@ def ranks_of_scores(
     """What :meth:`RankCounter.ranks` gives, from scores that were made in another way.
 
     Args:
-        scores: every query with every entry, higher is nearer; ties go to the lower row.
+        scores: every query with every entry, higher is nearer; ties count against the model.
         relevant: the relevant entries.
         leave_out: entry that each query may not retrieve; -1 for none.
 
@@ -177,32 +178,19 @@ def ranks_of_scores(
     for query in np.flatnonzero(relevant.counts):
         rows = relevant.rows[stops[query] - relevant.counts[query] : stops[query]]
         row = scores[query].copy()
-        own = rows[np.lexsort((-rows, row[rows]))]
-        values = row[own]
-        row[own] = -np.inf
+        values = np.sort(row[rows])  # worst first
+        row[rows] = -np.inf
         if leave_out is not None and leave_out[query] >= 0:
             row[leave_out[query]] = -np.inf
-        found.append((_num_ahead(row, 0, values, own) + np.arange(len(own), 0, -1))[::-1])
+        found.append((_num_ahead(row, values) + np.arange(len(values), 0, -1))[::-1])
     return np.concatenate(found)
 
 
-def _num_ahead(
-    row: Float[np.ndarray, " c"],
-    first_row: int,
-    scores: Float[np.ndarray, " p"],
-    rows: Int[np.ndarray, " p"],
-) -> Int[np.ndarray, " p"]:
-    """How many of a block's entries are ahead of each relevant one, those given worst first."""
-    near = np.flatnonzero(row >= scores[0])
-    if not len(near):
+def _num_ahead(row: Float[np.ndarray, " c"], scores: Float[np.ndarray, " p"]) -> Int[np.ndarray, " p"]:
+    """How many irrelevant entries of a block are ahead of each relevant one, worst first; ties are."""
+    found = row[row >= scores[0]]
+    if not len(found):
         return np.zeros(len(scores), dtype=np.int64)
-    found = row[near]
     # an entry is ahead of as many of the relevant ones, counted from the worst
-    behind = np.searchsorted(scores, found, side="left")
-    ends = np.searchsorted(scores, found, side="right")
-    for start in np.unique(behind[ends > behind]):
-        tied = np.flatnonzero((behind == start) & (ends > start))
-        of_equal = rows[start : ends[tied[0]]]  # descending
-        behind[tied] += len(of_equal) - np.searchsorted(of_equal[::-1], near[tied] + first_row, side="right")
-    counts = np.bincount(behind, minlength=len(scores) + 1)
+    counts = np.bincount(np.searchsorted(scores, found, side="right"), minlength=len(scores) + 1)
     return np.asarray(counts[::-1].cumsum()[::-1][1:])

@@ -21,15 +21,13 @@ __all__ = ["RECIPES", "FinetuneConfig", "TrainConfig", "train"]
     FinetuneConfig,
     groups={
         "Loss": ("loss", "num_centers", "scale", "margin", "loss_options"),
-        "Head": ("embedding_dim", "dropout", "whiten"),
+        "Head": ("start", "embedding_dim", "codes", "dropout", "whiten"),
         "Optimisation": (
             "epochs",
             "batch_size",
             "optimiser",
             "learning_rate",
-            "weight_decay",
             "sampling",
-            "precision",
             "seed",
         ),
         "Fine-tuning of the backbone": ("unfreeze", "backbone_rate", "lora_rank"),
@@ -55,7 +53,8 @@ def train(
     Args:
         features: the feature folder.
         output: the run folder to write.
-        recipe: plain (ArcFace, half whitened), demo (Sub-Center ArcFace) or paper (the paper's winner).
+        recipe: universal (256 bytes), plain (ArcFace, half whitened), demo (Sub-Center ArcFace)
+            or paper (the paper's winner).
         config: a TOML file with any of the fields listed in docs/commands.md, such as
             matryoshka_dims = [16, 32]; in Python also a whole TrainConfig in place of a recipe.
         resume: continue an unfinished run; --no-resume starts it over.
@@ -71,6 +70,10 @@ def train(
     """
     from samething.training.loop import run_training
 
+    if config is not None and not isinstance(config, TrainConfig):
+        changes = {**read_config(config), **changes}
+    of_head, of_backbone = divided(changes, TrainConfig, FinetuneConfig)
+    tune = changed(FinetuneConfig(), of_backbone)
     if recipe not in RECIPES:
         raise InputError(
             f"recipe {recipe!r}",
@@ -78,10 +81,7 @@ def train(
             next_step="choose one of these; single options can be changed after it",
         )
     whole = config if isinstance(config, TrainConfig) else RECIPES[recipe]()
-    if config is not None and not isinstance(config, TrainConfig):
-        changes = {**read_config(config), **changes}
-    of_head, of_backbone = divided(changes, TrainConfig, FinetuneConfig)
-    whole, tune = changed(whole, of_head), changed(FinetuneConfig(), of_backbone)
+    whole = changed(whole, of_head)
     feature_set = FeatureSet.open(features)
     if tune.unfreeze:
         from samething.training.finetune import run_finetuning

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from samething.configuration import changed, check_ranges
 from samething.errors import InputError
 from samething.files import Json
+from samething.retrieval.codes import StoredCodes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,11 +36,19 @@ class TrainConfig:
     hidden_dim: int = 512
     """Width of the hidden layer of the head mlp."""
     embedding_dim: int = 64
-    """Numbers in an embedding."""
+    """Numbers in an embedding; with the start lda the width of the features, if that is less."""
+    codes: StoredCodes = "float32"
+    """How embeddings are kept, and so measured: float32, or int8 or int4 (8 or 4 bits per number)."""
+    start: Literal["random", "lda"] = "random"
+    """What the head starts from; lda: shrunk discriminants, in closed form, for a linear head."""
+    shrinkage: float = 0.0
+    """Of lda: weight of an even spread within classes; 0: chosen on training images that are left out."""
     bias: bool = True
     """Whether the linear map has a bias."""
     standardise: bool = True
     """Bring features to unit length, centre and scale them before the head."""
+    power: float = 1.0
+    """With standardise: the features' numbers first become their magnitudes to this power, in (0, 1]."""
     whiten: float = 0.0
     """Whitening of the trained head's embeddings, in [0, 1]: the spread in each direction is divided by its
     standard deviation to this power. It keeps what few training classes do not ask for; 0: none."""
@@ -72,7 +81,7 @@ class TrainConfig:
     """Type of the matrix products; weights and optimiser stay float32."""
 
     epochs: float = 40.0
-    """Passes over the training images."""
+    """Passes over the training images; 0 with the start lda: its closed form alone."""
     iterations: int | None = None
     """Number of steps, instead of epochs."""
     batch_size: int = 256
@@ -108,6 +117,18 @@ class TrainConfig:
                 f"--matryoshka-dims {' '.join(map(str, self.matryoshka_dims))}",
                 expected=f"prefixes shorter than --embedding-dim {self.embedding_dim}",
                 next_step="leave out those that are not",
+            )
+        if self.start == "lda" and (self.head != "linear" or not self.standardise):
+            raise InputError(
+                f"--start lda with head = {self.head!r} and standardise = {self.standardise}",
+                expected="a linear head on standardised features",
+                next_step="leave these out, or take --start random",
+            )
+        if self.start == "random" and self.epochs == 0:
+            raise InputError(
+                f"--epochs {self.epochs}",
+                expected="above 0",
+                next_step="give another --epochs, or --start lda",
             )
 
     def to_json(self) -> dict[str, Json]:
@@ -205,6 +226,8 @@ _RANGES: Final = (
     ("num_centers", 1, _LARGE, "at least 1"),
     ("embedding_dim", 1, _LARGE, "at least 1"),
     ("whiten", 0, 1, "a power in [0, 1]"),
+    ("power", 1e-9, 1, "a power in (0, 1]"),
+    ("shrinkage", 0, _LARGE, "at least 0"),
     ("hidden_dim", 1, _LARGE, "at least 1"),
     ("dropout", 0, 1 - 1e-9, "a share in [0, 1), such as the paper's 0.2"),
     ("sam_rho", 0, _LARGE, "at least 0"),
@@ -215,7 +238,7 @@ _RANGES: Final = (
     ("momentum", 0, 1, "a share in [0, 1]"),
     ("gradient_clip", 0, _LARGE, "at least 0"),
     ("ema_decay", 0, 1, "a share in [0, 1]"),
-    ("epochs", 1e-9, _LARGE, "above 0"),
+    ("epochs", 0, _LARGE, "at least 0"),
     ("batch_size", 2, _LARGE, "at least 2"),
     ("sampling_temperature", 1, _LARGE, "at least 1 (1: proportional to size; large: equal shares)"),
     ("class_sample_ratio", 1e-9, 1, "a share in (0, 1]"),
@@ -235,8 +258,26 @@ _TUNE_RANGES: Final = (
 )
 
 
+def universal() -> TrainConfig:
+    """A few epochs of ArcFace from shrunk discriminants of square-rooted features: 512 numbers in 256 bytes.
+
+    What is best within these on domains that training has not seen (docs/studies.md).
+    """
+    return TrainConfig(
+        start="lda",
+        embedding_dim=512,
+        codes="int4",
+        power=0.5,
+        learning_rate=1e-3,
+        warmup=10.0,
+        warmup_unit="steps",
+        epochs=4.0,
+        validate_every=1.0,
+    )
+
+
 def plain() -> TrainConfig:
-    """ArcFace with one centre per class, half whitened; chosen on unseen domains (docs/studies.md)."""
+    """ArcFace with one centre per class, 64 numbers, half whitened: the default of earlier versions."""
     return TrainConfig(whiten=0.5)
 
 
@@ -277,6 +318,7 @@ def paper() -> TrainConfig:
 
 
 RECIPES: Final[Mapping[str, Callable[[], TrainConfig]]] = {
+    "universal": universal,
     "plain": plain,
     "demo": demo,
     "paper": paper,

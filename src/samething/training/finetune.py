@@ -167,7 +167,7 @@ class Finetuner(Trainer):
         return prepared((sources[row] for row in rows.tolist()), exact, ahead=self.batch_size)
 
     def _embeddings(self, inputs: Tensor, num_global: int) -> Float[Tensor, "b d"]:
-        embeddings: Tensor = self.head(self._dropped_out(self.backbone(inputs), num_global))
+        embeddings: Tensor = self.head(self.backbone(inputs), self._dropout(num_global))
         return embeddings
 
     def _validation_embeddings(self) -> Float[np.ndarray, "v d"]:

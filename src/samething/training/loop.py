@@ -17,7 +17,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from samething.features import FeatureSet
 from samething.features.row_reader import RowReader
-from samething.heads import Head, HeadConfig, build_head, whitened_head
+from samething.files import Json
+from samething.heads import Head, whitened_head
 from samething.losses import LOSSES, MarginHead, build_margin
 from samething.losses.fused_step import FusedMarginStep
 from samething.training.config import TrainConfig
@@ -26,7 +27,9 @@ from samething.training.distributed import is_first, share, world_size
 from samething.training.optimisers import build_optimiser
 from samething.training.run import Run, write_head
 from samething.training.schedule import Schedule
+from samething.training.starts import reduction_score, start_classes, starting_head
 from samething.training.trainer import Trainer, claimed
+from samething.training.validation import kept_embeddings
 
 
 def run_training(features: FeatureSet, config: TrainConfig, folder: Path, *, resume: bool) -> Run:
@@ -39,7 +42,7 @@ def run_training(features: FeatureSet, config: TrainConfig, folder: Path, *, res
         trainer = HeadTrainer(features, data, config, folder)
         trainer.run()
         if is_first():
-            trainer.finish(trainer.result(), made_from)
+            trainer.finish(trainer.result(), made_from, **trainer.found_out())
     return dataclasses.replace(Run.open(folder), was_finished=False)
 
 
@@ -61,13 +64,15 @@ class HeadTrainer(Trainer):
             highest=config.learning_rate,
             final=config.final_learning_rate,
             course=config.schedule,
-            num_steps=config.iterations or max(1, round(config.epochs * per_epoch)),
+            num_steps=config.iterations or max(config.start == "random", round(config.epochs * per_epoch)),
             warmup_steps=round(config.warmup * (per_epoch if config.warmup_unit == "epochs" else 1)),
         )
-        self.head = build_head(head_config(config), features.rows.shape[1], seed=config.seed)
-        self.head.fit(features.rows, data.rows)
+        self.head, self.found = starting_head(features, data, config)
+        self.margin_head = self._build_margin_head()
+        if config.start == "lda":
+            start_classes(self.margin_head, self.head, features, data)
         self.head.to(self.device).train()
-        self.margin_head = self._build_margin_head().to(self.device).train()
+        self.margin_head.to(self.device).train()
         self.optimiser = build_optimiser(config, [*self.head.parameters(), *self.margin_head.parameters()])
         if FusedMarginStep.covers(self.margin_head):
             # gradients that are summed, clipped or ascended first must be there whole
@@ -79,7 +84,7 @@ class HeadTrainer(Trainer):
             self.average = AveragedModel(self.head, multi_avg_fn=moving, use_buffers=True)
 
     def _build_margin_head(self) -> MarginHead:
-        config = self.config
+        config, dim = self.config, self.head.embedding_dim
         counts = self.data.class_counts.tolist()
         margin = build_margin(
             config.loss, num_classes=len(counts), class_counts=counts, **_margin_options(config)
@@ -87,12 +92,12 @@ class HeadTrainer(Trainer):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed + 1)
             return MarginHead(
-                config.embedding_dim,
+                dim,
                 len(counts),
                 margin,
                 num_centers=config.num_centers,
                 class_fraction=config.class_sample_ratio,
-                prefixes=(*config.matryoshka_dims, config.embedding_dim) if config.matryoshka_dims else (),
+                prefixes=(*config.matryoshka_dims, dim) if config.matryoshka_dims else (),
                 seed=config.seed,
             )
 
@@ -107,7 +112,7 @@ class HeadTrainer(Trainer):
                     yield batch, torch.from_numpy(np.asarray(rows, np.float32))
 
     def _embeddings(self, inputs: Tensor, num_global: int) -> Float[Tensor, "b d"]:
-        embeddings: Tensor = self.head(self._dropped_out(inputs, num_global))
+        embeddings: Tensor = self.head(inputs, self._dropout(num_global))
         return embeddings
 
     def trained_head(self) -> Head:
@@ -122,7 +127,8 @@ class HeadTrainer(Trainer):
         return whitened_head(head, self.features.rows, power, rows=self.data.rows) if power else head
 
     def _validation_embeddings(self) -> Float[np.ndarray, "v d"]:
-        return self.current_head().embed(self.features.rows[self.data.val_rows])
+        head, rows = self.current_head(), self.features.rows
+        return kept_embeddings(head, rows, self.data.val_rows, self.data.rows, self.config.codes)
 
     def learned(self) -> dict[str, dict[str, Tensor]]:
         """Copies of the head's weights."""
@@ -136,22 +142,24 @@ class HeadTrainer(Trainer):
             head.load_state_dict(self.best["head"])
         return head.cpu().eval()
 
+    def found_out(self) -> dict[str, Json]:
+        """What was found out of the start, and whether the backbone's own reduction would be better."""
+        found = dict(self.found)
+        if self.config.start == "lda" and self.best_score is not None:
+            plain = reduction_score(self.features, self.data, self.config, self.head.embedding_dim)
+            if self.best_score < plain:
+                worse = (
+                    f"the backbone's own principal components are better on validation: mMP@5 {plain:.1%} "
+                    f"against {self.best_score:.1%}, in as many bytes; label more instances"
+                )
+                found["notes"] = [*self.data.notes, worse]
+        return found
+
     def _save(self) -> None:
         super()._save()
         if self.config.keep_checkpoints and is_first():
             name = f"head-{self.step:09d}.safetensors"
             write_head(self.folder / "checkpoints" / name, self.current_head())
-
-
-def head_config(config: TrainConfig) -> HeadConfig:
-    """The head that a configuration asks for."""
-    return HeadConfig(
-        kind=config.head,
-        embedding_dim=config.embedding_dim,
-        bias=config.bias,
-        standardise=config.standardise,
-        hidden_dim=config.hidden_dim,
-    )
 
 
 def _margin_options(config: TrainConfig) -> dict[str, Any]:

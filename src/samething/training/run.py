@@ -129,7 +129,7 @@ class Run:
         lines = [
             f"[bold]{escape(str(self.folder))}[/bold]: {self.config.loss}, "
             f"{self.config.num_centers} centre(s) per class, "
-            f"{self.config.embedding_dim}-d, {content['num_steps']:,} steps, {score}{note}",
+            f"{self.head.embedding_dim}-d {self.config.codes}, {content['num_steps']:,} steps, {score}{note}",
             f"  parameters of the model {total:,}; trained {trained:,}: "
             f"{content['num_head_parameters']:,} of the head + {content['num_class_parameters']:,} "
             "of the classes (all centres)",

@@ -9,12 +9,12 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Linear warm-up, then half a cosine or a constant rate."""
+    """Half a cosine or a constant rate, under a linear warm-up."""
 
     highest: float
-    """Learning rate at the end of the warm-up."""
+    """Highest rate of the course."""
     final: float
-    """Learning rate of the last step of a cosine."""
+    """Learning rate that a cosine ends at, after the last step."""
     course: Literal["cosine", "constant"]
     num_steps: int
     """Steps of the whole run."""
@@ -24,12 +24,12 @@ class Schedule:
     def rate(self, step: int) -> float:
         """Learning rate of a step, from 0.
 
-        ``highest (step + 1) / warmup_steps``, then ``final + (highest - final) (1 + cos(pi t)) / 2``, where t
-        runs from 0 to 1 over the rest (SGDR, Loshchilov & Hutter 2017, eq. 5, one cycle).
+        The course times ``min(1, (step + 1) / warmup_steps)``, as the paper's authors have it. The cosine is
+        ``final + (highest - final) (1 + cos(pi step / num_steps)) / 2`` over all steps (SGDR, Loshchilov &
+        Hutter 2017, eq. 5, one cycle).
         """
-        if step < self.warmup_steps:
-            return self.highest * ((step + 1) / self.warmup_steps)
+        warmth = min(1.0, (step + 1) / max(1, self.warmup_steps))
         if self.course == "constant":
-            return self.highest
-        share = (step - self.warmup_steps) / max(1, self.num_steps - 1 - self.warmup_steps)
-        return self.final + (self.highest - self.final) * (1 + math.cos(math.pi * min(1.0, share))) / 2
+            return self.highest * warmth
+        cosine = (1 + math.cos(math.pi * min(1.0, step / self.num_steps))) / 2
+        return warmth * (self.final + (self.highest - self.final) * cosine)

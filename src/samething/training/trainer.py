@@ -205,6 +205,8 @@ class Trainer(abc.ABC):
     def run(self) -> None:
         """Train from the last checkpoint, or from the start, to the end."""
         self._resume()
+        if self.step == 0 and self.config.start == "lda" and not self.records:
+            self._validate()
         per_epoch = self.steps_per_epoch
         stride = max(1, round(self.validate_every * per_epoch))
         between = (
@@ -300,14 +302,14 @@ class Trainer(abc.ABC):
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
-    def _dropped_out(self, features: Float[Tensor, "b w"], num_global: int) -> Float[Tensor, "b w"]:
-        """Dropout whose mask depends on seed and step alone, whatever was resumed or distributed."""
+    def _dropout(self, num_global: int) -> Float[Tensor, "b w"] | None:
+        """Factors for this process's part of a batch, from seed and step alone, whatever was resumed."""
         if self.config.dropout == 0:
-            return features
+            return None
         keep = np.float32(1 - self.config.dropout)
         rng = np.random.default_rng([*self.dropout_seed, self.step])
-        mask = torch.from_numpy(rng.random((num_global, features.shape[1]), dtype=np.float32) < keep)
-        return features * distributed.share(mask).to(features.device) / float(keep)
+        mask = torch.from_numpy(rng.random((num_global, self.head.width), dtype=np.float32) < keep)
+        return distributed.share(mask).to(self.device) / float(keep)
 
     def _record(self, **values: float) -> None:
         steps, epochs = self.records_from

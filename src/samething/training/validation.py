@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float, Int
 
-from samething.arrays import Embeddings
+from samething.arrays import Embeddings, FeatureRows
 from samething.catalog import Catalog
+from samething.heads import Head
 from samething.metrics import modified_mean_precision_at_k
 from samething.retrieval import exact_topk
+from samething.retrieval.codes import StoredCodes, as_kept
+
+
+def kept_embeddings(
+    head: Head,
+    features: FeatureRows,
+    rows: Int[np.ndarray, " m"],
+    training: Int[np.ndarray, " t"],
+    codes: StoredCodes,
+) -> Float[np.ndarray, "m d"]:
+    """Unit-length embeddings of some rows as they come back from codes, which are fitted to training rows."""
+    embeddings = head.embed(features[rows])
+    return embeddings if codes == "float32" else as_kept(embeddings, head.embed(features[training]), codes)
 
 
 def validation_scores(embeddings: Embeddings, catalog: Catalog) -> tuple[float, float]:
