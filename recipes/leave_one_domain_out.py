@@ -1,232 +1,311 @@
-"""Better on domains it never saw: leave one out, choose a recipe without looking at it, then test on it.
+"""Better on domains it never saw: recipes, numbers and bits, tested on domains and instances left out.
 
-    python recipes/leave_one_domain_out.py features --output lodo
-    python recipes/leave_one_domain_out.py --demo --candidates "plain recipe" "no margin"
+    python recipes/leave_one_domain_out.py demo/features photos/features --output lodo
+    python recipes/leave_one_domain_out.py --demo
 
-Needs features of a catalog of at least three domains, each with train, val and test images; with --demo:
-those that samething demo has made. Without --candidates it trains some 100 heads.
+Needs features of one backbone, of catalogs with at least three domains in all; with --demo: those that
+samething demo has made. A catalog without test images is divided by instances. Some minutes a domain.
 
-For every domain D the head is trained on the others and tested on D's test instances, searched for in one
-index over all domains. Which candidate is used for D is chosen on the other domains only: each of them, E, is
-left out as well, and the candidates are compared on the training and validation instances of E, which a head
-trained without D and E has never seen. A candidate that loses more than a point on validation instances of
-the seen domains against the best one is not eligible. Results are kept a line each, so a stopped run goes on.
+*Unseen*: for every domain a head is trained on the training images of the others, and its test instances are
+searched for among the test images of all domains. *Seen*: a head is trained on all domains. Values are means
+over seeds and are compared query by query. What is measured is kept, so a stopped run goes on.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import json
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import cyclopts
 import numpy as np
+import pyarrow as pa
 import rich
 
+from samething.arrays import unit
+from samething.catalog import Catalog
 from samething.cli import run_script
 from samething.demo import demo_features
 from samething.errors import InputError
-from samething.evaluation import Comparison
+from samething.evaluation import evaluate_embeddings
+from samething.evaluation.protocols import protocol_of
 from samething.features import FeatureSet
-from samething.files import write_text
+from samething.files import require_same, write_text
 from samething.heads import Head, HeadConfig, fitted_head
-from samething.training import RECIPES
+from samething.retrieval.codes import as_kept
+from samething.statistics import domain_mean, paired_difference
+from samething.training import RECIPES, TrainConfig
 from samething.training.loop import run_training
-from samething.training.validation import scores_by_domain
 
-CANDIDATES: dict[str, dict[str, Any]] = {
-    "plain recipe": {},
-    "two centres": {"num_centers": 2},
-    "three centres": {"num_centers": 3},
-    "fewer epochs": {"epochs": 10.0},
-    "margin 0.2": {"margin": 0.2},
-    "no margin": {"loss": "normface"},
-    "dropout 0.5": {"dropout": 0.5},
-    "class sampling 0.3": {"class_sample_ratio": 0.3},
-}
-LARGEST_LOSS_ON_SEEN = 0.01
-"""mMP@5 that a candidate may lose on seen domains against the best one."""
+METRICS = ("mmp@5", "r@1")
+DIMENSIONS, BITS = (16, 32, 64, 128, 256, 512), (32, 16, 8, 4, 1)
+FEW = (2, 5, 10, 50, 500)
+REFERENCES = ("backbone", "PCA, 64 x float32", "plain, 64 x float32")
+Trained = Callable[[dict[str, Any], int], Head]
 
 
 def main(
-    features: Path | None = None,
-    *,
+    *features: Path,
     output: Path = Path("lodo"),
-    candidates: Annotated[list[str], cyclopts.Parameter(consume_multiple=True)] | None = None,
+    seeds: int = 3,
     demo: bool = False,
     demo_folder: Path = Path("demo"),
 ) -> None:
-    """Run the study on a feature folder.
+    """Run the study on feature folders.
 
     Args:
-        features: the feature folder.
-        output: folder for the results: choices.jsonl, table.md, table.json.
-        candidates: names of the candidates that are compared, by default all.
+        features: the feature folders.
+        output: folder for the results: table.md, and what was measured.
+        seeds: heads that are trained of everything random.
         demo: use the demo's features.
         demo_folder: where samething demo has written.
     """
-    compared = _compared(candidates or list(CANDIDATES))
-    folder = demo_features(demo_folder) if demo else features
-    if folder is None:
+    folders = [demo_features(demo_folder)] if demo else [*features]
+    if not folders:
         raise InputError(
             "no features",
-            expected="a feature folder of several domains",
+            expected="feature folders of several domains",
             next_step="make one with samething features CATALOG, or give --demo",
         )
-    found = FeatureSet.open(folder)
-    domains = _complete_domains(found)
-    output.mkdir(parents=True, exist_ok=True)
-    log = output / "choices.jsonl"
-    pairs = list(itertools.combinations(domains, 2))
-    done = {(row["candidate"], tuple(row["left_out"])): row for row in _lines(log)}
-    for (name, changes), pair in itertools.product(compared.items(), pairs):
-        if (name, pair) not in done:
-            done[name, pair] = _candidate(found, pair, name, changes, output)
-            with log.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(done[name, pair]) + "\n")
-    rows, chosen = [], {}
-    for domain in domains:
-        chosen[domain] = _choose({key: row for key, row in done.items() if key[0] in compared}, domain)
-        rows.append(_tested(found, domain, chosen[domain], output))
-    table = _table(domains, rows, chosen) + "\n" + _candidates(done, list(compared))
-    write_text(output / "table.md", table)
-    write_text(output / "table.json", json.dumps(rows, indent=2))
-    rich.print(table)
-
-
-def _compared(names: list[str]) -> dict[str, dict[str, Any]]:
-    unknown = [name for name in names if name not in CANDIDATES]
-    if unknown:
-        raise InputError(
-            f"--candidates {unknown[0]!r}",
-            expected=f"some of {', '.join(map(repr, CANDIDATES))}",
-            next_step="give other names, or add a line to CANDIDATES",
-        )
-    return {name: CANDIDATES[name] for name in names}
-
-
-def _complete_domains(found: FeatureSet) -> list[str]:
-    """All domains, each of which must have what the study asks for."""
+    found = joined([FeatureSet.open(folder) for folder in folders])
     domains = found.catalog.domains
-    parts = {"train": ("train",), "val": ("val",), "test": ("query", "query+index")}
-    lacking = [
-        f"{domain} has no {part} images"
-        for domain in domains
-        for part, roles in parts.items()
-        if not (_in(found, (domain,)) & found.catalog.has_role(*roles)).any()
-    ]
-    if lacking or len(domains) < 3:
+    if len(domains) < 3:
         raise InputError(
-            f"{found.folder}: {lacking[0] if lacking else 'the domains ' + ', '.join(domains)}",
-            expected="three domains or more, each with train, val and test images",
-            next_step="join catalogs with samething curate A B, or give --demo",
+            f"the domains {', '.join(domains)}",
+            expected="three domains or more",
+            next_step="give features of further catalogs, or --demo",
         )
-    return domains
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def _in(found: FeatureSet, domains: tuple[str, ...]) -> np.ndarray:
-    return np.isin(found.catalog.strings("domain").astype(str), domains)
-
-
-def _trained(found: FeatureSet, without: tuple[str, ...], changes: dict[str, Any], folder: Path) -> Head:
-    rows = ~_in(found, without) & found.catalog.has_role("train", "val")
-    config = dataclasses.replace(RECIPES["plain"](), **changes)
-    shutil.rmtree(folder, ignore_errors=True)
-    return run_training(found.subset(rows), config, folder, resume=True).head
-
-
-def _candidate(
-    found: FeatureSet, pair: tuple[str, str], name: str, changes: dict[str, Any], output: Path
-) -> dict[str, Any]:
-    """Scores of a candidate trained without a pair of domains: on each of the pair, and on the seen ones."""
-    head = _trained(found, pair, changes, output / "run")
-    catalog = found.catalog
-    seen = catalog.has_role("val") & ~_in(found, pair)
-    scores = {}
-    for domain in pair:
-        rows = seen | (_in(found, (domain,)) & catalog.has_role("train", "val"))
-        scores[domain] = scores_by_domain(head.embed(np.asarray(found.rows[rows])), catalog.take(rows))[
-            domain
-        ][0]
-    on_seen = scores_by_domain(head.embed(np.asarray(found.rows[seen])), catalog.take(seen))
-    mean_seen = float(np.mean([score for score, _ in on_seen.values()]))
-    return {"candidate": name, "left_out": pair, "unseen": scores, "seen": mean_seen}
-
-
-def _choose(done: dict[Any, dict[str, Any]], tested: str) -> str:
-    """The candidate that is best on unseen domains other than the one that will be tested."""
-    unseen: dict[str, list[float]] = {}
-    seen: dict[str, list[float]] = {}
-    for (name, pair), row in done.items():
-        if tested in pair:
-            other = next(domain for domain in pair if domain != tested)
-            unseen.setdefault(name, []).append(row["unseen"][other])
-            seen.setdefault(name, []).append(row["seen"])
-    best_seen = max(np.mean(scores) for scores in seen.values())
-    eligible = [name for name in unseen if np.mean(seen[name]) >= best_seen - LARGEST_LOSS_ON_SEEN]
-    return max(eligible, key=lambda name: float(np.mean(unseen[name])))
-
-
-def _tested(found: FeatureSet, domain: str, chosen: str, output: Path) -> dict[str, Any]:
-    """mMP@5 and R@1 on the left-out domain's test queries, merged index, with 95 % intervals."""
-    catalog = found.catalog
-    train = np.asarray(found.rows[catalog.has_role("train") & ~_in(found, (domain,))])
-    tested = catalog.has_role("index", "query+index") | (
-        catalog.has_role("query", "query+index") & _in(found, (domain,))
-    )
-    rows = np.asarray(found.rows[tested])
-    heads = {
-        "average-pool-64": fitted_head(HeadConfig(kind="average", standardise=False), train),
-        "PCA-64": fitted_head(HeadConfig(kind="pca"), train),
-        "plain recipe": _trained(found, (domain,), {}, output / "run"),
-        "chosen": _trained(found, (domain,), CANDIDATES[chosen], output / "run"),
+    (output / "values").mkdir(parents=True, exist_ok=True)
+    measured = {
+        title: [measured_without(found, left_out, seeds, output) for left_out in parts]
+        for title, parts in {"unseen": [(domain,) for domain in domains], "seen": [()]}.items()
     }
-    embeddings = {"backbone": rows, **{name: head.embed(rows) for name, head in heads.items()}}
-    comparison = Comparison.of(embeddings, catalog.take(tested))
-    result: dict[str, Any] = {"domain": domain, "chosen": chosen}
-    for name, part in comparison.results.items():
-        result[name] = {
-            metric: [part.value(metric, domain=domain), *part.interval(metric, domain=domain)]
-            for metric in ("mmp@5", "r@1")
-        }
-    difference = comparison.difference("chosen", "backbone")
-    result["chosen minus backbone"] = [difference.difference, difference.low, difference.high]
-    return result
+    few = [measured_on_few(found, num, seeds, output) for num in FEW]
+    text = "\n".join(
+        [
+            *(line for title in measured for line in table(title, measured[title], domains)),
+            *surface(measured),
+            *few_table(few),
+        ]
+    )
+    write_text(output / "table.md", text)
+    rich.print(text)
 
 
-def _candidates(done: dict[Any, dict[str, Any]], names: list[str]) -> str:
-    """Means of every candidate over all pairs of left-out domains."""
-    lines = ["| candidate | unseen mMP@5 % | seen mMP@5 % |", "| --- | --- | --- |"]
-    for name in names:
-        rows = [row for key, row in done.items() if key[0] == name]
-        unseen = np.mean([score for row in rows for score in row["unseen"].values()])
-        lines.append(f"| {name} | {100 * unseen:.1f} | {100 * np.mean([row['seen'] for row in rows]):.1f} |")
-    return "\n".join(lines) + "\n"
+def joined(parts: list[FeatureSet]) -> FeatureSet:
+    """All features as one set in memory; a catalog that has no test images is divided by instances."""
+    catalogs = []
+    for part in parts:
+        require_same(
+            dict(parts[0].backbone),
+            dict(part.backbone),
+            what=f"{part.folder} and {parts[0].folder} are of different backbones",
+            next_step="extract all features alike",
+        )
+        has_test = part.catalog.has_role("query", "query+index").any()
+        catalogs.append(part.catalog if has_test else part.catalog.split_by_class(val=0.15, test=0.4))
+    names = [field.name for field in catalogs[0].table.schema][:8]
+    catalog = Catalog(pa.concat_tables([each.table.select(names) for each in catalogs]), catalogs[0].root)
+    rows = np.concatenate([np.asarray(part.rows) for part in parts])
+    whole = dataclasses.replace(parts[0], rows=rows, catalog=catalog, unreadable=())
+    return whole.subset(np.ones(len(catalog), dtype=bool))
 
 
-def _table(domains: list[str], rows: list[dict[str, Any]], chosen: dict[str, str]) -> str:
-    names = ["backbone", "average-pool-64", "PCA-64", "plain recipe", "chosen"]
-    parts = []
-    for metric, title in (("mmp@5", "mMP@5"), ("r@1", "R@1")):
-        lines = [f"| {title} %, merged | {' | '.join(domains)} | mean |", "| --- " * (len(domains) + 2) + "|"]
-        for name in names:
-            cells = [
-                f"{100 * row[name][metric][0]:.1f} ({100 * row[name][metric][1]:.1f}–"
-                f"{100 * row[name][metric][2]:.1f})"
-                for row in rows
-            ]
-            mean = np.mean([row[name][metric][0] for row in rows])
-            lines.append(f"| {name} | {' | '.join(cells)} | {100 * mean:.1f} |")
-        parts.append("\n".join(lines))
-    picked = "; ".join(f"{domain}: {name}" for domain, name in chosen.items())
-    return "\n\n".join(parts) + f"\n\nChosen without the tested domain: {picked}.\n"
+def heads_of(trained: Trained, training: np.ndarray) -> dict[str, tuple[Callable[[int], Head], bool, str]]:
+    """What is compared, by name: a head for a seed, whether seeds differ, and how its vectors are kept."""
+
+    def pca(dim: int) -> Callable[[int], Head]:
+        return lambda _: fitted_head(
+            HeadConfig(kind="pca", embedding_dim=min(dim, training.shape[1])), training
+        )
+
+    plain, universal = (dataclasses.asdict(RECIPES[name]()) for name in ("plain", "universal"))
+    narrow = {**universal, "embedding_dim": 64, "codes": "float32"}
+    return {
+        "PCA, 64 x float32": (pca(64), False, "float32"),
+        "PCA, 512 x int4": (pca(512), False, "int4"),
+        "plain, 64 x float32": (lambda seed: trained(plain, seed), True, "float32"),
+        "discriminants, 512 x int4": (lambda _: trained({**universal, "epochs": 0.0}, 0), False, "int4"),
+        "universal, 512 x int4": (lambda seed: trained(universal, seed), True, "int4"),
+        "discriminants, 64 x float32": (lambda _: trained({**narrow, "epochs": 0.0}, 0), False, "float32"),
+        "universal, 64 x float32": (lambda seed: trained(narrow, seed), True, "float32"),
+    }
+
+
+def trainer_of(found: FeatureSet, folder: Path) -> Trained:
+    """Trains a head on what has the roles train and val; the shrinkage is chosen once."""
+    shrinkage: list[float] = []
+
+    def trained(config: dict[str, Any], seed: int) -> Head:
+        chosen = {"shrinkage": shrinkage[0]} if shrinkage and config["start"] == "lda" else {}
+        shutil.rmtree(folder, ignore_errors=True)
+        whole = TrainConfig(**{**config, **chosen, "seed": seed})
+        run = run_training(found, whole, folder, resume=True)
+        if config["start"] == "lda" and not shrinkage:
+            shrinkage.append(run.manifest.content["shrinkage"])
+        return run.head
+
+    return trained
+
+
+def measured_without(
+    found: FeatureSet, left_out: tuple[str, ...], seeds: int, output: Path
+) -> dict[str, np.ndarray]:
+    """Name -> (metrics, queries), of heads trained without some domains, on their queries (or on all)."""
+    catalog, domain = found.catalog, found.catalog.strings("domain").astype(str)
+    used = ~np.isin(domain, left_out) & catalog.has_role("train", "val")
+    asked = np.isin(domain, left_out) if left_out else np.ones(len(domain), dtype=bool)
+    return measured(found, used, asked, seeds, output, "-".join(left_out) or "none", with_surface=True)
+
+
+def measured_on_few(found: FeatureSet, num: int, seeds: int, output: Path) -> dict[str, np.ndarray]:
+    """Name -> (metrics, queries), of heads trained on a few instances of all domains; draws are the seeds."""
+    catalog, ids = found.catalog, found.catalog.class_ids()
+    every = np.ones(len(catalog), dtype=bool)
+    values: dict[str, list[np.ndarray]] = {}
+    for seed in range(seeds):
+        known = np.unique(ids[catalog.has_role("train")])
+        drawn = np.random.default_rng(seed).permutation(known)[:num]
+        used = np.isin(ids, drawn) & catalog.has_role("train")
+        names = ["PCA, 512 x int4", "discriminants, 512 x int4", "universal, 512 x int4"]
+        part = measured(found, used, every, 1, output, f"few-{num}-{seed}", only=names)
+        for name, own in part.items():
+            values.setdefault(name, []).append(own)
+    return {name: np.mean(own, axis=0) for name, own in values.items()}
+
+
+def measured(
+    found: FeatureSet,
+    used: np.ndarray,
+    asked: np.ndarray,
+    seeds: int,
+    output: Path,
+    title: str,
+    *,
+    only: list[str] | None = None,
+    with_surface: bool = False,
+) -> dict[str, np.ndarray]:
+    """Name -> (metrics, queries), means over seeds; the domains of the queries under ``domains``.
+
+    Args:
+        found: all features.
+        used: images that heads are trained on and validated by.
+        asked: images whose test queries count.
+        seeds: heads of each that is random.
+        output: folder of the study.
+        title: of the file that keeps the values.
+        only: names of the heads that are measured; by default all.
+        with_surface: the closed form also with fewer numbers and bits.
+    """
+    kept = output / "values" / f"{title}.npz"
+    if kept.exists():
+        with np.load(kept) as stored:
+            return dict(stored)
+    catalog = found.catalog
+    training = np.asarray(found.rows[used & catalog.has_role("train")])
+    tested = catalog.has_role("query", "index", "query+index")
+    roles = np.where(asked | catalog.has_role("index"), catalog.strings("role"), "index")
+    test, rows = catalog.with_column("role", roles).take(tested), np.asarray(found.rows[tested])
+    trained = trainer_of(found.subset(used), output / "run")
+
+    def scores(embeddings: np.ndarray) -> np.ndarray:
+        result = evaluate_embeddings(
+            embeddings, test, protocol=PROTOCOL, precision="float32", num_resamples=1
+        )
+        values["domains"] = np.array(result.domains)[result.query_domains]
+        return np.stack([result.values(metric, scope="merged") for metric in METRICS])
+
+    values: dict[str, np.ndarray] = {}
+    for name, (head_of, is_random, codes) in heads_of(trained, training).items():
+        if only is None or name in only:
+            each = []
+            for seed in range(seeds if is_random else 1):
+                head = head_of(seed)
+                each.append(scores(as_kept(head.embed(rows), head.embed(training), codes)))
+                if with_surface and name == "discriminants, 512 x int4":
+                    values |= {
+                        f"{dim} x {bits}": scores(vectors)
+                        for dim, bits, vectors in narrowed(head.embed(rows), head.embed(training))
+                    }
+            values[name] = np.mean(each, axis=0)
+    if only is None:
+        values["backbone"] = scores(rows)
+    np.savez(kept, **values)
+    return values
+
+
+def narrowed(vectors: np.ndarray, training: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Prefixes of embeddings in fewer bits; one bit keeps the sign, of root mean square size."""
+    for dim in DIMENSIONS:
+        if dim <= vectors.shape[1]:
+            own, fitted = unit(vectors[:, :dim]), unit(training[:, :dim])
+            yield dim, 32, own
+            yield dim, 16, own.astype(np.float16).astype(np.float32)
+            yield dim, 8, as_kept(own, fitted, "int8")
+            yield dim, 4, as_kept(own, fitted, "int4")
+            yield dim, 1, np.where(own >= 0, 1, -1) * np.sqrt(np.square(fitted).mean(axis=0))
+
+
+PROTOCOL = protocol_of("custom", metrics=METRICS)
+
+
+def concatenated(parts: list[dict[str, np.ndarray]], name: str) -> np.ndarray:
+    """Values of all parts side by side."""
+    return np.concatenate([part[name] for part in parts], axis=-1)
+
+
+def table(title: str, parts: list[dict[str, np.ndarray]], domains: list[str]) -> list[str]:
+    """mMP@5 of each domain, both metrics on the mean over domains, and paired differences in points."""
+    groups = np.unique(concatenated(parts, "domains"), return_inverse=True)[1]
+    heading = [*domains, "mean", "R@1", *(f"minus {name}" for name in REFERENCES)]
+    lines = [f"| {title}, mMP@5 % | " + " | ".join(heading) + " |", "| --- " * (len(heading) + 1) + "|"]
+    for name in ("backbone", *(name for name in parts[0] if " x " in name and "," in name)):
+        values = concatenated(parts, name)
+        cells = [f"{100 * np.nanmean(values[0][groups == number]):.1f}" for number in range(len(domains))]
+        cells += [f"{100 * domain_mean(row, groups):.1f}" for row in values]
+        for reference in REFERENCES:
+            other = paired_difference(values[0], concatenated(parts, reference)[0], groups)
+            low, high = 100 * other.low, 100 * other.high
+            cells.append(
+                "" if name == reference else f"{100 * other.difference:+.1f} ({low:+.1f} to {high:+.1f})"
+            )
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def surface(measured: dict[str, list[dict[str, np.ndarray]]]) -> list[str]:
+    """Numbers and bits of the closed form: mean mMP@5 on unseen and on seen domains."""
+    lines = ["| numbers, unseen / seen % | " + " | ".join(f"{bits} bits" for bits in BITS) + " |"]
+    lines.append("| --- " * (len(BITS) + 1) + "|")
+    for dim in DIMENSIONS:
+        cells = []
+        for bits in BITS:
+            name = f"{dim} x {bits}"
+            if name in measured["seen"][0]:
+                both = [
+                    domain_mean(
+                        concatenated(parts, name)[0],
+                        np.unique(concatenated(parts, "domains"), return_inverse=True)[1],
+                    )
+                    for parts in measured.values()
+                ]
+                cells.append(f"{100 * both[0]:.1f} / {100 * both[1]:.1f}")
+        lines.append(f"| {dim} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def few_table(few: list[dict[str, np.ndarray]]) -> list[str]:
+    """mMP@5 on the mean over domains by the number of instances trained on."""
+    lines = ["| instances | PCA, 512 x int4 | discriminants | universal | minus PCA |", "| --- " * 5 + "|"]
+    for num, values in zip(FEW, few, strict=True):
+        groups = np.unique(values["domains"], return_inverse=True)[1]
+        plain, start, end = (values[name][0] for name in values if name != "domains")
+        other = paired_difference(end, plain, groups)
+        cells = [f"{100 * domain_mean(each, groups):.1f}" for each in (plain, start, end)]
+        cells.append(f"{100 * other.difference:+.1f} ({100 * other.low:+.1f} to {100 * other.high:+.1f})")
+        lines.append(f"| {num} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 if __name__ == "__main__":

@@ -60,3 +60,12 @@ def unit(rows: Float[np.ndarray, "n d"], dtype: npt.DTypeLike | None = None) -> 
     """
     rows = np.asarray(rows, dtype=dtype)
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
+
+
+def signed_power(rows: Float[np.ndarray, "n d"], power: float) -> Float[np.ndarray, "n d"]:
+    """Every number's magnitude to a power in (0, 1], with the number's sign.
+
+    >>> signed_power(np.array([[-4.0, 9.0]]), 0.5).tolist()
+    [[-2.0, 3.0]]
+    """
+    return rows if power == 1 else np.asarray(np.sign(rows) * np.abs(rows) ** power)

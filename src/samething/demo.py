@@ -86,8 +86,8 @@ def demo(*, output: Path = Path("demo")) -> Demo:
     assert isinstance(extracted, FeatureSet)
     console.print(extracted, highlight=False)
 
-    step(3, "Training: a 64-d head with Sub-Center ArcFace, from the cached features")
-    run = train(folder / "features", output=folder / "trained-64", recipe="demo")
+    step(3, "Training: a head of 512 numbers in 256 bytes, from the cached features")
+    run = train(folder / "features", output=folder / "trained")
     console.print(run, highlight=False)
 
     step(4, "Evaluation: instances the head has never seen")
@@ -98,7 +98,7 @@ def demo(*, output: Path = Path("demo")) -> Demo:
     console.print(_verdict(comparison), highlight=False)
 
     step(5, "Export and index: a model that runs without torch, and the test gallery made searchable")
-    model = export(folder / "trained-64", output=folder / "model")
+    model = export(folder / "trained", output=folder / "model")
     console.print(model, highlight=False)
     searcher = index(catalog, model=folder / "model", output=folder / "index")
     console.print(searcher, highlight=False)

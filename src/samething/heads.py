@@ -18,7 +18,7 @@ import torch.distributed
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from samething.arrays import Embeddings, FeatureRows, unit
+from samething.arrays import Embeddings, FeatureRows, signed_power, unit
 from samething.errors import InputError
 
 HeadKind: TypeAlias = Literal["linear", "batchnorm-linear", "mlp", "average", "pca", "none"]
@@ -306,7 +306,7 @@ def mean_and_covariance(
 
 def powered(rows: Float[np.ndarray, "n w"], power: float) -> Float[np.ndarray, "n w"]:
     """Rows of unit length in float64, of their numbers' signed powers."""
-    return unit(rows if power == 1 else np.sign(rows) * np.abs(rows, dtype=np.float64) ** power, np.float64)
+    return unit(signed_power(rows.astype(np.float64), power))
 
 
 def principal_components(

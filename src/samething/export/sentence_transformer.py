@@ -118,7 +118,17 @@ def _model_args(backbone: Backbone) -> dict[str, Any]:
 
 
 def _head_modules(head: Head) -> list[tuple[str, dict[str, Any], dict[str, Tensor]]]:
-    """Kind, configuration and tensors of the modules behind the backbone."""
+    """Kind, configuration and tensors of the modules behind the backbone.
+
+    Raises:
+        InputError: the head takes powers of the features, for which sentence-transformers has no module.
+    """
+    if head.config.standardise and head.config.power != 1:
+        raise InputError(
+            f"--format sentence-transformers of a head with power {head.config.power}",
+            expected="a head of the features as they are: sentence-transformers has no module for powers",
+            next_step="train with --recipe plain, or export without --format",
+        )
     layers = [module for module in head.projection.modules() if isinstance(module, nn.Linear)]
     found: list[tuple[str, dict[str, Any], dict[str, Tensor]]] = []
     if isinstance(head.standardise, Standardise):

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float
 
-from samething.arrays import Embeddings, unit
+from samething.arrays import Embeddings, signed_power, unit
 from samething.checksums import require_whole
 from samething.embedder import Embedder
 from samething.errors import FingerprintError, ImageError, InputError
@@ -45,6 +45,7 @@ class KnownVectors:
         data = location / str(self.features.manifest.content["data"])
         self.collection = Collection(data / "catalog.parquet")
         self._head = _linear_head(embedder, self.features)
+        self._power = float(embedder.config["head"].get("power", 1.0))
         catalog = self.features.catalog
         checksums = catalog.table["sha256"].to_pylist() if "sha256" in catalog.table.column_names else []
         self._row_of = {
@@ -65,7 +66,7 @@ class KnownVectors:
         mean, scale, weight, bias = self._head
         features = np.asarray(self.features.rows[rows], dtype=np.float32)
         if scale > 0:
-            features = (unit(features) - mean) / scale
+            features = (unit(signed_power(features, self._power)) - mean) / scale
         return unit(features @ weight.T + bias)
 
     def _require_agreement(self, embedder: Embedder) -> None:

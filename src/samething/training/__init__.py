@@ -37,7 +37,7 @@ def train(
     features: Path,
     *,
     output: Path = Path("run"),
-    recipe: str = "plain",
+    recipe: str = "universal",
     config: Path | TrainConfig | None = None,
     resume: bool = True,
     weights: Path | None = None,
@@ -53,8 +53,8 @@ def train(
     Args:
         features: the feature folder.
         output: the run folder to write.
-        recipe: universal (256 bytes), plain (ArcFace, half whitened), demo (Sub-Center ArcFace)
-            or paper (the paper's winner).
+        recipe: universal (512 numbers in 256 bytes), plain (ArcFace, half whitened, 64 numbers), demo
+            (Sub-Center ArcFace) or paper (the paper's winner).
         config: a TOML file with any of the fields listed in docs/commands.md, such as
             matryoshka_dims = [16, 32]; in Python also a whole TrainConfig in place of a recipe.
         resume: continue an unfinished run; --no-resume starts it over.
