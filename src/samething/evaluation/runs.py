@@ -70,9 +70,7 @@ class OpenedRuns:
                 expected="images with the roles query and index, or query+index",
                 next_step="make the catalog with a share for the test: samething catalog FOLDER --test 0.2",
             )
-        embeddings = [
-            _kept(run, run.head, found, tested) for run, found in zip(runs, features, strict=True)
-        ]
+        embeddings = [_kept(run, run.head, found, tested) for run, found in zip(runs, features, strict=True)]
         return cls(tuple(runs), tuple(features), catalog, tested, catalog.take(tested), tuple(embeddings))
 
     @property
