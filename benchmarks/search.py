@@ -288,7 +288,7 @@ def compare_syncs(num_images: int, *, rounds: int, scratch: Path) -> None:
     searcher = Searcher(embedder=None, index=index)  # type: ignore[arg-type]
 
     def ours() -> None:
-        done = searcher.update([collection], drop=True).changes
+        done = searcher.sync([collection]).changes
         assert (done.num_kept, done.num_read, done.num_added) == (num_images, 0, 0), done
 
     def theirs() -> None:

@@ -27,7 +27,7 @@ import httpx
 
 from samething.embedder import Embedder
 from samething.images import find_files
-from samething.search.searcher import remembered_model
+from samething.search import Searcher
 
 START = "from samething.cli import main; main()"
 
@@ -163,8 +163,9 @@ def main() -> None:
         if arguments.soak:
             soak(address, server.pid, files, arguments.clients, arguments.soak)
         else:
-            embedder = Embedder.load(remembered_model(arguments.index))
-            rates(embedder, address, files, arguments.clients, arguments.rounds)
+            rates(
+                Searcher.open(arguments.index).embedder, address, files, arguments.clients, arguments.rounds
+            )
     finally:
         began = time.perf_counter()
         server.send_signal(signal.SIGINT)

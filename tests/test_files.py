@@ -231,7 +231,9 @@ def test_errors_of_the_disk_are_translated(tmp_path, number, message):
 
 
 def test_other_errors_pass_through(tmp_path):
-    with pytest.raises(OSError, match="Input/output"), disk_errors(tmp_path / "a"):
+    with pytest.raises(OSError, match="Stale"), disk_errors(tmp_path / "a"):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    with pytest.raises(InputError, match="the disk failed"), disk_errors(tmp_path / "a"):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
     with pytest.raises(PermissionError), disk_errors(tmp_path / "out" / "a"):
         raise PermissionError(errno.EACCES, "denied", str(tmp_path / "source" / "image.jpg"))

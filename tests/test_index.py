@@ -93,6 +93,13 @@ class MemoryIndex(AbstractIndex):
         for vector, row in zip(vectors.tolist(), items.to_pylist(), strict=True):
             self.store[row["id"]] = (vector, row)
 
+    def _amend(self, ids, changed, vectors):
+        kept, gone = changed({name: self.store[name][1] for name in ids if name in self.store})
+        for row in kept.to_pylist():
+            name = row["id"]
+            self.store[name] = (vectors[name].tolist() if vectors else self.store[name][0], row)
+        self._delete(gone)
+
     def _delete(self, ids):
         for name in ids:
             self.store.pop(name, None)
@@ -263,6 +270,37 @@ def test_the_same_id_replaces_and_the_last_of_a_batch_counts(engine: Engine) -> 
     rows = index.rows(["p900", "p001", "p000"], ["path", "label"]).to_pylist()
     assert [row["path"] for row in rows] == ["the last of them", "new", "bilder/ä 0.jpg"]
     assert [row["label"] for row in rows] == [None, None, "thing 0"]  # replaced as a whole, not merged
+
+
+def test_rows_are_amended_by_what_they_are(engine: Engine) -> None:
+    """Changed, deleted, passed over and, with vectors, added."""
+    index = engine.create()
+    vectors = unit(6)
+    index.add(vectors[:3], named(3))
+
+    def relabelled(name: str, row: Any) -> Any:
+        return None if name == "p001" else {**row, "label": f"was {row['label']}"}
+
+    index.amend(["p000", "p001", "nobody"], relabelled)
+    assert index.rows(["p000", "p002"], ["label"])["label"].to_pylist() == ["was thing 0", "thing 0"]
+    assert index.rows(["p000"], ["thumbnail"])["thumbnail"].to_pylist() == [bytes([255, 216, 0])]
+    assert index.count() == 2
+    np.testing.assert_allclose(index.vectors(["p000"]), vectors[:1], atol=1e-7)
+
+    def counted(name: str, row: Any) -> Any:
+        return None if name == "never" else {"id": name, "width": 0 if row is None else row["width"] + 1}
+
+    index.amend(["p002", "new", "never"], counted, vectors=vectors[3:])
+    assert index.count() == 3
+    assert index.rows(["p002", "new"], ["width"])["width"].to_pylist() == [643, 0]
+    np.testing.assert_allclose(index.vectors(["p002", "new"]), vectors[3:5], atol=1e-7)
+    assert index.search(vectors[4:5], 1).ids.tolist() == [["new"]]
+    with pytest.raises(FingerprintError):
+        index.amend(["new"], counted, vectors=vectors[:1], model_fingerprint="another")
+    with pytest.raises(InputError, match="colour"):
+        index.amend(["new"], lambda name, row: {**row, "colour": "red"})
+    index.amend([], counted)
+    assert index.count() == 3 and index.verify().problems == ()
 
 
 def test_rows_are_deleted_by_id_whatever_is_in_it(engine: Engine) -> None:

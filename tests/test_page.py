@@ -53,7 +53,7 @@ def address(line, images):
     evil = images.parent / "evil" / SCRIPT.replace("/", "") / f"{SCRIPT}.png"
     evil.parent.mkdir(parents=True)
     Image.new("RGB", (64, 64), "purple").save(evil)
-    searcher.update([Collection(evil.parent.parent, domain=SCRIPT)])
+    searcher.sync([Collection(evil.parent.parent, domain=SCRIPT)])
     with running(create_app(searcher, token=TOKEN, limits=Limits(max_bytes=2**20))) as served:
         yield served
 

@@ -68,6 +68,8 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "index tune": Command("samething.search:tune", "Search a large index approximately, at a chosen recall."),
     "index compact": Command("samething.search:compact", "Write an index anew without what was deleted."),
     "index verify": Command("samething.search:verify", "Compare all that an index holds with its checksums."),
+    "index backup": Command("samething.search:backup", "Copy an index while it is in use."),
+    "index restore": Command("samething.search:restore", "Bring an index back from a copy."),
     "index rebuild": Command("samething.search:rebuild", "Make an index anew with another model."),
     "find": Command("samething.search:find", "Find the same thing as in an image."),
     "duplicates": Command("samething.search:duplicates", "Group the near-duplicates of an index."),

@@ -55,16 +55,15 @@ def atomic_path(target: Path, *, durable: bool = True) -> Iterator[Path]:
                 expected="the path of a file, new or to be replaced",
                 next_step="choose another output with -o",
             )
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
         partial = _new_partial(target)
         try:
             yield partial
             if durable:
-                with partial.open("rb+") as stream:
-                    os.fsync(stream.fileno())
+                sync_to_disk(partial)
             partial.replace(target)
             if durable:
-                _sync_folder(target.parent)
+                sync_to_disk(target.parent)
         except BaseException:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
@@ -110,6 +109,12 @@ def disk_errors(target: Path) -> Iterator[None]:
                 expected="free disk space; what was finished before is kept",
                 next_step="free some space and run the same command again: it resumes",
             ) from error
+        if error.errno == errno.EIO:
+            raise InputError(
+                f"the disk failed while {target} was written",
+                expected="a disk that works; what was finished before is kept",
+                next_step="look into the system's log, and run the same command again",
+            ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise InputError(
                 f"cannot write {target}: {error.strerror}",
@@ -133,12 +138,21 @@ def _concerns(target: Path, error: OSError) -> bool:
     return named.is_relative_to(folder) or folder.is_relative_to(named)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it; their names survive a loss of power."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    sync_to_disk(*(path.parent for path in new))
+
+
+def sync_to_disk(*paths: Path) -> None:
+    """Wait until files, and the names in folders, survive a loss of power."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_text(target: Path, text: str) -> None:
@@ -420,7 +434,7 @@ def only_one_writer(folder: Path) -> Iterator[None]:
     """
     folder = Path(folder)
     with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(folder)
         lock = filelock.FileLock(folder / ".lock")
         try:
             lock.acquire(timeout=0)

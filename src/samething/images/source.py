@@ -54,8 +54,10 @@ class Source:
     size_bytes: int | None = None
     modified: float | None = None
     """Seconds since 1970."""
-    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     """Further columns of a catalog."""
+    collection: str = ""
+    """Of an image in an index: the folder or catalog that brought it, as the index names it."""
 
     def __str__(self) -> str:
         return self.location

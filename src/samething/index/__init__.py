@@ -13,6 +13,7 @@ from typing import Final
 
 from samething.errors import InputError
 from samething.index.approximate import RecallReport
+from samething.index.backup import back_up, restore
 from samething.index.conditions_and_hits import Between, Hits, Verification, Where
 from samething.index.description import COLUMNS, ColumnKind, IndexDescription, Items
 from samething.index.interface import AbstractIndex
@@ -33,9 +34,11 @@ __all__ = [
     "SqliteIndex",
     "Verification",
     "Where",
+    "back_up",
     "create_index",
     "exists_index",
     "open_index",
+    "restore",
 ]
 
 ENGINES: Final[dict[str, type[AbstractIndex]]] = {

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from samething.errors import ArtefactError, InputError
-from samething.files import Json, disk_errors
+from samething.files import Json, disk_errors, sync_to_disk
 from samething.index.conditions_and_hits import Condition
 from samething.index.description import IndexDescription, vector_crc32
 from samething.index.sqlite_rows import Connection, RowFormat, Slots, StoredRow, checksum
@@ -35,7 +35,9 @@ WAIT_S: Final = 600.0
 """How long a writer waits for another one's batch."""
 _MOST_FILTERS: Final = 16
 _READ_ONLY: Final = ("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH", "SQLITE_CANTOPEN")
-_FULL: Final = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_SHMSIZE")
+_FULL: Final = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE")
+_FAILED: Final = ("SQLITE_IOERR_FSYNC", "SQLITE_IOERR_TRUNCATE", "SQLITE_IOERR_DIR_FSYNC")
+_OF_DAMAGE: Final = (TypeError, ValueError, IndexError)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,7 +96,8 @@ class Generation:
         return made
 
     def unlink(self) -> None:
-        """Remove the files; who has them open keeps them."""
+        """Remove the files; other objects that have them open keep them."""
+        self._let_go()
         for path in (self.database, self.vectors_file, *self.folder.glob(f"{self.database.name}-*")):
             with contextlib.suppress(OSError):  # Windows keeps open files; the next compaction tries again
                 path.unlink()
@@ -111,12 +114,15 @@ class Generation:
 
     def _release(self) -> None:
         if self._is_closed and not self._num_active:
-            while self._free:
-                self._free.pop().close()
-            self._view = None
-            if self._file is not None:
-                self._file.close()
-                self._file = None
+            self._let_go()
+
+    def _let_go(self) -> None:
+        while self._free:
+            self._free.pop().close()
+        self._view = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     # ---- transactions
 
@@ -145,8 +151,17 @@ class Generation:
             raise InputError(
                 f"the text {error.object!r}", expected="Unicode without surrogates", next_step="correct it"
             ) from error
-        except (TypeError, ValueError, IndexError) as error:  # values of a kind that was never written
+        except _OF_DAMAGE as error:  # values of a kind that was never written, or a caller's own mistake
+            if not self._is_damaged():
+                raise
             raise self.damaged(f"{self.database}: {error}") from error
+
+    def _is_damaged(self) -> bool:
+        try:
+            with self._lent() as db:
+                return bool(self._problems(db, self._looked_at(db, None, 0))[1])
+        except (ArtefactError, sqlite3.Error, *_OF_DAMAGE):
+            return True
 
     @contextlib.contextmanager
     def _lent(self) -> Iterator[Connection]:
@@ -181,8 +196,9 @@ class Generation:
 
     def _translated(self, error: sqlite3.Error, *, is_writing: bool) -> Exception:
         name = getattr(error, "sqlite_errorname", "")
-        if is_writing and name.startswith(_READ_ONLY + _FULL):
-            number = errno.ENOSPC if name.startswith(_FULL) else errno.EACCES
+        if is_writing and name.startswith(_READ_ONLY + _FULL + _FAILED):
+            numbers = ((_FULL, errno.ENOSPC), (_FAILED, errno.EIO), (_READ_ONLY, errno.EACCES))
+            number = next(number for names, number in numbers if name.startswith(names))
             try:
                 with disk_errors(self.folder):
                     raise OSError(number, os.strerror(number))
@@ -319,12 +335,15 @@ class Generation:
     def problems(self) -> tuple[int, list[str]]:
         """Number of rows, and everything that is not as it was written."""
         with self.reading() as (db, view):
-            self.require_whole(view.vectors.nbytes)
-            problems = self._segment_problems(db, view, since=0)
-            num_rows, of_rows = self.rows.problems(db, view.vectors)
-            living = np.flatnonzero(~view.is_dead).tolist()
-            if living != [slot for (slot,) in db.execute("SELECT slot FROM rows ORDER BY slot")]:
-                problems.append(f"{self.database} does not name the rows that it has")
+            return self._problems(db, view)
+
+    def _problems(self, db: Connection, view: View) -> tuple[int, list[str]]:
+        self.require_whole(view.vectors.nbytes)
+        problems = self._segment_problems(db, view, since=0)
+        num_rows, of_rows = self.rows.problems(db, view.vectors)
+        living = np.flatnonzero(~view.is_dead).tolist()
+        if living != [slot for (slot,) in db.execute("SELECT slot FROM rows ORDER BY slot")]:
+            problems.append(f"{self.database} does not name the rows that it has")
         return num_rows, problems + [f"{self.database}: {problem}" for problem in of_rows]
 
     def notes(self, db: Connection, kind: str) -> dict[str, Json]:
@@ -344,28 +363,30 @@ class Generation:
         checks = vector_crc32([row.values[0] for row in rows], vectors)
         slots: list[int] = []
         new: list[int] = []
-        replaced: list[int] = []
         dead: list[int] = []
+        there = self.rows.slots(db, [row.values[0] for row in rows])
         for number, row in enumerate(rows):
-            found = db.execute("SELECT slot FROM rows WHERE id = ?", row.values[:1]).fetchone()
-            replaced += found or ()
-            if found and np.array_equal(view.vectors[found[0]], vectors[number]):
-                slots += found
+            slot = there.get(row.values[0], -1)
+            if slot >= 0 and np.array_equal(view.vectors[slot], vectors[number]):
+                slots.append(slot)
                 continue
-            dead += found or ()
+            dead += [slot] if slot >= 0 else []
             slots.append(len(view.vectors) + len(new))
             new.append(number)
         if new:
             self._append(db, len(view.vectors), vectors[new])
-        self.rows.remove(db, replaced)
+        self.rows.remove(db, list(there.values()))
         self.rows.insert(db, slots, rows, checks)
         self._bury(db, dead)
 
+    def vectors_at(self, db: Connection, slots: Sequence[int]) -> Float[np.ndarray, "n d"]:
+        """Vectors of slots that the transaction sees, compared with their checksums."""
+        vectors = self.checked_vectors(db, self._looked_at_anew(db))
+        return np.take(vectors, np.asarray(slots, dtype=np.int64), axis=0)
+
     def delete(self, db: Connection, ids: Sequence[str]) -> None:
         """Delete the rows of those ids that are there."""
-        slots = [
-            slot for name in ids for (slot,) in db.execute("SELECT slot FROM rows WHERE id = ?", (name,))
-        ]
+        slots = list(self.rows.slots(db, ids).values())
         self.rows.remove(db, slots)
         self._bury(db, slots)
 
@@ -382,13 +403,22 @@ class Generation:
         with source.reading() as (theirs, view):
             vectors = source.checked_vectors(theirs, view)
             living = np.flatnonzero(~view.is_dead)
-            columns = list(self.description.columns)
+            columns = list(source.description.columns)
             for start in range(0, len(living), num_rows):
                 slots = living[start : start + num_rows]
                 items, problems = source.rows.read(theirs, slots.tolist(), columns)
                 if problems:
                     raise source.damaged("; ".join(problems))
                 self.upsert(db, vectors[slots], self.rows.stored(items))
+
+    def copy_files(self, db: Connection, view: View, other: Generation) -> None:
+        """Copy the state that a transaction sees to another generation's files; they are on disk then."""
+        other.vectors_file.write_bytes(self.checked_vectors(db, view).data)
+        with contextlib.closing(sqlite3.connect(other.database, isolation_level=None)) as theirs:
+            db.backup(theirs)
+            theirs.execute("UPDATE spaces SET file = ? WHERE space = 0", (other.vectors_file.name,))
+            theirs.execute("DELETE FROM notes WHERE kind = 'next'")
+        sync_to_disk(other.vectors_file, other.database, other.folder)
 
     def _looked_at_anew(self, db: Connection) -> View:
         """What the transaction that writes sees, its own changes included; kept from readers."""

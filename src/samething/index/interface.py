@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import Float
 
 from samething.arrays import Embeddings, Queries
 from samething.errors import FingerprintError, InputError
@@ -27,6 +30,11 @@ from samething.index.description import (
     item_table,
     unit_vectors,
 )
+
+Row: TypeAlias = Mapping[str, Any]
+Vector: TypeAlias = Float[np.ndarray, " d"]
+Changed: TypeAlias = Callable[[Mapping[str, Row]], tuple[Table, list[str]]]
+"""Rows as they are -> rows as they are to be, and ids to go."""
 
 
 class AbstractIndex(abc.ABC):
@@ -120,6 +128,20 @@ class AbstractIndex(abc.ABC):
             last call that returned False.
         """
 
+    def add_columns(self, kinds: Mapping[str, ColumnKind]) -> None:
+        """Have further metadata columns, null in all rows so far; those that are there keep their kinds.
+
+        Raises:
+            InputError: a name or kind that cannot be, or an engine whose columns are fixed.
+        """
+        new = {name: kind for name, kind in kinds.items() if name not in self.description.columns}
+        if new:
+            raise InputError(
+                f"the new columns {', '.join(new)} for the index {self.location}",
+                expected=f"columns of this index, which are fixed: {', '.join(self.description.columns)}",
+                next_step="leave them out, or make the index again",
+            )
+
     # ---- what it is
 
     @property
@@ -185,6 +207,44 @@ class AbstractIndex(abc.ABC):
             vectors, table = vectors[kept], table.take(kept)
         if len(vectors):
             self._upsert(vectors, table)
+
+    def amend(
+        self,
+        ids: Sequence[str],
+        amended: Callable[[str, Row | None], Row | None],
+        *,
+        vectors: Embeddings | None = None,
+        model_fingerprint: str | None = None,
+    ) -> None:
+        """Change rows by what they are when they are written.
+
+        In the embedded engine no other process changes them in between; Milvus cannot promise that.
+
+        Args:
+            ids: of the rows; each once.
+            amended: given an id and its row with all columns (None: there is none), says what the row is to
+                be (None: none).
+            vectors: of the ids, as for :meth:`add`. Without them rows keep theirs, and ids without a row are
+                passed over.
+            model_fingerprint: identity of the model that made the vectors, checked if given.
+
+        Raises:
+            InputError: as for :meth:`add`.
+            FingerprintError: vectors of another model.
+        """
+        if model_fingerprint is not None:
+            self.require_model(model_fingerprint)
+        by_id = None
+        if vectors is not None:
+            by_id = dict(zip(_ids(ids), unit_vectors(vectors, dim=self.dim), strict=True))
+
+        def changed(there: Mapping[str, Row]) -> tuple[Table, list[str]]:
+            rows = {name: amended(name, there.get(name)) for name in ids if by_id or name in there}
+            kept = [row for row in rows.values() if row is not None]
+            return item_table(kept, self.description), [name for name in there if rows[name] is None]
+
+        if len(ids):
+            self._amend(_ids(ids), changed, by_id)
 
     def delete(self, ids: Iterable[str]) -> None:
         """Delete the rows with these ids; ids that are not there are no error."""
@@ -303,6 +363,10 @@ class AbstractIndex(abc.ABC):
     @abc.abstractmethod
     def _upsert(self, vectors: Embeddings, items: Table) -> None:
         """Store rows with distinct ids in one step; return when they outlive the process."""
+
+    @abc.abstractmethod
+    def _amend(self, ids: list[str], changed: Changed, vectors: Mapping[str, Vector] | None) -> None:
+        """Ask for the rows to be and the ids to go, given the rows that are there; store both in one step."""
 
     @abc.abstractmethod
     def _delete(self, ids: list[str]) -> None:

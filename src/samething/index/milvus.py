@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +31,7 @@ from samething.index.description import (
     item_rows,
     vector_crc32,
 )
-from samething.index.interface import AbstractIndex
+from samething.index.interface import AbstractIndex, Changed, Vector
 from samething.index.milvus_schema import (
     bound_to,
     collection_schema,
@@ -226,6 +226,14 @@ class MilvusIndex(AbstractIndex):
             for start in range(0, len(rows), _ROWS_A_WRITE):
                 self._connected.upsert(self._name, rows[start : start + _ROWS_A_WRITE])
 
+    def _amend(self, ids: list[str], changed: Changed, vectors: Mapping[str, Vector] | None) -> None:
+        found = self._found(ids, ["metadata", "thumbnail", "vector"])
+        kept, gone = changed({name: item_of(row) for name, row in found.items()})
+        own = vectors or {name: row["vector"] for name, row in found.items()}
+        if kept.num_rows:
+            self._upsert(np.asarray([own[name] for name in kept["id"].to_pylist()], dtype=np.float32), kept)
+        self._delete(gone)
+
     def _delete(self, ids: list[str]) -> None:
         keys = [key(name) for name in ids]
         with _server_errors(self.location):
@@ -305,6 +313,17 @@ class MilvusIndex(AbstractIndex):
         return vectors
 
     def _get(self, ids: Sequence[str], fields: list[str]) -> dict[str, Any]:
+        found = self._found(ids, fields)
+        for name in ids:
+            if name not in found:
+                raise InputError(
+                    f"the id {name!r} is not in the index {self.location}",
+                    expected="ids of rows that are there",
+                    next_step="list the ids with items()",
+                )
+        return found
+
+    def _found(self, ids: Sequence[str], fields: list[str]) -> dict[str, Any]:
         wanted = list(dict.fromkeys(ids))
         names = {key(name): name for name in wanted}
         found: dict[str, Any] = {}
@@ -313,13 +332,6 @@ class MilvusIndex(AbstractIndex):
                 keys = list(names)[start : start + _ROWS_A_READ]
                 for row in self._connected.get(self._name, ids=keys, output_fields=[*fields, "id"]):
                     found[names[row["id"]]] = row
-        for name in wanted:
-            if name not in found:
-                raise InputError(
-                    f"the id {name!r} is not in the index {self.location}",
-                    expected="ids of rows that are there",
-                    next_step="list the ids with items()",
-                )
         return found
 
     def verify(self) -> Verification:

@@ -34,9 +34,9 @@ from samething.files import (
 )
 from samething.index.approximate import Graph, RecallReport, tuned_graph
 from samething.index.conditions_and_hits import Condition, Hits, Verification
-from samething.index.description import IndexDescription, RecordBatch, Table, item_rows
+from samething.index.description import ColumnKind, IndexDescription, RecordBatch, Table, item_rows
 from samething.index.generation import Generation, View
-from samething.index.interface import AbstractIndex
+from samething.index.interface import AbstractIndex, Changed, Vector
 from samething.index.ranked import nearest_rows
 from samething.index.sqlite_folder import (
     NO_STAMP,
@@ -49,7 +49,7 @@ from samething.index.sqlite_folder import (
     read_description,
     require_free,
 )
-from samething.index.sqlite_rows import Connection
+from samething.index.sqlite_rows import Connection, RowFormat
 
 T = TypeVar("T")
 
@@ -106,7 +106,9 @@ class SqliteIndex(AbstractIndex):
     # ---- being replaced
 
     def _beside(self, description: IndexDescription) -> SqliteIndex:
-        with self._writing() as (db, generation):
+        with self.writing() as (db, generation):
+            extra = generation.description.extra_columns  # another process may have added some
+            description = dataclasses.replace(description, extra_columns=extra)
             wanted = bound_to(description)
             noted = generation.notes(db, "next").get("generation", {})
             number = noted.get("number") if noted.get("made_from") == wanted else None
@@ -123,13 +125,15 @@ class SqliteIndex(AbstractIndex):
     def swap(self, of: AbstractIndex) -> bool:
         """Write a manifest that names this generation. See :meth:`AbstractIndex.swap`."""
         assert isinstance(of, SqliteIndex)
-        with of._writing() as (db, old):
+        with of.writing() as (db, old):
             number = self._generation.number
             if old.number == number:
                 return True  # another process that made the same one was faster
-            if old.notes(db, "next").get("generation", {}).get("number") != number:
+            is_ours = old.notes(db, "next").get("generation", {}).get("number") == number
+            if not is_ours or old.description.extra_columns != self.description.extra_columns:
                 raise ArtefactError(
-                    f"the index {self.location} is being rebuilt with another model by another process",
+                    f"the index {self.location} is being rebuilt with another model by another process, "
+                    "or has other columns by now",
                     expected="one rebuild at a time",
                     next_step="run samething index rebuild again when that one has ended",
                 )
@@ -137,7 +141,7 @@ class SqliteIndex(AbstractIndex):
             if self._succeeds != (old.number, change):
                 self._succeeds = (old.number, change)
                 return False
-            self._take_over(db, self._generation)
+            self.take_over(self._generation, db)
             self._stamp = NO_STAMP
         return True
 
@@ -146,26 +150,58 @@ class SqliteIndex(AbstractIndex):
 
         Other writers wait for it, readers do not. A killed process leaves the index as it was.
         """
-        with self._writing() as (db, old):
-            noted = old.notes(db, "next").get("generation", {}).get("number", 0)
-            self._remove_others(keep=(old.number, noted))
-            fresh = Generation.create(self.folder, self._new_number(db, old), self.description)
-            with contextlib.closing(fresh):
-                with fresh.transaction("IMMEDIATE") as theirs:
-                    fresh.copy_rows(old, theirs, _ROWS_A_COPY)
-                self._take_over(db, fresh, keep=noted)
+        with self.writing() as (db, old):
+            self._copy_to(db, old, old.description)
 
-    def _take_over(self, db: Connection, fresh: Generation, *, keep: int = 0) -> None:
-        """Let the manifest name another generation, whose notes become those of the old one.
+    def add_columns(self, kinds: Mapping[str, ColumnKind]) -> None:
+        """Compact the index into one with further columns. See :meth:`AbstractIndex.add_columns`."""
+        if not kinds.keys() <= self.description.columns.keys():
+            with self.writing() as (db, old):
+                known = old.description
+                new = {name: kind for name, kind in kinds.items() if name not in known.columns}
+                if new:  # no other process was faster
+                    extra = {**known.extra_columns, **new}
+                    self._copy_to(db, old, dataclasses.replace(known, extra_columns=extra))
+        self.count()  # so that this handle knows them
 
-        ``db`` holds the lock of the old generation, so that nobody writes to it any more. A process that is
+    def _copy_to(self, db: Connection, old: Generation, description: IndexDescription) -> None:
+        noted = old.notes(db, "next").get("generation", {}).get("number", 0)
+        self._remove_others(keep=(old.number, noted))
+        with self.successor(db, old, description) as fresh:
+            with fresh.transaction("IMMEDIATE") as theirs:
+                fresh.copy_rows(old, theirs, _ROWS_A_COPY)
+            self.take_over(fresh, db, keep=noted)
+
+    @contextlib.contextmanager
+    def successor(
+        self, db: Connection, old: Generation, description: IndexDescription
+    ) -> Iterator[Generation]:
+        """An empty generation; its files go again if it does not take over, since the disk may be full."""
+        fresh = Generation.create(self.folder, self._new_number(db, old), description)
+        try:
+            yield fresh
+        finally:
+            fresh.close()
+            if read_description(self.folder)[1] != fresh.number:
+                fresh.unlink()
+
+    def take_over(self, fresh: Generation, notes_of: Connection | None = None, *, keep: int = 0) -> None:
+        """Let the manifest name another generation.
+
+        The caller holds the lock of the old one, so that nobody writes to it any more. A process that is
         killed here leaves the old manifest or the new one.
+
+        Args:
+            fresh: the other generation.
+            notes_of: the database whose notes become its own.
+            keep: the generation that a rebuild is making; 0: none.
         """
-        kept = ("approximate",) if keep else ("approximate", "next")
-        marks = ", ".join("?" * len(kept))
-        notes = db.execute(f"SELECT * FROM notes WHERE kind NOT IN ({marks})", kept).fetchall()
-        with fresh.transaction("IMMEDIATE") as theirs:
-            theirs.executemany("INSERT OR REPLACE INTO notes VALUES (?, ?, ?, ?)", notes)
+        if notes_of is not None:
+            kept = ("approximate",) if keep else ("approximate", "next")
+            marks = ", ".join("?" * len(kept))
+            notes = notes_of.execute(f"SELECT * FROM notes WHERE kind NOT IN ({marks})", kept).fetchall()
+            with fresh.transaction("IMMEDIATE") as theirs:
+                theirs.executemany("INSERT OR REPLACE INTO notes VALUES (?, ?, ?, ?)", notes)
         with disk_errors(self.folder):
             write_manifest(self.folder, new_manifest(fresh.description, fresh.number))
         self._remove_others(keep=(fresh.number, keep))
@@ -185,33 +221,48 @@ class SqliteIndex(AbstractIndex):
     # ---- changing
 
     def _upsert(self, vectors: Embeddings, items: Table) -> None:
-        rows = self._generation.rows.stored(items.to_pylist())
-        with self._writing() as (db, generation):
-            generation.upsert(db, vectors, rows)
+        rows = items.to_pylist()
+        with self.writing() as (db, generation):
+            generation.upsert(db, vectors, generation.rows.stored(rows))
+
+    def _amend(self, ids: list[str], changed: Changed, vectors: Mapping[str, Vector] | None) -> None:
+        with self.writing() as (db, generation):
+            slots = generation.rows.slots(db, ids)
+            there = self._read(db, generation, list(slots.values()), list(generation.description.columns))
+            kept, gone = changed(dict(zip(slots, there, strict=True)))
+            rows = generation.rows.stored(kept.to_pylist())
+            names = [row.values[0] for row in rows]
+            if vectors is not None:
+                own = np.stack([vectors[name] for name in names]) if names else None
+            else:
+                own = generation.vectors_at(db, [slots[name] for name in names])
+            if own is not None:
+                generation.upsert(db, own, rows)
+            generation.delete(db, gone)
 
     def _delete(self, ids: list[str]) -> None:
-        with self._writing() as (db, generation):
+        with self.writing() as (db, generation):
             generation.delete(db, ids)
 
     def notes(self, kind: str) -> dict[str, Json]:
         """See :meth:`AbstractIndex.notes`."""
-        with self._reading() as ((db, _), generation):
+        with self.reading() as ((db, _), generation):
             return generation.notes(db, kind)
 
     def set_notes(self, kind: str, values: Mapping[str, Json]) -> None:
         """See :meth:`AbstractIndex.set_notes`."""
-        with self._writing() as (db, generation):
+        with self.writing() as (db, generation):
             generation.set_notes(db, kind, values)
 
     # ---- asking
 
     def count(self) -> int:
         """Number of rows."""
-        with self._reading() as ((_, view), _):
+        with self.reading() as ((_, view), _):
             return view.num_rows
 
     def _search(self, queries: Queries, k: int, where: dict[str, Condition], columns: list[str]) -> Hits:
-        with self._reading() as ((db, view), generation):
+        with self.reading() as ((db, view), generation):
             if queries.shape[1] != generation.description.dim:
                 raise self._of_another_model(generation.description)
             chosen = generation.matching(db, view, where) if where else None
@@ -235,18 +286,18 @@ class SqliteIndex(AbstractIndex):
         import pyarrow as pa
 
         schema = pa.schema([self.description.item_schema.field(name) for name in columns])
-        with self._reading() as ((db, _), generation):
+        with self.reading() as ((db, _), generation):
             for values in generation.rows.scan(db, columns, _ROWS_A_SCAN):
                 arrays = [pa.array(part, field.type) for part, field in zip(values, schema, strict=True)]
                 yield pa.record_batch(arrays, schema=schema)
 
     def _rows(self, ids: list[str], columns: list[str]) -> Table:
-        with self._reading() as ((db, _), generation):
+        with self.reading() as ((db, _), generation):
             found = self._read(db, generation, self._slots(db, ids), columns)
         return item_rows(found, columns, self.description)
 
     def _vectors(self, ids: list[str]) -> Embeddings:
-        with self._reading() as ((db, view), generation):
+        with self.reading() as ((db, view), generation):
             vectors = generation.checked_vectors(db, view)
             return np.take(vectors, np.asarray(self._slots(db, ids), dtype=np.int64), axis=0)
 
@@ -259,17 +310,15 @@ class SqliteIndex(AbstractIndex):
         return found
 
     def _slots(self, db: Connection, ids: list[str]) -> list[int]:
-        slots = []
+        slots = RowFormat.slots(db, ids)
         for name in ids:
-            found = db.execute("SELECT slot FROM rows WHERE id = ?", (name,)).fetchone()
-            if found is None:
+            if name not in slots:
                 raise InputError(
                     f"the id {name!r}",
                     expected=f"an id that is in the index {self.location}",
                     next_step="list the ids with items()",
                 )
-            slots += found
-        return slots
+        return [slots[name] for name in ids]
 
     # ---- approximate search
 
@@ -285,12 +334,12 @@ class SqliteIndex(AbstractIndex):
         Raises:
             InputError: a recall out of range, or too few rows.
         """
-        with self._reading() as ((db, view), generation):
+        with self.reading() as ((db, view), generation):
             vectors = generation.checked_vectors(db, view)
             slots = np.flatnonzero(~view.is_dead)
             path = graph_path(self.folder, generation.number)
             report = tuned_graph(path, vectors, slots, target=recall, k=k, num_queries=num_queries)
-        with self._writing() as (db, now):
+        with self.writing() as (db, now):
             if now.number == generation.number:
                 now.set_notes(db, "approximate", {"report": dataclasses.asdict(report)})
             else:  # it was compacted meanwhile
@@ -322,7 +371,7 @@ class SqliteIndex(AbstractIndex):
     def verify(self) -> Verification:
         """Compare every row, list, thumbnail and vector with its checksum."""
         try:
-            with self._reading() as ((db, _), generation):
+            with self.reading() as ((db, _), generation):
                 num_rows, problems = generation.problems()
                 path = graph_path(self.folder, generation.number)
                 noted = generation.notes(db, "approximate").get("report")
@@ -340,11 +389,11 @@ class SqliteIndex(AbstractIndex):
 
     # ---- the generation in use
 
-    def _reading(self) -> contextlib.AbstractContextManager[tuple[tuple[Connection, View], Generation]]:
+    def reading(self) -> contextlib.AbstractContextManager[tuple[tuple[Connection, View], Generation]]:
         """One state of the index as it was last acknowledged, by any process."""
         return self._in_use(Generation.reading)
 
-    def _writing(self) -> contextlib.AbstractContextManager[tuple[Connection, Generation]]:
+    def writing(self) -> contextlib.AbstractContextManager[tuple[Connection, Generation]]:
         """The lock of the generation in use, for one change that is on disk when the block has ended."""
         return self._in_use(lambda generation: generation.transaction("IMMEDIATE"))
 
@@ -388,7 +437,7 @@ class SqliteIndex(AbstractIndex):
                     raise self._of_another_model(description)
                 self._generation.close()
                 self._generation = Generation(self.folder, number, description)
-                self._stamp = stamp
+                self._stamp, self.description = stamp, description
             return self._generation
 
     def _of_another_model(self, description: IndexDescription) -> FingerprintError:

@@ -108,7 +108,7 @@ class RowFormat:
         """Checked metadata as it is stored."""
         kinds = self.kinds.items()
         return [
-            StoredRow(tuple(_stored(item[name], kind) for name, kind in kinds), item["thumbnail"])
+            StoredRow(tuple(_stored(item.get(name), kind) for name, kind in kinds), item["thumbnail"])
             for item in items
         ]
 
@@ -159,6 +159,15 @@ class RowFormat:
 
     # ---- reading
 
+    @staticmethod
+    def slots(db: Connection, ids: Iterable[str]) -> dict[str, int]:
+        """The slots of those ids that are there."""
+        return {
+            name: slot
+            for name in ids
+            for (slot,) in db.execute("SELECT slot FROM rows WHERE id = ?", (name,))
+        }
+
     def read(
         self, db: Connection, slots: Sequence[int], columns: Sequence[str]
     ) -> tuple[list[dict[str, Any]], list[str]]:
@@ -187,14 +196,27 @@ class RowFormat:
         return stored if stored is None or self.kinds[name] != "texts" else json.loads(stored)
 
     def scan(self, db: Connection, columns: Sequence[str], num_rows: int) -> Iterator[list[list[Any]]]:
-        """The columns of all rows, so many rows at a time: a list of values per column."""
-        select = ", ".join("content" if name == "thumbnail" else f'"{name}"' for name in columns)
-        joined = "LEFT JOIN blobs ON kind = 'thumbnail' AND blobs.slot = rows.slot"
-        cursor = db.execute(f"SELECT {select} FROM rows {joined if 'thumbnail' in columns else ''}")
+        """The columns of all rows, so many rows at a time: a list of values per column.
+
+        Raises:
+            ValueError: a row or thumbnail is damaged.
+        """
+        blob, joined = "NULL, NULL", ""
+        if "thumbnail" in columns:
+            blob = "content, blobs.crc32"
+            joined = "LEFT JOIN blobs ON kind = 'thumbnail' AND blobs.slot = rows.slot"
+        cursor = db.execute(f"SELECT {self.names}, row_crc32, {blob} FROM rows {joined}")
+        places = [self._places.get(name, len(self.kinds) + 1) for name in columns]
         while part := cursor.fetchmany(num_rows):
+            for *values, check, content, content_check in part:
+                if checksum(values) != check or (content and zlib.crc32(content) != content_check):
+                    raise ValueError(f"the row of {values[0]!r} is damaged")
+            by_column = list(zip(*part, strict=True))
             yield [
-                list(values) if self.kinds.get(name) != "texts" else [self.value(name, v) for v in values]
-                for name, values in zip(columns, zip(*part, strict=True), strict=True)
+                [self.value(name, value) for value in by_column[place]]
+                if self.kinds.get(name) == "texts"
+                else list(by_column[place])
+                for name, place in zip(columns, places, strict=True)
             ]
 
     def matching(self, db: Connection, where: Mapping[str, Condition]) -> Slots:

@@ -7,36 +7,22 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import cyclopts
-from rich.markup import escape
 
-from samething.catalog.tables import verify_catalog
-from samething.checksums import damages
 from samething.embedder import Embedder
 from samething.errors import InputError
-from samething.files import read_manifest
-from samething.images import Box
+from samething.images import Box, Source
 from samething.images.decoding import pixels_of
-from samething.index import (
-    RecallReport,
-    SqliteIndex,
-    Where,
-    create_index,
-    exists_index,
-    open_index,
-)
+from samething.index import Where, create_index, exists_index, open_index
 from samething.progress import Terminal
-from samething.search.collection import FILE_COLUMNS, Collection, uploaded_files
+from samething.search.collection import FILE_COLUMNS, Collection, metadata_kinds
 from samething.search.feature_vectors import KnownVectors, is_feature_folder
 from samething.search.matches import Match, Matches
 from samething.search.model_choice import model_for
 from samething.search.near_duplicates import Duplicates, near_duplicates
-from samething.search.searcher import (
-    Searcher,
-    remember_collections,
-    remember_model,
-    remembered_collections,
-)
+from samething.search.remembered import remember_collections, remember_model
+from samething.search.searcher import Searcher
 from samething.search.syncing import Changes
+from samething.search.upkeep import Verified, backup, compact, restore, tune, verify
 
 __all__ = [
     "Changes",
@@ -44,11 +30,14 @@ __all__ = [
     "Match",
     "Matches",
     "Searcher",
+    "Verified",
+    "backup",
     "compact",
     "duplicates",
     "find",
     "index",
     "rebuild",
+    "restore",
     "sync",
     "tune",
     "verify",
@@ -104,27 +93,27 @@ def index(
             expected="one or more folders or catalogs",
             next_step="samething index FOLDER",
         )
-    folders = {
-        place: Collection(Path(place), domain, root, tuple(exclude or ()))
+    plain = [
+        Collection(Path(place), domain, root, tuple(exclude or ()))
         for place in source
         if not is_feature_folder(Path(place))
-    }
-    images = [file for part in folders.values() for file in part.files()]
-    model = model_for(model, output, images, dim=dim, yes=yes)
+    ]
+    files = [file for part in plain for file in part.some_files(part.key(output))]  # before anything is made
+    model = model_for(model, output, files, dim=dim, yes=yes)
     embedder = dataclasses.replace(Embedder.load(model), max_pixels=pixels_of(max_megapixels))
-    known = {place: KnownVectors(embedder, Path(place)) for place in source if place not in folders}
-    collections = [known[place].collection if place in known else folders[place] for place in source]
-    files = [file for part in collections for file in part.files()]  # before anything is made
+    known = [KnownVectors(embedder, Path(place)) for place in source if is_feature_folder(Path(place))]
+    collections = [*plain, *(part.collection for part in known)]
+    files += [file for part in known for file in part.collection.files(part.collection.key(output))]
     identity = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
     if exists_index(output):
         opened = open_index(output, **identity)
     else:
-        kinds = {name: kind for part in collections for name, kind in part.metadata_kinds().items()}
-        opened = create_index(output, dim=embedder.dim, **identity, extra_columns={**kinds, **FILE_COLUMNS})
-    remember_model(output, model, embedder)
+        kinds = {**metadata_kinds(files), **FILE_COLUMNS}
+        opened = create_index(output, dim=embedder.dim, **identity, extra_columns=kinds)
+    opened.add_columns(metadata_kinds(files))
+    remember_model(opened, model, embedder)
     remember_collections(opened, collections)
-    done = Searcher(embedder, opened).update_files(files, known=list(known.values()))
-    return done.with_passed_over(collections)
+    return Searcher(embedder, opened).update_files(files, known=known).with_passed_over(collections)
 
 
 def sync(
@@ -134,146 +123,52 @@ def sync(
     domain: str = "default",
     exclude: list[str] | None = None,
     max_megapixels: float | None = None,
+    drop: bool = False,
+    forget: list[Path] | None = None,
     watch: bool = False,
 ) -> Searcher:
     """Bring an index up to date with its folders and catalogs.
 
     New and changed images are embedded, deleted ones are dropped, moved and renamed ones are followed by
-    their content. Files whose size and time of change are as they were are not read.
+    their content. Files whose size and time of change are as they were are not read. What a catalog says
+    of an image is taken up without embedding it again.
+
+    A folder that is not there keeps its images, and so does one that lost a large share of them at once, or
+    all of a sub-folder: its disk may not be mounted. The rest is synced, and the exit status is 3.
 
     Args:
         index: the index folder, or the URL of a distributed engine.
-        source: all its folders and catalogs; by default those that the index folder remembers.
+        source: folders and catalogs to sync, and to follow from now on; by default all that the index
+            follows. Images of others are left alone.
         model: the model folder, if it was moved since the index was made.
         domain: domain of the images of folders named here.
         exclude: of folders named here, names or paths to pass over; others keep what they were indexed with.
         max_megapixels: leave out larger images; by default 89, and 358 of JPEG files.
+        drop: let images leave the index also where so many are gone at once.
+        forget: folders and catalogs to follow no more; their images leave the index.
         watch: go on watching the folders and keep the index current until interrupted.
 
     Returns:
         The searcher over the index, with what was done.
 
     Raises:
-        InputError: a folder is not there (nothing is dropped then), or none is known.
+        InputError: no folder is named and the index follows none, or not the one that is to be forgotten.
         FingerprintError: the model is not the index's own.
     """
     searcher = Searcher.open(index, model=model)
     embedder = dataclasses.replace(searcher.embedder, max_pixels=pixels_of(max_megapixels))
     searcher = dataclasses.replace(searcher, embedder=embedder)
     given = [Collection(Path(place), domain, exclude=tuple(exclude or ())) for place in source]
-    collections = given or remembered_collections(searcher.index)
-    if not collections and not uploaded_files(searcher.index):
-        raise InputError(
-            f"{index} does not say which folders it follows",
-            expected="the folders and catalogs whose images it holds",
-            next_step=f"name all of them: samething index sync {index} FOLDER …",
-        )
-    searcher = searcher.update(collections, drop=True).with_passed_over(collections)
+    for part in given:
+        part.require_there()
     remember_collections(searcher.index, given)
+    searcher.require_collections(given)
+    searcher = searcher.sync(given or None, drop=drop, forget=forget or ())
     if watch:
         from samething.search.watching import watch_collections
 
-        return watch_collections(searcher, collections)
+        return watch_collections(searcher)
     return searcher
-
-
-def tune(
-    index: str | Path = "index", *, recall: float = 0.98, k: int = 5, exact: bool = False
-) -> RecallReport | str:
-    """Choose how a large index is searched, by a recall measured on its own vectors.
-
-    Searches are exact until this is called, which reads all vectors for each. Afterwards they follow a graph;
-    those with a filter stay exact.
-
-    Args:
-        index: the index folder.
-        recall: share of the exact nearest images that is to be found; it is kept with 95 % confidence.
-        k: neighbours per query that the recall is about.
-        exact: search exactly again, instead.
-
-    Raises:
-        InputError: an engine elsewhere, which has its own settings; or a recall out of range.
-    """
-    opened = _embedded(index, otherwise="a Milvus index is chosen by its URL: ?index=hnsw&ef=NUMBER")
-    if exact:
-        opened.search_exactly()
-        return f"{index} is searched exactly"
-    return opened.tune(recall, k=k)
-
-
-def compact(index: str | Path = "index") -> str:
-    """Write an index anew; what was deleted or replaced leaves the disk.
-
-    The old files are searched meanwhile, and writers wait. A killed process leaves them as they were. A tuned
-    index is exact afterwards: tune it again.
-
-    Args:
-        index: the index folder.
-
-    Raises:
-        InputError: an engine elsewhere, which does this by itself.
-    """
-    old = _embedded(index, otherwise="a Milvus server compacts its collections by itself")
-    before = _num_bytes(Path(index))
-    old.compact()
-    after = _num_bytes(Path(index))
-    return f"{old.count():,} rows in {after / 1e6:,.1f} MB; before {before / 1e6:,.1f} MB"
-
-
-@dataclasses.dataclass(frozen=True)
-class Verified:
-    """What a complete check of an artefact found."""
-
-    location: str
-    checked: str
-    """What was compared, with its number."""
-    problems: tuple[str, ...]
-    """A sentence for each damage."""
-
-    @property
-    def exit_status(self) -> int:
-        """0, or 1 when something is damaged."""
-        return 1 if self.problems else 0
-
-    def __rich__(self) -> str:
-        """A line, and one for each damage."""
-        line = f"{escape(self.location)}: {self.checked}, {len(self.problems):,} damages"
-        return "\n".join([line, *map(escape, self.problems)])
-
-
-def verify(path: str | Path = "index") -> Verified:
-    """Read all of an artefact and compare it with its checksums; name every damaged file and row.
-
-    Args:
-        path: a catalog (.parquet), a folder of features, a run, a study, a model or an index, or the URL of a
-            distributed engine's index.
-
-    Raises:
-        ArtefactError: there is no such artefact, it is unfinished, or it holds no checksums.
-    """
-    place = Path(path)
-    if place.is_file():
-        verify_catalog(place)
-        return Verified(str(path), "1 file", ())
-    if "://" in str(path) or read_manifest(place).kind == "index":
-        with open_index(path) as opened:
-            found = opened.verify()
-        return Verified(str(path), f"{found.num_rows:,} rows", found.problems)
-    num_files, problems = damages(place)
-    return Verified(str(path), f"{num_files:,} files", tuple(problems))
-
-
-def _embedded(index: str | Path, *, otherwise: str) -> SqliteIndex:
-    opened = open_index(index)
-    if not isinstance(opened, SqliteIndex):
-        raise InputError(
-            f"{index} is not an index folder", expected="an index of the embedded engine", next_step=otherwise
-        )
-    return opened
-
-
-def _num_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def find(
@@ -400,17 +295,24 @@ def rebuild(
     Raises:
         InputError: none of the images can be read.
     """
-    from samething.search.syncing import known_files
+    from samething.search.syncing import known_rows
 
     old = open_index(index)
-    model = model_for(model, index, known_files(old), dim=None, yes=False)
+    collections = [Collection(place, domain) for place in source or ()]
+
+    def there() -> list[Source]:
+        found = [file for part in collections for file in part.files(part.key(index))]
+        return found or [file for files in known_rows(old).values() for file in files]
+
+    model = model_for(model, index, there(), dim=None, yes=False)
     embedder = Embedder.load(model)
     identity = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
+    remember_model(old, model, embedder)
+    old.add_columns(metadata_kinds(there()))
     successor = Searcher(embedder, old.beside(dim=embedder.dim, **identity))
     added = 0
     while True:
-        collections = [Collection(place, domain) for place in source or ()]
-        files = [file for part in collections for file in part.files()] or known_files(old)
+        files = there()
         successor = successor.update_files(files, drop=True)
         added += successor.num_added
         if successor.index.count() == 0 and files:
@@ -421,5 +323,5 @@ def rebuild(
             )
         if successor.index.swap(old):
             break
-    remember_model(index, model, embedder)
+    remember_collections(successor.index, collections)
     return dataclasses.replace(successor, changes=dataclasses.replace(successor.changes, num_added=added))

@@ -57,34 +57,31 @@ class Collection:
     passed_over: Counter[str] = dataclasses.field(default_factory=Counter, compare=False, repr=False)
     """What the last listing passed over: other files by suffix, folders by what they are."""
 
-    def files(self) -> list[Source]:
+    def key(self, index: str | Path) -> str:
+        """How an index names it: its path relative to an index folder, so both can move; else as it is."""
+        place, folder = self.location.resolve(), str(index).removeprefix("sqlite://")
+        return str(place) if "://" in folder else os.path.relpath(place, Path(folder).resolve())
+
+    def files(self, key: str = "") -> list[Source]:
         """Every image file, in a fixed order; nothing is read but the names and what the disk says of them.
 
-        Raises:
-            InputError: the folder is not there or holds no image.
-        """
-        if self.location.is_dir():
-            return self._of_folder()
-        if not self.location.exists():
-            raise InputError(
-                f"{self.location} does not exist",
-                expected="a folder of images, or a catalog",
-                next_step="check the path; nothing was changed. A folder on another disk may not be mounted",
-            )
-        return self._of_catalog()
+        Args:
+            key: how an index names this collection, for the files.
 
-    def _of_folder(self) -> list[Source]:
-        folder = Path(os.path.abspath(self.location))  # noqa: PTH100 - links stay as the user named them
-        start = len(str(folder).rstrip("/")) + 1
-        found = [
-            Source(
-                file.path,
-                label=file.path[start:].rpartition("/")[0],
-                domain=self.domain,
-                **disk_state(file.path, file.status),
-            )
-            for file in self._listed(find_files(folder, self.exclude))
-        ]
+        Raises:
+            InputError: the folder or catalog is not there.
+            ArtefactError: a catalog that is damaged, or whose images have moved.
+        """
+        self.require_there()
+        return self._of_folder(key) if self.location.is_dir() else self._of_catalog(key)
+
+    def some_files(self, key: str) -> list[Source]:
+        """As :meth:`files`, of which there must be some.
+
+        Raises:
+            InputError: there is none.
+        """
+        found = self.files(key)
         if not found:
             raise InputError(
                 f"no images in {self.location}",
@@ -102,7 +99,34 @@ class Collection:
             else:
                 self.passed_over[visible(file.passed_over)] += 1
 
-    def _of_catalog(self) -> list[Source]:
+    def require_there(self) -> None:
+        """Refuse a place that is not there.
+
+        Raises:
+            InputError: it is not.
+        """
+        if not self.location.exists():
+            raise InputError(
+                f"{self.location} does not exist",
+                expected="a folder of images, or a catalog",
+                next_step="check the path; nothing was changed. A folder on another disk may not be mounted",
+            )
+
+    def _of_folder(self, key: str) -> list[Source]:
+        folder = Path(os.path.abspath(self.location))  # noqa: PTH100 - links stay as the user named them
+        start = len(str(folder).rstrip("/")) + 1
+        return [
+            Source(
+                file.path,
+                label=file.path[start:].rpartition("/")[0],
+                domain=self.domain,
+                collection=key,
+                **disk_state(file.path, file.status),
+            )
+            for file in self._listed(find_files(folder, self.exclude))
+        ]
+
+    def _of_catalog(self, key: str) -> list[Source]:
         catalog = Catalog.read(self.location, root=self.root)
         catalog.require_files()
         searchable = catalog.has_role("index", "query+index")
@@ -114,7 +138,7 @@ class Collection:
             if out.any():
                 self.passed_over[EXCLUDED] = int(out.sum())
             catalog = catalog.take(~out)
-        columns = {name: catalog.table[name].to_pylist() for name in metadata_columns(catalog)}
+        columns = {name: catalog.table[name].to_pylist() for name in _metadata_columns(catalog)}
         found = []
         for row, source in enumerate(catalog.sources):
             place = source.location
@@ -122,25 +146,22 @@ class Collection:
                 dataclasses.replace(
                     source,
                     location=place if source.is_remote else os.path.abspath(place),  # noqa: PTH100
-                    metadata={name: values[row] for name, values in columns.items()},
+                    collection=key,
+                    metadata={
+                        name: value
+                        for name, values in columns.items()
+                        if (value := values[row]) is not None and value == value  # SQLite knows no NaN
+                    },
                 )
             )
         return list(as_they_are(found))
 
-    def metadata_kinds(self) -> dict[str, ColumnKind]:
-        """Further columns of a catalog that an index can keep, and their kinds."""
-        if self.location.is_dir():
-            return {}
-        return metadata_columns(Catalog.read(self.location, root=self.root))
-
     def to_json(self, relative_to: Path) -> dict[str, Json]:
         """For the index's list of what it follows; paths relative to the index, so that both can move."""
-        paths = {"location": self.location, "root": self.root}
+        places = {"location": self.location, "root": self.root}
         excluded = {"exclude": list(self.exclude)} if self.exclude else {}
         return {"domain": self.domain, **excluded} | {
-            name: os.path.relpath(Path(path).resolve(), relative_to.resolve())
-            for name, path in paths.items()
-            if path is not None
+            name: Collection(path).key(relative_to) for name, path in places.items() if path is not None
         }
 
     @classmethod
@@ -157,6 +178,8 @@ class Collection:
 
 UPLOADS: Final = "uploads"
 """Notes of an index: label and domain of each uploaded image, by its path relative to the index."""
+UPLOADED: Final = ":uploads"
+"""The collection of these images."""
 
 
 def uploaded_files(index: AbstractIndex) -> list[Source]:
@@ -164,25 +187,31 @@ def uploaded_files(index: AbstractIndex) -> list[Source]:
     found = []
     for name, kept in index.notes(UPLOADS).items():
         path = os.path.normpath(Path(index.location).absolute() / name)
-        found.append(Source(path, label=kept["label"], domain=kept["domain"], **disk_state(path)))
+        found.append(uploaded(path, kept))
     return found
 
 
-def metadata_columns(catalog: Catalog) -> dict[str, ColumnKind]:
-    """A catalog's further columns of texts and numbers, with their kinds."""
+def uploaded(path: str, kept: Mapping[str, Json]) -> Source:
+    """An uploaded image, of which label and domain are kept."""
+    return Source(path, label=kept["label"], domain=kept["domain"], collection=UPLOADED, **disk_state(path))
+
+
+def _metadata_columns(catalog: Catalog) -> list[str]:
+    """A catalog's further columns of texts and numbers."""
     import pyarrow as pa
 
-    kinds: dict[str, ColumnKind] = {}
-    for field in catalog.table.schema:
-        if field.name in _CATALOG_OWN or field.name in FILE_COLUMNS:
-            continue
-        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
-            kinds[field.name] = "text"
-        elif pa.types.is_integer(field.type):
-            kinds[field.name] = "integer"
-        elif pa.types.is_floating(field.type):
-            kinds[field.name] = "number"
-    return kinds
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_floating)
+    return [
+        field.name
+        for field in catalog.table.schema
+        if field.name not in _CATALOG_OWN | FILE_COLUMNS.keys() and any(kind(field.type) for kind in kinds)
+    ]
+
+
+def metadata_kinds(files: Iterable[Source]) -> dict[str, ColumnKind]:
+    """Further columns of catalogs that have a value for any of the files, and their kinds."""
+    kinds: dict[type, ColumnKind] = {str: "text", int: "integer", float: "number"}
+    return {name: kinds[type(value)] for file in files for name, value in file.metadata.items()}
 
 
 def content_id(sha256: str, box: Box | None) -> str:
@@ -190,13 +219,21 @@ def content_id(sha256: str, box: Box | None) -> str:
     return sha256 if box is None else hashlib.sha256(keyed(sha256, box).encode()).hexdigest()
 
 
+def place_of(file: Source) -> str:
+    """Identity of an entry in an index: two collections that list one file have an entry each."""
+    return f"{file.collection}\x1e{file.key}"
+
+
 def row_of(content_id: str, files: list[Source]) -> dict[str, Any]:
-    """The columns of a row that say which files show its content; the first of them gives path and label."""
-    files = sorted(files, key=lambda file: file.key)
+    """The columns of a row that say which files show its content; the first of them gives path and label.
+
+    It also gives the further columns of a catalog; what it does not say is taken from the others.
+    """
+    files = sorted(files, key=lambda file: (file.key, file.collection))
     first = files[0]
     modified = [file.modified for file in files if file.modified is not None]
     return {
-        **first.metadata,
+        **{name: value for file in reversed(files) for name, value in file.metadata.items()},
         "id": content_id,
         "path": first.location,
         "label": first.label,
@@ -224,12 +261,14 @@ def is_blank(row: Mapping[str, Any]) -> bool:
         return all(high - low <= _ONE_COLOUR for low, high in small.convert("RGB").getextrema())
 
 
-_KEPT: Final = ("label", "domain", "size_bytes", "modified", "mark", "box")
+_KEPT: Final = ("label", "domain", "size_bytes", "modified", "mark", "box", "collection", "metadata")
 
 
 def _file_to_json(file: Source) -> dict[str, Json]:
     kept = {name: getattr(file, name) for name in _KEPT}
-    return {"path": file.location} | {name: value for name, value in kept.items() if value not in (None, "")}
+    return {"path": file.location} | {
+        name: value for name, value in kept.items() if value not in (None, "", {})
+    }
 
 
 def files_of(text: str) -> list[Source]:

@@ -29,9 +29,9 @@ from samething.embedder.hub import HUB_ID
 from samething.errors import InputError
 from samething.files import is_finished
 from samething.images import Source
-from samething.index import exists_index
+from samething.index import exists_index, open_index
 from samething.progress import Terminal
-from samething.search.searcher import remembered_model
+from samething.search.remembered import remembered_model
 
 VARIABLE: Final = "SAMETHING_MODEL"
 CONFIGURATION: Final = "samething.toml"
@@ -108,7 +108,7 @@ def model_for(
         InputError: a name that is nothing of these, or --dim with a model that has its own length.
     """
     if model is None:
-        model = remembered_model(location) if exists_index(location) else _chosen(yes=yes)
+        model = remembered_model(open_index(location)) if exists_index(location) else _chosen(yes=yes)
     name = str(model)
     if not Path(model).exists() and _is_backbone(name):
         return _model_of_backbone(name, location, images, dim=dim)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -15,23 +15,26 @@ from rich.markup import escape
 
 from samething.arrays import Embeddings
 from samething.embedder import Embedder
-from samething.errors import ArtefactError, ImageError
+from samething.errors import FingerprintError, ImageError, InputError, SamethingError
 from samething.evaluation.calibration import Calibration
-from samething.files import read_json, write_json
 from samething.images import Box, ImageLike, Source, decode, in_threads
 from samething.index import AbstractIndex, Where, exists_index, open_index
+from samething.index.sqlite_rows import chunks
 from samething.progress import progress_bar
-from samething.search.collection import Collection, is_blank, looks_of, row_of, uploaded_files
+from samething.search.collection import (
+    UPLOADED,
+    Collection,
+    is_blank,
+    looks_of,
+    metadata_kinds,
+    uploaded_files,
+)
 from samething.search.feature_vectors import KnownVectors
 from samething.search.matches import Match, Matches
 from samething.search.queries import query_vector, together, vectors_of_label
-from samething.search.syncing import Changes, Plan, make_plan
+from samething.search.remembered import COLLECTIONS, remembered_collections, remembered_model
+from samething.search.syncing import Changes, Plan, known_rows, make_plan
 
-MODEL_NAME: Final = "model.json"
-"""File in an index folder that says where its model is."""
-_FROM_HUB: Final = "hub:"
-_COLLECTIONS: Final = "collections"
-"""Notes of an index: the folders and catalogs that it follows."""
 _MAX_LOOKED_FOR: Final = 24
 _ROWS_A_WRITE: Final = 256
 
@@ -62,12 +65,22 @@ class Searcher:
         location = nearby(location)
         index = open_index(location)  # says what is wrong with it before the model is looked for
         try:
-            embedder = Embedder.load(remembered_model(location) if model is None else model)
+            embedder = Embedder.load(remembered_model(index) if model is None else model)
             index.require_model(embedder.fingerprint, embedder.name)
         except BaseException:
             index.close()
             raise
         return cls(embedder, index)
+
+    def current(self) -> Searcher:
+        """This searcher; or one with another model, if the index was rebuilt with that."""
+        try:
+            self.index.count()
+        except FingerprintError:
+            opened = Searcher.open(self.index.location)
+            embedder = dataclasses.replace(opened.embedder, max_pixels=self.embedder.max_pixels)
+            return dataclasses.replace(opened, embedder=embedder)
+        return self
 
     @property
     def calibration(self) -> Calibration | None:
@@ -164,45 +177,100 @@ class Searcher:
 
     # ---- growing
 
-    def update(
+    def sync(
         self,
-        collections: Sequence[Collection],
+        collections: Sequence[Collection] | None = None,
         *,
         drop: bool = False,
+        forget: Sequence[str | Path] = (),
         on_progress: Callable[[int, int], object] | None = None,
     ) -> Searcher:
-        """Store the images of folders and catalogs that the index does not hold yet, and follow moved ones.
+        """Bring the rows of folders and catalogs up to date, and leave all others alone.
 
-        What was stored stays stored if the process is killed; the next call goes on after it.
+        What was stored stays stored if the process is killed; the next call goes on after it. A collection
+        that is not there or not readable keeps its rows and is reported.
 
         Args:
-            collections: where the images are.
-            drop: whether rows without a file leave the index: then ``collections`` must be all there are, but
-                for what was uploaded.
+            collections: which; by default all that the index follows by now, and what was uploaded.
+            drop: whether images leave the index also where so many are gone that a disk may not be mounted.
+            forget: folders and catalogs to follow no more; their images leave the index.
             on_progress: told how many images are embedded so far, and of how many.
 
         Returns:
             This searcher with the counts of what was done.
+
+        Raises:
+            InputError: the index does not follow what is to be forgotten.
         """
-        files = [file for part in collections for file in part.files()]
-        files += uploaded_files(self.index) if drop else []
-        return self.update_files(files, drop=drop, on_progress=on_progress)
+        location = self.index.location
+        forgotten = {Collection(Path(place)).key(location): str(place) for place in forget}
+        notes = self.index.notes(COLLECTIONS)
+        rows = known_rows(self.index)
+        followed = {*notes, *(file.collection for files in rows.values() for file in files)}
+        for key, place in forgotten.items():
+            if key not in followed:
+                raise InputError(
+                    f"the index {location} does not follow {place}",
+                    expected="one of "
+                    + ", ".join(str(part.location) for part in remembered_collections(self.index)),
+                    next_step="correct the path",
+                )
+        self.index.set_notes(COLLECTIONS, dict.fromkeys(forgotten))
+        listed: dict[str, Collection] = {}
+        files, held = uploaded_files(self.index) if collections is None else [], []
+        for part in remembered_collections(self.index) if collections is None else collections:
+            key = part.key(location)
+            try:
+                files += part.files(key)
+                listed[key] = part
+            except SamethingError as error:
+                held.append(error.given)
+        self.index.add_columns(metadata_kinds(files))
+        going = {*listed, *forgotten, *([UPLOADED] if collections is None else [])}
+        plan = make_plan(
+            rows, files, may_go=lambda file: file.collection in going, hold={} if drop else listed
+        )
+        changes = dataclasses.replace(plan.changes, held=(*held, *plan.changes.held))
+        done = self._carry_out(dataclasses.replace(plan, changes=changes), (), on_progress)
+        return done.with_passed_over(list(listed.values()))
+
+    def require_collections(self, given: Sequence[Collection] = ()) -> None:
+        """Refuse to sync an index that follows nothing.
+
+        Raises:
+            InputError: none is given, none is noted, and nothing was uploaded.
+        """
+        if not given and not remembered_collections(self.index) and not uploaded_files(self.index):
+            raise InputError(
+                f"{self.index.location} does not say which folders it follows",
+                expected="the folders and catalogs whose images it holds",
+                next_step=f"name them: samething index sync {self.index.location} FOLDER …",
+            )
 
     def update_files(
-        self,
-        files: Sequence[Source],
-        *,
-        drop: bool = False,
-        known: Sequence[KnownVectors] = (),
-        on_progress: Callable[[int, int], object] | None = None,
+        self, files: Sequence[Source], *, drop: bool = False, known: Sequence[KnownVectors] = ()
     ) -> Searcher:
-        """As :meth:`update`, with the files themselves; those whose vectors are known are not embedded."""
-        plan = make_plan(self.index, files, drop=drop)
+        """Store images that the index does not hold yet, and follow those that moved.
+
+        Args:
+            files: the images.
+            drop: whether all others leave the index.
+            known: where to take vectors from instead of embedding.
+        """
+        plan = make_plan(known_rows(self.index), files, may_go=lambda file: drop)
+        return self._carry_out(plan, known, None)
+
+    def _carry_out(
+        self,
+        plan: Plan,
+        known: Sequence[KnownVectors],
+        on_progress: Callable[[int, int], object] | None,
+    ) -> Searcher:
         unreadable = list(plan.changes.unreadable)
         blank: list[str] = []
         num_added = self._embed(plan, unreadable, blank, known, on_progress or (lambda done, total: None))
-        self._move(plan)
-        self.index.delete(plan.gone)
+        for part in chunks(list(plan.changed), _ROWS_A_WRITE):
+            self.index.amend(part, lambda name, row: plan.changed[name].of(name, row))
         changes = dataclasses.replace(
             plan.changes, num_added=num_added, unreadable=tuple(unreadable), blank=tuple(blank)
         )
@@ -216,23 +284,27 @@ class Searcher:
         known: Sequence[KnownVectors],
         on_progress: Callable[[int, int], object],
     ) -> int:
-        waiting = list(plan.new.items())
-        num_added = 0
-        if not waiting:
+        num_added, num_done = 0, 0
+        if not plan.new:
             return num_added
         with progress_bar("images") as progress:
-            task = progress.add_task("index", total=len(waiting))
-            for start in range(0, len(waiting), _ROWS_A_WRITE):
-                part = waiting[start : start + _ROWS_A_WRITE]
-                on_progress(start, len(waiting))
-                vectors, rows = self._embedded(part, unreadable, known)
-                if rows:
-                    fingerprint = self.embedder.fingerprint
-                    self.index.add(np.concatenate(vectors), rows, model_fingerprint=fingerprint)
-                num_added += len(rows)
-                blank += [row["path"] for row in rows if is_blank(row)]
+            task = progress.add_task("index", total=len(plan.new))
+            for names in chunks(list(plan.new), _ROWS_A_WRITE):
+                on_progress(num_done, len(plan.new))
+                part = [(name, plan.new[name].found) for name in names]
+                vectors, looks = self._embedded(part, unreadable, known)
+                if looks:
+                    self.index.amend(
+                        list(looks),
+                        functools.partial(_with_looks, plan, looks),
+                        vectors=np.concatenate(vectors),
+                        model_fingerprint=self.embedder.fingerprint,
+                    )
+                num_added += len(looks)
+                num_done += len(part)
+                blank += [plan.new[name].found[0].location for name in looks if is_blank(looks[name])]
                 progress.advance(task, len(part))
-        on_progress(len(waiting), len(waiting))
+        on_progress(num_done, num_done)
         return num_added
 
     def _embedded(
@@ -240,10 +312,10 @@ class Searcher:
         part: list[tuple[str, list[Source]]],
         unreadable: list[tuple[str, str]],
         known: Sequence[KnownVectors],
-    ) -> tuple[list[Embeddings], list[dict[str, Any]]]:
-        """Vectors and rows of images; from features where there are any."""
+    ) -> tuple[list[Embeddings], dict[str, dict[str, Any]]]:
+        """Vectors and looks of images, in the same order; from features where there are any."""
         vectors: list[Embeddings] = []
-        rows: list[dict[str, Any]] = []
+        looks_of_all: dict[str, dict[str, Any]] = {}
 
         for source in known:
             here = [(name, files) for name, files in part if name in source]
@@ -256,27 +328,18 @@ class Searcher:
                 if isinstance(looks, ImageError):
                     unreadable.extend((file.location, looks.reason) for file in files)
                 else:
-                    made.append({**row_of(name, files), **looks})
+                    made.append(name)
+                    looks_of_all[name] = looks
             if made:
-                vectors.append(source.vectors([row["id"] for row in made]))
-                rows += made
+                vectors.append(source.vectors(made))
         sources = [files[0] for _, files in part]
         for batch in self.embedder.embed_stream(sources, keep=looks_of):
             for position, error in batch.unreadable.items():
                 unreadable += [(file.location, error.reason) for file in part[position][1]]
             for position, looks in zip(batch.positions, batch.kept, strict=True):
-                rows.append({**row_of(*part[position]), **looks})
+                looks_of_all[part[position][0]] = looks
             vectors.append(batch.vectors)
-        return vectors, rows
-
-    def _move(self, plan: Plan) -> None:
-        """Write the new files of rows whose content is known; vectors and thumbnails are taken over."""
-        names = list(plan.changed)
-        for start in range(0, len(names), _ROWS_A_WRITE):
-            part = names[start : start + _ROWS_A_WRITE]
-            old = self.index.rows(part, list(self.index.description.columns)).to_pylist()
-            rows = [{**row, **row_of(name, plan.changed[name])} for name, row in zip(part, old, strict=True)]
-            self.index.add(self.index.vectors(part), rows, model_fingerprint=self.embedder.fingerprint)
+        return vectors, looks_of_all
 
     # ---- what it says of itself
 
@@ -303,8 +366,8 @@ class Searcher:
 
     @property
     def exit_status(self) -> int:
-        """0, or 3 when images were left out."""
-        return 3 if self.unreadable else 0
+        """0, or 3 when images were left out, or left as they were."""
+        return 3 if self.unreadable or self.changes.held else 0
 
     def __rich__(self) -> str:
         """What a person wants to know of the index, in a few lines."""
@@ -326,7 +389,20 @@ class Searcher:
         if done.blank:
             lines.append(f"[yellow]{len(done.blank):,} images are of one colour, and so all alike:[/yellow]")
             lines += [escape(f"  {path}") for path in done.blank[:5]]
+        if self.changes.held:
+            lines.append("[yellow]left as it was, since a disk may not be mounted:[/yellow]")
+            lines += [escape(f"  {reason}") for reason in self.changes.held]
+            lines.append(
+                f"to drop such images: samething index sync {escape(str(self.index.location))} --drop; "
+                "to give up a folder or catalog: --forget PLACE"
+            )
         return "\n".join(lines)
+
+
+def _with_looks(
+    plan: Plan, looks: Mapping[str, dict[str, Any]], name: str, row: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    return plan.new[name].of(name, row, looks[name])
 
 
 def _shown(images: Sequence[ImageLike]) -> str:
@@ -342,57 +418,3 @@ def nearby(location: Path | str) -> Path | str:
             if exists_index(place):
                 return place
     return location
-
-
-# ---- what an index folder remembers
-
-
-def remembered_model(location: Path | str) -> Path | str:
-    """The model folder that an index was made with, or its hub id with the revision.
-
-    Raises:
-        ArtefactError: it is not known, or not there any more.
-    """
-    folder = Path(location)
-    path = folder / MODEL_NAME
-    if not path.exists():
-        raise ArtefactError(
-            f"{location} does not say where its model is",
-            expected="the model folder that made it",
-            next_step="give the model folder with --model",
-        )
-    named = str(read_json(path))
-    if named.startswith(_FROM_HUB):
-        return named.removeprefix(_FROM_HUB)
-    model = folder / named
-    if not model.is_dir():
-        raise ArtefactError(
-            f"the model of {folder} is not at {model} any more",
-            expected="the model folder that made the index",
-            next_step="give its new place with --model",
-        )
-    return model.resolve()
-
-
-def remember_model(location: Path | str, model: Path | str, embedder: Embedder) -> None:
-    """Note in an index folder where its model is; an engine elsewhere has no place for that."""
-    folder = Path(location)
-    if not folder.is_dir():
-        return
-    if Path(model).is_dir():
-        named = os.path.relpath(Path(model).resolve(), folder.resolve())
-    else:  # the folder that the hub's client keeps is named after the revision
-        named = f"{_FROM_HUB}{str(model).partition('@')[0]}@{embedder.folder.name}"
-    write_json(folder / MODEL_NAME, named)
-
-
-def remembered_collections(index: AbstractIndex) -> list[Collection]:
-    """The folders and catalogs that an index follows; an engine elsewhere keeps none."""
-    folder = Path(index.location)
-    return [Collection.from_json(value, folder) for value in index.notes(_COLLECTIONS).values()]
-
-
-def remember_collections(index: AbstractIndex, collections: Sequence[Collection]) -> None:
-    """Note further folders and catalogs that an index follows."""
-    parts = [part.to_json(Path(index.location)) for part in collections]
-    index.set_notes(_COLLECTIONS, {part["location"]: part for part in parts})

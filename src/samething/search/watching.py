@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from samething.errors import InputError, MissingExtraError
+from rich.markup import escape
+
+from samething.errors import MissingExtraError, SamethingError
 from samething.progress import Terminal
-from samething.search.collection import Collection
-from samething.search.searcher import Searcher, remembered_collections
+from samething.search.remembered import remembered_collections
+from samething.search.searcher import Searcher
+
+_LOOK_AGAIN_MS = 2000
+"""Another command may let the index follow more, and a folder that was gone may be there again."""
 
 
-def watch_collections(searcher: Searcher, collections: Sequence[Collection]) -> Searcher:
-    """Sync whenever something changes below the collections, until the process is interrupted.
+def watch_collections(searcher: Searcher) -> Searcher:
+    """Sync whenever something changes below what the index follows, until the process is interrupted.
 
-    A sync that fails (a disk that is not there for a moment) is reported and tried again at the next change.
+    A sync that fails is reported and tried again at the next change. The index may be rebuilt meanwhile, also
+    with another model.
 
     Raises:
         MissingExtraError: the package watchfiles is not installed.
@@ -25,26 +30,41 @@ def watch_collections(searcher: Searcher, collections: Sequence[Collection]) -> 
         raise MissingExtraError("watchfiles", extra="watch") from error
     console = Terminal(stderr=True)
     console.print(searcher, highlight=False)
-    places = sorted(
-        {str(part.location if part.location.is_dir() else part.location.parent) for part in collections}
-    )
-    console.print(f"watching {', '.join(places)}; stop with Ctrl-C", highlight=False)
     own = Path(searcher.index.location).absolute()
 
     def concerns_images(change: object, path: str) -> bool:
         del change
         return not Path(path).is_relative_to(own)  # an index inside the folder it follows
 
+    def places() -> list[str]:
+        found = (part.location for part in remembered_collections(searcher.index))
+        return sorted({str(place if place.is_dir() else place.parent) for place in found if place.exists()})
+
     try:
-        for _ in watchfiles.watch(*places, watch_filter=concerns_images, debounce=500, raise_interrupt=False):
-            try:
-                # another command may have added folders, whose rows are not to go
-                collections = remembered_collections(searcher.index) or collections
-                searcher = searcher.update(collections, drop=True)
-            except InputError as error:
-                console.print(f"[yellow]{error.given}[/yellow]; trying again at the next change")
-                continue
-            console.print(searcher, highlight=False)
+        while True:
+            watched = places()
+            console.print(f"watching {', '.join(watched)}; stop with Ctrl-C", highlight=False)
+            is_due = True  # something may have changed before the watch began
+            for seen in watchfiles.watch(
+                *watched,
+                watch_filter=concerns_images,
+                debounce=500,
+                rust_timeout=_LOOK_AGAIN_MS,
+                yield_on_timeout=True,
+            ):
+                try:
+                    searcher = searcher.current()
+                    is_other = places() != watched
+                    if seen or is_due or is_other:
+                        is_due = False
+                        searcher = searcher.sync()
+                        if searcher.changes.has_news:
+                            console.print(searcher, highlight=False)
+                    if is_other:
+                        break
+                except SamethingError as error:
+                    console.print(f"[yellow]{escape(error.given)}[/yellow]; trying again")
+                    is_due = True
     except KeyboardInterrupt:
         pass
     return searcher

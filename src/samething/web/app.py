@@ -17,7 +17,7 @@ from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 import samething
-from samething.errors import InputError
+from samething.errors import InputError, SamethingError
 from samething.images import Box
 from samething.index import Where
 from samething.search import Searcher
@@ -306,8 +306,12 @@ def status(request: fastapi.Request) -> Response:
 
 
 @_asking.get("/health", summary="Whether the server is up")
-async def health() -> Response:
-    """Answers without a token; says nothing of the index."""
+def health(request: fastapi.Request) -> Response:
+    """200 where the index can be searched, else 503. Answers without a token; says nothing of the index."""
+    try:
+        _service(request).require_answers()
+    except SamethingError:
+        return Answer({"status": "the index cannot be used", "version": samething.__version__}, 503)
     return Answer({"status": "ok", "version": samething.__version__})
 
 

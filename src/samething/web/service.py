@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from samething.errors import ImageError, InputError
+from samething.errors import FingerprintError, ImageError, InputError
 from samething.files import Json
 from samething.images import Box, Source
 from samething.images.addresses import scheme_of
@@ -24,12 +25,10 @@ from samething.images.apart import Decoders
 from samething.images.decoding import decoded
 from samething.index import Where
 from samething.search import Matches, Searcher
-from samething.search.collection import FILE_COLUMNS, files_of, looks_of, row_of, uploaded_files
+from samething.search.collection import FILE_COLUMNS, files_of, looks_of
 from samething.search.queries import require_one_to_crop
-from samething.search.searcher import (
-    Combine,
-    remembered_collections,
-)
+from samething.search.searcher import Combine
+from samething.search.syncing import FileChange
 from samething.web.batching import Batcher, BusyError
 from samething.web.fetching import fetch_public
 from samething.web.first_view import overview_of
@@ -66,22 +65,48 @@ class Service:
         allow_urls: bool = False,
         on_batch: Callable[[int], object] = lambda size: None,
     ) -> None:
-        self.searcher = searcher
+        self._searcher = searcher
+        self._following = threading.Lock()
         self.limits = limits
         self.allow_urls = allow_urls
         self.jobs = Jobs("sync", "map")
         folder = Path(searcher.index.location)
         if uploads is None and folder.is_dir():
             uploads = folder / "uploads"
-        self.uploads = None if uploads is None else Uploads(uploads, searcher.index)
-        self.batcher = Batcher(searcher.embedder, max_waiting=limits.max_waiting, on_batch=on_batch)
+        self.uploads = None if uploads is None else Uploads(uploads, str(folder))
+        self._new_batcher = functools.partial(Batcher, max_waiting=limits.max_waiting, on_batch=on_batch)
+        self.batcher = self._new_batcher(searcher.embedder)
         self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decoder")
         self._apart = Decoders(
             os.cpu_count() or 1, deadline_s=limits.timeout_s / 2, memory_bytes=_DECODER_BYTES
         )
-        self._changing = threading.Lock()
         self._overview: tuple[float, dict[str, Json]] | None = None
         self._map: ImageMap | None = None
+
+    @property
+    def searcher(self) -> Searcher:
+        """The index as it is now; where it was rebuilt with another model, with that."""
+        return self._serving()[0]
+
+    def _serving(self) -> tuple[Searcher, Batcher]:
+        with self._following:
+            current = self._searcher.current()
+            if current is not self._searcher:
+                old, self.batcher = self.batcher, self._new_batcher(current.embedder)
+                self._searcher = current
+                self._forget()
+                threading.Thread(target=old.close, name="embedder", daemon=True).start()
+            return current, self.batcher
+
+    def require_answers(self) -> None:
+        """Look at the index as a search does; its vectors are compared once.
+
+        Raises:
+            SamethingError: it cannot be used.
+        """
+        index = self.searcher.index
+        index.count()
+        index.vectors([])
 
     def close(self) -> None:
         """Finish what waits and stop."""
@@ -108,19 +133,28 @@ class Service:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.limits.timeout_s):
-                pixels = await asyncio.gather(
-                    *(loop.run_in_executor(self._decoders, self._pixels, item, crop) for item in contents)
-                )
-                futures = self.batcher.submit(pixels)
-                vectors = np.stack(await asyncio.gather(*map(asyncio.wrap_future, futures)))
-                return await asyncio.to_thread(
-                    self.searcher.find_vectors, vectors, name="upload", k=k, where=where, combine=combine
-                )
+                while True:
+                    searcher, batcher = await asyncio.to_thread(self._serving)
+                    pixels = await asyncio.gather(
+                        *(
+                            loop.run_in_executor(self._decoders, self._pixels, searcher, item, crop)
+                            for item in contents
+                        )
+                    )
+                    futures = batcher.submit(pixels)
+                    vectors = np.stack(await asyncio.gather(*map(asyncio.wrap_future, futures)))
+                    try:
+                        return await asyncio.to_thread(
+                            searcher.find_vectors, vectors, name="upload", k=k, where=where, combine=combine
+                        )
+                    except FingerprintError:  # the index was rebuilt with another model meanwhile
+                        if searcher is await asyncio.to_thread(lambda: self.searcher):
+                            raise
         except TimeoutError:
             raise BusyError(self.batcher.num_waiting) from None
 
-    def _pixels(self, content: bytes, crop: Box | None) -> Any:
-        return self.searcher.embedder.prepare(self._decoded(content, "the upload", box=crop))
+    def _pixels(self, searcher: Searcher, content: bytes, crop: Box | None) -> Any:
+        return searcher.embedder.prepare(self._decoded(content, "the upload", box=crop))
 
     def _decoded(self, content: bytes, name: str, **options: Any) -> Image.Image:
         """An image, decoded in a process of its own: a hostile one holds up, fills or ends nothing else."""
@@ -230,7 +264,8 @@ class Service:
             ImageError: not an image.
             InputError: an index or place that cannot take it.
         """
-        index = self.searcher.index
+        searcher, batcher = self._serving()
+        index = searcher.index
         if self.uploads is None or not FILE_COLUMNS.keys() <= index.description.extra_columns.keys():
             raise InputError(
                 f"an upload for the index {index.location}",
@@ -238,18 +273,20 @@ class Service:
                 next_step="start the server with --uploads FOLDER, or make the index again",
             )
         image = self._decoded(content, "the upload")
-        [future] = self.batcher.submit([self.searcher.embedder.prepare(image)])
-        vector: Float[np.ndarray, " d"] = future.result(timeout=self.limits.timeout_s)
-        with self._changing:
-            row_id, file = self.uploads.keep(content, label=label, domain=domain)
-            try:
-                others = files_of(self.row(row_id, ["files"])["files"])
-            except UnknownImageError:
-                others = []
-            files = [*(other for other in others if other.key != file.key), file]
-            row = {**row_of(row_id, files), **looks_of(image)}
-            index.add(vector[None], [row], model_fingerprint=self.searcher.embedder.fingerprint)
-            self._forget()
+        [future] = batcher.submit([searcher.embedder.prepare(image)])
+        try:
+            vector: Float[np.ndarray, " d"] = future.result(timeout=self.limits.timeout_s)
+        except TimeoutError:
+            future.cancel()
+            raise BusyError(batcher.num_waiting) from None
+        row_id, file = self.uploads.keep(index, content, label=label, domain=domain)
+        index.amend(
+            [row_id],
+            lambda name, row: FileChange([file]).of(name, row, looks_of(image)),
+            vectors=vector[None],
+            model_fingerprint=searcher.embedder.fingerprint,
+        )
+        self._forget()
         return row_id
 
     def delete(self, ids: Sequence[str]) -> list[str]:
@@ -259,19 +296,16 @@ class Service:
         finds them again.
         """
         index = self.searcher.index
-        with self._changing:
-            there = []
-            for row_id in dict.fromkeys(ids):
-                try:
-                    row = self.row(row_id, ["files"] if "files" in index.description.columns else [])
-                except UnknownImageError:
-                    continue
-                there.append(row_id)
-                if self.uploads is not None and row.get("files"):
-                    self.uploads.drop(files_of(row["files"]))
-            index.delete(there)
-            self._forget()
-        return there
+        files: dict[str, list[Source]] = {}
+
+        def seen(name: str, row: Mapping[str, Any] | None) -> None:
+            files[name] = files_of((row or {}).get("files") or "[]")
+
+        index.amend(list(dict.fromkeys(ids)), seen)
+        if self.uploads is not None:
+            self.uploads.drop(index, [file for own in files.values() for file in own])
+        self._forget()
+        return list(files)
 
     def start_sync(self) -> Job:
         """Bring the index up to date with its folders in the background; a running sync goes on.
@@ -279,26 +313,20 @@ class Service:
         Raises:
             InputError: the index does not say which folders it follows.
         """
-        collections = remembered_collections(self.searcher.index)
-        if not collections and not uploaded_files(self.searcher.index):
-            raise InputError(
-                f"{self.searcher.index.location} does not say which folders it follows",
-                expected="an index folder",
-                next_step="run samething index sync INDEX FOLDER",
-            )
+        searcher = self.searcher
+        searcher.require_collections()
 
         def work(job: Job) -> str:
             def progressed(done: int, total: int) -> None:
                 job.done, job.total = done, total
 
-            with self._changing:
-                done = self.searcher.update(collections, drop=True, on_progress=progressed).changes
-                self._forget()
+            done = searcher.sync(on_progress=progressed).changes
+            self._forget()
             counts = {"new": done.num_added, "moved": done.num_moved, "dropped": done.num_dropped}
             parts = [f"{count:,} {name}" for name, count in counts.items()]
             if done.unreadable:
                 parts.append(f"{len(done.unreadable):,} could not be read")
-            return ", ".join(parts)
+            return ", ".join([*parts, *done.held])
 
         return self.jobs.start("sync", work)
 

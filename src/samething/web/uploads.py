@@ -12,11 +12,11 @@ from PIL import Image
 
 from samething.errors import InputError
 from samething.files import atomic_path
-from samething.images import Source, disk_state, is_url, thumbnail
+from samething.images import Source, is_url, thumbnail
 from samething.images.decoding import decoded, opened
 from samething.images.formats import kind_of
 from samething.index import AbstractIndex
-from samething.search.collection import UPLOADS
+from samething.search.collection import UPLOADS, uploaded
 
 MEDIA_TYPES: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
 """Formats that are sent as they are; every browser shows them and none of them holds script."""
@@ -69,11 +69,11 @@ class Uploads:
     A file's name is the SHA-256 of its content: nothing of what the sender calls it is used.
     """
 
-    def __init__(self, folder: Path, index: AbstractIndex) -> None:
+    def __init__(self, folder: Path, index_folder: str) -> None:
         self.folder = Path(os.path.normpath(folder.absolute()))
-        self.index = index
+        self._index_folder = Path(index_folder).absolute()
 
-    def keep(self, content: bytes, *, label: str, domain: str) -> tuple[str, Source]:
+    def keep(self, index: AbstractIndex, content: bytes, *, label: str, domain: str) -> tuple[str, Source]:
         """Store an image that was decoded; the identity of its content, and its file.
 
         Raises:
@@ -93,17 +93,18 @@ class Uploads:
         if not path.exists():
             with atomic_path(path) as partial:
                 partial.write_bytes(content)
-        self.index.set_notes(UPLOADS, {self._key(path): {"label": label, "domain": domain}})
-        return sha256, Source(str(path), label=label, domain=domain, **disk_state(str(path)))
+        kept = {"label": label, "domain": domain}
+        index.set_notes(UPLOADS, {self._key(path): kept})
+        return sha256, uploaded(str(path), kept)
 
-    def drop(self, files: list[Source]) -> None:
+    def drop(self, index: AbstractIndex, files: list[Source]) -> None:
         """Delete those of the files that were uploaded; others are left alone."""
         mine = [Path(file.location) for file in files if not is_url(file.location)]
         mine = [path for path in mine if path.is_relative_to(self.folder)]
         if mine:
-            self.index.set_notes(UPLOADS, {self._key(path): None for path in mine})
+            index.set_notes(UPLOADS, {self._key(path): None for path in mine})
             for path in mine:
                 path.unlink(missing_ok=True)
 
     def _key(self, path: Path) -> str:
-        return os.path.relpath(path, Path(self.index.location).absolute())
+        return os.path.relpath(path, self._index_folder)

@@ -1,0 +1,68 @@
+"""What an index folder remembers: where its model is, and which folders and catalogs it follows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from samething.embedder import Embedder
+from samething.errors import ArtefactError
+from samething.index import AbstractIndex
+from samething.search.collection import Collection
+
+COLLECTIONS: Final = "collections"
+"""Notes of an index: the folders and catalogs that it follows."""
+_MODELS: Final = "models"
+"""Notes of an index: where the folder of a model is, by its fingerprint."""
+_FROM_HUB: Final = "hub:"
+
+
+def remembered_model(index: AbstractIndex) -> Path | str:
+    """The model folder that an index was made with, or its hub id with the revision.
+
+    Raises:
+        ArtefactError: it is not known, or not there any more.
+    """
+    noted: str | None = index.notes(_MODELS).get(index.model_fingerprint)
+    if noted is None:
+        raise ArtefactError(
+            f"{index.location} does not say where its model is",
+            expected="the model folder that made it",
+            next_step="give the model folder with --model",
+        )
+    if noted.startswith(_FROM_HUB):
+        return noted.removeprefix(_FROM_HUB)
+    model = Path(index.location) / noted
+    if not model.is_dir():
+        raise ArtefactError(
+            f"the model of {index.location} is not at {model} any more",
+            expected="the model folder that made the index",
+            next_step="give its new place with --model",
+        )
+    return model.resolve()
+
+
+def remember_model(index: AbstractIndex, model: Path | str, embedder: Embedder) -> None:
+    """Note in an index folder where a model is; an engine elsewhere has no place for that."""
+    folder = Path(index.location)
+    if not folder.is_dir():
+        return
+    if Path(model).is_dir():
+        place = os.path.relpath(Path(model).resolve(), folder.resolve())
+    else:  # the folder that the hub's client keeps is named after the revision
+        place = f"{_FROM_HUB}{str(model).partition('@')[0]}@{embedder.folder.name}"
+    index.set_notes(_MODELS, {embedder.fingerprint: place})
+
+
+def remembered_collections(index: AbstractIndex) -> list[Collection]:
+    """The folders and catalogs that an index follows; an engine elsewhere keeps none."""
+    folder = Path(index.location)
+    return [Collection.from_json(value, folder) for value in index.notes(COLLECTIONS).values()]
+
+
+def remember_collections(index: AbstractIndex, collections: Sequence[Collection]) -> None:
+    """Note further folders and catalogs that an index follows."""
+    parts = [part.to_json(Path(index.location)) for part in collections]
+    index.set_notes(COLLECTIONS, {part["location"]: part for part in parts})

@@ -1,0 +1,154 @@
+"""What an index folder needs now and then: tuned, compacted, copied, brought back, verified."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+from rich.markup import escape
+
+from samething.catalog.tables import verify_catalog
+from samething.checksums import damages
+from samething.errors import InputError
+from samething.files import read_manifest
+from samething.index import RecallReport, SqliteIndex, back_up, exists_index, open_index
+from samething.index import restore as restore_index
+
+
+def tune(
+    index: str | Path = "index", *, recall: float = 0.98, k: int = 5, exact: bool = False
+) -> RecallReport | str:
+    """Choose how a large index is searched, by a recall measured on its own vectors.
+
+    Searches are exact until this is called, which reads all vectors for each. Afterwards they follow a graph;
+    those with a filter stay exact.
+
+    Args:
+        index: the index folder.
+        recall: share of the exact nearest images that is to be found; it is kept with 95 % confidence.
+        k: neighbours per query that the recall is about.
+        exact: search exactly again, instead.
+
+    Raises:
+        InputError: an engine elsewhere, which has its own settings; or a recall out of range.
+    """
+    opened = _embedded(index, otherwise="a Milvus index is chosen by its URL: ?index=hnsw&ef=NUMBER")
+    if exact:
+        opened.search_exactly()
+        return f"{index} is searched exactly"
+    return opened.tune(recall, k=k)
+
+
+def compact(index: str | Path = "index") -> str:
+    """Write an index anew; what was deleted or replaced leaves the disk.
+
+    The old files are searched meanwhile, and writers wait. A killed process leaves them as they were. A tuned
+    index is exact afterwards: tune it again.
+
+    Args:
+        index: the index folder.
+
+    Raises:
+        InputError: an engine elsewhere, which does this by itself.
+    """
+    old = _embedded(index, otherwise="a Milvus server compacts its collections by itself")
+    before = _num_bytes(Path(index))
+    old.compact()
+    after = _num_bytes(Path(index))
+    return f"{old.count():,} rows in {after / 1e6:,.1f} MB; before {before / 1e6:,.1f} MB"
+
+
+def backup(index: str | Path, target: Path) -> str:
+    """Copy an index while it is searched and written to, with the images that were uploaded into it.
+
+    The copy is one state of it, compared with its checksums, and an index itself. It notes folders and model
+    by their place relative to the index, so restore it where that was.
+
+    Args:
+        index: the index folder.
+        target: a new folder.
+
+    Raises:
+        InputError: an engine elsewhere, or a target that holds something.
+        ArtefactError: the index is damaged.
+    """
+    num_rows = back_up(_embedded(index, otherwise="back up the Milvus server with its own tools"), target)
+    return f"{num_rows:,} rows in {target}, verified"
+
+
+def restore(copy: Path, index: Path) -> str:
+    """Bring an index back from a copy; one that is there gets its content in one step.
+
+    What was written after the copy was made is lost. Open handles and servers follow.
+
+    Args:
+        copy: a folder that samething index backup made.
+        index: the index folder, new or there already.
+
+    Raises:
+        ArtefactError: the copy is damaged, or the index so much that its lock cannot be taken.
+    """
+    with contextlib.closing(_embedded(copy, otherwise="name the folder of a backup")) as source:
+        if not exists_index(index):
+            num_rows = back_up(source, index)
+        else:
+            with contextlib.closing(_embedded(index, otherwise="name the index folder")) as opened:
+                num_rows = restore_index(source, opened)
+    return f"{num_rows:,} rows in {index}, verified"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verified:
+    """What a complete check of an artefact found."""
+
+    location: str
+    checked: str
+    """What was compared, with its number."""
+    problems: tuple[str, ...]
+    """A sentence for each damage."""
+
+    @property
+    def exit_status(self) -> int:
+        """0, or 1 when something is damaged."""
+        return 1 if self.problems else 0
+
+    def __rich__(self) -> str:
+        """A line, and one for each damage."""
+        line = f"{escape(self.location)}: {self.checked}, {len(self.problems):,} damages"
+        return "\n".join([line, *map(escape, self.problems)])
+
+
+def verify(path: str | Path = "index") -> Verified:
+    """Read all of an artefact and compare it with its checksums; name every damaged file and row.
+
+    Args:
+        path: a catalog (.parquet), a folder of features, a run, a study, a model or an index, or the URL of a
+            distributed engine's index.
+
+    Raises:
+        ArtefactError: there is no such artefact, it is unfinished, or it holds no checksums.
+    """
+    place = Path(path)
+    if place.is_file():
+        verify_catalog(place)
+        return Verified(str(path), "1 file", ())
+    if "://" in str(path) or read_manifest(place).kind == "index":
+        with open_index(path) as opened:
+            found = opened.verify()
+        return Verified(str(path), f"{found.num_rows:,} rows", found.problems)
+    num_files, problems = damages(place)
+    return Verified(str(path), f"{num_files:,} files", tuple(problems))
+
+
+def _embedded(index: str | Path, *, otherwise: str) -> SqliteIndex:
+    opened = open_index(index)
+    if not isinstance(opened, SqliteIndex):
+        raise InputError(
+            f"{index} is not an index folder", expected="an index of the embedded engine", next_step=otherwise
+        )
+    return opened
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
