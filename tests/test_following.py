@@ -376,7 +376,8 @@ def test_an_upload_while_the_model_is_busy_comes_back_later(places, monkeypatch)
     monkeypatch.setattr(
         type(searcher.embedder), "embed_pixels", lambda self, pixels: go_on.wait(60) and plain(self, pixels)
     )
-    app = create_app(searcher, token=TOKEN, limits=Limits(timeout_s=0.2))
+    app = create_app(searcher, token=TOKEN)
+    app.app.state.service.limits = Limits(timeout_s=0.2)  # for the model; decoding has its time
     image = drawn(places, 1, first=99)[0].read_bytes()
     with TestClient(app, base_url="http://localhost", headers=BEARER) as client:
         busy = client.post("/add", files={"image": image})
