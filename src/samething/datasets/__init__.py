@@ -63,23 +63,19 @@ def catalog(
     """List images and what they show in one table, the catalog, from which everything else starts.
 
     Every image's checksum and size are taken. An image that cannot be opened is left out and listed with its
-    reason in OUTPUT.dropped.csv; the exit status is then 3. A file that is cut off behind its header is
-    noticed later, when its features are computed, and listed there.
+    reason in OUTPUT.dropped.csv; the exit status is then 3. One cut off is noticed later, by features.
 
     In place of SOURCE, --dataset KEY --data-root FOLDER reads a public data set in its official layout
-    (samething datasets lists them). No image is opened then, because there may be millions: a few are
-    looked for, all with --check-files, and --checksums opens them all as for SOURCE.
+    (samething datasets lists them). No image is opened then: there may be millions.
 
     Whole things are set aside for validation and test, so that the model is measured on things it has never
-    seen. A table with a column role (train, val, query, index, query+index) keeps its own division, and so
-    does a public data set that has one.
+    seen. A table with a column role, or a public data set, keeps its own division.
 
     Running the command again on unchanged images gives the same file, byte for byte.
 
     Args:
         source: folder with a sub-folder for each thing, or a table (.csv, .parquet) with the columns
-            img_path,label[,domain,dataset,role], or a COCO file (.json), or a Hugging Face data set on disk,
-            whose images stay inside its files.
+            img_path,label[,domain,dataset,role], or a COCO file (.json), or a Hugging Face data set on disk.
         dataset: key of a public data set to read in place of SOURCE; samething datasets lists them.
         data_root: folder that holds the folders of all public data sets.
         part: of a public data set, only its train, val or test rows (test: queries and index).
@@ -93,18 +89,14 @@ def catalog(
         margin: added to each side of a box, in percent of the box's width or height; for COCO by default 0,
             for public data sets with boxes by default as the paper cut them.
         exclude: of a folder, names or paths below it to pass over, with * and ?, such as old or "*/drafts/*".
-            Hidden files and folders, links to folders and folders of the system (@eaDir, $RECYCLE.BIN,
-            lost+found, …) are passed over anyway.
+            Hidden files and folders, links to folders and folders of the system are passed over anyway.
         check_files: with --dataset, look for every image, and leave out those that are missing.
-        checksums: with --dataset, open every image, take its checksum and size, and leave out those that
-            cannot be opened.
-        max_megapixels: leave out larger images; by default 89, and 358 of JPEG files. What is listed is also
-            read by the commands that take the catalog.
+        checksums: with --dataset, open every image as for SOURCE.
+        max_megapixels: leave out larger images; by default 89, of JPEG files 358. What is listed is read.
         val: share of each domain's things for validation, in [0, 1).
         test: share of each domain's things for the test, in [0, 1).
         seed: another number gives another division.
-        output: the catalog to write. Images left out are listed with reasons in OUTPUT.dropped.csv, and
-            the exit status is then 3.
+        output: the catalog to write.
 
     Raises:
         InputError: no images, or arguments that do not fit together; says what was found.
