@@ -512,3 +512,29 @@ def test_a_large_catalog():
     assert catalog.problems(check_files=False) == []
     split = catalog.split_by_class(val=0.1, test=0.2)
     assert sum(row["images"] for row in split.counts()) == num_rows
+
+
+def test_numbers_of_a_csv_are_numbers_and_pandas_columns_are_taken(tmp_path):
+    """Before, --where price=1.. found nothing: as every column was text; capitals, pandas: refused."""
+    lines = [
+        ",Image, Label ,Price,Size EU,code,note",
+        '0,a.jpg,007,12,38.5,007,"1,5"',
+        "1,b.jpg,8,,-1e3,12,x",
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    table = Catalog.read(tmp_path / "t.csv").table
+    assert table["label"].to_pylist() == ["007", "8"] and "" not in table.column_names
+    assert table["price"].to_pylist() == [12, None] and table["size_eu"].to_pylist() == [38.5, -1000.0]
+    assert table["code"].to_pylist() == ["007", "12"] and table["note"].to_pylist() == ["1,5", "x"]
+    pandas = pa.table({"IMG_PATH": ["a.jpg"], "Label": ["x"], "__index_level_0__": [4]})
+    pq.write_table(pandas, tmp_path / "t.parquet")
+    read = Catalog.read(tmp_path / "t.parquet").table
+    assert read["image"].to_pylist() == ["a.jpg"] and "__index_level_0__" not in read.column_names
+
+
+def test_paths_with_backslashes_say_what_is_wrong(tmp_path):
+    """Before, the advice was to give another folder with --root, which cannot help."""
+    (tmp_path / "t.csv").write_text("img_path,label\na\\1.jpg,x\na\\2.jpg,x\n")
+    with pytest.raises(ArtefactError) as error:
+        Catalog.read(tmp_path / "t.csv").require_files()
+    assert "write / for" in error.value.next_step

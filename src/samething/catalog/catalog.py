@@ -375,11 +375,11 @@ class Catalog:
         files = dict.fromkeys(container_of(located(self.root, image)) for image in first)
         sample = [] if any(map(is_url, files)) else [Path(file) for file in files]
         if sample and not any(path.exists() for path in sample):
+            moved = "if the images were moved, give their new folder with --root"
             raise ArtefactError(
-                f"none of the first {len(sample)} images of the catalog is under {self.root} "
-                f"(for instance {sample[0]})",
-                expected="the folder the catalog was made from",
-                next_step="if the images were moved, give their new folder with --root",
+                f"none of the first {len(sample)} images of the catalog is under {self.root}: {sample[0]}",
+                expected="the folder the catalog was made from, and paths with / between folders",
+                next_step="write / for \\ in the paths of the table" if "\\" in str(sample[0]) else moved,
             )
 
     def counts(self) -> list[dict[str, object]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +49,10 @@ TYPES: Final = pa.schema([*SCHEMA, *OPTIONAL])
 
 
 def read_table(source: Path) -> pa.Table:
-    """Read a ``.csv`` or Parquet file as it is; in a CSV file every column is text, so ``007`` stays ``007``.
+    """Read a ``.csv`` or Parquet file.
+
+    In a CSV file a further column of numbers alone is one of numbers; ``007`` stays ``007``, a text. Names
+    of columns become small letters, digits and underscores; the index of a pandas table is left out.
 
     Raises:
         ArtefactError: the file is missing or unreadable.
@@ -61,11 +66,12 @@ def read_table(source: Path) -> pa.Table:
         )
     with _readable(source):
         if source.suffix.lower() == ".csv":
-            return _read_csv(source)
+            return _with_plain_names(_with_numbers(_read_csv(source)))
         stored = _digest(source)
         if stored is not None:
             require_whole_catalog(source, stored)
-        return pq.read_table(source)
+        table = pq.read_table(source)
+        return table if is_own_format(table) else _with_plain_names(table)
 
 
 @contextlib.contextmanager
@@ -111,7 +117,7 @@ def is_own_format(table: pa.Table) -> bool:
 def _read_csv(source: Path) -> pa.Table:
     with source.open(encoding="utf-8-sig", newline="") as stream:
         header = next(csv.reader(stream), [])
-    if header.count("") or len(set(header)) < len(header):
+    if "" in header[1:] or len(set(header)) < len(header):
         raise csv.Error(f"its header is {','.join(header)!r}: empty or doubled names")
     options = pa.csv.ConvertOptions(
         column_types=dict.fromkeys(header, pa.string()),
@@ -121,6 +127,46 @@ def _read_csv(source: Path) -> pa.Table:
     return pa.csv.read_csv(
         source, convert_options=options, parse_options=pa.csv.ParseOptions(newlines_in_values=True)
     )
+
+
+_KNOWN: Final = frozenset({*TYPES.names, "img_path", "labels", "split", "attribute"})
+
+
+def _plain(name: str) -> str:
+    """The name of a column as an index takes it: small letters, digits and underscores.
+
+    >>> _plain(" Größe (EU) "), _plain("img_path")
+    ('groe_eu', 'img_path')
+    """
+    letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "_", letters).strip("_")
+
+
+def _with_plain_names(table: pa.Table) -> pa.Table:
+    """A foreign table without the index of a pandas table, its columns named as an index takes them."""
+    pandas = [name for name in table.column_names if name in ("", "__index_level_0__", "Unnamed: 0")]
+    table = table.drop_columns(pandas).replace_schema_metadata(None)
+    plain = [_plain(name) for name in table.column_names]
+    return table.rename_columns(
+        [
+            new if new and plain.count(new) == 1 and ";" not in old else old
+            for old, new in zip(table.column_names, plain, strict=True)
+        ]
+    )
+
+
+def _with_numbers(table: pa.Table) -> pa.Table:
+    """A table of texts, whose further columns are numbers where every cell is one or empty."""
+    whole, any_number = r"^-?(0|[1-9][0-9]{0,17})$", r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?$"
+    for place, name in enumerate(table.column_names):
+        if _plain(name) in _KNOWN:
+            continue
+        texts = pc.if_else(pc.equal(table[name], ""), None, table[name])
+        for pattern, kind in ((whole, pa.int64()), (any_number, pa.float64())):
+            if texts.null_count < len(texts) and pc.all(pc.match_substring_regex(texts, pattern)).as_py():
+                table = table.set_column(place, name, texts.cast(kind))
+                break
+    return table
 
 
 def cast(column: pa.ChunkedArray, field: pa.Field, *, where: str = "the table") -> pa.ChunkedArray:

@@ -194,7 +194,9 @@ class Matches:
                 shows = "  ".join(filter(None, (match.label, match.domain)))
                 lines.append(Text(f"{match.rank:>3}  {match.score:.3f}{chance}  {shows}", **_WHOLE))
                 lines.append(_path_of(match))
-        if self.advice:
+        if not self.matches:
+            lines.append(Text("nothing to show: no image meets the filter, or the index is empty"))
+        if self.advice and self.matches:
             lines.append(Text(self.advice, style="yellow" if self.is_no_match else ""))
         return Group(*lines)
 
