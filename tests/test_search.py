@@ -531,6 +531,24 @@ def test_a_name_that_is_not_utf8_costs_only_its_image_and_what_is_passed_over_is
         }  # fmt: skip
 
 
+def test_numbers_of_a_csv_filter_and_an_empty_filter_says_so(line, images, tmp_path):
+    """Before, price=1.. met no row, since prices were texts, and the answer was "no match"."""
+    listed = [images / f"thing 0{number} é" / "view 0.jpg" for number in range(3)]
+    lines = ["Image,label,Price", *(f"{path},{place},{place * 10}" for place, path in enumerate(listed))]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    made = index(tmp_path / "t.csv", model=line / "model", output=tmp_path / "priced")
+    assert made.index.description.extra_columns["price"] == "integer"
+    found = find(listed[0], index=tmp_path / "priced", model=line / "model", where=["price=10.."])
+    assert sorted(match.label for match in found.matches) == ["1", "2"]
+    empty = find(listed[0], index=tmp_path / "priced", model=line / "model", where=["price=1000.."])
+    console = rich.console.Console(file=io.StringIO(), width=200)
+    console.print(empty)
+    assert (
+        "no image meets the filter" in console.file.getvalue()
+        and "Probably not" not in console.file.getvalue()
+    )
+
+
 def test_verify_names_what_is_damaged(made, tmp_path):
     whole = verify(tmp_path / "index")
     assert whole.exit_status == 0 and "12 rows, 0 damages" in whole.__rich__()
