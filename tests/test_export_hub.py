@@ -10,6 +10,7 @@ from line import run_python
 from samething.embedder import Embedder
 from samething.export import export
 from samething.files import read_json
+from samething.index import open_index
 from scenes import photographs
 from tiny import make_tiny
 
@@ -64,7 +65,7 @@ def test_the_hubs_client_uploads_it_and_the_embedder_loads_it_by_its_id(tiny, tm
     assert "someone/else is no folder here" in done.stdout
     # an index noted the hub's id as a folder, and no search found its model again
     assert str(image) in done.stdout.split()
-    noted = read_json(tmp_path / "home" / "index" / "model.json")
+    (noted,) = open_index(tmp_path / "home" / "index").notes("models").values()
     assert noted == f"hub:someone/finder@{'c' * 40}"
 
 

@@ -103,17 +103,12 @@ def disk_errors(target: Path) -> Iterator[None]:
     except OSError as error:
         if not _concerns(target, error):
             raise
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            what = "the disk failed" if error.errno == errno.EIO else "no space left"
             raise InputError(
-                f"no space left while writing {target}",
-                expected="free disk space; what was finished before is kept",
-                next_step="free some space and run the same command again: it resumes",
-            ) from error
-        if error.errno == errno.EIO:
-            raise InputError(
-                f"the disk failed while {target} was written",
-                expected="a disk that works; what was finished before is kept",
-                next_step="look into the system's log, and run the same command again",
+                f"{what} while writing {target}",
+                expected="a disk that works, with free space; what was finished before is kept",
+                next_step="free some space (or change the disk) and run the same command again: it resumes",
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise InputError(
