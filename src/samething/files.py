@@ -185,10 +185,8 @@ def write_csv(target: Path, header: Sequence[str], rows: Iterable[Sequence[objec
 def read_csv(source: Path) -> list[dict[str, str]]:
     """The rows that :func:`write_csv` wrote, as they were given."""
     with source.open(newline="", encoding="utf-8") as stream:
-        return [
-            {name: re.sub(f"^'(?={FORMULA[1:]})", "", text) for name, text in row.items()}
-            for row in csv.DictReader(stream)
-        ]
+        rows = csv.DictReader(stream)
+        return [{k: re.sub(f"^'(?={FORMULA[1:]})", "", text) for k, text in row.items()} for row in rows]
 
 
 def read_json(source: Path) -> Json:
@@ -255,9 +253,8 @@ class Manifest:
         )
 
 
-_MANIFEST_KEYS: Final = frozenset(
-    {*(field.name for field in dataclasses.fields(Manifest)), "fingerprint", "content_fingerprint"}
-)
+_FIELDS: Final = tuple(field.name for field in dataclasses.fields(Manifest))
+_MANIFEST_KEYS: Final = frozenset({*_FIELDS, "fingerprint", "content_fingerprint"})
 """What a manifest holds; a further key is one whose name was damaged."""
 
 
@@ -344,8 +341,7 @@ def _parse_manifest(path: Path) -> tuple[Manifest, Json]:
             expected="a manifest written by samething",
             next_step="make the artefact again",
         )
-    manifest = Manifest(**{field.name: stored[field.name] for field in dataclasses.fields(Manifest)})
-    return manifest, stored
+    return Manifest(**{name: stored[name] for name in _FIELDS}), stored
 
 
 def differences(ours: Mapping[str, Json], theirs: Mapping[str, Json]) -> list[str]:
