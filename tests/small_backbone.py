@@ -13,12 +13,12 @@ NAME = "python:small_backbone:colours"
 
 def colours() -> Backbone:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(192, 48))
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(192, 96))
     half = (0.5, 0.5, 0.5)
     return Backbone(
         network,
         name="colours",
-        width=48,
+        width=96,
         licence="own",
         preprocessing=Preprocessing(size=64, mean=half, std=half),
     )

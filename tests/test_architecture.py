@@ -16,7 +16,7 @@ ORDER = [
     "errors", "configuration", "progress", "arrays", "files", "checksums", "images", "catalog", "pages",
     "datasets", "metrics", "statistics", "retrieval", "backbones", "features", "losses", "heads", "sampling",
     "training", "curate", "evaluation", "leaderboard", "study", "embedder", "export", "index", "search",
-    "web", "demo", "cli",
+    "web", "fit", "demo", "cli",
 ]  # fmt: skip
 # functions that are commands: their parameters are options
 COMMANDS = {

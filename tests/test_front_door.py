@@ -10,6 +10,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fake_hub import fake_hub
 from line import ENVIRONMENT
@@ -43,7 +44,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 def test_a_folder_is_searched_with_a_backbones_name_alone(images, tmp_path, monkeypatch):
     """Without a trained head there was no model folder, and nobody could search."""
     made = index(images, model=NAME, output=tmp_path / "index")
-    assert (made.num_added, made.embedder.dim) == (12, 48)
+    assert (made.num_added, made.embedder.dim) == (12, 96)
     paths = sorted(images.rglob("*.jpg"))
     np.testing.assert_allclose(made.embedder.embed(paths), unit(vectors_of(paths)), atol=1e-4)
     assert Embedder.load(made.embedder.folder).config["training"] is None
@@ -71,7 +72,7 @@ def test_principal_components_of_the_folder_itself(images, tmp_path):
     found = made.embedder.embed(paths)
     np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=2e-3)
     rebuilt = rebuild(tmp_path / "index", model=NAME)  # by name as well, its folder beside the other
-    assert rebuilt.embedder.dim == 48 and rebuilt.index.count() == 12
+    assert rebuilt.embedder.dim == 96 and rebuilt.index.count() == 12
     assert find(paths[3], index=tmp_path / "index", k=1).matches[0].path == str(paths[3])
     with pytest.raises(InputError, match="--dim 5 with the model"):
         index(images, model=made.embedder.folder, dim=5, output=tmp_path / "other")
@@ -197,3 +198,46 @@ def test_a_hub_that_does_not_answer_is_asked_once(tmp_path):
         )  # fmt: skip
     assert done.stdout.split() == ["refused"] * 4, done.stderr
     assert len(calls) == 1
+
+
+# ---- what scores mean without labels
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """120 images of 30 things."""
+    return write_things(tmp_path_factory.mktemp("many") / "photos", num_things=30)
+
+
+def test_scores_mean_something_without_labels(many, tmp_path):
+    """A model without a calibration gave scores alone, and nobody knew what 0.8 means."""
+    made = index(many, model=NAME, output=tmp_path / "index")
+    calibration, by = made.calibration
+    assert by == "views" and calibration.slope > 0 and calibration.index_size == 120
+    paths = sorted(many.rglob("*.jpg"))
+    answer = made.find(paths[0], k=20).to_json()
+    assert answer["calibrated_by"] == "views" and "without labels" in answer["advice"]
+    assert answer["band"] == "the same"  # the image itself
+    chances = [match["probability"] for match in answer["matches"]]
+    assert chances == sorted(chances, reverse=True) and chances[-1] < chances[0]
+    # noise is no thing of the index
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
+    assert made.find(noise).matches[0].probability < 0.5 * chances[0]
+    # a second writing of the share of right answers among those at least as likely
+    assert made.index.notes("calibration")[made.embedder.fingerprint]["tried_at"] == 120
+    before = made.index.notes("calibration")
+    assert sync(tmp_path / "index").index.notes("calibration") == before  # not made anew for nothing
+
+
+def test_it_is_off_where_it_cannot_be_told(images, tmp_path):
+    few = index(images, model=NAME, output=tmp_path / "few")
+    assert few.calibration == (None, None)
+    assert few.find(sorted(images.rglob("*.jpg"))[0]).matches[0].probability is None
+    # images that nothing tells apart: no view finds its own
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for number in range(110):
+        colour = (number, number, number)
+        Image.new("RGB", (64, 64), colour).save(plain / f"{number}.png")
+    same = index(plain, model=NAME, output=tmp_path / "plain index")
+    assert same.calibration == (None, None)

@@ -30,6 +30,10 @@ class Command(NamedTuple):
 
 
 COMMANDS: Final[Mapping[str, Command]] = {
+    "fit": Command(
+        "samething.fit:fit",
+        "From labelled images to an index and a report: is a head better than the backbone?",
+    ),
     "demo": Command("samething.demo:demo", "Run everything on real images, from data set to search report."),
     "datasets": Command("samething.datasets:datasets", "Say which public data sets can be read, and where."),
     "catalog": Command(
@@ -85,7 +89,8 @@ GROUPS: Final[Mapping[str, str]] = {
 
 _EPILOGUE: Final = (
     "Start with: samething demo. "
-    "On your own images: catalog, features, train, evaluate, export, index, find, serve."
+    "On your own images: index FOLDER and find; with labels fit FOLDER, or its steps: "
+    "catalog, features, train, evaluate, export, index."
 )
 
 

@@ -28,6 +28,7 @@ def write_report(
     facts: Mapping[str, str],
     analysis: Analysis | None = None,
     embeddings: Embeddings | None = None,
+    opening: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the report of one run.
 
@@ -41,6 +42,7 @@ def write_report(
         facts: what was made from what, shown as a list.
         analysis: of the featured embedding, for similarities, failures, near-misses and confusions.
         embeddings: with ``analysis``: rows of its catalog, for the map.
+        opening: what the report begins with: ``sentences``, ``advice``, and a figure ``curve``.
     """
     domains = [*comparison.first.domains, MEAN]
     metric = comparison.metrics[0]
@@ -58,6 +60,7 @@ def write_report(
         target,
         "run.html",
         title=title,
+        opening=opening,
         facts=facts,
         featured=featured,
         scope=title_of_scope(comparison.scope),

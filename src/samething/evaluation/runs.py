@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -148,8 +149,10 @@ class OpenedRuns:
         reference = self.names[0] if len(self.runs) > 1 or gains else None
         return dataclasses.replace(comparison, reference=reference, no_match=found)
 
-    def write_report(self, target: Path, comparison: Comparison) -> Path:
-        """Write the HTML report of a comparison, about the first run."""
+    def write_report(
+        self, target: Path, comparison: Comparison, *, opening: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Write the HTML report of a comparison, about the first run; ``opening`` as for ``write_report``."""
         run, name, catalog = self.runs[0], self.names[0], self.tested
         analysis = Analysis.of(self.embeddings[0], catalog)
         return write_report(
@@ -167,6 +170,7 @@ class OpenedRuns:
             },
             analysis=analysis,
             embeddings=self.embeddings[0],
+            opening=opening,
         )
 
 

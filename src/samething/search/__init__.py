@@ -23,6 +23,7 @@ from samething.search.remembered import remember_collections, remember_model
 from samething.search.searcher import Searcher
 from samething.search.syncing import Changes
 from samething.search.upkeep import Verified, backup, compact, restore, tune, verify
+from samething.search.view_calibration import calibrate
 
 __all__ = [
     "Changes",
@@ -113,7 +114,9 @@ def index(
     opened.add_columns(metadata_kinds(files))
     remember_model(opened, model, embedder)
     remember_collections(opened, collections)
-    return Searcher(embedder, opened).update_files(files, known=known).with_passed_over(collections)
+    searcher = Searcher(embedder, opened).update_files(files, known=known).with_passed_over(collections)
+    calibrate(opened, embedder)
+    return searcher
 
 
 def sync(
@@ -164,6 +167,7 @@ def sync(
     remember_collections(searcher.index, given)
     searcher.require_collections(given)
     searcher = searcher.sync(given or None, drop=drop, forget=forget or ())
+    calibrate(searcher.index, searcher.embedder)
     if watch:
         from samething.search.watching import watch_collections
 
@@ -324,4 +328,5 @@ def rebuild(
         if successor.index.swap(old):
             break
     remember_collections(successor.index, collections)
+    calibrate(successor.index, embedder)
     return dataclasses.replace(successor, changes=dataclasses.replace(successor.changes, num_added=added))

@@ -16,7 +16,7 @@ from rich.markup import escape
 from samething.arrays import Embeddings
 from samething.embedder import Embedder
 from samething.errors import FingerprintError, ImageError, InputError, SamethingError
-from samething.evaluation.calibration import Calibration
+from samething.evaluation.calibration import Calibration, Calibrator
 from samething.images import Box, ImageLike, Source, decode, in_threads
 from samething.index import AbstractIndex, Where, exists_index, open_index
 from samething.index.sqlite_rows import chunks
@@ -83,10 +83,19 @@ class Searcher:
         return self
 
     @property
-    def calibration(self) -> Calibration | None:
-        """What the scores of this model mean in an index of this size, where it was exported with that."""
+    def calibration(self) -> tuple[Calibration | None, Calibrator | None]:
+        """What the scores of this model mean in an index of this size, and what that was learned from.
+
+        From labels, where the model was exported with that; else from views of the index's own images.
+        """
+        by: Calibrator = "labels"
         content = self.embedder.config.get("calibration")
-        return None if content is None else Calibration.from_json(content).for_index(self.index.count())
+        if content is None:
+            known = self.index.notes(view_calibration.NOTES).get(self.embedder.fingerprint) or {}
+            content, by = known.get("calibration"), "views"
+        if content is None:
+            return None, None
+        return Calibration.from_json(content).for_index(self.index.count()), by
 
     # ---- asking
 
@@ -160,7 +169,7 @@ class Searcher:
                 if hit["id"] not in left_out and hit["score"] > best.get(hit["id"], {"score": -2})["score"]:
                     best[hit["id"]] = hit
         ranked = sorted(best.values(), key=lambda hit: (-hit["score"], hit["id"]))[:k]
-        calibration = self.calibration
+        calibration, calibrator = self.calibration
         chances: list[float | None] = [None] * len(ranked)
         if calibration is not None:
             chances = calibration.probability(np.array([hit["score"] for hit in ranked])).tolist()
@@ -171,7 +180,7 @@ class Searcher:
         return Matches(
             name,
             tuple(found),
-            calibrated_by=None if calibration is None else "labels",
+            calibrated_by=calibrator,
             looked_for=tuple(leave_out[:_MAX_LOOKED_FOR]),
         )
 
