@@ -1,5 +1,6 @@
 """From labelled images to an answer: every artefact in its place, the right thing exported, resumed."""
 
+import html
 import re
 
 import numpy as np
@@ -40,7 +41,7 @@ def test_every_artefact_is_where_the_commands_put_it(fitted, images):
 
 def test_the_report_opens_with_the_answer(fitted):
     page = (fitted.folder / "report.html").read_text(encoding="utf-8")
-    text = re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.S)
+    text = html.unescape(re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.S))
     places = [text.index(sentence) for sentence in (*fitted.verdict.sentences, *fitted.verdict.advice)]
     assert places == sorted(places) and places[-1] < text.index("Retrieval on instances never seen")
     shown = fitted.__rich__()

@@ -1,7 +1,7 @@
 """A calibration without labels: views of the index's own images, each asked for among all of them.
 
-A view is a cropped, turned and recoloured copy, in place of a second photograph. It is easier to find than one;
-on the other hand other photographs of the same thing count as wrong. What is left of the two errors was measured
+A view is a cropped, turned and recoloured copy, in place of a second photograph. It is easier to find; on
+the other hand other photographs of the same thing count as wrong. What is left of the two errors was measured
 (docs/searching.md).
 """
 
