@@ -15,8 +15,9 @@ from samething.backbones import BACKBONES, BackboneRow
 from samething.backbones.loading import PACKAGED_ARCHITECTURE
 from samething.backbones.network import Backbone
 from samething.backbones.open_clip_networks import open_clip_network
+from samething.backbones.processor_settings import processor_preprocessing
 from samething.backbones.timm_networks import timm_network
-from samething.backbones.transformers_networks import TransformersNetwork, processor_preprocessing
+from samething.backbones.transformers_networks import TransformersNetwork
 from samething.heads import Head, HeadConfig
 from samething.images import Preprocessing, prepare
 from scenes import photographs

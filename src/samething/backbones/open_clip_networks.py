@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, cast
 
 from torch import nn
 
-from samething.backbones.timm_networks import three
+from samething.backbones.processor_settings import three
 from samething.errors import ArtefactError, InputError, first_line, needed
 from samething.images import Preprocessing, ResizePolicy
 

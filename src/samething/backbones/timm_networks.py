@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from samething.backbones.network import bytes_of
+from samething.backbones.processor_settings import three
 from samething.errors import ArtefactError, InputError, MissingExtraError, first_line, needed
 from samething.images import Preprocessing
 
@@ -150,9 +150,3 @@ def timm_licence(name: str) -> str:
         )
     configured = timm.get_pretrained_cfg(name)
     return (configured.license if configured else None) or "unknown"
-
-
-def three(channels: Sequence[float]) -> tuple[float, float, float]:
-    """Red, green and blue as plain floats."""
-    red, green, blue = channels
-    return float(red), float(green), float(blue)

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from samething.backbones.timm_networks import three
+from samething.backbones.processor_settings import processor_preprocessing
 from samething.errors import ArtefactError, InputError, needed
 from samething.images import Preprocessing
-
-_RESAMPLING: Final[dict[int, Literal["lanczos", "bilinear", "bicubic"]]] = {
-    1: "lanczos", 2: "bilinear", 3: "bicubic",
-}  # fmt: skip
 
 
 class TransformersNetwork(nn.Module):
@@ -94,20 +90,3 @@ def transformers_settings(name: str, checkpoint: Path | None = None) -> Preproce
     """Preprocessing of the model's own image processor."""
     processor = needed("transformers", extra="hf").AutoImageProcessor.from_pretrained(str(checkpoint or name))
     return processor_preprocessing(processor)
-
-
-def processor_preprocessing(processor: Any) -> Preprocessing:
-    """What an image processor of transformers does, said in this project's terms."""
-    size = dict(processor.size or {})
-    crop = dict(processor.crop_size or {}) if getattr(processor, "do_center_crop", False) else {}
-    side = int(crop.get("height") or size.get("height") or size.get("shortest_edge") or 224)
-    short_side = int(size.get("shortest_edge") or 0)
-    return Preprocessing(
-        size=side,
-        resize="short_side_crop" if short_side else "squash",
-        crop_fraction=side / short_side if short_side else 1.0,
-        interpolation=_RESAMPLING[int(processor.resample)],
-        mean=three(processor.image_mean),
-        std=three(processor.image_std),
-        place=(0.4999, 0.4999) if crop else (0.5, 0.5),  # its offset is rounded down, others' to even
-    )

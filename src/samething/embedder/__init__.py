@@ -27,6 +27,13 @@ from PIL import Image
 
 from samething.arrays import Embeddings, PixelBatch, Pixels
 from samething.checksums import require_whole
+from samething.embedder.graph_repositories import (
+    NormalisedGraph,
+    description,
+    graph_of,
+    is_graph_repository,
+    preprocessing_of,
+)
 from samething.embedder.hub import model_folder
 from samething.errors import ArtefactError, ImageError, InputError
 from samething.files import Json, Manifest, read_json, read_manifest
@@ -75,7 +82,7 @@ class Embedder:
     folder: Path
     manifest: Manifest
     config: Mapping[str, Json]
-    session: onnxruntime.InferenceSession = dataclasses.field(repr=False)
+    session: Any = dataclasses.field(repr=False)
     coder: Coder | None = None
     """How this model's vectors are kept in fewer bytes; None where they stay float32."""
     max_pixels: int = MAX_PIXELS
@@ -86,7 +93,8 @@ class Embedder:
         """Load a model.
 
         Args:
-            model: a model folder, or the id ``owner/name[@revision]`` of one on the Hugging Face hub.
+            model: a model folder, or the id ``owner/name[@revision]`` of one on the Hugging Face hub; or of a
+                repository with an image encoder's ONNX graph (:mod:`samething.embedder.graph_repositories`).
             num_threads: threads for one image's arithmetic; by default all cores.
 
         Raises:
@@ -95,11 +103,24 @@ class Embedder:
             MissingExtraError: a hub id, and huggingface_hub is not installed.
         """
         folder = model_folder(model)
+        if is_graph_repository(folder):
+            return cls._of_graph(folder, num_threads)
         manifest = read_manifest(folder, kind=KIND, format_version=FORMAT_VERSION)
         config = _checked_config(folder, manifest)
         session = open_graph(folder / "model.onnx", num_threads)
         coded = form_of(config)["codes"] != "float32"
         return cls(folder, manifest, config, session, Coder.read(folder / "codes.npz") if coded else None)
+
+    @classmethod
+    def _of_graph(cls, folder: Path, num_threads: int | None) -> Embedder:
+        """The image encoder of a repository in transformers.js' or optimum's layout."""
+        graph, preprocessing = graph_of(folder), preprocessing_of(folder)
+        session = NormalisedGraph(open_graph(graph, num_threads), preprocessing, graph.name)
+        made_from, config = description(folder, graph, preprocessing)
+        blank = np.zeros((1, 3, *preprocessing.shape), np.uint8)
+        dim = session.run(None, {"pixels": blank})[0].shape[1]
+        manifest = Manifest(kind=KIND, format_version=FORMAT_VERSION, made_from=made_from)
+        return cls(folder, manifest, {**config, "embedding_dim": dim}, session)
 
     @property
     def dim(self) -> int:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from samething.backbones.on_disk import hub_access
+from samething.embedder.graph_repositories import GRAPH_NAMES, SETTINGS_NAME, is_graph_repository
 from samething.errors import ArtefactError, MissingExtraError
 
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 """``owner/name``, or ``owner/name@revision``."""
-HUB_FILES: Final = ("manifest.json", "config.json", "model.onnx*", "codes.npz")
+HUB_FILES: Final = ("manifest.json", "config.json", "model.onnx*", "codes.npz", SETTINGS_NAME)
 """What embedding needs of a model on the hub; the weights for torch stay there."""
 
 
@@ -48,12 +49,20 @@ def model_folder(model: Path | str) -> Path:
 
 def _snapshot(huggingface_hub: Any, name: str, revision: str | None) -> str:
     """The newest snapshot; without a network the one in the cache."""
-    options = {"repo_id": name, "revision": revision, "allow_patterns": list(HUB_FILES)}
-    try:
-        with hub_access():
-            return str(huggingface_hub.snapshot_download(**options))
-    except Exception:
-        # the library falls back to its cache for some network errors only
-        with contextlib.suppress(Exception):
-            return str(huggingface_hub.snapshot_download(**options, local_files_only=True))
-        raise
+
+    def fetched(*patterns: str, revision: str | None) -> str:
+        options = {"repo_id": name, "revision": revision, "allow_patterns": list(patterns)}
+        try:
+            with hub_access():
+                return str(huggingface_hub.snapshot_download(**options))
+        except Exception:
+            # the library falls back to its cache for some network errors only
+            with contextlib.suppress(Exception):
+                return str(huggingface_hub.snapshot_download(**options, local_files_only=True))
+            raise
+
+    folder = Path(fetched(*HUB_FILES, revision=revision))
+    for graph in GRAPH_NAMES:  # one of them alone: each is large
+        if is_graph_repository(folder) and not any((folder / each).is_file() for each in GRAPH_NAMES):
+            fetched(f"{graph}*", revision=folder.name)
+    return str(folder)
