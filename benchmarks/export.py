@@ -1,6 +1,6 @@
 """Images a second through each exported form, as ratios to torch on the same images.
 
-    python benchmarks/export.py demo/trained-64 --folder MODELS    # exports what is not there yet
+    python benchmarks/export.py demo/run --folder MODELS    # exports what is not there yet
 
 Prepared images of the catalog, batches of 16, one process, all forms in turns; medians, and ratios turn by
 turn. Threads are those of OMP_NUM_THREADS. Quality is measured by the export itself.

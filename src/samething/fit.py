@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from samething.datasets import catalog as list_images
 from samething.errors import FingerprintError
+from samething.files import is_finished
 from samething.search import Searcher, index
 
 if TYPE_CHECKING:
@@ -111,11 +112,12 @@ def fit(
 
 def beside(place: Path, make: Callable[[Path], Made]) -> Made:
     """What is made at a place; beside it, as ``NAME-2``, where that holds the same of other labels."""
-    number = 1
+    number, chosen = 1, place
     while True:
         try:
-            return make(place if number == 1 else place.with_name(f"{place.name}-{number}"))
+            return make(chosen)
         except FingerprintError:
-            if number == 99:
+            if not is_finished(chosen):  # it is not the place that does not fit
                 raise
             number += 1
+            chosen = place.with_name(f"{place.name}-{number}")

@@ -34,6 +34,7 @@ from samething.search.matches import Match, Matches
 from samething.search.queries import query_vector, together, vectors_of_label
 from samething.search.remembered import COLLECTIONS, remembered_collections, remembered_model
 from samething.search.syncing import Changes, Plan, known_rows, make_plan
+from samething.search.view_calibration import CALIBRATIONS
 
 _MAX_LOOKED_FOR: Final = 24
 _ROWS_A_WRITE: Final = 256
@@ -91,7 +92,7 @@ class Searcher:
         by: Calibrator = "labels"
         content = self.embedder.config.get("calibration")
         if content is None:
-            known = self.index.notes(view_calibration.NOTES).get(self.embedder.fingerprint) or {}
+            known = self.index.notes(CALIBRATIONS).get(self.embedder.fingerprint) or {}
             content, by = known.get("calibration"), "views"
         if content is None:
             return None, None

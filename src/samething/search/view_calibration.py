@@ -23,7 +23,7 @@ from samething.images import Source, decode, in_threads
 from samething.index import AbstractIndex
 from samething.search.collection import FILE_COLUMNS, files_of
 
-NOTES: Final = "calibration"
+CALIBRATIONS: Final = "calibration"
 """Notes of an index: fingerprint of a model -> the number of images it was tried at, and the calibration."""
 NUM_VIEWS: Final = 128
 LEAST_VIEWS: Final = 100
@@ -60,12 +60,12 @@ def calibrate(index: AbstractIndex, embedder: Embedder) -> None:
     knows_files = FILE_COLUMNS.keys() <= index.description.extra_columns.keys()
     if embedder.config.get("calibration") or not knows_files:
         return
-    known, count = index.notes(NOTES).get(embedder.fingerprint), index.count()
+    known, count = index.notes(CALIBRATIONS).get(embedder.fingerprint), index.count()
     if count < LEAST_VIEWS or (known and count < 2 * known["tried_at"]):
         return
     found = by_views(index, embedder, count)
     content = None if found is None else found.to_json()
-    index.set_notes(NOTES, {embedder.fingerprint: {"tried_at": count, "calibration": content}})
+    index.set_notes(CALIBRATIONS, {embedder.fingerprint: {"tried_at": count, "calibration": content}})
 
 
 def by_views(index: AbstractIndex, embedder: Embedder, count: int) -> Calibration | None:
