@@ -49,7 +49,7 @@ def fit(
     *,
     domain: str | None = None,
     backbone: str = "efficientnet_lite0",
-    recipe: str = "plain",
+    recipe: str = "universal",
     output: Path = Path(),
 ) -> Fitted:
     """From labelled images to a searchable index and a report: is a head better than the frozen backbone?

@@ -12,8 +12,10 @@ from jaxtyping import Int
 
 from samething.features import FeatureSet
 from samething.study.questions import Questions, trained_head
+from samething.training.validation import kept_embeddings
 
 if TYPE_CHECKING:
+    from samething.heads import Head
     from samething.training.run import Run
 
 SHARES: Final = (1 / 8, 1 / 4, 1 / 2)
@@ -33,13 +35,19 @@ def learning_curve(run: Run, features: FeatureSet, *, seed: int = 0) -> list[Poi
     with tempfile.TemporaryDirectory() as work:
         for number, rows in _parts(features, seed):
             head = trained_head(features, rows, run.config, Path(work) / str(number))
-            points.append(_point(number, questions, head.embed(questions.rows)))
-    points.append(_point(_num_classes(features), questions, run.head.embed(questions.rows)))
+            points.append(_point(head, rows, number, run, features, questions))
+    everything = np.flatnonzero(features.catalog.has_role("train"))
+    number = len(np.unique(_labelled(features)[1]))
+    points.append(_point(run.head, everything, number, run, features, questions))
     return points
 
 
-def _point(number: int, questions: Questions, embeddings: np.ndarray) -> Point:
-    values = questions.scores(embeddings)
+def _point(
+    head: Head, rows: Int[np.ndarray, " n"], number: int, run: Run, features: FeatureSet, questions: Questions
+) -> Point:
+    """Of a head that was trained on some rows, its embeddings kept in the bytes that the run is kept in."""
+    tested = np.flatnonzero(features.catalog.has_role("query", "index", "query+index"))
+    values = questions.scores(kept_embeddings(head, features.rows, tested, rows, run.config.codes))
     return (float(number), questions.mean(values), *questions.interval(values))
 
 
@@ -49,10 +57,6 @@ def _labelled(features: FeatureSet) -> tuple[Int[np.ndarray, " n"], Int[np.ndarr
     classes = features.catalog.class_ids()
     enough = np.bincount(classes[rows], minlength=classes.max() + 1)[classes[rows]] > 1
     return rows[enough], classes[rows[enough]]
-
-
-def _num_classes(features: FeatureSet) -> int:
-    return len(np.unique(_labelled(features)[1]))
 
 
 def _parts(features: FeatureSet, seed: int) -> Iterator[tuple[int, Int[np.ndarray, " n"]]]:

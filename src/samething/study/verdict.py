@@ -20,6 +20,7 @@ from samething.statistics import PairedDifference
 from samething.study.learning_curve import Point, learning_curve
 from samething.study.questions import Questions, baseline_head
 from samething.training.run import Run
+from samething.training.validation import kept_embeddings
 
 Kept: TypeAlias = Literal["head", "backbone", "principal components"]
 """What a model is made of."""
@@ -84,7 +85,9 @@ def _kept(run: Run, features: FeatureSet, on_test: PairedDifference) -> Kept:
     except InputError:
         return "head" if on_test.low > 0 else "backbone"
     backbone = questions.scores(np.asarray(questions.rows, np.float32))
-    if questions.difference(questions.scores(run.head.embed(questions.rows)), backbone).low > 0:
+    val, training = (np.flatnonzero(features.catalog.has_role(role)) for role in ("val", "train"))
+    kept = kept_embeddings(run.head, features.rows, val, training, run.config.codes)
+    if questions.difference(questions.scores(kept), backbone).low > 0:
         return "head"
     components = baseline_head(features, "pca", run.head.embedding_dim)
     if questions.difference(questions.scores(components.embed(questions.rows)), backbone).high >= 0:
