@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Collection as Names
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +31,7 @@ from samething.errors import InputError
 from samething.files import is_finished
 from samething.images import Source
 from samething.index import exists_index, open_index
-from samething.progress import Terminal
+from samething.progress import Terminal, without_progress
 from samething.search.remembered import remembered_model
 
 VARIABLE: Final = "SAMETHING_MODEL"
@@ -162,10 +163,13 @@ def _chosen(*, yes: bool) -> str:
             choice = choose_model(**known, hub_answers=False)
         elif console.input(f"{told} Fetch it? \\[Y/n] ").strip().lower() in ("n", "no"):
             choice = choose_model(**known, hub_answers=False)
-    console.print(
-        f"model: {choice.name} ({choice.why}); --model names another", highlight=False, soft_wrap=True
-    )
+    say(f"model: {choice.name} ({choice.why}); --model names another")
     return choice.name
+
+
+def say(text: str) -> None:
+    """A line for the person who waits; standard output is for results."""
+    Terminal(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _model_of_backbone(name: str, location: str | Path, images: Sequence[Source], *, dim: int | None) -> Path:
@@ -178,14 +182,15 @@ def _model_of_backbone(name: str, location: str | Path, images: Sequence[Source]
     from samething.export.model_folder import write_backbone
     from samething.features.extraction import Work, extract
 
-    step = max(1, len(images) // (_FITTED if dim else _LOOKED_AT))
+    step = max(1, -(-len(images) // (_FITTED if dim else _LOOKED_AT)))
     rows = [
         {"image": os.path.abspath(one.location) if not one.is_remote else one.location,  # noqa: PTH100
          "label": str(place), "role": "index"}
         for place, one in enumerate(images[::step])
     ]  # fmt: skip
+    say(f"making the model {output} from {name}, once")
     backbone = load_backbone(name)
-    with tempfile.TemporaryDirectory() as work:
+    with tempfile.TemporaryDirectory() as work, nullcontext() if dim else without_progress():
         catalog = Catalog.from_rows(rows, root=Path(Path.cwd().anchor))
         how = Work(batch_size=32, num_workers=None if dim else 0, runtime="torch", cluster=None)
         features = extract(catalog, backbone, Path(work), how)

@@ -89,7 +89,10 @@ def _kept(run: Run, features: FeatureSet, on_test: PairedDifference) -> Kept:
     kept = kept_embeddings(run.head, features.rows, val, training, run.config.codes)
     if questions.difference(questions.scores(kept), backbone).low > 0:
         return "head"
-    components = baseline_head(features, "pca", run.head.embedding_dim)
+    dim = run.head.embedding_dim
+    if dim >= questions.rows.shape[1] or dim > len(training):  # they would be no shorter, or not determined
+        return "backbone"
+    components = baseline_head(features, "pca", dim)
     if questions.difference(questions.scores(components.embed(questions.rows)), backbone).high >= 0:
         return "principal components"
     return "backbone"
