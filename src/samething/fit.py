@@ -6,14 +6,14 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import rich.console
 from rich.markup import escape
 
 from samething.datasets import catalog as list_images
 from samething.errors import FingerprintError
 from samething.files import is_finished
+from samething.progress import Terminal
 from samething.search import Searcher, index
 
 if TYPE_CHECKING:
@@ -76,26 +76,28 @@ def fit(
     from samething.study.verdict import verdict_on
     from samething.training import train
 
-    console, folder, started = rich.console.Console(), Path(output), time.monotonic()
+    console, folder, started = Terminal(), Path(output), time.monotonic()
 
-    def step(number: int, text: str, result: Any = None) -> None:
-        console.print(f"\n[bold cyan]{number}/5[/bold cyan] {text}", highlight=False)
-        if result is not None:
-            console.print(result, highlight=False, crop=False)
+    def step(number: int, text: str) -> None:
+        console.print(f"\n[bold cyan]{number}/5[/bold cyan] {escape(text)}", highlight=False)
 
     images = Path(source)
+    step(1, "Images and their labels")
     if images.suffix != ".parquet":
         listed = list_images(images, domain=domain, output=folder / "catalog.parquet")
-        step(1, "Images and labels", listed)
+        console.print(listed, highlight=False)
         images = folder / "catalog.parquet"
+    step(2, f"Features: every image once through {backbone}, frozen")
     extracted = features(images, backbone=backbone, output=folder / "features")
     assert isinstance(extracted, FeatureSet)
-    step(2, f"Features by {backbone}, frozen", extracted)
+    console.print(extracted, highlight=False)
+    step(3, "A head, trained on the labels")
     run = beside(folder / "run", lambda place: train(folder / "features", output=place, recipe=recipe))
-    step(3, "A head trained on the labels", run)
+    console.print(run, highlight=False)
     step(4, "Measured on instances that the head has never seen")
     found = verdict_on(run, extracted, folder)
     console.print(found.comparison or found.sentences[0], highlight=False)
+    step(5, f"Export of the {found.kept}, and an index of the images")
 
     def made(place: Path) -> Exported:
         if found.kept == "head":
@@ -106,7 +108,7 @@ def fit(
     model = beside(folder / "model", made)
     chosen = {"model": model.folder, "domain": domain or "default"}
     searcher = beside(folder / "index", lambda place: index(Path(source), output=place, **chosen))
-    step(5, f"The {found.kept} exported, and the images indexed", searcher)
+    console.print(searcher, highlight=False, crop=False)
     return Fitted(folder, found, searcher, time.monotonic() - started)
 
 
