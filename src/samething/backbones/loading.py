@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +19,6 @@ from samething.backbones.on_disk import hub_access, hub_cache
 from samething.backbones.open_clip_networks import open_clip_network, open_clip_settings
 from samething.backbones.packaged import efficientnet_lite0_from_package
 from samething.backbones.pooling import PooledNetwork, Pooling
-from samething.backbones.python_networks import python_backbone
 from samething.backbones.timm_networks import (
     timm_licence,
     timm_network,
@@ -192,7 +192,7 @@ def _source(name: str) -> _Source:
             loader="transformers", identifier=identifier, hub=identifier, licence="see the model's card"
         )
     if kind == "python":
-        own = python_backbone(identifier)
+        own = _own_backbone(identifier)
         return _Source(loader=own, licence=own.licence, preprocessing=own.preprocessing, width=own.width)
     close = difflib.get_close_matches(name, BACKBONES, n=3, cutoff=0.4)
     found = f"did you mean {', '.join(close)}?" if close else "choose one of these"
@@ -204,13 +204,63 @@ def _source(name: str) -> _Source:
     )
 
 
+def _own_backbone(identifier: str) -> Backbone:
+    """The backbone that ``MODULE:NAME`` is, or returns when it is called without arguments.
+
+    Raises:
+        InputError: there is no such module or name, or what it gives is not a :class:`Backbone`.
+    """
+    module_name, _, attribute = identifier.partition(":")
+    given = f"backbone 'python:{identifier}'"
+    expected = "python:MODULE:NAME, a samething.backbones.Backbone or a function that returns one"
+    if not module_name or not attribute:
+        raise InputError(given, expected=expected, next_step="name the module and what stands in it")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{given}: {error}",
+            expected=expected,
+            next_step="install the package, or put its folder into PYTHONPATH",
+        ) from error
+    found = getattr(module, attribute, None)
+    if callable(found) and not isinstance(found, Backbone):
+        found = found()
+    if not isinstance(found, Backbone):
+        raise InputError(
+            f"{given}: {attribute} in {module_name} is {type(found).__name__}",
+            expected=expected,
+            next_step="wrap the network: Backbone(network, name=..., width=..., preprocessing=...)",
+        )
+    return found
+
+
 def _load_member(
     name: str, weights: Path | None, resize: ResizePolicy | None, pooling: Pooling, views: str,
     combine: Combine, sizes: Sequence[int],
 ) -> Member:  # fmt: skip
     """One backbone among several: its views and the networks that compute them."""
     source = _source(name)
-    _require_possible(name, source, weights, pooling, sizes)
+    if isinstance(source.loader, Backbone):
+        side = source.loader.preprocessing.size
+        if weights is not None:
+            raise InputError(
+                f"weights for {name}",
+                expected="a backbone of one's own that brings its weights",
+                next_step="leave --weights out",
+            )
+        if others := [size for size in sizes if size != side]:
+            raise InputError(
+                f"size {others[0]} for {name}",
+                expected=f"its own, {side}",
+                next_step="leave --sizes out, or make another backbone for that size",
+            )
+    if source.projection and name in BACKBONES and pooling != "own":
+        raise InputError(
+            f"pooling={pooling!r} with {name}",
+            expected="own, because its projection was trained on that",
+            next_step=f"take {name.removesuffix('_proj')} for another pooling",
+        )
     own = source.preprocessing
     if own is not None:
         named_views(views, own)  # a wrong name is told before anything is fetched
@@ -249,32 +299,6 @@ def _load_member(
             )
         width = int(shape[1])
     return Member(tuple(networks), tuple(prepared), combine, width, source.licence)
-
-
-def _require_possible(
-    name: str, source: _Source, weights: Path | None, pooling: Pooling, sizes: Sequence[int]
-) -> None:
-    """Refuse options that a backbone cannot have."""
-    if isinstance(source.loader, Backbone):
-        side = source.loader.preprocessing.size
-        if weights is not None:
-            raise InputError(
-                f"weights for {name}",
-                expected="a backbone of one's own that brings its weights",
-                next_step="leave --weights out",
-            )
-        if others := [size for size in sizes if size != side]:
-            raise InputError(
-                f"size {others[0]} for {name}",
-                expected=f"its own, {side}",
-                next_step="leave --sizes out, or make another backbone for that size",
-            )
-    if source.projection and name in BACKBONES and pooling != "own":
-        raise InputError(
-            f"pooling={pooling!r} with {name}",
-            expected="own, because its projection was trained on that",
-            next_step=f"take {name.removesuffix('_proj')} for another pooling",
-        )
 
 
 def _unreachable(name: str, hub: str, error: Exception) -> ArtefactError:

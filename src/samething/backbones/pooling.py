@@ -56,7 +56,7 @@ class PooledNetwork(nn.Module):
         network: Any = self.network
         norm = getattr(network, "fc_norm", None) or nn.Identity()
         if self.pooling == "map":
-            attended: Tensor = norm(network.attn_pool(_all_tokens(network, inputs)))
+            attended: Tensor = norm(network.attn_pool(network.forward_features(inputs)))
             return attended
         class_token, patches = tokens(network, inputs)
         parts = []
@@ -94,7 +94,7 @@ def tokens(network: Any, inputs: Float[Tensor, "b 3 height width"]) -> Tokens:
         return hidden[:, 0], hidden[:, 1:]
     if hasattr(network, "trunk"):  # a timm network in open_clip
         return tokens(network.trunk, inputs)
-    features = _all_tokens(network, inputs)
+    features: Tensor = network.forward_features(inputs)
     if features.ndim == 4:
         channels_last = features.shape[1] != network.num_features
         patches = features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
@@ -120,8 +120,3 @@ def _has_class_token(network: Any) -> bool:
     if hasattr(network, "output_tokens"):
         return True
     return getattr(network, "cls_token", None) is not None
-
-
-def _all_tokens(network: Any, inputs: Tensor) -> Tensor:
-    features: Tensor = network.forward_features(inputs)
-    return features
