@@ -91,7 +91,7 @@ def test_the_sentences_say_what_the_numbers_say(mean, kept, said):
     ahead = {MEAN: mean, "mugs": difference(0.2, 0.01), "maps": difference(-0.3, 0.1, 7)}
     sentences = " ".join(sentences_of(kept, ahead, CURVE))
     assert said in sentences and ("is exported" in sentences) == (kept != "head")
-    assert "Better in mugs (+20.0 points" in sentences and "Worse in maps (-30.0 points" in sentences
+    assert "Better: mugs +20.0 points (95 % " in sentences and "Worse: maps -30.0 points" in sentences
     advice = " ".join(advice_of(ahead, CURVE, "siglip"))
     assert "from 10 to 20 brought +10.0 points" in advice and "Label more of maps" in advice
     assert "Few queries in maps" in advice

@@ -50,6 +50,8 @@ def test_a_folder_is_searched_with_a_backbones_name_alone(images, tmp_path, monk
     assert Embedder.load(made.embedder.folder).config["training"] is None
     assert "nothing was trained" in (made.embedder.folder / "README.md").read_text("utf-8")
     assert find(paths[0], index=tmp_path / "index", k=1).matches[0].path == str(paths[0])
+    named = find(paths[0], index=tmp_path / "index", model=NAME, k=1)  # as an engine elsewhere needs it
+    assert named.matches[0].path == str(paths[0])
     # from now on nothing needs the backbone: the folder beside the index is the model
     monkeypatch.setattr("samething.backbones.loading.load_backbone", None)
     shutil.copy(paths[0], images / "more.jpg")

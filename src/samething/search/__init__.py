@@ -20,7 +20,7 @@ from samething.search.matches import Match, Matches
 from samething.search.model_choice import model_for
 from samething.search.near_duplicates import Duplicates, near_duplicates
 from samething.search.remembered import remember_collections, remember_model
-from samething.search.searcher import Searcher
+from samething.search.searcher import Searcher, nearby
 from samething.search.syncing import Changes
 from samething.search.upkeep import Verified, backup, compact, restore, tune, verify
 from samething.search.view_calibration import calibrate
@@ -269,7 +269,7 @@ def duplicates(
     """
     from samething.files import write_json
 
-    found = near_duplicates(open_index(index), min_score=min_score)
+    found = near_duplicates(open_index(nearby(index)), min_score=min_score)
     if output is not None:
         write_json(output, found.to_json())
     return found

@@ -174,8 +174,7 @@ def say(text: str) -> None:
 
 def _model_of_backbone(name: str, location: str | Path, images: Sequence[Source], *, dim: int | None) -> Path:
     """The model folder of a backbone, made if it is not there yet."""
-    plain = re.sub(r"[^\w.+-]", "-", name) + (f"-pca-{dim}" if dim else "")
-    output = models_beside(location) / plain
+    output = model_beside(location, name, dim=dim)
     if is_finished(output):
         return output
     from samething.backbones import load_backbone
@@ -198,9 +197,13 @@ def _model_of_backbone(name: str, location: str | Path, images: Sequence[Source]
     return write_backbone(backbone, features, output, dim=dim).folder
 
 
-def models_beside(location: str | Path) -> Path:
-    """Where an index's models of plain backbones are kept: ``index-models`` beside ``index``."""
+def model_beside(location: str | Path, name: str, *, dim: int | None = None) -> Path:
+    """Where an index's model of a plain backbone is kept: ``index-models/NAME`` beside ``index``.
+
+    >>> model_beside("photos/index", "timm:vit_tiny", dim=64).as_posix()
+    'photos/index-models/timm-vit_tiny-pca-64'
+    """
     plain = str(location).split("?")[0].rstrip("/")
     if "://" in plain:
         plain = plain.rpartition("/")[2]
-    return Path(f"{plain}-models")
+    return Path(f"{plain}-models") / (re.sub(r"[^\w.+-]", "-", name) + (f"-pca-{dim}" if dim else ""))

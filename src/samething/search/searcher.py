@@ -31,6 +31,7 @@ from samething.search.collection import (
 )
 from samething.search.feature_vectors import KnownVectors
 from samething.search.matches import Match, Matches
+from samething.search.model_choice import model_beside
 from samething.search.queries import query_vector, together, vectors_of_label
 from samething.search.remembered import COLLECTIONS, remembered_collections, remembered_model
 from samething.search.syncing import Changes, Plan, known_rows, make_plan
@@ -57,7 +58,8 @@ class Searcher:
 
         Args:
             location: the index folder, or the URL of a distributed engine.
-            model: the model folder; by default the one the index was made with, where it was then.
+            model: the model folder, or the name of a backbone whose model is beside the index; by default the
+                one the index was made with, where it was then.
 
         Raises:
             ArtefactError: index or model are missing, unfinished or damaged.
@@ -66,6 +68,8 @@ class Searcher:
         location = nearby(location)
         index = open_index(location)  # says what is wrong with it before the model is looked for
         try:
+            if model is not None and (beside := model_beside(location, str(model))).is_dir():
+                model = beside  # a backbone by its name
             embedder = Embedder.load(remembered_model(index) if model is None else model)
             index.require_model(embedder.fingerprint, embedder.name)
         except BaseException:

@@ -115,8 +115,8 @@ def sentences_of(
         for domain, found in ahead.items():
             if domain != MEAN:
                 place = "Better" if found.low > 0 else "Worse" if found.high < 0 else "Not told apart"
-                groups[place].append(f"{domain} ({_points(found)})")
-        sentences += [f"{name} in {', '.join(domains)}." for name, domains in groups.items() if domains]
+                groups[place].append(f"{domain} {_points(found)}")
+        sentences += [f"{name}: {', '.join(domains)}." for name, domains in groups.items() if domains]
     reached = [f"{100 * value:.1f} with {number:,.0f}" for number, value, _, _ in points]
     sentences.append(f"mMP@5 by labelled instances: {', '.join(reached)}.")
     if kept != "head":
