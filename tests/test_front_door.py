@@ -1,6 +1,7 @@
 """Any folder, one command: a backbone's name as the model, the choice where none is named, no hub."""
 
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -150,6 +151,25 @@ def test_nothing_large_is_fetched_where_nobody_can_be_asked(tmp_path):
         assert chosen_with(tmp_path, HF_ENDPOINT=hub.address).stdout.split() == ["siglip2_base_224"]
     (tmp_path / "samething.toml").unlink()
     assert chosen_with(tmp_path, HF_ENDPOINT=hub.address).stdout.split() == ["efficientnet_lite0"]  # gone
+
+
+@pytest.mark.parametrize(("typed", "expected"), [(b"n\n", "efficientnet_lite0"), (b"\n", FIRST.name)])
+def test_a_person_is_asked_before_anything_large_is_fetched(tmp_path, typed, expected):
+    pty = pytest.importorskip("pty", reason="no pseudo-terminals here")
+    person, terminal = pty.openpty()
+    with (
+        fake_hub() as hub,
+        os.fdopen(person, "wb", buffering=0) as keyboard,
+        os.fdopen(terminal, "rb") as asked,
+    ):
+        keyboard.write(typed)
+        done = subprocess.run(
+            [sys.executable, "-c", CHOICE], cwd=tmp_path, stdin=asked, capture_output=True, text=True,
+            timeout=120, check=True,
+            env={**ENVIRONMENT, "HF_HOME": str(tmp_path), "HF_ENDPOINT": hub.address, "NO_PROXY": "*"},
+        )  # fmt: skip
+    assert done.stdout.split() == [expected]
+    assert "licence Apache-2.0. Fetch it? [Y/n]" in " ".join(done.stderr.split())
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -58,7 +59,8 @@ def calibrate(index: AbstractIndex, embedder: Embedder) -> None:
     Nothing is done where the model brings one, or where it was tried when the index had half as many images.
     """
     knows_files = FILE_COLUMNS.keys() <= index.description.extra_columns.keys()
-    if embedder.config.get("calibration") or not knows_files:
+    keeps_notes = Path(index.location).is_dir()  # an engine elsewhere keeps none
+    if embedder.config.get("calibration") or not (knows_files and keeps_notes):
         return
     known, count = index.notes(CALIBRATIONS).get(embedder.fingerprint), index.count()
     if count < LEAST_VIEWS or (known and count < 2 * known["tried_at"]):
