@@ -239,8 +239,8 @@ class _Process:
         """What is known of all images."""
         num_others = len(self.images) - len(self.catalog)
         tiers = np.full(len(self.images), EVALUATION, np.int64)
-        for role, tier in (("train", TRAINING), ("val", VALIDATION)):
-            tiers[np.flatnonzero(self.catalog.has_role(role))] = tier
+        tiers[np.flatnonzero(self.catalog.has_role("train"))] = TRAINING
+        tiers[np.flatnonzero(self.catalog.has_role("val"))] = VALIDATION
         encoded = self.catalog.table["dataset"].fill_null("").combine_chunks().dictionary_encode()
         datasets = encoded.indices.to_numpy().astype(np.int64)
         datasets = np.concatenate([datasets, np.full(num_others, len(encoded.dictionary), np.int64)])
