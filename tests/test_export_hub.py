@@ -53,7 +53,8 @@ def test_the_hubs_client_uploads_it_and_the_embedder_loads_it_by_its_id(tiny, tm
     assert done.returncode == 0, done.stderr
     uploaded = hub.repositories["someone/finder"]
     listed = read_json(tiny / "finder" / "manifest.json")["content"]["sha256"]
-    assert set(uploaded) == {*listed, "manifest.json"}  # and not the lock
+    # hidden files have no checksum of ours; the lock stays at home
+    assert set(uploaded) == {*listed, "manifest.json", ".gitattributes", ".gitignore"}
     assert all(content == (tiny / "finder" / name).read_bytes() for name, content in uploaded.items())
     assert hub.lfs_paths == {"model.onnx", "model.safetensors"}
     assert set(hub.cards) == {uploaded["README.md"].decode()}  # the client asks whether the header is good
