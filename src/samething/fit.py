@@ -106,8 +106,11 @@ def fit(
         return write_backbone(load_from_metadata(extracted.backbone), extracted, place, dim=dim)
 
     model = beside(folder / "model", made)
-    chosen = {"model": model.folder, "domain": domain or "default"}
-    searcher = beside(folder / "index", lambda place: index(Path(source), output=place, **chosen))
+
+    def indexed(place: Path) -> Searcher:
+        return index(Path(source), model=model.folder, domain=domain or "default", output=place)
+
+    searcher = beside(folder / "index", indexed)
     console.print(searcher, highlight=False, crop=False)
     return Fitted(folder, found, searcher, time.monotonic() - started)
 

@@ -379,7 +379,8 @@ class Scatter:
         weights /= weights.sum()
 
         def mean(name: str) -> np.ndarray:
-            return sum(weight * getattr(each, name) for weight, each in zip(weights, scatters, strict=True))
+            weighed = [weight * getattr(each, name) for weight, each in zip(weights, scatters, strict=True)]
+            return np.asarray(sum(weighed))
 
         return cls(
             sum(each.num_rows for each in scatters),
@@ -415,7 +416,8 @@ class Scatter:
         number of classes. With much shrinkage they are the principal components.
         """
         whitening = self.whitening(shrinkage)
-        return principal_components(whitening @ self.total @ whitening.T, num) @ whitening
+        found: np.ndarray = principal_components(whitening @ self.total @ whitening.T, num) @ whitening
+        return found
 
 
 def lda_head(config: HeadConfig, scatter: Scatter, shrinkage: float) -> Head:

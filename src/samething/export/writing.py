@@ -156,8 +156,8 @@ def _written_form(
         with_preprocessing_inside(graph, preprocessing)
     coder = None
     if form.codes != "float32":
-        training = head.embed(np.asarray(source.features.rows[catalog.has_role("train")]))
-        coder = Coder.fit(training, form.codes)
+        embeddings = head.embed(np.asarray(source.features.rows[catalog.has_role("train")]))
+        coder = Coder.fit(embeddings, form.codes)
         with atomic_path(output / "codes.npz") as partial:
             coder.write(partial)
     return _opened(graph, source, head.embedding_dim, form, coder), reference

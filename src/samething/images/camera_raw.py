@@ -32,7 +32,7 @@ def opened_raw(stream: io.BufferedIOBase, name: str, max_pixels: int) -> Image.I
         import rawpy
     except ImportError as error:
         raise missing(name, "a camera's RAW file", "rawpy", extra="raw") from error
-    with rawpy.imread(stream) as raw:
+    with rawpy.imread(stream) as raw:  # type: ignore[arg-type]
         preview = _preview(raw)
         if preview is not None and max(preview.size) >= LEAST_PREVIEW:
             exif = preview.getexif()

@@ -8,11 +8,12 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from samething.errors import ImageError, InputError
 from samething.images.addresses import is_url
@@ -100,6 +101,7 @@ def decoded(
     costly: bool = False,
 ) -> Image.Image:
     """As :func:`decode`, with the name that errors call it; ``costly`` images are decoded here as well."""
+    upright: Image.Image | None
     if isinstance(image, np.ndarray):
         upright = _from_array(image)
         full_size = upright.size
@@ -109,7 +111,7 @@ def decoded(
             leave = not costly and not isinstance(image, Image.Image) and is_costly(encoded)
             upright = None if leave else _to_rgb(encoded, name, max_pixels)
         if upright is None:
-            place = image if isinstance(image, bytes) else Path(image).absolute()  # type: ignore[arg-type]
+            place = image if isinstance(image, bytes) else Path(str(image)).absolute()
             found: Image.Image = _decoders(os.getpid()).call(
                 name, decoded, place, name, max_pixels=max_pixels, box=box, costly=True
             )
@@ -254,9 +256,9 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")  # Pillow drops the alpha of "La" on any other way
     on_white = _laid_on("white", image)
-    if min(low for low, _ in on_white.getextrema()) >= NEARLY_WHITE:
+    if min(low for low, _ in _extremes(on_white)) >= NEARLY_WHITE:
         on_black = _laid_on("black", image)
-        if any(high - low > 255 - NEARLY_WHITE for low, high in on_black.getextrema()):
+        if any(high - low > 255 - NEARLY_WHITE for low, high in _extremes(on_black)):
             on_white = on_black
     return in_usual_colours(on_white, profile)
 
@@ -267,7 +269,7 @@ def _unpacked(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         return unpacked_jpeg(image, name, min(max_pixels, MAX_PIXELS))
     if is_read_value_by_value(image):
         return unpacked_values(image)
-    if is_planar_with_16_bits(image):
+    if isinstance(image, TiffImageFile) and is_planar_with_16_bits(image):
         return unpacked_planes(image)
     image.load()
     return image
@@ -344,3 +346,9 @@ def dimensions(path: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> tup
         # the base class's method, because the one for PNG unpacks the whole image
         turned = orientation(lambda: Image.Image.getexif(image)) in (5, 6, 7, 8)
         return (height, width) if turned else (width, height)
+
+
+def _extremes(image: Image.Image) -> list[tuple[int, int]]:
+    """Lowest and highest value of each channel."""
+    found: Any = [band.getextrema() for band in image.split()]
+    return [(int(low), int(high)) for low, high in found]

@@ -87,7 +87,7 @@ def open_encoded(stream: io.BufferedIOBase, name: str, max_pixels: int) -> Image
     stream.seek(0)
     kind = kind_of(head)
     if kind == "JPEG":  # not by Image.open, which refuses what can be unpacked at a fraction
-        return JpegImageFile(stream)
+        return JpegImageFile(stream)  # type: ignore[arg-type]
     if kind == "RAW" or (kind == "TIFF" and is_camera_raw(stream)):
         return opened_raw(stream, name, max_pixels)
     if kind == "JXL":
@@ -105,7 +105,7 @@ def open_encoded(stream: io.BufferedIOBase, name: str, max_pixels: int) -> Image
         if accepts is None or accepts(head) is True:
             stream.seek(0)
             with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
-                return factory(stream, "")
+                return factory(stream, "")  # type: ignore[arg-type]
     other = next((f"is {words} and" for start, words in _OTHERS.items() if _begins(head, (start,))), "is")
     reason = described(stream) if kind == "TIFF" else ""
     raise ImageError.of(

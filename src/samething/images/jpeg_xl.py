@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import Final
+from typing import Any, Final
 
 from PIL import ExifTags, Image
 
@@ -27,10 +27,11 @@ def opened_jpeg_xl(stream: io.BufferedIOBase, name: str, max_pixels: int) -> Ima
     width, height, is_turned = header(stream.read())
     check_pixels(name, width, height, max_pixels)
     stream.seek(0)
-    image: Image.Image = JXLImageFile(stream)
+    image: Any = JXLImageFile(stream)  # type: ignore[arg-type]
     if is_turned and not image.jpeg:  # the decoder has turned it, whatever the EXIF data say
         image.getexif()[ExifTags.Base.Orientation] = 1
-    return image
+    found: Image.Image = image
+    return found
 
 
 def header(content: bytes) -> tuple[int, int, bool]:

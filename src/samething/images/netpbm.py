@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -10,7 +11,7 @@ from PIL import Image
 
 def is_read_value_by_value(image: Image.Image) -> bool:
     """Whether Pillow would take seconds for a megapixel: text, and values of another range than a byte's."""
-    tiles = getattr(image, "tile", ())
+    tiles: list[Any] = list(getattr(image, "tile", ()))
     return image.format == "PPM" and bool(tiles) and tiles[0].codec_name in ("ppm", "ppm_plain")
 
 

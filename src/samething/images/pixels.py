@@ -88,7 +88,7 @@ def _unpacked(
                 turn = orientation(encoded.getexif)
                 jpeg = _turbo(image, encoded.size, turn, preprocessing, boxed=box is not None)
     if jpeg is None:
-        upright = decoded(image, name, max_pixels=max_pixels, box=box)
+        upright = decoded(image, name, max_pixels=max_pixels, box=box)  # type: ignore[arg-type]
         # a copy, because torch wants to be allowed to write
         return np.array(upright), upright.size
     array, (width, height) = jpeg

@@ -42,7 +42,7 @@ def is_planar_with_16_bits(image: Image.Image) -> bool:
     if not isinstance(image, TiffImageFile) or not image.tile:
         return False
     tags = image.tag_v2
-    return tags.get(_PLANES, 1) == 2 and max(tags.get(_BITS, (1,))) == 16 and tags.get(_SAMPLES, 1) > 1
+    return bool(tags.get(_PLANES, 1) == 2 and max(tags.get(_BITS, (1,))) == 16 and tags.get(_SAMPLES, 1) > 1)
 
 
 def unpacked_planes(image: TiffImageFile) -> Image.Image:
@@ -105,7 +105,7 @@ def _directories(stream: io.BufferedIOBase) -> list[Any]:
         while places and len(found) < 16:
             directory = ImageFileDirectory_v2(head[:8]) if found else first
             stream.seek(places.pop(0))
-            directory.load(stream)
+            directory.load(stream)  # type: ignore[arg-type]
             found.append(directory)
             if len(found) == 1:
                 inside = directory.get(_INSIDE, ())

@@ -258,7 +258,8 @@ def looks_of(image: Image.Image) -> dict[str, Any]:
 def is_blank(row: Mapping[str, Any]) -> bool:
     """Whether an image is of one colour all over, by its thumbnail: all such images are alike."""
     with Image.open(io.BytesIO(row["thumbnail"])) as small:
-        return all(high - low <= _ONE_COLOUR for low, high in small.convert("RGB").getextrema())
+        bands = (band.getextrema() for band in small.convert("RGB").split())
+        return all(high - low <= _ONE_COLOUR for low, high in bands)  # type: ignore[operator]
 
 
 _KEPT: Final = ("label", "domain", "size_bytes", "modified", "mark", "box", "collection", "metadata")

@@ -18,7 +18,7 @@ from collections.abc import Collection as Names
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -141,7 +141,7 @@ def _chosen(*, yes: bool) -> str:
         configured = read_config(Path(CONFIGURATION)).get("model")
     on_disk = {each.name for each in RECOMMENDED if weights_on_disk(BACKBONES[each.name])}
     has_torch = importlib.util.find_spec("timm") is not None
-    known = {
+    known: dict[str, Any] = {
         "configured": configured,
         "on_disk": on_disk,
         "has_torch": has_torch,

@@ -168,5 +168,8 @@ def _curve(run: Run, features: FeatureSet, path: Path) -> list[Point]:
 
 def _figure(points: Sequence[Point], backbone: tuple[float, ...]) -> Any:
     ends = (points[0][0], points[-1][0])
-    lines = {"head": list(points), "frozen backbone": [(end, *backbone) for end in dict.fromkeys(ends)]}
+    lines: dict[str, Any] = {
+        "head": list(points),
+        "frozen backbone": [(end, *backbone) for end in dict.fromkeys(ends)],
+    }
     return lines_figure(lines, x_label="labelled instances trained on", y_label="mMP@5 %")

@@ -87,7 +87,8 @@ def parts_to_leave_out(data: TrainingData) -> Int[np.ndarray, " n"]:
         return data.domains
     num_classes = len(data.class_counts)
     order = np.random.default_rng(0).permutation(num_classes)
-    return order[data.classes] % (3 if num_classes >= 12 else 1)
+    groups: np.ndarray = order[data.classes] % (3 if num_classes >= 12 else 1)
+    return groups
 
 
 def _scores(
