@@ -40,7 +40,6 @@ from samething.training.loop import run_training
 
 METRICS = ("mmp@5", "r@1")
 DIMENSIONS, BITS = (16, 32, 64, 128, 256, 512), (32, 16, 8, 4, 1)
-FEW = (2, 5, 10, 50, 500)
 REFERENCES = ("backbone", "PCA, 64 x float32", "plain, 64 x float32")
 Trained = Callable[[dict[str, Any], int], Head]
 
@@ -49,6 +48,7 @@ def main(
     *features: Path,
     output: Path = Path("lodo"),
     seeds: int = 3,
+    few: tuple[int, ...] = (2, 5, 10, 50, 500),
     demo: bool = False,
     demo_folder: Path = Path("demo"),
 ) -> None:
@@ -58,6 +58,7 @@ def main(
         features: the feature folders.
         output: folder for the results: table.md, and what was measured.
         seeds: heads that are trained of everything random.
+        few: numbers of instances that heads are also trained on alone.
         demo: use the demo's features.
         demo_folder: where samething demo has written.
     """
@@ -81,12 +82,12 @@ def main(
         title: [measured_without(found, left_out, seeds, output) for left_out in parts]
         for title, parts in {"unseen": [(domain,) for domain in domains], "seen": [()]}.items()
     }
-    few = [measured_on_few(found, num, seeds, output) for num in FEW]
+    curve = {num: measured_on_few(found, num, seeds, output) for num in few}
     text = "\n".join(
         [
             *(line for title in measured for line in table(title, measured[title], domains)),
             *surface(measured),
-            *few_table(few),
+            *few_table(curve),
         ]
     )
     write_text(output / "table.md", text)
@@ -172,7 +173,8 @@ def measured_on_few(found: FeatureSet, num: int, seeds: int, output: Path) -> di
         part = measured(found, used, every, 1, output, f"few-{num}-{seed}", only=names)
         for name, own in part.items():
             values.setdefault(name, []).append(own)
-    return {name: np.mean(own, axis=0) for name, own in values.items()}
+    domains = values.pop("domains")[0]
+    return {"domains": domains, **{name: np.mean(own, axis=0) for name, own in values.items()}}
 
 
 def measured(
@@ -295,10 +297,10 @@ def surface(measured: dict[str, list[dict[str, np.ndarray]]]) -> list[str]:
     return [*lines, ""]
 
 
-def few_table(few: list[dict[str, np.ndarray]]) -> list[str]:
+def few_table(curve: dict[int, dict[str, np.ndarray]]) -> list[str]:
     """mMP@5 on the mean over domains by the number of instances trained on."""
     lines = ["| instances | PCA, 512 x int4 | discriminants | universal | minus PCA |", "| --- " * 5 + "|"]
-    for num, values in zip(FEW, few, strict=True):
+    for num, values in curve.items():
         groups = np.unique(values["domains"], return_inverse=True)[1]
         plain, start, end = (values[name][0] for name in values if name != "domains")
         other = paired_difference(end, plain, groups)
