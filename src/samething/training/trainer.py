@@ -235,7 +235,9 @@ class Trainer(abc.ABC):
     def _progress_bar(self) -> Progress:
         """Images done, of all, and per second; loss; validation score; time left."""
         bar = progress_bar(
-            "images", "{task.fields[loss]} {task.fields[score]}", disable=not distributed.is_first()
+            "images",
+            "{task.fields[loss]} {task.fields[score]}",
+            disable=not distributed.is_first() or self.num_steps == 0,
         )
         sizes = [len(batch) for batch in self._epoch(0)]
 
