@@ -4,16 +4,20 @@ import dataclasses
 import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
+from line import ENVIRONMENT, PROGRAM
 from samething.backbones import load_backbone
 from samething.catalog import Catalog
 from samething.embedder import Embedder
-from samething.errors import FingerprintError
+from samething.errors import ArtefactError, FingerprintError
 from samething.evaluation import Calibration, evaluate_embeddings
 from samething.evaluation.no_match import measure_no_match
 from samething.export import export
@@ -153,6 +157,28 @@ def test_the_cards_example_runs(line, monkeypatch, capsys):
     monkeypatch.chdir(line)
     exec(code.replace('"a.jpg"', repr(str(images[0]))).replace('"b.jpg"', repr(str(images[1]))), {})
     assert 0.3 < float(capsys.readouterr().out) <= 1.0001
+
+
+def test_a_killed_export_leaves_no_model_and_goes_on(line, tmp_path):
+    """Killed when its first file is there: until the manifest is written the folder is no model."""
+    output = tmp_path / "model"
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "export", line / "run", "-o", output],
+        env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    with process:
+        while process.poll() is None and not [path for path in output.rglob("*") if path.name != ".lock"]:
+            time.sleep(0.002)
+        process.kill()
+    assert not (output / "manifest.json").exists(), "it was killed too late to say anything"
+    with pytest.raises(ArtefactError):
+        Embedder.load(output)
+    export(line / "run", output=output)
+    assert (output / "model.safetensors").read_bytes() == (line / "model" / "model.safetensors").read_bytes()
+    image = Catalog.read(line / "things.parquet").paths[0]
+    again, undisturbed = (Embedder.load(folder).embed([image]) for folder in (output, line / "model"))
+    np.testing.assert_allclose(again, undisturbed, atol=1e-6)
+    assert not [path for path in output.rglob("*") if "partial" in path.name or path.suffix == ".tmp"]
 
 
 def test_another_run_is_refused_in_the_same_folder(line, tmp_path):
