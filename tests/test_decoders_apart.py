@@ -29,7 +29,7 @@ ROCKET = os.path.join(os.path.dirname(skimage.data.__file__), "rocket.jpg")  # n
 
 @pytest.fixture
 def decoders():
-    made = Decoders(2, deadline_s=60, memory_bytes=200 << 20)
+    made = Decoders(2, deadline_s=60.0, memory_bytes=200 << 20)
     yield made
     made.close()
 
@@ -113,7 +113,7 @@ def mutated(content: bytes, random: np.random.Generator) -> bytes:
 def test_mutated_files_give_an_image_or_an_image_error(kind):
     """No traceback, no crash, and nothing beyond the limits of time and memory, whatever a file holds."""
     random = np.random.default_rng(FORMATS.index(kind))
-    decoders = Decoders(2, deadline_s=30, memory_bytes=1 << 30)
+    decoders = Decoders(2, deadline_s=30.0, memory_bytes=1 << 30)
     content, num_read = sample(kind), 0
     assert decoders.call("whole", decode, content).mode == "RGB"
     for number in range(150):
@@ -130,7 +130,7 @@ def test_processes_end_with_the_one_that_started_them():
     code = """if True:
         import os
         from samething.images.apart import Decoders
-        print(Decoders(1, deadline_s=60).call('it', os.getpid), flush=True)
+        print(Decoders(1, deadline_s=60.0).call('it', os.getpid), flush=True)
         os._exit(0)
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
