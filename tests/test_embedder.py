@@ -37,9 +37,9 @@ def model(line, tmp_path):
 
 def test_vectors_have_unit_length_and_the_promised_shape(embedder):
     vectors = embedder.embed(photographs())
-    assert vectors.dtype == np.float32 and vectors.shape == (len(photographs()), embedder.dim) == (6, 64)
+    assert vectors.dtype == np.float32 and vectors.shape == (len(photographs()), embedder.dim) == (6, 512)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    assert embedder.embed([]).shape == (0, 64)
+    assert embedder.embed([]).shape == (0, 512)
     assert list(embedder.embed_stream([])) == []
 
 
@@ -188,7 +188,7 @@ print(made.num_added, made.find(folder / "some-image.jpg", k=1).matches[0].label
 def test_embedding_and_searching_need_no_torch(line, tmp_path):
     done = run_python("-c", WITHOUT_TORCH, line, tmp_path / "index")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["(1, 64)", "thing 03 é", "48 thing 03 é"]
+    assert done.stdout.splitlines() == ["(1, 512)", "thing 03 é", "48 thing 03 é"]
 
 
 def test_an_image_object_is_not_changed(embedder):

@@ -86,7 +86,8 @@ def test_scores_are_calibrated_on_the_validation_images(line, run, tmp_path, mon
     searcher = Searcher.open(line / "index")
     searcher = dataclasses.replace(searcher, embedder=Embedder.load(tmp_path / "model"))
     assert searcher.index.count() > found.index_size
-    assert searcher.calibration == found.for_index(searcher.index.count()) != found
+    assert searcher.calibration == (found.for_index(searcher.index.count()), "labels")
+    assert searcher.calibration[0] != found
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert f"calibration error of the probabilities\n{expected.calibration_error:.3f}" in card
     assert not re.search(r"\n\n\n|[{}]|None|nan", card)
@@ -98,7 +99,7 @@ def test_the_graph_is_what_the_documents_say(line):
     assert (given.name, given.type, given.shape[1:]) == ("pixels", "tensor(uint8)", [3, 280, 280]) or (
         given.name == "pixels" and given.type == "tensor(uint8)" and given.shape[2] == given.shape[3]
     )
-    assert (made.name, made.type, made.shape[1]) == ("vectors", "tensor(float)", 64)
+    assert (made.name, made.type, made.shape[1]) == ("vectors", "tensor(float)", 512)
     assert isinstance(given.shape[0], str) and isinstance(made.shape[0], str)  # any batch
 
 
@@ -115,7 +116,7 @@ def test_manifest_lists_every_file_with_its_checksum(line):
 def test_configuration_is_complete_and_true(line, run):
     config = read_json(line / "model" / "config.json")
     features = run.features()
-    assert config["embedding_dim"] == 64 and config["name"] == "model"
+    assert config["embedding_dim"] == 512 and config["name"] == "model"
     assert {name: config["backbone"][name] for name in features.backbone} == features.backbone
     assert config["backbone"]["licence"]
     assert config["training"]["config"] == json.loads(json.dumps(run.config.to_json()))

@@ -32,7 +32,7 @@ def test_the_tutorials_commands_end_with_the_right_answer(line):
     first = next(row for row in answer.splitlines() if row.strip("│ ").startswith("1 "))
     assert "thing 03 é" in first and "1.000" in first
     table = (line / "3.out").read_text(encoding="utf-8")
-    assert all(name in table for name in ("backbone", "average-pool-64", "PCA-64", "run", "mMP@5"))
+    assert all(name in table for name in ("backbone", "average-pool-512 int4", "PCA-512 int4", "run", "mMP@5"))
 
 
 def test_each_artefact_says_what_it_was_made_from(line):
@@ -90,7 +90,7 @@ def test_ten_lines_of_python_as_written(line_copy):
     assert done.returncode == 0, done.stderr
     assert "'mmp@5'" in done.stdout and "thing 03 é" in done.stdout
     numbers = json.loads((line_copy / "numbers.json").read_text(encoding="utf-8"))
-    assert set(numbers) == {"backbone", "average-pool-64", "PCA-64", "run"}
+    assert set(numbers) == {"backbone", "average-pool-512 int4", "PCA-512 int4", "run"}
     assert numbers["run"]["merged"]["mean"]["r@1"] > 0.8
 
 
