@@ -137,6 +137,9 @@ def test_coders_come_back_from_disk_and_nearly_to_the_vector(dim, kind, least, t
 def test_four_bits_are_whole_numbers_of_seven_steps():
     """Written again number by number; two numbers share a byte, the first one in its low half."""
     vectors = unit(np.random.default_rng(0), 500, 5)
+    vectors[1:, 0] *= 0.1  # so that the first number of the first vector is beyond what seven steps reach
+    vectors[0] = [1, 0, 0, 0, 0]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     coder = Coder.fit(vectors, "int4")
     squares = (vectors.astype(np.float64) ** 2).sum(0)
     step = 2.5 * np.sqrt((squares + 64 / 5) / (500 + 64)) / 7

@@ -7,13 +7,21 @@ import torch
 from neighbours import CONSUMERS, by_torch, consumed, images_tested, nearest, squares_of
 from samething.export import export
 from samething.export.embedding_model import source_of
+from samething.training import train
 from samething.training.run import Run
 from tiny import read_tensors
 
 
 @pytest.fixture(scope="module")
-def source(line):
-    return source_of(Run.open(line / "run"), weights=None)
+def run(line, tmp_path_factory):
+    """A head of 64 plain numbers, which every format can hold."""
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    return train(line / "features", output=folder, recipe="plain", epochs=2).folder
+
+
+@pytest.fixture(scope="module")
+def source(run):
+    return source_of(Run.open(run), weights=None)
 
 
 @pytest.fixture(scope="module")
@@ -39,21 +47,21 @@ def require_same_neighbours(found, expected, catalog):
 
 
 @pytest.mark.parametrize("form", CONSUMERS)
-def test_every_format_finds_what_torch_finds(form, line, gallery, tmp_path):
+def test_every_format_finds_what_torch_finds(form, run, gallery, tmp_path):
     catalog, squares, margin, expected = gallery
-    folder = line / "model"
-    if form != "onnxruntime":
-        folder = export(line / "run", output=tmp_path / "model", format=form).folder
+    chosen = "folder" if form == "onnxruntime" else form
+    folder = export(run, output=tmp_path / "model", format=chosen).folder
     require_same_neighbours(consumed(form, folder, squares, margin=margin), expected, catalog)
 
 
-def test_safetensors_in_torch_find_the_same(source, line, gallery):
+def test_safetensors_in_torch_find_the_same(source, run, gallery, tmp_path):
     catalog, squares, margin, expected = gallery
-    model = source_of(Run.open(line / "run"), weights=None).model
+    folder = export(run, output=tmp_path / "model").folder
+    model = source_of(Run.open(run), weights=None).model
     with torch.no_grad():
         for value in model.state_dict().values():
             value.zero_()  # so that nothing but the file can give the answer
-    model.load_state_dict(read_tensors(line / "model"))
+    model.load_state_dict(read_tensors(folder))
     require_same_neighbours(by_torch(model, np.load(squares), margin), expected, catalog)
 
 

@@ -406,11 +406,11 @@ def test_larger_images_can_be_listed_and_what_is_listed_is_read(tmp_path, monkey
     folder.mkdir(parents=True)
     PHOTO.resize((500, 400)).save(folder / "scan.png")
     with pytest.raises(InputError, match="200,000 pixels"):
-        catalog(tmp_path / "images", max_megapixels=0.1, output=tmp_path / "c.parquet", val=0, test=0)
-    for wrong in (0, -1):
+        catalog(tmp_path / "images", max_megapixels=0.1, output=tmp_path / "c.parquet", val=0.0, test=0.0)
+    for wrong in (0.0, -1.0):
         with pytest.raises(InputError, match="--max-megapixels"):
             catalog(tmp_path / "images", max_megapixels=wrong, output=tmp_path / "c.parquet")
-    catalog(tmp_path / "images", max_megapixels=0.3, output=tmp_path / "c.parquet", val=0, test=0)
+    catalog(tmp_path / "images", max_megapixels=0.3, output=tmp_path / "c.parquet", val=0.0, test=0.0)
     listed = Catalog.read(tmp_path / "c.parquet")
     assert listed.table["width"].to_pylist() == [500]
     seen = ImageReader(listed, {}, Preprocessing(size=8)).read(0)

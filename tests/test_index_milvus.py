@@ -122,14 +122,14 @@ from pathlib import Path
 from samething.index import MilvusIndex
 from samething.search import index, searcher
 searcher._ROWS_A_WRITE = 4
-num_batches, add = 0, MilvusIndex.add
+num_batches, amend = 0, MilvusIndex.amend
 def killed_after_two(self, *arguments, **options):
     global num_batches
-    add(self, *arguments, **options)
+    amend(self, *arguments, **options)
     num_batches += 1
     if num_batches == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-MilvusIndex.add = killed_after_two
+MilvusIndex.amend = killed_after_two
 index(Path(sys.argv[1]), model=sys.argv[2], output=sys.argv[3])
 """
 
