@@ -32,7 +32,9 @@ def test_the_tutorials_commands_end_with_the_right_answer(line):
     first = next(row for row in answer.splitlines() if row.strip("│ ").startswith("1 "))
     assert "thing 03 é" in first and "1.000" in first
     table = (line / "3.out").read_text(encoding="utf-8")
-    assert all(name in table for name in ("backbone", "average-pool-512 int4", "PCA-512 int4", "run", "mMP@5"))
+    assert all(
+        name in table for name in ("backbone", "average-pool-512 int4", "PCA-512 int4", "run", "mMP@5")
+    )
 
 
 def test_each_artefact_says_what_it_was_made_from(line):

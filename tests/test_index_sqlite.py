@@ -204,6 +204,38 @@ def test_killed_writers_lose_nothing_acknowledged(tmp_path: Path) -> None:
     assert open_index(folder).verify().problems == ()
 
 
+ADDING_AND_ASKING = """
+import sys, threading, time
+import numpy as np
+from samething.index import open_index
+index, name = open_index(sys.argv[1]), sys.argv[2]
+is_over = False
+def ask():
+    while not is_over:
+        index.count()
+asking = threading.Thread(target=ask)
+asking.start()
+for number in range(60):
+    row = f"{name} {number}"
+    index.set_notes("uploads", {row: {"label": "x"}})
+    index.amend([row], lambda name, row: {"id": name}, vectors=np.eye(index.dim, dtype=np.float32)[:1])
+    print(row, flush=True)
+is_over = True
+asking.join()
+"""
+
+
+def test_a_thread_that_reads_does_not_hide_a_compaction_from_one_that_writes(index: AbstractIndex) -> None:
+    """The row was acknowledged and went to the old files: an hour of a server lost 6 of 798 images."""
+    writers = [run(ADDING_AND_ASKING, index.location, name) for name in "ab"]
+    while any(writer.poll() is None for writer in writers):
+        index.compact()
+    written = {row for writer in writers for row in writer.communicate()[0].splitlines()}
+    assert len(written) == 120
+    there = {row["id"] for batch in open_index(index.location).items(["id"]) for row in batch.to_pylist()}
+    assert written <= there and written <= index.notes("uploads").keys()
+
+
 def test_two_writers_of_the_same_ids_leave_each_id_once(tmp_path: Path) -> None:
     folder = tmp_path / "index"
     index = create_index(folder, dim=DIM, **MODEL)

@@ -69,11 +69,11 @@ def rankings(rows, vectors, distractors, *, rule, per_domain):
             ):
                 continue
             hit = row["domain"] == asked["domain"] and bool(wanted & {row["label"], *row["labels"]})
-            entries.append((-similarity(rule, vectors[query], vectors[other]), other, hit))
+            entries.append((-similarity(rule, vectors[query], vectors[other]), hit, other))
         if not per_domain:
             for number, vector in enumerate(distractors):
-                entries.append((-similarity(rule, vectors[query], vector), len(rows) + number, False))
-        yield asked["domain"], [hit for _, _, hit in sorted(entries)]
+                entries.append((-similarity(rule, vectors[query], vector), False, len(rows) + number))
+        yield asked["domain"], [hit for _, hit, _ in sorted(entries)]  # ties count against the model
 
 
 def score(metric, ranking):

@@ -447,7 +447,9 @@ def test_a_checkpoint_of_another_version_is_refused(features, tmp_path):
 
 def test_a_file_changes_the_recipe_and_options_change_the_file(features, tmp_path):
     file = tmp_path / "run.toml"
-    file.write_text('epochs = 2\nmatryoshka_dims = [2, 4]\nhead = "mlp"\n[loss_options]\nscale = 20\n')
+    file.write_text(
+        'epochs = 2\nmatryoshka_dims = [2, 4]\nhead = "mlp"\nstart = "random"\n[loss_options]\nscale = 20\n'
+    )
     command = ["train", str(features.folder), "-o", str(tmp_path / "run"), "--config", str(file)]
     run = build_app(command="train")([*command, "--embedding-dim", "8", "--epochs", "1"])
     config = run.config

@@ -370,7 +370,7 @@ def test_a_busy_server_says_so_and_recovers(shared):
 
 def test_a_query_that_takes_too_long_is_ended(shared):
     searcher = Searcher.open(shared / "index")
-    app = create_app(searcher, limits=Limits(timeout_s=0.3))
+    app = create_app(searcher, limits=Limits(timeout_s=5.0))
     slow = SlowEmbedder(searcher.embedder)
     app.app.state.service.batcher._embedder = slow
     with TestClient(app, base_url="http://localhost") as client:

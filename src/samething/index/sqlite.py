@@ -7,9 +7,7 @@ The folder::
     vectors-1.f32       its vectors, float32, a row per slot
     approximate-1.faiss after ``tune``: the graph of the approximate search
 
-A change is acknowledged when it is committed and on disk. SQLite's lock lets one process write at a time, and
-any number read meanwhile. ``compact`` and ``rebuild`` write another generation; the manifest that names it is
-renamed into place under the lock of the old one, and every open handle follows.
+A change is acknowledged when it is on disk. A new generation's manifest is renamed in under the old one's lock.
 """
 
 from __future__ import annotations
@@ -270,9 +268,8 @@ class SqliteIndex(AbstractIndex):
             if k == 0 or len(queries) == 0:
                 shape = (len(queries), k)
                 return self._hits(np.empty(shape, dtype=object), np.empty(shape), [], columns)
-            graph = None
-            if chosen is None and len(queries) < _MANY_QUERIES:
-                graph = self._graph(db, generation)
+            is_few = chosen is None and len(queries) < _MANY_QUERIES
+            graph = self._graph(db, generation) if is_few else None
             if graph is None:
                 ids, scores, slots = nearest_rows(db, generation, view, queries, k, chosen)
             else:
@@ -411,13 +408,17 @@ class SqliteIndex(AbstractIndex):
             generation = self._current()
             try:
                 with begin(generation) as begun:
-                    if not self._has_moved():
+                    if self._is_current(generation):
                         is_inside = True
                         yield begun, generation
                         return
             except SamethingError:
-                if is_inside or not self._has_moved():
+                if is_inside or self._is_current(generation):
                     raise
+
+    def _is_current(self, generation: Generation) -> bool:
+        with self._guard:  # another thread may have followed the manifest meanwhile
+            return generation is self._generation and not self._has_moved()
 
     def _has_moved(self) -> bool:
         return self._stamp is not None and manifest_stamp(self.folder) != self._stamp
