@@ -7,7 +7,7 @@ The folder::
     vectors-1.f32       its vectors, float32, a row per slot
     approximate-1.faiss after ``tune``: the graph of the approximate search
 
-A change is acknowledged when it is on disk. A new generation's manifest is renamed in under the old one's lock.
+A change is acknowledged when it is on disk. A new manifest is renamed in under the old generation's lock.
 """
 
 from __future__ import annotations
