@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from samething.backbones.on_disk import hub_access
 from samething.embedder.graph_repositories import GRAPH_NAMES, SETTINGS_NAME, is_graph_repository
-from samething.errors import ArtefactError, MissingExtraError
+from samething.errors import ArtefactError, needed
 
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 """``owner/name``, or ``owner/name@revision``."""
@@ -30,10 +30,7 @@ def model_folder(model: Path | str) -> Path:
     folder = Path(model)
     if folder.exists() or not HUB_ID.fullmatch(str(model)):
         return folder
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise MissingExtraError("huggingface_hub", extra="hf") from error
+    huggingface_hub = needed("huggingface_hub", extra="hf")
     name, _, revision = str(model).partition("@")
     try:
         return Path(_snapshot(huggingface_hub, name, revision or None))

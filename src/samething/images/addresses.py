@@ -24,7 +24,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Final
 
-from samething.errors import MissingExtraError
+from samething.errors import needed
 
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _TIMEOUT_S: Final = 20.0
@@ -140,8 +140,4 @@ def _ask(url: str, method: str) -> Any:
 
 
 def _fsspec() -> Any:
-    try:
-        import fsspec
-    except ImportError as error:
-        raise MissingExtraError("fsspec", extra="remote") from error
-    return fsspec
+    return needed("fsspec", extra="remote")

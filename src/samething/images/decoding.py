@@ -13,7 +13,6 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.TiffImagePlugin import TiffImageFile
 
 from samething.errors import ImageError, InputError
 from samething.images.addresses import is_url
@@ -269,7 +268,7 @@ def _unpacked(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         return unpacked_jpeg(image, name, min(max_pixels, MAX_PIXELS))
     if is_read_value_by_value(image):
         return unpacked_values(image)
-    if isinstance(image, TiffImageFile) and is_planar_with_16_bits(image):
+    if is_planar_with_16_bits(image):
         return unpacked_planes(image)
     image.load()
     return image

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from samething.arrays import Pixels
-from samething.errors import MissingExtraError
+from samething.errors import needed
 from samething.images.colour_profiles import unusual
 from samething.images.decoding import (
     MAX_PIXELS,
@@ -45,10 +45,7 @@ def read_pixels(
     """
     if preprocessing.decoding == "exact":
         return prepare(decode(image, max_pixels=max_pixels, box=box), preprocessing)
-    try:
-        import simplejpeg  # noqa: F401  (asked for here, where its absence is not taken for a damaged file)
-    except ImportError as error:
-        raise MissingExtraError("simplejpeg", extra="train") from error
+    needed("simplejpeg", extra="train")  # asked for here, where its absence is not taken for a damaged file
     if isinstance(image, Source):
         box = box or image.box
         name, image = str(image), image.read()
@@ -148,10 +145,7 @@ def _resized(
 ) -> UInt8[np.ndarray, "height width 3"]:
     if preprocessing.interpolation not in _TORCH_MODES:
         return np.asarray(Image.fromarray(array).resize(size, RESAMPLING[preprocessing.interpolation]))
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingExtraError("torch", extra="train") from error
+    torch = needed("torch", extra="train")
     pixels = torch.from_numpy(array).permute(2, 0, 1)[None]  # channels last: torch's fast kernels on bytes
     scaled = torch.nn.functional.interpolate(
         pixels, size=size[::-1], mode=preprocessing.interpolation, antialias=True

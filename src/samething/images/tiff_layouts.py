@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 from PIL import Image, TiffTags
@@ -37,7 +37,7 @@ def is_camera_raw(stream: io.BufferedIOBase) -> bool:
     )
 
 
-def is_planar_with_16_bits(image: Image.Image) -> bool:
+def is_planar_with_16_bits(image: Image.Image) -> TypeGuard[TiffImageFile]:
     """Whether a TIFF image has a plane per colour, of 16 bits: Pillow takes their bytes for values."""
     if not isinstance(image, TiffImageFile) or not image.tile:
         return False

@@ -105,13 +105,14 @@ def index(
     known = [KnownVectors(embedder, Path(place)) for place in source if is_feature_folder(Path(place))]
     collections = [*plain, *(part.collection for part in known)]
     files += [file for part in known for file in part.collection.files(part.collection.key(output))]
+    kinds = metadata_kinds(files)
     identity = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
     if exists_index(output):
         opened = open_index(output, **identity)
     else:
-        kinds = {**metadata_kinds(files), **FILE_COLUMNS}
-        opened = create_index(output, dim=embedder.dim, **identity, extra_columns=kinds)
-    opened.add_columns(metadata_kinds(files))
+        columns = {**kinds, **FILE_COLUMNS}
+        opened = create_index(output, dim=embedder.dim, **identity, extra_columns=columns)
+    opened.add_columns(kinds)
     remember_model(opened, model, embedder)
     remember_collections(opened, collections)
     searcher = Searcher(embedder, opened).update_files(files, known=known).with_passed_over(collections)
@@ -308,15 +309,16 @@ def rebuild(
         found = [file for part in collections for file in part.files(part.key(index))]
         return found or [file for files in known_rows(old).values() for file in files]
 
-    model = model_for(model, index, there(), dim=None, yes=False)
+    files = there()
+    model = model_for(model, index, files, dim=None, yes=False)
     embedder = Embedder.load(model)
     identity = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
     remember_model(old, model, embedder)
-    old.add_columns(metadata_kinds(there()))
+    old.add_columns(metadata_kinds(files))
     successor = Searcher(embedder, old.beside(dim=embedder.dim, **identity))
     added = 0
     while True:
-        files = there()
+        files = there()  # anew, since what came in between is not in the successor
         successor = successor.update_files(files, drop=True)
         added += successor.num_added
         if successor.index.count() == 0 and files:

@@ -17,7 +17,7 @@ from rich.console import Group
 from rich.style import Style
 from rich.text import Text
 
-from samething.errors import InputError
+from samething.errors import InputError, needed
 from samething.evaluation.calibration import Calibrator
 from samething.files import Json, plain_cell
 from samething.images import is_url
@@ -234,18 +234,13 @@ def with_thumbnails(found: Matches, *, width: int = 24) -> Any:
     Raises:
         MissingExtraError: the package textual-image is not installed.
     """
-    try:
-        from textual_image.renderable import Image
-    except ImportError as error:
-        from samething.errors import MissingExtraError
-
-        raise MissingExtraError("textual_image", extra="terminal") from error
+    shown_image = needed("textual_image.renderable", extra="terminal").Image
     table = rich.table.Table.grid(padding=(0, 2))
     for match in found.matches:
         shown = (
             Text(NO_THUMBNAIL)
             if is_url(match.path) or not Path(match.path).is_file()
-            else Image(match.path, width=width, height="auto")
+            else shown_image(match.path, width=width, height="auto")
         )
         table.add_row(Text(str(match.rank)), shown, Text(f"{match.score:.3f}\n{match.label}\n{match.path}"))
     return Group(table, Text(found.advice))

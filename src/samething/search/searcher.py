@@ -218,9 +218,10 @@ class Searcher:
         """
         location = self.index.location
         forgotten = {Collection(Path(place)).key(location): str(place) for place in forget}
-        notes = self.index.notes(COLLECTIONS)
         rows = known_rows(self.index)
-        followed = {*notes, *(file.collection for files in rows.values() for file in files)}
+        followed = set(self.index.notes(COLLECTIONS)) if forgotten else set()
+        if not forgotten.keys() <= followed:  # what is followed no more may have brought rows
+            followed |= {file.collection for files in rows.values() for file in files}
         for key, place in forgotten.items():
             if key not in followed:
                 raise InputError(

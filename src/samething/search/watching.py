@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from samething.errors import MissingExtraError, SamethingError
+from samething.errors import SamethingError, needed
 from samething.progress import Terminal
 from samething.search.remembered import remembered_collections
 from samething.search.searcher import Searcher
@@ -24,10 +24,7 @@ def watch_collections(searcher: Searcher) -> Searcher:
     Raises:
         MissingExtraError: the package watchfiles is not installed.
     """
-    try:
-        import watchfiles
-    except ImportError as error:
-        raise MissingExtraError("watchfiles", extra="watch") from error
+    watchfiles = needed("watchfiles", extra="watch")
     console = Terminal(stderr=True)
     console.print(searcher, highlight=False)
     own = Path(searcher.index.location).absolute()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from samething.errors import InputError, MissingExtraError
+from samething.errors import InputError, needed
 from samething.training.config import FinetuneConfig
 
 
@@ -109,10 +109,7 @@ def unfreeze(network: nn.Module, tune: FinetuneConfig, *, seed: int) -> Unfrozen
 
 def _with_lora(network: nn.Module, chosen: Mapping[str, int], tune: FinetuneConfig, *, seed: int) -> Unfrozen:
     """Low-rank updates of the linear maps and 1 × 1 convolutions (Hu et al., ICLR 2022)."""
-    try:
-        import peft
-    except ImportError as error:
-        raise MissingExtraError("peft", extra="finetune") from error
+    peft = needed("peft", extra="finetune")
     targets = {
         name: chosen[f"{name}.weight"]
         for name, module in network.named_modules()

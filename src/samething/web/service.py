@@ -175,6 +175,9 @@ class Service:
                 expected="an upload: this server fetches no addresses",
                 next_step="upload the image, or start the server with --allow-urls",
             )
+        return self._fetch(url)
+
+    def _fetch(self, url: str) -> bytes:
         return fetch_public(url, max_bytes=self.limits.max_bytes, timeout_s=self.limits.timeout_s / 2)
 
     def similar(self, row_id: str, *, k: int, where: Where) -> Matches:
@@ -236,9 +239,7 @@ class Service:
                 next_step="start the server with --allow-urls, or make the index of files on this machine",
             )
         if scheme in ("http", "https"):
-            return fetch_public(
-                file.location, max_bytes=self.limits.max_bytes, timeout_s=self.limits.timeout_s / 2
-            )
+            return self._fetch(file.location)
         return file.read()
 
     def overview(self) -> dict[str, Json]:
