@@ -225,6 +225,32 @@ def test_a_large_share_that_is_gone_at_once_is_kept_and_said(line, tmp_path):
     assert sync(tmp_path / "ix", drop=True).index.count() == 15
 
 
+def test_what_is_excluded_from_now_on_goes_at_once(line, tmp_path):
+    """Sixteen of 24 images, of a folder that the next sync was told to pass over: they were held as if lost."""
+    for folder in ("new", "old"):
+        drawn(tmp_path / "a" / folder, 8 if folder == "new" else 16, first=20 * (folder == "old"))
+    index(tmp_path / "a", model=line / "model", output=tmp_path / "ix")
+    done = sync(tmp_path / "ix", tmp_path / "a", exclude=["old"])
+    assert (done.changes.num_dropped, done.changes.held, done.exit_status) == (16, (), 0)
+    assert paths_in(done.index) == files_below(tmp_path / "a" / "new")
+
+
+def test_commands_that_write_an_index_anew_beside_each_other_lose_nothing(line, places, other_model):
+    """A rebuild that was started beside a compaction left an index without a row in one of three tries."""
+    place = places / "ix"
+    commands = [
+        ("index", "rebuild", place, "--model", other_model),
+        ("index", "compact", place),
+        ("index", "compact", place),
+    ]
+    with ThreadPoolExecutor(3) as pool:
+        done = list(pool.map(lambda command: samething(*command), commands))
+    assert [each.returncode for each in done] == [0, 0, 0], [each.stderr for each in done]
+    with open_index(place) as opened:
+        assert opened.count() == 16 and opened.verify().problems == ()
+        assert paths_in(opened) == files_below(places / "a", places / "b")
+
+
 def test_folders_and_index_may_move_together(line, places):
     new = places / "new"
     new.mkdir()

@@ -551,12 +551,22 @@ def test_numbers_of_a_csv_filter_and_an_empty_filter_says_so(line, images, tmp_p
 
 def test_verify_names_what_is_damaged(made, tmp_path):
     whole = verify(tmp_path / "index")
-    assert whole.exit_status == 0 and "12 rows, 0 damages" in whole.__rich__()
+    assert whole.exit_status == 0 and "12 rows and" in whole.__rich__()
     made.index.close()
     with contextlib.closing(sqlite3.connect(tmp_path / "index" / "rows-1.sqlite")) as db, db:
         db.execute("UPDATE rows SET label = 'cat [red]' WHERE slot = 3")
     damaged = verify(tmp_path / "index")
     assert damaged.exit_status == 1 and "rows-1.sqlite: the row of" in damaged.__rich__()
+
+
+def test_verify_of_an_index_reads_its_model(line, images, tmp_path):
+    """An index that cannot be asked any more was said to be whole."""
+    model = shutil.copytree(line / "model", tmp_path / "model")
+    index(images, model=model, output=tmp_path / "ix")
+    with (model / "README.md").open("a") as stream:
+        stream.write("!")
+    found = verify(tmp_path / "ix")
+    assert found.exit_status == 1 and [problem for problem in found.problems if "README.md" in problem]
 
 
 def test_a_sync_leaves_what_was_uploaded_and_what_another_command_indexed(line, made, images, tmp_path):

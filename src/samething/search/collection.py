@@ -75,6 +75,12 @@ class Collection:
         self.require_there()
         return self._of_folder(key) if self.location.is_dir() else self._of_catalog(key)
 
+    def excludes(self, file: Source) -> bool:
+        """Whether a file of this collection is one that is to be passed over."""
+        top = self.location if self.location.is_dir() else self.root or self.location.parent
+        start = f"{os.path.abspath(top)}/"  # noqa: PTH100 - links stay as the user named them
+        return file.location.startswith(start) and is_excluded(file.location[len(start) :], self.exclude)
+
     def some_files(self, key: str) -> list[Source]:
         """As :meth:`files`, of which there must be some.
 

@@ -162,7 +162,10 @@ def make_plan(
         if content_of.get(place, name) != name:
             changes[name].gone.append(file)
         elif place not in present and may_go(file):  # what cannot be read may be readable again tomorrow
-            gone.append((name, file))
+            if (part := (hold or {}).get(file.collection)) and part.excludes(file):
+                changes[name].gone.append(file)  # it was said to go
+            else:
+                gone.append((name, file))
     held = _held(gone, rows, content_of, present, hold or {})
     for name, file in gone:
         if not any((file.collection, folder) in held for folder in ["", *folders_above(file.location)]):

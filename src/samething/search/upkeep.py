@@ -10,10 +10,11 @@ from rich.markup import escape
 
 from samething.catalog.tables import verify_catalog
 from samething.checksums import damages
-from samething.errors import InputError
+from samething.errors import ArtefactError, InputError
 from samething.files import read_manifest
 from samething.index import RecallReport, SqliteIndex, back_up, exists_index, open_index
 from samething.index import restore as restore_index
+from samething.search.remembered import remembered_model
 
 
 def tune(
@@ -122,6 +123,8 @@ class Verified:
 def verify(path: str | Path = "index") -> Verified:
     """Read all of an artefact and compare it with its checksums; name every damaged file and row.
 
+    An index is read with its model's folder, where that is at its place.
+
     Args:
         path: a catalog (.parquet), a folder of features, a run, a study, a model or an index, or the URL of a
             distributed engine's index.
@@ -136,6 +139,15 @@ def verify(path: str | Path = "index") -> Verified:
     if "://" in str(path) or read_manifest(place).kind == "index":
         with open_index(path) as opened:
             found = opened.verify()
+            with contextlib.suppress(ArtefactError):  # a copy may be elsewhere than its model
+                model = remembered_model(opened)
+                if isinstance(model, Path):
+                    num_files, problems = damages(model)
+                    return Verified(
+                        str(path),
+                        f"{found.num_rows:,} rows and {num_files:,} files of its model",
+                        (*found.problems, *problems),
+                    )
         return Verified(str(path), f"{found.num_rows:,} rows", found.problems)
     num_files, problems = damages(place)
     return Verified(str(path), f"{num_files:,} files", tuple(problems))
