@@ -226,7 +226,7 @@ def test_a_large_share_that_is_gone_at_once_is_kept_and_said(line, tmp_path):
 
 
 def test_what_is_excluded_from_now_on_goes_at_once(line, tmp_path):
-    """Sixteen of 24 images, of a folder that the next sync was told to pass over: they were held as if lost."""
+    """Sixteen of 24 images, of a folder that the next sync was to pass over: they were held as if lost."""
     for folder in ("new", "old"):
         drawn(tmp_path / "a" / folder, 8 if folder == "new" else 16, first=20 * (folder == "old"))
     index(tmp_path / "a", model=line / "model", output=tmp_path / "ix")
