@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / "samething"
 # A module imports only modules above it.
 ORDER = [
     "errors", "configuration", "progress", "arrays", "files", "checksums", "images", "catalog", "pages",
-    "datasets", "metrics", "statistics", "retrieval", "backbones", "features", "losses", "heads", "sampling",
+    "datasets", "metrics", "statistics", "calibration", "retrieval", "backbones", "features", "losses", "heads", "sampling",
     "training", "curate", "evaluation", "leaderboard", "study", "embedder", "export", "index", "search",
     "web", "fit", "demo", "cli",
 ]  # fmt: skip

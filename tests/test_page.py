@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samething.evaluation.calibration import Calibration
+from samething.calibration import Calibration
 from samething.search import Searcher, index
 from samething.search.collection import Collection
 from samething.web import Limits, create_app

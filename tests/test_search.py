@@ -21,11 +21,11 @@ import scipy.sparse.csgraph
 from PIL import Image, ImageGrab
 
 from line import ENVIRONMENT, samething
+from samething.calibration import Calibration
 from samething.catalog import Catalog
 from samething.cli import main
 from samething.embedder import Embedder
 from samething.errors import ArtefactError, FingerprintError, ImageError, InputError
-from samething.evaluation.calibration import Calibration
 from samething.files import file_sha256
 from samething.images import Box, decode, decoding, thumbnail
 from samething.index import create_index

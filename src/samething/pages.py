@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-import jinja2
 import rich.table
 from rich.text import Text
 
@@ -25,7 +24,9 @@ _GREY_PIXEL: Final = "data:image/gif;base64,R0lGODlhAQABAIAAAJmZmQAAACH5BAAAAAAA
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def _environment() -> Any:
+    import jinja2  # an answer in a terminal needs none
+
     return jinja2.Environment(loader=jinja2.PackageLoader("samething"), autoescape=True)
 
 

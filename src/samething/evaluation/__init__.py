@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import cyclopts
 
+from samething.calibration import Calibration
 from samething.errors import InputError
-from samething.evaluation.calibration import Calibration
 from samething.evaluation.comparison import Comparison
 from samething.evaluation.embedding_files import read_embeddings, write_descriptors
 from samething.evaluation.measuring import evaluate_embeddings

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from samething.arrays import Embeddings
+from samething.calibration import Calibration
 from samething.catalog import Catalog
 from samething.errors import InputError
-from samething.evaluation.calibration import Calibration
 from samething.evaluation.result import or_null
 from samething.evaluation.task import RetrievalTask, Role, rows_by_role
 from samething.files import Json

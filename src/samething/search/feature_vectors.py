@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from jaxtyping import Float
@@ -13,11 +13,16 @@ from samething.arrays import Embeddings, signed_power, unit
 from samething.checksums import require_whole
 from samething.embedder import Embedder
 from samething.errors import FingerprintError, ImageError, InputError
-from samething.features.store import JOB_NAME, FeatureSet
-from samething.files import is_finished
+from samething.files import is_finished, read_manifest
 from samething.images import checksum
 from samething.search.collection import Collection, content_id
 
+if TYPE_CHECKING:
+    from samething.features.store import FeatureSet
+else:
+    FeatureSet = Any
+
+_KIND: Final = "features"  # the module that writes them needs pyarrow, which takes 0.2 s to import
 _SAMPLE: Final = 4
 _LEAST_AGREEMENT: Final = 0.99
 """Cosine between a vector of the head and that of the whole model: float16 features and another runtime move
@@ -26,7 +31,7 @@ it by less than a thousandth."""
 
 def is_feature_folder(location: Path) -> bool:
     """Whether a folder was written by ``samething features``."""
-    return is_finished(location) and (location / JOB_NAME).exists()
+    return is_finished(location) and read_manifest(location).kind == _KIND
 
 
 class KnownVectors:
@@ -40,6 +45,8 @@ class KnownVectors:
             InputError: the model has more than a linear head, or was written in a form that changes vectors.
             ArtefactError: the folder is damaged.
         """
+        from samething.features.store import FeatureSet
+
         self.features = FeatureSet.open(location)
         self.location = location
         data = location / str(self.features.manifest.content["data"])

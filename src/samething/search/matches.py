@@ -17,8 +17,8 @@ from rich.console import Group
 from rich.style import Style
 from rich.text import Text
 
+from samething.calibration import Calibrator
 from samething.errors import InputError, needed
-from samething.evaluation.calibration import Calibrator
 from samething.files import Json, plain_cell
 from samething.images import is_url
 from samething.pages import write_page

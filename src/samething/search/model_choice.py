@@ -24,7 +24,6 @@ import numpy as np
 
 from samething.backbones.backbone_table import BACKBONES, RECOMMENDED
 from samething.backbones.on_disk import hub_answers, weights_on_disk
-from samething.catalog import Catalog
 from samething.configuration import read_config
 from samething.embedder.hub import HUB_ID
 from samething.errors import InputError
@@ -178,6 +177,7 @@ def _model_of_backbone(name: str, location: str | Path, images: Sequence[Source]
     if is_finished(output):
         return output
     from samething.backbones import load_backbone
+    from samething.catalog import Catalog
     from samething.export.model_folder import write_backbone
     from samething.features.extraction import Work, extract
 

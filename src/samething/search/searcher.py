@@ -14,9 +14,9 @@ from jaxtyping import Float
 from rich.markup import escape
 
 from samething.arrays import Embeddings
+from samething.calibration import Calibration, Calibrator
 from samething.embedder import Embedder
 from samething.errors import FingerprintError, ImageError, InputError, SamethingError
-from samething.evaluation.calibration import Calibration, Calibrator
 from samething.images import Box, ImageLike, Source, decode, in_threads
 from samething.index import AbstractIndex, Where, exists_index, open_index
 from samething.index.sqlite_rows import chunks

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from samething.catalog.tables import verify_catalog
 from samething.checksums import damages
 from samething.errors import ArtefactError, InputError
 from samething.files import read_manifest
@@ -134,6 +133,8 @@ def verify(path: str | Path = "index") -> Verified:
     """
     place = Path(path)
     if place.is_file():
+        from samething.catalog.tables import verify_catalog
+
         verify_catalog(place)
         return Verified(str(path), "1 file", ())
     if "://" in str(path) or read_manifest(place).kind == "index":

@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image, ImageEnhance
 
+from samething.calibration import Calibration
 from samething.embedder import Embedder
 from samething.errors import ImageError, InputError
-from samething.evaluation.calibration import Calibration
 from samething.images import Source, decode, in_threads
 from samething.index import AbstractIndex
 from samething.search.collection import FILE_COLUMNS, files_of
