@@ -14,9 +14,9 @@ SOURCE = ROOT / "src" / "samething"
 # A module imports only modules above it.
 ORDER = [
     "errors", "configuration", "progress", "arrays", "files", "checksums", "images", "catalog", "pages",
-    "datasets", "metrics", "statistics", "calibration", "retrieval", "backbones", "features", "losses",
-    "heads", "sampling", "training", "curate", "evaluation", "leaderboard", "study", "embedder", "export",
-    "index", "search", "web", "fit", "demo", "cli",
+    "datasets", "metrics", "statistics", "calibration", "retrieval", "rerank", "backbones", "features",
+    "losses", "heads", "sampling", "training", "curate", "evaluation", "leaderboard", "study", "embedder",
+    "export", "index", "search", "web", "fit", "demo", "cli",
 ]  # fmt: skip
 # functions that are commands: their parameters are options
 COMMANDS = {

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 
 from samething.errors import ArtefactError, InputError
 from samething.files import Json
+from samething.statistics import logistic_weights
 
 FORMAT_VERSION: Final = 1
 Calibrator: TypeAlias = Literal["labels", "views"]
@@ -244,30 +245,9 @@ def _upper_bound(counts: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
 
 
 def _logistic(scores: Float[np.ndarray, " q"], is_right: Bool[np.ndarray, " q"]) -> tuple[float, float]:
-    """Slope and intercept by Newton's method, with Platt's smoothed targets.
-
-    J. Platt, *Probabilistic Outputs for Support Vector Machines* (1999): targets (n+ + 1)/(n+ + 2) and
-    1/(n- + 2) keep the slope finite where scores separate right from wrong.
-    """
-    num_right = int(is_right.sum())
-    targets = np.where(is_right, (num_right + 1) / (num_right + 2), 1 / (len(scores) - num_right + 2))
+    """Slope and intercept of the log-odds over the score."""
     centre, spread = float(scores.mean()), float(scores.std()) or 1.0
     inputs = np.stack([(scores - centre) / spread, np.ones_like(scores)], axis=1).astype(np.float64)
-    weights = np.zeros(2)
-
-    def loss(candidate: np.ndarray) -> float:
-        odds = inputs @ candidate
-        return float(np.sum(np.logaddexp(0, odds) - targets * odds))
-
-    for _ in range(100):
-        chances = 1 / (1 + np.exp(-np.clip(inputs @ weights, -700, 700)))
-        gradient = inputs.T @ (chances - targets)
-        curvature = (inputs * (chances * (1 - chances))[:, None]).T @ inputs + 1e-9 * np.eye(2)
-        step, before = np.linalg.solve(curvature, gradient), loss(weights)
-        while loss(weights - step) > before and np.abs(step).max() > 1e-12:
-            step = step / 2
-        weights = weights - step
-        if np.abs(step).max() < 1e-10:
-            break
+    weights = logistic_weights(inputs, is_right)
     slope = float(np.clip(weights[0] / spread, -_LARGEST_SLOPE, _LARGEST_SLOPE))
     return slope, float(weights[1] - slope * centre)

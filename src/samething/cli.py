@@ -69,6 +69,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "export": Command("samething.export:export", "Write a model folder that runs without torch."),
     "index": Command("samething.search:index", "Make a folder of images searchable."),
     "index sync": Command("samething.search:sync", "Bring an index up to date with its folders."),
+    "index prepare": Command("samething.search:prepare", "Make an index ready for a second look."),
     "index tune": Command("samething.search:tune", "Search a large index approximately, at a chosen recall."),
     "index compact": Command("samething.search:compact", "Write an index anew without what was deleted."),
     "index verify": Command("samething.search:verify", "Compare all that an index holds with its checksums."),

@@ -16,11 +16,12 @@ from samething.index import Where, create_index, exists_index, open_index
 from samething.progress import Terminal
 from samething.search.collection import FILE_COLUMNS, Collection, metadata_kinds
 from samething.search.feature_vectors import KnownVectors, is_feature_folder
+from samething.search.looking_again import Prepared, prepare
 from samething.search.matches import Match, Matches
 from samething.search.model_choice import model_for
 from samething.search.near_duplicates import Duplicates, near_duplicates
-from samething.search.remembered import remember_collections, remember_model
-from samething.search.searcher import Searcher, nearby
+from samething.search.remembered import nearby, remember_collections, remember_model
+from samething.search.searcher import Searcher
 from samething.search.syncing import Changes
 from samething.search.upkeep import Verified, backup, compact, restore, tune, verify
 from samething.search.view_calibration import calibrate
@@ -30,6 +31,7 @@ __all__ = [
     "Duplicates",
     "Match",
     "Matches",
+    "Prepared",
     "Searcher",
     "Verified",
     "backup",
@@ -37,6 +39,7 @@ __all__ = [
     "duplicates",
     "find",
     "index",
+    "prepare",
     "rebuild",
     "restore",
     "sync",
@@ -188,6 +191,8 @@ def find(
     with_label: list[str] | None = None,
     folder: Path | None = None,
     where: list[str] | None = None,
+    rerank: str | None = None,
+    budget_ms: float | None = None,
     output: Path | None = None,
     thumbnails: bool = False,
     open: Annotated[bool, cyclopts.Parameter(negative=())] = False,  # noqa: A002 (the option's name)
@@ -209,6 +214,8 @@ def find(
         folder: look among the images below this folder only.
         where: further conditions: COLUMN=TEXT, or for numbers COLUMN=LOW..HIGH, either end open; a date may
             stand for a number, such as modified=2024-01-01.. .
+        rerank: look at the best hundred again before the answer: geometry (docs/second-look.md).
+        budget_ms: begin to look at no further image after so many milliseconds; by default look at all.
         output: also write the matches here, as .json, .csv or .html.
         thumbnails: show the images, in a terminal that can.
         open: open the best match in the program that this computer shows images with.
@@ -232,15 +239,16 @@ def find(
         folder=folder,
         where=where or (),
     )
+    look = None if rerank is None else searcher.second_look(rerank, budget_ms=budget_ms)
     if label is not None:
         if image or crop is not None:
             raise InputError(
                 f"--label {label} and an image", expected="one of them", next_step="leave one out"
             )
-        found = searcher.find_label(label, k=k, where=chosen, combine=combine)
+        found = searcher.find_label(label, k=k, where=chosen, combine=combine, rerank=look)
     else:
         box = None if crop is None else Box(*crop)
-        found = searcher.find(*image, k=k, where=chosen, crop=box, combine=combine)
+        found = searcher.find(*image, k=k, where=chosen, crop=box, combine=combine, rerank=look)
     if output is not None:
         first = Path(image[0]) if image and Path(image[0]).is_file() else None
         found.write(output, query_image=first)

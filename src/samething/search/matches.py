@@ -35,7 +35,20 @@ BANDS: Final[Mapping[Band, tuple[float, str]]] = {
 """Name of each band -> its least probability, and what to do. How often each is right: docs/searching.md."""
 
 _NOT_METADATA: Final = frozenset(
-    {"id", "score", "path", "label", "domain", "paths", "files", "folders", "labels", "domains"}
+    {
+        "id",
+        "score",
+        "path",
+        "label",
+        "domain",
+        "paths",
+        "files",
+        "folders",
+        "labels",
+        "domains",
+        "added",
+        "evidence",
+    }
 )
 
 
@@ -59,6 +72,8 @@ class Match:
     """Other places with the same image."""
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further columns of the index."""
+    evidence: Mapping[str, Json] | None = None
+    """What a second look found (:meth:`SecondLook.at`); None where there was none."""
 
     @property
     def band(self) -> Band | None:
@@ -83,6 +98,7 @@ class Match:
             domain=hit["domain"] or "",
             id=hit["id"],
             probability=probability,
+            evidence=hit.get("evidence"),
             copies=tuple(other for other in hit.get("paths") or () if other != path),
             metadata={
                 name: value for name, value in hit.items() if name not in _NOT_METADATA and value is not None
@@ -93,6 +109,17 @@ class Match:
         """Plain values."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {**values, "band": self.band, "copies": list(self.copies), "metadata": dict(self.metadata)}
+
+    @property
+    def verified(self) -> str:
+        """In words what a second look found; empty where that is nothing.
+
+        >>> Match(1, 0.9, "a.jpg", "", "", evidence={"verified": True, "agreeing": 34}).verified
+        'verified: 34 points agree'
+        """
+        if not self.evidence or not self.evidence["agreeing"]:
+            return ""
+        return f"{'verified: ' * self.evidence['verified']}{self.evidence['agreeing']} points agree"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +218,7 @@ class Matches:
                 lines.append(Text(band, style="bold"))
             for match in matches:
                 chance = "" if match.probability is None else f"  {match.probability:4.0%}"
-                shows = "  ".join(filter(None, (match.label, match.domain)))
+                shows = "  ".join(filter(None, (match.label, match.domain, match.verified)))
                 lines.append(Text(f"{match.rank:>3}  {match.score:.3f}{chance}  {shows}", **_WHOLE))
                 lines.append(_path_of(match))
         if not self.matches:

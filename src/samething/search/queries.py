@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageGrab
 
-from samething.embedder import Embedder
 from samething.errors import ImageError, InputError
 from samething.images import Box, ImageLike, decode
 from samething.index import AbstractIndex
@@ -50,13 +49,8 @@ def _clipboard() -> ImageLike:
     return content
 
 
-def query_vector(
-    embedder: Embedder,
-    images: Sequence[ImageLike],
-    *,
-    crop: Box | None = None,
-) -> Float[np.ndarray, "m d"]:
-    """Unit-length embeddings of the images of one query, a row each.
+def query_images(images: Sequence[ImageLike], *, crop: Box | None = None) -> list[Image.Image]:
+    """The images of one query, decoded.
 
     Raises:
         ImageError: one of them cannot be read.
@@ -65,7 +59,13 @@ def query_vector(
     if not images:
         raise InputError("no image to look for", expected="one or more", next_step="name an image")
     require_one_to_crop(crop, len(images))
-    return embedder.embed_prepared([embedder.prepare(query_image(image, crop=crop)) for image in images])
+    return [query_image(image, crop=crop) for image in images]
+
+
+def called(images: Sequence[ImageLike]) -> str:
+    """What messages call a query."""
+    names = [str(image) if isinstance(image, str | Path) else "the image given" for image in images]
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def require_one_to_crop(crop: Box | None, num_images: int) -> None:

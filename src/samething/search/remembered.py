@@ -9,7 +9,7 @@ from typing import Final
 
 from samething.embedder import Embedder
 from samething.errors import ArtefactError
-from samething.index import AbstractIndex
+from samething.index import AbstractIndex, exists_index
 from samething.search.collection import Collection
 
 COLLECTIONS: Final = "collections"
@@ -66,3 +66,13 @@ def remember_collections(index: AbstractIndex, collections: Sequence[Collection]
     """Note further folders and catalogs that an index follows."""
     parts = [part.to_json(Path(index.location)) for part in collections]
     index.set_notes(COLLECTIONS, {part["location"]: part for part in parts})
+
+
+def nearby(location: Path | str) -> Path | str:
+    """The index that a command means: without one at the default place, this folder or one above it."""
+    if str(location) == "index" and not exists_index(location):
+        here = Path.cwd()
+        for place in (here, *(folder / "index" for folder in here.parents)):
+            if exists_index(place):
+                return place
+    return location

@@ -18,9 +18,10 @@ from samething.calibration import Calibration, Calibrator
 from samething.embedder import Embedder
 from samething.errors import FingerprintError, ImageError, InputError, SamethingError
 from samething.images import Box, ImageLike, Source, decode, in_threads
-from samething.index import AbstractIndex, Where, exists_index, open_index
+from samething.index import AbstractIndex, Where, open_index
 from samething.index.sqlite_rows import chunks
 from samething.progress import progress_bar
+from samething.rerank.second_look import NUM_CANDIDATES
 from samething.search.collection import (
     UPLOADED,
     Collection,
@@ -30,10 +31,11 @@ from samething.search.collection import (
     uploaded_files,
 )
 from samething.search.feature_vectors import KnownVectors
+from samething.search.looking_again import Rerank, SecondLook
 from samething.search.matches import Match, Matches
 from samething.search.model_choice import model_beside
-from samething.search.queries import query_vector, together, vectors_of_label
-from samething.search.remembered import COLLECTIONS, remembered_collections, remembered_model
+from samething.search.queries import called, query_images, together, vectors_of_label
+from samething.search.remembered import COLLECTIONS, nearby, remembered_collections, remembered_model
 from samething.search.syncing import Changes, Plan, known_rows, make_plan
 from samething.search.view_calibration import CALIBRATIONS
 
@@ -111,6 +113,7 @@ class Searcher:
         where: Where | None = None,
         crop: Box | None = None,
         combine: Combine = "mean",
+        rerank: Rerank | None = None,
     ) -> Matches:
         """The ``k`` images of the index that look most like the same thing.
 
@@ -121,16 +124,31 @@ class Searcher:
             where: columns and what is allowed in them, such as ``{"domain": "cars"}``.
             crop: the part of the image to look for, in pixels of the upright image.
             combine: what several images ask for: what is like all of them (mean), or like any (max).
+            rerank: look at the best again: a name of ``RERANKERS``, a re-ranker, or :meth:`second_look`.
 
         Raises:
             ImageError: an image cannot be read.
             InputError: an argument that does not fit.
         """
-        vectors = query_vector(self.embedder, images, crop=crop)
-        return self.find_vectors(vectors, name=_shown(images), k=k, where=where, combine=combine)
+        asked = query_images(images, crop=crop)
+        vectors = self.embedder.embed_prepared([self.embedder.prepare(image) for image in asked])
+        look = None if rerank is None else self.second_look(rerank).asking(asked, vectors)
+        return self.find_vectors(vectors, name=called(images), k=k, where=where, combine=combine, look=look)
+
+    def second_look(self, rerank: Rerank, **options: Any) -> SecondLook:
+        """A second look in this index, with options of :meth:`SecondLook.of` such as ``budget_ms``."""
+        if isinstance(rerank, SecondLook):
+            return rerank
+        return SecondLook.of(self.index, self.embedder, rerank, **options)
 
     def find_label(
-        self, label: str, *, k: int = 5, where: Where | None = None, combine: Combine = "mean"
+        self,
+        label: str,
+        *,
+        k: int = 5,
+        where: Where | None = None,
+        combine: Combine = "mean",
+        rerank: Rerank | None = None,
     ) -> Matches:
         """What looks like the index's own images of a thing, those left out.
 
@@ -138,19 +156,22 @@ class Searcher:
             InputError: the index has no such label.
         """
         ids, vectors = vectors_of_label(self.index, label)
+        look = None if rerank is None else self.second_look(rerank).asking_rows(ids[:_MOST_LOOKED_FOR])
         return self.find_vectors(
-            vectors, name=f"label {label}", k=k, where=where, combine=combine, leave_out=ids
+            vectors, name=f"label {label}", k=k, where=where, combine=combine, leave_out=ids, look=look
         )
 
-    def find_row(self, row_id: str, *, k: int = 5, where: Where | None = None) -> Matches:
+    def find_row(
+        self, row_id: str, *, k: int = 5, where: Where | None = None, rerank: Rerank | None = None
+    ) -> Matches:
         """What looks like an image of the index, itself left out.
 
         Raises:
             InputError: the index has no such row.
         """
-        return self.find_vectors(
-            self.index.vectors([row_id]), name=row_id, k=k, where=where, leave_out=[row_id]
-        )
+        vectors = self.index.vectors([row_id])
+        look = None if rerank is None else self.second_look(rerank).asking_rows([row_id])
+        return self.find_vectors(vectors, name=row_id, k=k, where=where, leave_out=[row_id], look=look)
 
     def find_vectors(
         self,
@@ -161,23 +182,29 @@ class Searcher:
         where: Where | None = None,
         combine: Combine = "mean",
         leave_out: Sequence[str] = (),
+        look: SecondLook | None = None,
     ) -> Matches:
         """The matches of one query that is embedded already, as one vector or several.
 
-        ``leave_out`` are the ids of the images whose vectors they are, where these are the index's own.
+        ``leave_out`` are the ids of the images whose vectors they are, where these are the index's own;
+        ``look`` knows the query's images.
         """
         left_out = set(leave_out)
-        hits = self.index.search(together(vectors, combine=combine), k + len(left_out), where=where)
+        depth = k if look is None else max(k, NUM_CANDIDATES)
+        hits = self.index.search(together(vectors, combine=combine), depth + len(left_out), where=where)
         best: dict[str, dict[str, Any]] = {}
         for query in range(len(hits)):
             for hit in hits.of(query):
                 if hit["id"] not in left_out and hit["score"] > best.get(hit["id"], {"score": -2})["score"]:
                     best[hit["id"]] = hit
-        ranked = sorted(best.values(), key=lambda hit: (-hit["score"], hit["id"]))[:k]
+        ranked = sorted(best.values(), key=lambda hit: (-hit["score"], hit["id"]))[:depth]
+        if look is not None:
+            ranked = look.at(ranked)[:k]
         calibration, calibrator = self.calibration
         chances: list[float | None] = [None] * len(ranked)
         if calibration is not None:
-            chances = calibration.probability(np.array([hit["score"] for hit in ranked])).tolist()
+            sums = np.array([hit["score"] + hit.get("added", 0.0) for hit in ranked])
+            chances = calibration.probability(sums).tolist()
         found = [
             Match.of(hit, rank=rank, probability=chance)
             for rank, (hit, chance) in enumerate(zip(ranked, chances, strict=True), start=1)
@@ -418,18 +445,3 @@ def _with_looks(
     plan: Plan, looks: Mapping[str, dict[str, Any]], name: str, row: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
     return plan.new[name].of(name, row, looks[name])
-
-
-def _shown(images: Sequence[ImageLike]) -> str:
-    names = [str(image) if isinstance(image, str | Path) else "the image given" for image in images]
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-
-
-def nearby(location: Path | str) -> Path | str:
-    """The index that a command means: without one at the default place, this folder or one above it."""
-    if str(location) == "index" and not exists_index(location):
-        here = Path.cwd()
-        for place in (here, *(folder / "index" for folder in here.parents)):
-            if exists_index(place):
-                return place
-    return location

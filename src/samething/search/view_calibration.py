@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -101,13 +101,18 @@ def by_views(index: AbstractIndex, embedder: Embedder, count: int) -> Calibratio
     return found if found.slope > 0 else None
 
 
+def some_rows(index: AbstractIndex, count: int, most: int) -> list[dict[str, Any]]:
+    """Rows of an index of ``count`` images, evenly over it, and not more than ``most``."""
+    step = max(1, count // most)
+    rows = (row for batch in index.items() for row in batch.to_pylist())
+    return list(islice(rows, 0, step * most, step))
+
+
 def _views(
     index: AbstractIndex, embedder: Embedder, count: int
 ) -> Iterator[tuple[list[str], Float[np.ndarray, "n d"]]]:
     """Ids of some images, evenly over the index, and the vectors of a view of each, a few at a time."""
-    step = max(1, count // NUM_VIEWS)
-    rows = (row for batch in index.items(columns=["files"]) for row in batch.to_pylist())
-    chosen = [(row["id"], files_of(row["files"])[0]) for row in islice(rows, 0, step * NUM_VIEWS, step)]
+    chosen = [(row["id"], files_of(row["files"])[0]) for row in some_rows(index, count, NUM_VIEWS)]
 
     def prepared(numbered: tuple[int, Source]) -> np.ndarray:
         number, source = numbered

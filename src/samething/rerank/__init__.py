@@ -1,0 +1,51 @@
+"""A second look at what a search found: objects are verified, and found inside bigger images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from samething.errors import InputError
+from samething.files import Json
+from samething.rerank.geometry import Geometry
+from samething.rerank.kept import Kept
+from samething.rerank.second_look import Embed, Evidence, Reranker, Shown, keep_all, second_look
+from samething.rerank.trust import Trust
+
+__all__ = [
+    "RERANKERS",
+    "Evidence",
+    "Kept",
+    "Reranker",
+    "Shown",
+    "Trust",
+    "keep_all",
+    "reranker_of",
+    "second_look",
+]
+
+RERANKERS: Final[dict[str, Callable[[Embed, Json], Reranker]]] = {
+    "geometry": lambda embed, model: Geometry(),
+}
+"""Re-rankers by name: each is made from the model's way to embed images, and what identifies the model."""
+
+
+def reranker_of(name: str, embed: Embed, model: Json) -> Reranker:
+    """A re-ranker by its name.
+
+    Args:
+        name: a key of ``RERANKERS``.
+        embed: images to vectors of the model whose search is looked at again.
+        model: the model's fingerprint, or what else identifies it.
+
+    Raises:
+        InputError: there is none of this name.
+        MissingExtraError: a package that it needs is not installed.
+    """
+    if name not in RERANKERS:
+        raise InputError(
+            f"the re-ranker {name!r}",
+            expected=f"one of {', '.join(RERANKERS)}",
+            next_step="correct the name, or add your own to samething.rerank.RERANKERS",
+        )
+    return RERANKERS[name](embed, model)

@@ -1,0 +1,198 @@
+"""The same places in both images: local features, and a homography that many of their pairs agree on.
+
+SIFT (Lowe, *Distinctive Image Features from Scale-Invariant Keypoints*, IJCV 2004) as RootSIFT
+(Arandjelović and Zisserman, *Three things everyone should know to improve object retrieval*, CVPR 2012);
+pairs that are each other's nearest and clearly nearer than the next (Lowe's ratio); a homography by MAGSAC
+(Barath, Noskova, Ivashechkin and Matas, *MAGSAC++, a Fast, Reliable and Accurate Robust Estimator*, CVPR
+2020), all by OpenCV.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float, Int
+from PIL import Image
+
+from samething.arrays import unit
+from samething.errors import needed
+from samething.files import Json
+from samething.rerank.second_look import Evidence, Shown
+
+_SIDE: Final = 640
+"""Pixels of the longer side that features are looked for in; smaller images stay as they are."""
+_NUM_POINTS: Final = 280
+"""Of the strongest response. A point takes 68 bytes, so an image at most 19,046."""
+_STEPS: Final = 16 / 0.4
+"""Levels of a RootSIFT number, whose 4 bits reach to 0.4."""
+_RATIO: Final = 0.8
+_PIXELS: Final = 4.0
+"""How far a place may be from where the homography has it."""
+_MOST_SCALE: Final = 16.0
+"""Between both images, by which a homography may enlarge or shrink; others are no view of a thing."""
+LEAST_POINTS: Final = 8
+"""Places that must agree before anything is said: any two images have a few."""
+_SHOWN_POINTS: Final = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class _Points:
+    """Local features of an image."""
+
+    size: tuple[int, int]
+    """Width and height of the image that they were looked for in."""
+    places: Float[np.ndarray, "m 2"]
+    """x and y, in its pixels."""
+    descriptors: Float[np.ndarray, "m 128"]
+    """Of unit length."""
+
+    def to_bytes(self) -> bytes:
+        """Sides and places as uint16 (places in 1/65,535 of the sides), descriptors in 4 bits a number."""
+        shares = np.round(self.places / self.size * 65535).clip(0, 65535).astype("<u2")
+        levels = np.floor(self.descriptors * _STEPS).clip(0, 15).astype(np.uint8)
+        packed = levels[:, 0::2] | levels[:, 1::2] << 4
+        return np.array(self.size, "<u2").tobytes() + shares.tobytes() + packed.tobytes()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> _Points:
+        """The inverse of :meth:`to_bytes`, each number in the middle of its level."""
+        count = (len(content) - 4) // 68
+        width, height = np.frombuffer(content, "<u2", 2).tolist()
+        shares = np.frombuffer(content, "<u2", 2 * count, 4).reshape(count, 2)
+        packed = np.frombuffer(content, np.uint8, 64 * count, 4 + 4 * count).reshape(count, 64)
+        levels = np.empty((count, 128), np.float32)
+        levels[:, 0::2], levels[:, 1::2] = packed & 15, packed >> 4
+        levels += np.float32(0.5) * (levels > 0)  # a zero is mostly a zero
+        places = (shares / 65535 * (width, height)).astype(np.float32)
+        return cls((width, height), places, unit(levels))
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """Local features and a homography: sure of flat and rigid things, silent on others.
+
+    The numbers of its evidence are 0 below 8 places that agree. Else: how often 8 places are doubled, how
+    often 16 are, the share of either image that the places cover, and how far they are from lying on a line,
+    in [0, 1].
+    """
+
+    name: str = "geometry"
+    weights: tuple[float, ...] = (0.05, 0.1, 0.0, 0.0)
+
+    @property
+    def made_from(self) -> Json:
+        """Settings, and the version of OpenCV: another one may find other points."""
+        version = ".".join(_cv2().__version__.split(".")[:2])
+        return {"geometry": 1, "side": _SIDE, "points": _NUM_POINTS, "opencv": version}
+
+    def keep(self, image: Image.Image) -> bytes:
+        """Places and descriptors, 4 to 19,046 bytes."""
+        return _points_of(image).to_bytes()
+
+    def compare(
+        self, query: Shown, of_query: bytes, candidates: Sequence[Shown], of_each: Sequence[bytes]
+    ) -> Iterator[Evidence]:
+        """Which places agree, and what that says."""
+        del query, candidates
+        asked = _Points.from_bytes(of_query)
+        for content in of_each:
+            other = _Points.from_bytes(content)
+            yield _evidence(asked, other, *agreeing(asked.places, other.places, *_pairs(asked, other)))
+
+
+def _cv2() -> Any:
+    return needed("cv2", extra="rerank")
+
+
+def _points_of(image: Image.Image) -> _Points:
+    cv2 = _cv2()
+    grey = np.asarray(image.convert("L"))
+    if (scale := _SIDE / max(grey.shape)) < 1:
+        size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
+        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    found, rows = cv2.SIFT_create().detectAndCompute(grey, None)
+    # of equally strong points the first from the top left, so that every run keeps the same
+    order = sorted(range(len(found)), key=lambda place: (-found[place].response, found[place].pt[::-1]))
+    order = order[:_NUM_POINTS]
+    places = np.array([found[place].pt for place in order], np.float32).reshape(-1, 2)
+    descriptors = np.zeros((0, 128), np.float32) if rows is None else np.asarray(rows[order], np.float32)
+    length = np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-9)
+    return _Points(grey.shape[::-1], places, np.sqrt(descriptors / length))
+
+
+def _pairs(one: _Points, other: _Points) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
+    """Points that are each other's nearest, clearly nearer than the next one."""
+    if min(len(one.places), len(other.places)) < LEAST_POINTS:
+        return np.zeros(0, int), np.zeros(0, int)
+    cosines = one.descriptors @ other.descriptors.T
+    rows = np.arange(len(cosines))
+    nearest = cosines.argmax(axis=1)
+    is_mutual = cosines.argmax(axis=0)[nearest] == rows
+    best = cosines[rows, nearest]
+    cosines[rows, nearest] = -1.0
+    is_clear = 1 - best < _RATIO**2 * (1 - cosines.max(axis=1))  # squared distances are 2 - 2 cosine
+    chosen = rows[is_mutual & is_clear]
+    return chosen, nearest[chosen]
+
+
+def agreeing(
+    places: Float[np.ndarray, "m 2"],
+    others: Float[np.ndarray, "r 2"],
+    ours: Int[np.ndarray, " p"],
+    theirs: Int[np.ndarray, " p"],
+) -> tuple[Float[np.ndarray, "a 2"], Float[np.ndarray, "a 2"]]:
+    """The pairs of places that one homography explains, each place of an image once.
+
+    Nothing where fewer than ``LEAST_POINTS`` agree, or where the homography mirrors, or shrinks to nothing.
+    """
+    nothing = np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32)
+    if len(ours) < LEAST_POINTS:
+        return nothing
+    cv2 = _cv2()
+    source, target = places[ours], others[theirs]
+    matrix, mask = cv2.findHomography(
+        source, target, cv2.USAC_MAGSAC, _PIXELS, maxIters=1000, confidence=0.999
+    )
+    if matrix is None:
+        return nothing
+    is_inside = mask.ravel().astype(bool)
+    source, target = source[is_inside], target[is_inside]
+    # a place with two orientations is two points, and says one thing
+    for number in (0, 1):
+        kept = np.sort(np.unique(np.round((source, target)[number] / 2), axis=0, return_index=True)[1])
+        source, target = source[kept], target[kept]
+    if len(source) < LEAST_POINTS:
+        return nothing
+    # the determinant of the map's derivative: its sign says whether it mirrors, its root the scale
+    depth = source @ matrix[2, :2] + matrix[2, 2]
+    areas = np.linalg.det(matrix) / depth**3
+    is_view = (areas > _MOST_SCALE**-2) & (areas < _MOST_SCALE**2)
+    return (source, target) if is_view.all() else nothing
+
+
+def _evidence(
+    asked: _Points, other: _Points, source: Float[np.ndarray, "a 2"], target: Float[np.ndarray, "a 2"]
+) -> Evidence:
+    if len(source) == 0:
+        return Evidence((0.0, 0.0, 0.0, 0.0))
+    cv2 = _cv2()
+    shares = [
+        cv2.contourArea(cv2.convexHull(side)) / (size[0] * size[1])
+        for side, size in ((source, asked.size), (target, other.size))
+    ]
+    least, most = np.linalg.eigvalsh(np.cov(source.T))
+    spread = math.sqrt(max(0.0, float(least)) / float(most)) if most > 0 else 0.0
+    doublings = math.log2(len(source) / LEAST_POINTS)
+    points = np.hstack([source / asked.size, target / other.size]).round(4)
+    left, top = points[:, 2:].min(axis=0).tolist()
+    right, bottom = points[:, 2:].max(axis=0).tolist()
+    return Evidence(
+        (doublings, max(0.0, doublings - 1), float(max(shares)), spread),
+        tuple(map(tuple, points[:_SHOWN_POINTS].tolist())),
+        (left, top, right, bottom),
+        len(source),
+    )

@@ -1,0 +1,234 @@
+"""The second look: what it compares, what it keeps, what its evidence is worth, and what it never does."""
+
+import multiprocessing
+import sqlite3
+import time
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from samething.errors import ImageError, InputError
+from samething.rerank import RERANKERS, Evidence, Kept, Shown, Trust, second_look
+from samething.rerank.geometry import LEAST_POINTS, Geometry, _Points, _points_of, agreeing
+from scenes import photographs
+
+
+def patch(number, side=220):
+    photograph = photographs()[number]
+    left, top = (photograph.width - side) // 2, (photograph.height - side) // 2
+    return photograph.crop((left, top, left + side, top + side))
+
+
+def turned(image):
+    """The same flat thing from elsewhere: in perspective, darker, inside a larger image."""
+    corners = (10, -20, -30, 250, 260, 230, 210, 10)  # of the source, for each corner of the result
+    view = image.transform(
+        image.size, Image.Transform.QUAD, corners, Image.Resampling.BICUBIC, fillcolor="grey"
+    )
+    scene = Image.new("RGB", (500, 400), (90, 110, 100))
+    scene.paste(ImageEnhance.Brightness(view).enhance(0.7), (200, 120))
+    return scene
+
+
+def shown(image, key="", score_direction=0.0, domain=""):
+    vector = np.array([np.cos(score_direction), np.sin(score_direction)], np.float32)
+    return Shown(key, lambda: image, vector, domain)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return [patch(number) for number in range(4)]
+
+
+def test_geometry_finds_a_thing_inside_a_bigger_image_and_nothing_in_others(images, tmp_path):
+    """A thing in perspective, dimmed, in a quarter of the area is verified, with its place; others are not."""
+    query = shown(images[0])
+    candidates = [shown(turned(images[1])), shown(turned(images[0])), shown(images[2]), shown(images[3])]
+    found = second_look(Geometry(), query, candidates, Kept(tmp_path / "kept"))
+    assert [one.num_agreeing > 20 for one in found] == [False, True, False, False]
+    right = found[1]
+    assert all(number > 0 for number in right.numbers)
+    left, top, width, height = 200 / 500, 120 / 400, 220 / 500, 220 / 400
+    assert left <= right.place[0] < right.place[2] <= left + width
+    assert top <= right.place[1] < right.place[3] <= top + height
+    for _, _, x, y in right.points:
+        assert left <= x <= left + width and top <= y <= top + height
+    assert found[2].numbers == (0.0, 0.0, 0.0, 0.0) and found[2].points == ()
+
+
+def test_what_geometry_keeps_of_an_image_is_bounded_and_the_same_each_time(images):
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (900, 1200, 3), dtype=np.uint8))
+    for image in (noise, images[0], Image.new("RGB", (1, 1)), Image.new("RGB", (3000, 2))):
+        content = Geometry().keep(image)
+        assert len(content) <= 20_000
+        assert content == Geometry().keep(image)
+    before = _points_of(images[0])
+    after = _Points.from_bytes(before.to_bytes())
+    assert np.abs(after.places - before.places).max() < 0.02
+    assert (
+        after.descriptors * (before.descriptors / np.linalg.norm(before.descriptors, axis=1)[:, None])
+    ).sum(axis=1).min() > 0.95
+
+
+def test_a_homography_that_mirrors_or_squashes_is_no_view(images):
+    """Pairs of places that a mirrored or collapsed plane explains were counted as agreement."""
+    rng = np.random.default_rng(0)
+    places = rng.uniform(0, 200, (40, 2)).astype(np.float32)
+    every = np.arange(40)
+    for change, expected in (([1, 1], 40), ([-1, 1], 0), ([1 / 40, 1 / 40], 0), ([1, -1], 0)):
+        ours, _ = agreeing(places, (places * change + 300).astype(np.float32), every, every)
+        assert (len(ours) > 30) == (expected > 0), change
+    # eight pairs of one place are one pair
+    one = np.repeat(places[:2], 4, axis=0)
+    assert len(agreeing(one, one, np.arange(8), np.arange(8))[0]) < LEAST_POINTS
+
+
+# ---- the budget, the query, what cannot be read
+
+
+class Counting:
+    """A re-ranker that counts."""
+
+    name, weights, made_from = "counting", (1.0,), {"counting": 1}
+
+    def __init__(self, seconds=0.0):
+        self.kept, self.seconds = [], seconds
+
+    def keep(self, image):
+        self.kept.append(image.size)
+        time.sleep(self.seconds)
+        return bytes(image.size)
+
+    def compare(self, query, of_query, candidates, of_each):
+        for content in of_each:
+            yield Evidence((float(content == of_query),))
+
+
+def broken():
+    raise ImageError("x.jpg is empty", expected="an image", next_step="leave it out")
+
+
+def test_what_was_kept_is_not_computed_again_and_a_bad_image_costs_only_itself(tmp_path):
+    query = shown(Image.new("RGB", (5, 5)))
+    candidates = [shown(Image.new("RGB", (side, side)), f"key {side}") for side in range(1, 46)]
+    candidates[7] = Shown("bad", broken, candidates[7].vector)
+    kept, first, again = Kept(tmp_path / "k"), Counting(), Counting()
+    found = second_look(first, query, candidates, kept)
+    assert second_look(again, query, candidates, kept) == found
+    assert len(first.kept) == 45 and again.kept == [(5, 5)]
+    assert [place for place, one in enumerate(found) if one is None] == [7]
+    assert [place for place, one in enumerate(found) if one and one.numbers[0]] == [4]
+    with pytest.raises(ImageError, match="empty"):
+        second_look(first, Shown("", broken, query.vector), candidates, kept)
+    # other settings: nothing that was kept is used
+    other = Counting()
+    other.made_from = {"counting": 2}
+    second_look(other, query, candidates, kept)
+    assert len(other.kept) == 45
+
+
+def test_a_budget_ends_the_look_and_leaves_the_rest_as_it_was(tmp_path):
+    """Candidates that there was no time for have no evidence, and nothing is begun once the time is over."""
+    slow = Counting(seconds=0.05)
+    candidates = [shown(Image.new("RGB", (9, 9)), str(place)) for place in range(100)]
+    found = second_look(
+        slow, shown(Image.new("RGB", (9, 9))), candidates, Kept(tmp_path / "k"), budget_ms=1.0
+    )
+    assert found == [None] * 100 and len(slow.kept) == 1
+
+
+# ---- what is kept
+
+
+def test_a_damaged_entry_is_computed_again_and_a_damaged_file_begun_anew(tmp_path):
+    """One wrong bit in what is kept would give wrong evidence for good."""
+    kept = Kept(tmp_path / "kept.sqlite")
+    kept.put("settings", {"a": b"first", "b": b"second"})
+    with sqlite3.connect(kept.path) as db:
+        db.execute("UPDATE kept SET content = x'00' WHERE key = 'a'")
+    assert kept.get("settings", ["a", "b", "c"]) == {"b": b"second"}
+    kept.put("settings", {"a": b"first"})
+    assert kept.get("settings", ["a"]) == {"a": b"first"}
+    kept.path.write_bytes(b"no database at all, but a text that is long enough to be read as one" * 20)
+    assert kept.get("settings", ["a"]) == {}
+    kept.put("settings", {"a": b"first"})
+    assert kept.get("settings", ["a"]) == {"a": b"first"}
+    assert kept.get("other settings", ["a"]) == {}
+
+
+def keep_many(path, own):
+    for start in range(0, 200, 10):
+        Kept(path).put("s", {f"{own} {place}": b"x" * 500 for place in range(start, start + 10)})
+        Kept(path).put("s", {f"shared {place}": b"y" * 500 for place in range(start, start + 10)})
+
+
+def test_several_processes_keep_in_one_file(tmp_path):
+    """Four processes that write at once, from the first moment on, lose nothing."""
+    path = tmp_path / "kept.sqlite"
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=keep_many, args=(path, own)) for own in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    keys = [f"{own} {place}" for own in (0, 1, 2, 3, "shared") for place in range(200)]
+    assert len(Kept(path).get("s", keys)) == 1000
+    assert Kept(path).keep_only(keys[:10]) == 990
+
+
+def test_where_nothing_can_be_written_a_look_still_works(tmp_path):
+    kept = Kept(tmp_path / "a file" / "kept.sqlite")
+    kept.path.parent.write_text("in the way")
+    candidates = [shown(Image.new("RGB", (5, 5)), "a")]
+    assert second_look(Counting(), shown(Image.new("RGB", (5, 5))), candidates, kept) == [Evidence((1.0,))]
+
+
+# ---- what evidence is worth
+
+
+def pairs(rng, *, num_queries=200, helps=True):
+    """Candidates of queries: cosines that tell right from wrong a little, a number that helps or misleads."""
+    queries = np.repeat(np.arange(num_queries), 5)
+    is_right = np.tile([True, False, False, False, False], num_queries)
+    scores = 0.5 + 0.1 * is_right + 0.1 * rng.standard_normal(len(queries))
+    speaks = rng.random(len(queries)) < np.where(is_right if helps else ~is_right, 0.6, 0.02)
+    return scores, (speaks * rng.uniform(1, 2, len(queries)))[:, None], is_right, queries
+
+
+def test_evidence_that_helps_is_trusted_and_evidence_that_misleads_is_not():
+    """Per domain: in one it tells right from wrong, in the other it speaks for wrong candidates."""
+    rng = np.random.default_rng(0)
+    good, bad = pairs(rng), pairs(rng, helps=False)
+    scores, numbers, is_right = (np.concatenate([good[place], bad[place]]) for place in range(3))
+    queries = np.concatenate([good[3], bad[3] + 1000])
+    domains = ["packages"] * len(good[0]) + ["logos"] * len(bad[0])
+    trust = Trust.fit(scores, numbers, is_right, queries, domains)
+    assert trust.weights["packages"][0] > 0.05 and trust.weights["logos"] == (0.0,)
+    assert trust.added(np.array([[1.0], [1.0]]), ["logos", "packages"])[0] == 0
+    assert Trust.from_json(trust.to_json()) == trust
+    # too few pairs: what was learned in all domains together
+    few = Trust.fit(scores[:100], numbers[:100], is_right[:100], queries[:100], domains[:100])
+    assert set(few.weights) == {""} and few.weights[""] == (0.0,)
+
+
+def test_more_evidence_never_lowers_a_score_and_none_leaves_it():
+    rng = np.random.default_rng(1)
+    for seed in range(5):
+        scores, _, is_right, queries = pairs(rng)
+        numbers = np.maximum(rng.standard_normal((len(scores), 3)) + is_right[:, None] * [1, 0, -1], 0)
+        trust = Trust.fit(scores, numbers, is_right, queries, ["d"] * len(scores))
+        assert min(trust.weights["d"]) >= 0, seed
+        assert trust.added(np.zeros((1, 3)), ["d"]) == 0
+        assert (
+            trust.added(numbers + 1, ["d"] * len(numbers)) >= trust.added(numbers, ["d"] * len(numbers))
+        ).all()
+
+
+def test_an_unknown_re_ranker_says_which_there_are():
+    from samething.rerank import reranker_of
+
+    with pytest.raises(InputError, match=", ".join(RERANKERS)):
+        reranker_of("nonsense", lambda images: np.zeros((0, 2), np.float32), "model")
