@@ -42,7 +42,7 @@ def images():
 
 
 def test_geometry_finds_a_thing_inside_a_bigger_image_and_nothing_in_others(images, tmp_path):
-    """A thing in perspective, dimmed, in a quarter of the area is verified, with its place; others are not."""
+    """A thing in perspective, dimmed, in a quarter of the area is verified, with its place; others not."""
     query = shown(images[0])
     candidates = [shown(turned(images[1])), shown(turned(images[0])), shown(images[2]), shown(images[3])]
     found = second_look(Geometry(), query, candidates, Kept(tmp_path / "kept"))
@@ -67,9 +67,7 @@ def test_what_geometry_keeps_of_an_image_is_bounded_and_the_same_each_time(image
     before = _points_of(images[0])
     after = _Points.from_bytes(before.to_bytes())
     assert np.abs(after.places - before.places).max() < 0.02
-    assert (
-        after.descriptors * (before.descriptors / np.linalg.norm(before.descriptors, axis=1)[:, None])
-    ).sum(axis=1).min() > 0.95
+    assert (after.descriptors * before.descriptors).sum(axis=1).min() > 0.95
 
 
 def test_a_homography_that_mirrors_or_squashes_is_no_view(images):

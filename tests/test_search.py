@@ -38,6 +38,7 @@ from samething.search import (
     duplicates,
     find,
     index,
+    prepare,
     rebuild,
     searcher,
     sync,
@@ -46,7 +47,7 @@ from samething.search import (
 from samething.search.collection import THUMBNAIL_SIDE
 from samething.search.feature_vectors import KnownVectors
 from samething.search.matches import with_thumbnails
-from scenes import write_things
+from scenes import photographs, write_things
 
 
 @pytest.fixture
@@ -326,6 +327,71 @@ def test_several_images_a_crop_a_label_and_a_row(made, images):
         made.find_label("no such thing")
     row = mean.matches[0].id
     assert row not in {match.id for match in made.find_row(row, k=20).matches}
+
+
+def test_a_second_look_brings_up_what_shows_the_same_places(line, tmp_path):
+    """A thing seen in perspective is found by its places, which are told; what was not looked at stays."""
+    folder, photos = tmp_path / "images", photographs()
+    folder.mkdir()
+    for number, photo in enumerate(photos):
+        photo.resize((400, 300)).save(folder / f"{number}.png")
+        photo.resize((400, 300)).rotate(180).save(folder / f"{number} upside down.png")
+    searcher = index(folder, model=line / "model", output=tmp_path / "index")
+    # a part of one photograph inside a grey image: for the model it is like others as well
+    query = Image.new("RGB", (400, 300), "grey")
+    query.paste(photos[1].resize((400, 300)).crop((100, 50, 260, 210)).resize((110, 110)), (30, 150))
+    first = searcher.find(query, k=12)
+    found = searcher.find(query, k=12, rerank="geometry")
+    assert Path(found.matches[0].path).name in ("1.png", "1 upside down.png")
+    best = found.matches[0]
+    assert best.evidence["by"] == "geometry" and best.evidence["agreeing"] > 8 and best.evidence["added"] > 0
+    assert best.verified.endswith(f"{best.evidence['agreeing']} points agree")
+    for x, y, *_ in best.evidence["points"]:
+        assert 30 / 400 <= x <= 140 / 400 and 150 / 300 <= y <= 260 / 300
+    # the scores stay cosines, and what nothing speaks for keeps its order and its probability
+    assert {match.id: match.score for match in found.matches} == {m.id: m.score for m in first.matches}
+    silent = [match for match in found.matches if not match.evidence["added"]]
+    assert len(silent) > 4
+    kept = {match.id: match for match in first.matches}
+    assert [m.id for m in silent] == [m.id for m in first.matches if m.id in {s.id for s in silent}]
+    assert [m.probability for m in silent] == [kept[m.id].probability for m in silent]
+    raised = [match for match in found.matches if match.evidence["added"]]
+    if best.probability is not None:
+        assert all(match.probability >= kept[match.id].probability for match in raised)
+    assert (tmp_path / "index" / "second-look.sqlite").is_file()
+    value = json.loads(found.write(tmp_path / "m.json").read_text())
+    assert value["matches"][0]["evidence"]["agreeing"] == best.evidence["agreeing"]
+    # of the index's own images and of a label
+    row = searcher.find_row(best.id, k=3, rerank="geometry")
+    assert best.id not in {match.id for match in row.matches}
+    assert Path(row.matches[0].path).name.split()[0].split(".")[0] == "1"
+    tiny = searcher.second_look("geometry", budget_ms=1e-6)
+    late = searcher.find(query, k=12, rerank=tiny)
+    assert [match.id for match in late.matches] == [match.id for match in first.matches]
+    assert all(match.evidence is None for match in late.matches)
+    with pytest.raises(InputError, match="geometry"):
+        searcher.find(query, rerank="nonsense")
+    with pytest.raises(InputError, match="budget"):
+        searcher.second_look("geometry", budget_ms=0.0)
+
+
+def test_an_index_is_prepared_for_a_second_look_and_learns_what_it_is_worth(line, images, made, tmp_path):
+    """From labels and from views; what an image that left the index needed is forgotten."""
+    done = prepare(tmp_path / "index")
+    assert (done.num_kept, done.unreadable, done.exit_status) == (12, (), 0)
+    assert done.trust.taught_by == "views" and done.trust.num_pairs > 12
+    assert made.second_look("geometry").trust == done.trust
+    own = np.array(made.second_look("geometry").reranker.weights)
+    assert all((np.array(weights) <= 2 * own).all() for weights in done.trust.weights.values())
+    (images / "thing 00 é" / "view 0.jpg").unlink()
+    (images / "thing 01 é" / "view 0.jpg").write_bytes(b"damaged")
+    sync(tmp_path / "index", drop=True)
+    labelled = prepare(tmp_path / "index", labels=True)
+    assert labelled.trust.taught_by == "labels"
+    with sqlite3.connect(tmp_path / "index" / "second-look.sqlite") as db:
+        keys = {key for (key,) in db.execute("SELECT key FROM kept")}
+    assert len(keys) == labelled.num_kept == made.index.count() < 12
+    assert made.second_look("geometry").trust == labelled.trust
 
 
 def test_matches_are_written_as_asked(made, images, tmp_path):

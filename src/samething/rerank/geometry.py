@@ -10,6 +10,7 @@ pairs that are each other's nearest and clearly nearer than the next (Lowe's rat
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -25,10 +26,12 @@ from samething.rerank.second_look import Evidence, Shown
 
 _SIDE: Final = 640
 """Pixels of the longer side that features are looked for in; smaller images stay as they are."""
-_NUM_POINTS: Final = 280
-"""Of the strongest response. A point takes 68 bytes, so an image at most 19,046."""
-_STEPS: Final = 16 / 0.4
-"""Levels of a RootSIFT number, whose 4 bits reach to 0.4."""
+_NUM_POINTS: Final = 600
+"""Of the strongest response. A point takes 28 bytes, so an image at most 16,804."""
+_NUM_NUMBERS: Final = 48
+"""Of a descriptor, of 4 bits each: what that costs against 128 floats is in docs/second-look.md."""
+_STEPS: Final = 16
+"""Levels of a descriptor's numbers per unit."""
 _RATIO: Final = 0.8
 _PIXELS: Final = 4.0
 """How far a place may be from where the homography has it."""
@@ -47,28 +50,49 @@ class _Points:
     """Width and height of the image that they were looked for in."""
     places: Float[np.ndarray, "m 2"]
     """x and y, in its pixels."""
-    descriptors: Float[np.ndarray, "m 128"]
+    descriptors: Float[np.ndarray, "m 48"]
     """Of unit length."""
 
     def to_bytes(self) -> bytes:
         """Sides and places as uint16 (places in 1/65,535 of the sides), descriptors in 4 bits a number."""
         shares = np.round(self.places / self.size * 65535).clip(0, 65535).astype("<u2")
-        levels = np.floor(self.descriptors * _STEPS).clip(0, 15).astype(np.uint8)
+        levels = (np.floor(self.descriptors * _STEPS).clip(-8, 7) + 8).astype(np.uint8)
         packed = levels[:, 0::2] | levels[:, 1::2] << 4
         return np.array(self.size, "<u2").tobytes() + shares.tobytes() + packed.tobytes()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> _Points:
         """The inverse of :meth:`to_bytes`, each number in the middle of its level."""
-        count = (len(content) - 4) // 68
+        half = _NUM_NUMBERS // 2
+        count = (len(content) - 4) // (4 + half)
         width, height = np.frombuffer(content, "<u2", 2).tolist()
         shares = np.frombuffer(content, "<u2", 2 * count, 4).reshape(count, 2)
-        packed = np.frombuffer(content, np.uint8, 64 * count, 4 + 4 * count).reshape(count, 64)
-        levels = np.empty((count, 128), np.float32)
+        packed = np.frombuffer(content, np.uint8, half * count, 4 + 4 * count).reshape(count, half)
+        levels = np.empty((count, _NUM_NUMBERS), np.float32)
         levels[:, 0::2], levels[:, 1::2] = packed & 15, packed >> 4
-        levels += np.float32(0.5) * (levels > 0)  # a zero is mostly a zero
         places = (shares / 65535 * (width, height)).astype(np.float32)
-        return cls((width, height), places, unit(levels))
+        return cls((width, height), places, unit(levels - np.float32(7.5)))
+
+
+@functools.cache
+def _waves() -> Float[np.ndarray, "128 48"]:
+    """The slowest waves over a descriptor's 4 x 4 places and 8 directions, but the constant one.
+
+    Neighbouring cells of a histogram of gradients are alike, so little is lost with the fast ones.
+    """
+    along = np.cos(np.pi * np.arange(4)[:, None] * (np.arange(4) + 0.5) / 4)
+    around = [np.cos(2 * np.pi * number * np.arange(8) / 8) for number in range(5)]
+    around += [np.sin(2 * np.pi * number * np.arange(8) / 8) for number in (1, 2, 3)]
+    waves = {
+        (row + column + turn % 5 + (turn > 4), row, column, turn): np.einsum(
+            "i,j,k->ijk", along[row], along[column], around[turn]
+        ).ravel()
+        for row in range(4)
+        for column in range(4)
+        for turn in range(8)
+    }
+    slowest = [waves[name] for name in sorted(waves)[1 : _NUM_NUMBERS + 1]]
+    return unit(np.array(slowest), np.float32).T
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +111,10 @@ class Geometry:
     def made_from(self) -> Json:
         """Settings, and the version of OpenCV: another one may find other points."""
         version = ".".join(_cv2().__version__.split(".")[:2])
-        return {"geometry": 1, "side": _SIDE, "points": _NUM_POINTS, "opencv": version}
+        return {"geometry": [1, _SIDE, _NUM_POINTS, _NUM_NUMBERS, _STEPS], "opencv": version}
 
     def keep(self, image: Image.Image) -> bytes:
-        """Places and descriptors, 4 to 19,046 bytes."""
+        """Places and descriptors, 4 to 16,804 bytes."""
         return _points_of(image).to_bytes()
 
     def compare(
@@ -121,7 +145,7 @@ def _points_of(image: Image.Image) -> _Points:
     places = np.array([found[place].pt for place in order], np.float32).reshape(-1, 2)
     descriptors = np.zeros((0, 128), np.float32) if rows is None else np.asarray(rows[order], np.float32)
     length = np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-9)
-    return _Points(grey.shape[::-1], places, np.sqrt(descriptors / length))
+    return _Points(grey.shape[::-1], places, unit(np.sqrt(descriptors / length) @ _waves()))
 
 
 def _pairs(one: _Points, other: _Points) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:

@@ -52,6 +52,9 @@ class MatchAnswer(pydantic.BaseModel):
     band: str | None = pydantic.Field(description="the same, perhaps, or no match; if calibrated")
     copies: list[str] = pydantic.Field(description="other places with the same image")
     metadata: dict[str, Any]
+    evidence: dict[str, Any] | None = pydantic.Field(
+        description="what a second look found, if one was asked for"
+    )
 
 
 class SearchAnswer(pydantic.BaseModel):
