@@ -58,7 +58,7 @@ class _Points:
         shares = np.round(self.places / self.size * 65535).clip(0, 65535).astype("<u2")
         levels = (np.floor(self.descriptors * _STEPS).clip(-8, 7) + 8).astype(np.uint8)
         packed = levels[:, 0::2] | levels[:, 1::2] << 4
-        return np.array(self.size, "<u2").tobytes() + shares.tobytes() + packed.tobytes()
+        return b"".join(part.tobytes() for part in (np.array(self.size, "<u2"), shares, packed))
 
     @classmethod
     def from_bytes(cls, content: bytes) -> _Points:

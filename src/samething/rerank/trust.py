@@ -135,8 +135,8 @@ def _fitted(
         kept.pop(int(fitted[1:].argmin()))
     found /= spread
     if found[0] <= 0:  # where the cosine says nothing, any evidence outweighs it
-        return np.where(found[1:] > 0, _LARGEST, 0.0)
-    return np.minimum(found[1:] / found[0], _LARGEST)
+        return np.asarray(np.where(found[1:] > 0, _LARGEST, 0.0))
+    return np.asarray(np.minimum(found[1:] / found[0], _LARGEST))
 
 
 def _changed(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import cyclopts
 
@@ -15,6 +15,7 @@ from samething.images.decoding import pixels_of
 from samething.index import Where, create_index, exists_index, open_index
 from samething.progress import Terminal
 from samething.search.collection import FILE_COLUMNS, Collection, metadata_kinds
+from samething.search.conditions import conditions
 from samething.search.feature_vectors import KnownVectors, is_feature_folder
 from samething.search.looking_again import Prepared, prepare
 from samething.search.matches import Match, Matches
@@ -227,8 +228,6 @@ def find(
         ImageError: an image cannot be read.
         FingerprintError: the model is not the index's own.
     """
-    from samething.search.conditions import conditions
-
     if not image and label is None:
         raise InputError("nothing to look for", expected="an image, or --label", next_step="name an image")
     searcher = Searcher.open(index, model=model)
@@ -240,15 +239,15 @@ def find(
         where=where or (),
     )
     look = None if rerank is None else searcher.second_look(rerank, budget_ms=budget_ms)
+    asked: dict[str, Any] = {"k": k, "where": chosen, "combine": combine, "rerank": look}
     if label is not None:
         if image or crop is not None:
             raise InputError(
                 f"--label {label} and an image", expected="one of them", next_step="leave one out"
             )
-        found = searcher.find_label(label, k=k, where=chosen, combine=combine, rerank=look)
+        found = searcher.find_label(label, **asked)
     else:
-        box = None if crop is None else Box(*crop)
-        found = searcher.find(*image, k=k, where=chosen, crop=box, combine=combine, rerank=look)
+        found = searcher.find(*image, crop=None if crop is None else Box(*crop), **asked)
     if output is not None:
         first = Path(image[0]) if image and Path(image[0]).is_file() else None
         found.write(output, query_image=first)
