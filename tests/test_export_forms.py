@@ -204,6 +204,7 @@ def test_a_form_that_loses_too_much_is_refused_and_can_be_allowed(tiny, monkeypa
         raise AssertionError("computed again")
 
     monkeypatch.setattr("samething.export.writing.write_onnx", forbidden)
+    monkeypatch.setattr("samething.export.writing.write_with_head", forbidden)
     made = export(tiny / "run", **options, allow_quality_loss=True)
     assert made.parity.tolerance == -1.0 and not made.parity.within_tolerance
     assert Embedder.load(target).dim == 1 and not (target / "refused.json").exists()

@@ -13,7 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from samething.backbones.network import Backbone, write_onnx
+import torch
+from torch import nn
+
+from samething.backbones.network import LARGEST_GRAPH, Backbone, num_bytes, write_graph, write_onnx
 from samething.files import user_cache
 
 MAX_CACHE_BYTES: Final = 8 << 30
@@ -50,6 +53,34 @@ def graph(backbone: Backbone) -> Iterator[Path]:
         written = write_onnx(backbone, Path(folder) / _FILE, size=backbone.preprocessing.shape)
         _keep(written, path)
         yield written
+
+
+def write_with_head(backbone: Backbone, head: nn.Module, target: Path) -> bool:
+    """Write backbone and head as one graph from uint8 pixels to vectors, of which only the head is exported.
+
+    Args:
+        backbone: its graph comes from the cache.
+        head: features (b, width) to vectors.
+        target: the file to write.
+
+    Returns:
+        False, and nothing is written, where both together are too large for one file.
+    """
+    import onnx
+    from onnx import compose
+
+    if num_bytes(backbone) + num_bytes(head) > LARGEST_GRAPH:
+        return False
+    with graph(backbone) as path, tempfile.TemporaryDirectory() as folder:
+        example = torch.zeros(2, backbone.width)
+        last = onnx.load(write_graph(head, Path(folder) / "head.onnx", features=example))
+        first = compose.add_prefix(onnx.load(path), "backbone.", rename_inputs=False)
+        whole = compose.merge_models(first, last, io_map=[("backbone.vectors", "features")])
+        versions = {entry.domain: entry.version for entry in whole.opset_import}  # it names them twice
+        del whole.opset_import[:]
+        whole.opset_import.extend(onnx.helper.make_opsetid(*each) for each in versions.items())
+        onnx.save(whole, target)
+    return True
 
 
 def _keep(written: Path, path: Path) -> None:

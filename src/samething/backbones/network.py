@@ -10,7 +10,7 @@ import hashlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float, UInt8
@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from samething.errors import InputError
 from samething.files import Json
 from samething.images import Preprocessing
+
+LARGEST_GRAPH: Final = 1_900_000_000
+"""Bytes of weights that one ONNX file is given; it could hold 2 GiB with everything else."""
 
 
 class Backbone(nn.Module):
@@ -125,6 +128,11 @@ def bytes_of(tensor: Any) -> memoryview:
     return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
+def num_bytes(network: nn.Module) -> int:
+    """Of all parameters and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+
+
 def write_onnx(network: nn.Module, target: Path, *, size: int | tuple[int, int]) -> Path:
     """Write a network that maps uint8 pixels (b, 3, height, width) to vectors as ONNX, with a dynamic batch.
 
@@ -132,20 +140,24 @@ def write_onnx(network: nn.Module, target: Path, *, size: int | tuple[int, int])
     ``vectors``. Graphs above 2 GB, which one file cannot hold, keep their weights in ``<target>.data``
     beside it.
     """
-    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     height, width = (size, size) if isinstance(size, int) else size
-    example = torch.zeros(2, 3, height, width, dtype=torch.uint8)
+    return write_graph(network, target, pixels=torch.zeros(2, 3, height, width, dtype=torch.uint8))
+
+
+def write_graph(network: nn.Module, target: Path, **example: Tensor) -> Path:
+    """Write a network of one input as ONNX; its example gives the name and the shape of a row."""
+    [(name, rows)] = example.items()
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
         torch.onnx.export(
             network.cpu().eval(),
-            (example,),
+            (rows,),
             target,
-            input_names=["pixels"],
+            input_names=[name],
             output_names=["vectors"],
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             dynamo=True,
-            external_data=num_bytes > 1_900_000_000,
+            external_data=num_bytes(network) > LARGEST_GRAPH,
             verbose=False,
         )
     return target

@@ -22,6 +22,18 @@ TUNED_NAME: Final = "backbone.safetensors"
 """Weights of a fine-tuned backbone in its run folder, in timm's layout."""
 
 
+class UnitHead(nn.Module):
+    """A head whose embeddings have length 1: features (b, width) to (b, d)."""
+
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: Float[Tensor, "b width"]) -> Float[Tensor, "b d"]:
+        """Unit-length embeddings."""
+        return nn.functional.normalize(self.head(features), dim=1)
+
+
 class EmbeddingModel(nn.Module):
     """Backbone and head as one network: uint8 pixels (b, 3, size, size) to unit-length vectors (b, d)."""
 
@@ -32,7 +44,7 @@ class EmbeddingModel(nn.Module):
 
     def forward(self, pixels: UInt8[Tensor, "b 3 height width"]) -> Float[Tensor, "b d"]:
         """Unit-length embeddings."""
-        return nn.functional.normalize(self.head(self.backbone(pixels)), dim=1)
+        return UnitHead(self.head)(self.backbone(pixels))
 
 
 @dataclasses.dataclass(frozen=True)
