@@ -1,6 +1,7 @@
 """The fast way of reading an image against the reference, on photographs and on everything that is odd."""
 
 import dataclasses
+import functools
 import io
 import struct
 from pathlib import Path
@@ -11,7 +12,7 @@ import skimage.data
 from PIL import Image
 
 from samething.errors import ImageError, MissingExtraError
-from samething.images import Preprocessing, decode, prepare, read_pixels
+from samething.images import Box, Preprocessing, decode, least_side, prepare, read_pixels
 from scenes import photographs
 
 LARGEST_DIFFERENCE = 2  # of 255; stated in docs/benchmarks.md and in read_pixels
@@ -177,3 +178,69 @@ def test_without_the_packages_the_error_names_the_extra(module, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, module, None)
     with pytest.raises(MissingExtraError, match=r"samething\[train\]"):
         read_pixels(encoded(photographs()[0]), ways()[1])
+
+
+# ---- unpacked at a fraction, by Pillow alone: what an index and its queries are decoded by
+
+
+@functools.cache
+def photograph(width, height, orientation=1):
+    """A large photograph with the noise of a sensor, as the bytes of a JPEG file."""
+    pixels = np.asarray(photographs()[0].resize((width, height), Image.Resampling.LANCZOS)).astype(np.float32)
+    noise = np.random.default_rng(0).standard_normal((height, width, 1), dtype=np.float32)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(Image.fromarray((pixels + 6 * noise).clip(0, 255).astype(np.uint8)), quality=90, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_photograph_at_a_fraction_is_nearly_the_same_to_a_model(orientation):
+    """A phone's photograph cost four times what its pixels at a quarter of the sides cost."""
+    exact, _ = ways()
+    least = least_side(exact)
+    assert least == 512
+    content = photograph(2600, 1950, orientation)
+    part, whole = decode(content, least_side=least), decode(content)
+    assert sorted(part.size) == [975, 1300] and (part.width < part.height) == (orientation == 6)
+    assert part.info["full_size"] == whole.size and "full_size" not in whole.info
+    difference = np.abs(prepare(part, exact).astype(int) - prepare(whole, exact).astype(int))
+    assert 0 < difference.max() <= 6 and difference.mean() < 0.5
+
+
+def test_small_images_other_formats_and_boxes_are_whole():
+    content = photograph(1000, 900)
+    assert decode(content, least_side=512).size == (1000, 900)  # half of it would be less
+    for kind in ("PNG", "WEBP"):
+        assert decode(encoded(photographs()[0], kind), least_side=64).size == photographs()[0].size
+    box = Box(11, 13, 611, 413)
+    large = photograph(2600, 1950)
+    part = decode(large, least_side=512, box=box)
+    assert part.size == (600, 400) and np.array_equal(part, decode(large).crop(box))
+
+
+@pytest.mark.parametrize("size", [(4095, 4096), (4096, 4095)])
+def test_the_full_size_of_a_nearly_square_image_is_not_turned(size):
+    """Which way an image was turned was told from its sides, which a fraction can make equal."""
+    content = encoded(Image.new("RGB", size, (90, 120, 40)))
+    assert decode(content, least_side=512).info["full_size"] == size
+    assert decode(content, max_pixels=size[0] * size[1] // 2).info["full_size"] == size
+
+
+@pytest.mark.parametrize("end", range(1, 12))
+def test_a_fraction_refuses_what_the_whole_refuses(end):
+    """A file that is cut off: an eighth of the pixels says less about what is missing than all of them."""
+    content = photograph(1600, 1201)
+    cut = content[: len(content) - end * end * 60]
+    seen = []
+    for least in (None, 128):
+        try:
+            seen.append(decode(cut, least_side=least).size)
+        except ImageError as error:
+            seen.append(error.reason)
+    assert seen[0] == seen[1]
+
+
+def test_a_large_file_with_odd_sides_and_a_missing_end_stays_at_half():
+    """Its mended pixels came whole, with four times the memory, since half of an odd side is rounded up."""
+    content = photograph(1601, 1201)
+    assert decode(content[:-40], max_pixels=1_000_000).size == (801, 601)

@@ -54,7 +54,7 @@ def drawing_url(figure: Any) -> str:
 def image_url(path: ImageLike) -> str:
     """A small JPEG of an image (mostly a path) inside the page; a grey square where the file is gone."""
     try:
-        content = thumbnail(decode(path), longer_side=IMAGE_SIDE)
+        content = thumbnail(decode(path, least_side=2 * IMAGE_SIDE), longer_side=IMAGE_SIDE)
     except ImageError:
         return _GREY_PIXEL
     return "data:image/jpeg;base64," + base64.b64encode(content).decode()

@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -37,7 +37,7 @@ from samething.embedder.graph_repositories import (
 from samething.embedder.hub import model_folder
 from samething.errors import ArtefactError, ImageError, InputError
 from samething.files import Json, Manifest, read_json, read_manifest
-from samething.images import ImageLike, Preprocessing, decode, in_threads, prepare
+from samething.images import Box, ImageLike, Preprocessing, decode, in_threads, least_side, prepare
 from samething.images.decoding import MAX_PIXELS
 from samething.retrieval.codes import Coder, Codes
 
@@ -87,6 +87,8 @@ class Embedder:
     """How this model's vectors are kept in fewer bytes; None where they stay float32."""
     max_pixels: int = MAX_PIXELS
     """Larger images are refused before they are unpacked."""
+    decoding: Literal["exact", "scaled"] = "exact"
+    """``scaled``: of a large JPEG file only as much is unpacked as neighbours need (:attr:`least_side`)."""
 
     @classmethod
     def load(cls, model: Path | str, *, num_threads: int | None = None) -> Embedder:
@@ -143,6 +145,13 @@ class Embedder:
         return Preprocessing.from_json(self.config["backbone"]["preprocessing"])
 
     @functools.cached_property
+    def least_side(self) -> int | None:
+        """What the shorter side of a JPEG file keeps when it is unpacked, in pixels; None: all of it."""
+        if self.decoding == "exact" or self.form["input"] != "pixels":  # such a graph resizes by itself
+            return None
+        return least_side(self.preprocessing)
+
+    @functools.cached_property
     def form(self) -> Mapping[str, Json]:
         """How the model was written: format, input, precision, prefix, codes."""
         return form_of(self.config)
@@ -191,7 +200,7 @@ class Embedder:
             raise InputError(f"batch_size={batch_size}", expected="at least 1", next_step="leave it out")
 
         def decoded(image: ImageLike) -> tuple[Pixels, object]:
-            upright = decode(image, max_pixels=self.max_pixels)
+            upright = self.unpacked(image)
             return self.prepare(upright), None if keep is None else keep(upright)
 
         results = enumerate(in_threads(decoded, images, ahead=batch_size, num_threads=os.cpu_count() or 1))
@@ -200,6 +209,10 @@ class Embedder:
             good = {position: result for position, result in part if not isinstance(result, ImageError)}
             vectors = self.embed_prepared([pixels for pixels, _ in good.values()])
             yield EmbeddedBatch(list(good), vectors, bad, [kept for _, kept in good.values()])
+
+    def unpacked(self, image: ImageLike, *, box: Box | None = None) -> Image.Image:
+        """An image decoded as this model wants it: :func:`samething.images.decode` with its settings."""
+        return decode(image, max_pixels=self.max_pixels, box=box, least_side=self.least_side)
 
     def prepare(self, image: Image.Image) -> Pixels:
         """A decoded image as the model's graph takes it, uint8 (3, height, width)."""

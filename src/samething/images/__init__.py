@@ -12,7 +12,7 @@ from samething.images.decoding import ImageLike, clipped, decode, dimensions, th
 from samething.images.finding import find_files, is_image_file
 from samething.images.formats import IMAGE_SUFFIXES
 from samething.images.pixels import read_pixels
-from samething.images.preparing import Decoding, Preprocessing, ResizePolicy, prepare
+from samething.images.preparing import Decoding, Preprocessing, ResizePolicy, least_side, prepare
 from samething.images.reading import Identity, as_they_are, checksum, identify, in_threads, prepared
 from samething.images.source import Box, Source, disk_state, keyed
 
@@ -38,6 +38,7 @@ __all__ = [
     "is_image_file",
     "is_url",
     "keyed",
+    "least_side",
     "located",
     "prepare",
     "prepared",

@@ -17,6 +17,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from samething.errors import ImageError, InputError
 from samething.images.addresses import is_url
 from samething.images.apart import Decoders
+from samething.images.capture import capture_of
 from samething.images.colour_profiles import in_usual_colours
 from samething.images.formats import open_encoded
 from samething.images.jpeg_files import AT_A_FRACTION, can_be_scaled, unpacked_jpeg
@@ -55,7 +56,13 @@ TURNS: Final[dict[object, Image.Transpose]] = {
 }
 
 
-def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, box: Box | None = None) -> Image.Image:
+def decode(
+    image: ImageLike,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    box: Box | None = None,
+    least_side: int | None = None,
+) -> Image.Image:
     """Decode one image to upright 8-bit RGB. Safe to call from several threads at once.
 
     EXIF orientation is applied, transparency is laid on white (on black where white would show nothing),
@@ -64,7 +71,8 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, box: Box | None = 
     (:mod:`samething.images.colour_profiles`).
 
     A JPEG file with up to four times ``max_pixels`` is unpacked at half its sides; its ``info["full_size"]``
-    then says its upright size.
+    then says its upright size. ``info["capture"]`` says when, where and by which camera it was taken
+    (:mod:`samething.images.capture`).
 
     Pillow's warnings about odd metadata pass through: filters are the application's to set, and changing
     them here would race with other threads.
@@ -75,6 +83,8 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, box: Box | None = 
             catalog row, whose box is cut out.
         max_pixels: refuse larger images before they are unpacked.
         box: the part to cut out, in pixels of the upright image; what lies outside of it is left away.
+        least_side: of a JPEG file without a box, unpack a half, a quarter or an eighth of each side, as long
+            as the shorter one keeps this many pixels; None: all of it.
 
     Raises:
         ImageError: not an image, damaged, empty, too large or not readable, or a box that holds none of it;
@@ -88,7 +98,7 @@ def decode(image: ImageLike, *, max_pixels: int = MAX_PIXELS, box: Box | None = 
         image = image.read() if image.is_remote else name
     else:
         name = name_of(image)
-    return decoded(image, name, max_pixels=max_pixels, box=box)
+    return decoded(image, name, max_pixels=max_pixels, box=box, least_side=least_side)
 
 
 def decoded(
@@ -97,31 +107,34 @@ def decoded(
     *,
     max_pixels: int,
     box: Box | None,
+    least_side: int | None = None,
     costly: bool = False,
 ) -> Image.Image:
     """As :func:`decode`, with the name that errors call it; ``costly`` images are decoded here as well."""
-    upright: Image.Image | None
+    options: dict[str, Any] = {
+        "max_pixels": max_pixels, "box": box, "least_side": None if box else least_side
+    }  # fmt: skip
     if isinstance(image, np.ndarray):
         upright = _from_array(image)
-        full_size = upright.size
+        full_size, is_turned = upright.size, False
     else:
         with opened(image, max_pixels=max_pixels, name=name) as encoded:
             full_size = encoded.size
-            leave = not costly and not isinstance(image, Image.Image) and is_costly(encoded)
-            upright = None if leave else _to_rgb(encoded, name, max_pixels)
-        if upright is None:
-            place = image if isinstance(image, bytes) else Path(str(image)).absolute()
-            found: Image.Image = _decoders(os.getpid()).call(
-                name, decoded, place, name, max_pixels=max_pixels, box=box, costly=True
-            )
-            return found
+            if not costly and not isinstance(image, Image.Image) and is_costly(encoded):
+                place = image if isinstance(image, bytes) else Path(str(image)).absolute()
+                found: Image.Image = _decoders(os.getpid()).call(
+                    name, decoded, place, name, **options, costly=True
+                )
+                return found
+            upright = _to_rgb(encoded, name, max_pixels, options["least_side"])
+            upright.info["capture"] = capture_of(encoded.getexif)
+            is_turned = orientation(encoded.getexif) in (5, 6, 7, 8)
     factor = max(full_size) / max(upright.size)
     if box is not None:
         width, height = (round(side * factor) for side in upright.size)
         inside = clipped(box, width, height, name=name)
         return upright.crop(inside if factor == 1 else _scaled(inside, factor))
     if factor > 1:
-        is_turned = (upright.width > upright.height) != (full_size[0] > full_size[1])
         upright.info["full_size"] = full_size[::-1] if is_turned else full_size
     return upright
 
@@ -241,9 +254,10 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array).convert("RGB")
 
 
-def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str, max_pixels: int, least_side: int | None) -> Image.Image:
     # not ImageOps.exif_transpose, which also rewrites the metadata and so fails where that alone is damaged
-    image = _unpacked(image, name, max_pixels)  # first, because Pillow turns TIFF files by itself there
+    # unpacked first, because Pillow turns TIFF files by itself there
+    image = _unpacked(image, name, max_pixels, least_side)
     turn = TURNS.get(orientation(image.getexif))
     profile = image.info.get("icc_profile")
     image = image if turn is None else image.transpose(turn)
@@ -262,10 +276,10 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     return in_usual_colours(on_white, profile)
 
 
-def _unpacked(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+def _unpacked(image: Image.Image, name: str, max_pixels: int, least_side: int | None) -> Image.Image:
     """An image whose pixels are in memory."""
     if isinstance(image, JpegImageFile) and image.tile:
-        return unpacked_jpeg(image, name, min(max_pixels, MAX_PIXELS))
+        return unpacked_jpeg(image, name, min(max_pixels, MAX_PIXELS), least_side)
     if is_read_value_by_value(image):
         return unpacked_values(image)
     if is_planar_with_16_bits(image):

@@ -139,6 +139,21 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     return laid_out(np.asarray(scaled), layout, preprocessing)
 
 
+def least_side(preprocessing: Preprocessing) -> int:
+    """Pixels of the shorter side, from which on unpacking less of a JPEG file changes few neighbours.
+
+    It is twice what the image is resized to (docs/benchmarks.md says how many change), and 512 at least, so
+    that a thumbnail can be made of it.
+
+    >>> least_side(Preprocessing(size=384, crop_fraction=0.95)), least_side(Preprocessing(size=64))
+    (808, 512)
+    """
+    if preprocessing.views:
+        return max(map(least_side, preprocessing.views))
+    share = preprocessing.crop_fraction if preprocessing.resize == "short_side_crop" else 1
+    return max(512, 2 * int(preprocessing.size / share))
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """How the pixels of an image come to lie in a backbone's square input."""

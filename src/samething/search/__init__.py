@@ -12,16 +12,22 @@ from samething.embedder import Embedder
 from samething.errors import InputError
 from samething.images import Box, Source
 from samething.images.decoding import pixels_of
-from samething.index import Where, create_index, exists_index, open_index
+from samething.index import AbstractIndex, Where, create_index, exists_index, open_index
 from samething.progress import Terminal
-from samething.search.collection import FILE_COLUMNS, Collection, metadata_kinds
+from samething.search.collection import CAPTURE_COLUMNS, FILE_COLUMNS, Collection, metadata_kinds
 from samething.search.conditions import conditions
 from samething.search.feature_vectors import KnownVectors, is_feature_folder
 from samething.search.looking_again import Prepared, prepare
 from samething.search.matches import Match, Matches
 from samething.search.model_choice import model_for
 from samething.search.near_duplicates import Duplicates, near_duplicates
-from samething.search.remembered import nearby, remember_collections, remember_model
+from samething.search.remembered import (
+    SearchDecoding,
+    nearby,
+    remember_collections,
+    remember_model,
+    remembered_decoding,
+)
 from samething.search.searcher import Searcher
 from samething.search.syncing import Changes
 from samething.search.upkeep import Verified, backup, compact, restore, tune, verify
@@ -58,6 +64,7 @@ def index(
     root: Path | None = None,
     exclude: list[str] | None = None,
     max_megapixels: float | None = None,
+    decoding: SearchDecoding | None = None,
     yes: Annotated[bool, cyclopts.Parameter(negative=())] = False,
 ) -> Searcher:
     """Make or grow a searchable index of folders of images, or of catalogs.
@@ -83,13 +90,15 @@ def index(
         exclude: names, or paths below a folder, to pass over, with * and ?; kept for samething index sync.
             Hidden files and folders, links to folders and folders of the system are passed over anyway.
         max_megapixels: leave out larger images; by default 89, and 358 of JPEG files.
+        decoding: scaled (the default of a new index folder) unpacks of a large JPEG file only as much as its
+            neighbours need; exact unpacks all. The index keeps to it, for queries and samething index sync.
         yes: fetch the weights of a model from the hub without asking, where none is named or on this disk.
 
     Returns:
         The searcher over the index.
 
     Raises:
-        InputError: no images, or no model can be had.
+        InputError: no images, no model can be had, or an index that is decoded in the other way.
         FingerprintError: the index was made by another model.
     """
     if not source:
@@ -113,15 +122,37 @@ def index(
     identity = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
     if exists_index(output):
         opened = open_index(output, **identity)
+        embedder = dataclasses.replace(embedder, decoding=_kept_decoding(opened, decoding))
     else:
-        columns = {**kinds, **FILE_COLUMNS}
+        columns = {**CAPTURE_COLUMNS, **kinds, **FILE_COLUMNS}
         opened = create_index(output, dim=embedder.dim, **identity, extra_columns=columns)
+        embedder = dataclasses.replace(embedder, decoding=_new_decoding(opened, decoding))
     opened.add_columns(kinds)
     remember_model(opened, model, embedder)
     remember_collections(opened, collections)
     searcher = Searcher(embedder, opened).update_files(files, known=known).with_passed_over(collections)
     calibrate(opened, embedder)
     return searcher
+
+
+def _new_decoding(index: AbstractIndex, wanted: SearchDecoding | None) -> SearchDecoding:
+    """How a new index decodes its images: it must be able to note it, so that queries do the same."""
+    if Path(index.location).is_dir():
+        return wanted or "scaled"
+    return _kept_decoding(index, wanted)
+
+
+def _kept_decoding(index: AbstractIndex, wanted: SearchDecoding | None) -> SearchDecoding:
+    """How an index decodes its images, which cannot be changed for some of them."""
+    kept = remembered_decoding(index)
+    if wanted not in (None, kept):
+        raise InputError(
+            f"--decoding {wanted} for the index {index.location}, whose images are decoded {kept}",
+            expected="one way for all images of an index, and exact ones in an engine elsewhere",
+            next_step=f"leave it out, or rebuild an index folder: samething index rebuild {index.location} "
+            f"--model MODEL --decoding {wanted}",
+        )
+    return kept
 
 
 def sync(
@@ -289,6 +320,7 @@ def rebuild(
     model: str | Path,
     source: list[Path] | None = None,
     domain: str = "default",
+    decoding: SearchDecoding | None = None,
 ) -> Searcher:
     """Embed all images of an index anew with another model, then let the result take the index's place.
 
@@ -300,6 +332,7 @@ def rebuild(
         model: the new model's folder, its hub id, or a backbone's name.
         source: the folders and catalogs to take the images from, instead of the files that the index knows.
         domain: domain of the images of folders named with --source.
+        decoding: as for samething index; by default as in a new index.
 
     Returns:
         The searcher over the new index.
@@ -318,10 +351,10 @@ def rebuild(
 
     files = there()
     model = model_for(model, index, files, dim=None, yes=False)
-    embedder = Embedder.load(model)
+    embedder = dataclasses.replace(Embedder.load(model), decoding=_new_decoding(old, decoding))
     identity = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
     remember_model(old, model, embedder)
-    old.add_columns(metadata_kinds(files))
+    old.add_columns({**(CAPTURE_COLUMNS if Path(old.location).is_dir() else {}), **metadata_kinds(files)})
     successor = Searcher(embedder, old.beside(dim=embedder.dim, **identity))
     added = 0
     while True:

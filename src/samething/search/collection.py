@@ -43,6 +43,14 @@ FILE_COLUMNS: Final[Mapping[str, ColumnKind]] = {
 }
 """What an index keeps of the files behind a row, besides the columns that every index has."""
 
+CAPTURE_COLUMNS: Final[Mapping[str, ColumnKind]] = {
+    "taken": "number",  # seconds since 1970, of the camera's clock
+    "camera": "text",
+    "latitude": "number",  # degrees north
+    "longitude": "number",  # degrees east
+}
+"""What an index keeps of EXIF data; less where it was made before, or has other columns of these names."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Collection:
@@ -262,10 +270,21 @@ def row_of(content_id: str, files: list[Source]) -> dict[str, Any]:
     }
 
 
-def looks_of(image: Image.Image) -> dict[str, Any]:
-    """The columns of a row that say what a decoded image looks like: its sides and a thumbnail."""
+def looks_of(image: Image.Image, columns: Mapping[str, str]) -> dict[str, Any]:
+    """The columns of a row that a decoded image gives: its sides, a thumbnail, when and where it was taken.
+
+    Args:
+        image: decoded by :func:`samething.images.decode`.
+        columns: those of the index, with their kinds.
+    """
     width, height = image.info.get("full_size", image.size)
-    return {"width": width, "height": height, "thumbnail": thumbnail(image, longer_side=THUMBNAIL_SIDE)}
+    capture: Mapping[str, Any] = image.info.get("capture", {})
+    return {
+        **{name: value for name, value in capture.items() if columns.get(name) == CAPTURE_COLUMNS[name]},
+        "width": width,
+        "height": height,
+        "thumbnail": thumbnail(image, longer_side=THUMBNAIL_SIDE),
+    }
 
 
 def is_blank(row: Mapping[str, Any]) -> bool:

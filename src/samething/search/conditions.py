@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from samething.errors import InputError
 from samething.images import is_url
 from samething.index import Between, IndexDescription, Where
+
+_MOMENTS: Final = ("taken", "modified")
+_YEAR: Final = re.compile(r"\d{4}")
+_PERIOD: Final = re.compile(r"(\d{4})-(?:(\d\d)(?:-(\d\d))?)?")
 
 
 def conditions(
@@ -61,20 +68,24 @@ def conditions(
 
 
 def _range(name: str, text: str) -> Between:
-    """A range of numbers or dates.
+    """A range of numbers or dates; a date may be a day, a month or, of a column of moments, a year.
 
     >>> _range("width", "640.."), _range("width", "3..5"), _range("modified", "1970-01-02")
     (Between(low=640.0, high=None), Between(low=3.0, high=5.0), Between(low=86400.0, high=172799.999999))
+    >>> _range("taken", "1970-01") == _range("taken", "1970-01-01..1970-01-31"), _range("taken", "1970..").low
+    (True, 0.0)
     """
     low, dots, high = text.partition("..")
     if not dots:
         high = low
+    if name in _MOMENTS:  # four digits are a year there, and no number of seconds
+        low, high = (f"{end}-" if _YEAR.fullmatch(end) else end for end in (low, high))
     try:
         return Between(_number(low, last=False), _number(high, last=True))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise InputError(
             f"the range {name}={text}",
-            expected="a number or a date (2024-01-31), or two of them with .. between, either left out",
+            expected="a number or a date (2024-01-31, 2024-01), or two with .. between, either left out",
             next_step=f"for instance: {name}=10..20",
         ) from error
 
@@ -82,12 +93,18 @@ def _range(name: str, text: str) -> Between:
 def _number(text: str, *, last: bool) -> float | None:
     if not text:
         return None
-    try:
+    with contextlib.suppress(ValueError):
         return float(text)
-    except ValueError:
+    parts = _PERIOD.fullmatch(text)
+    if parts is None:
         moment = datetime.datetime.fromisoformat(text)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=datetime.UTC)
-        if last and len(text) == len("2024-01-31"):
-            moment += datetime.timedelta(days=1) - datetime.timedelta(microseconds=1)
-        return moment.timestamp()
+        return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()
+    year, month, day = (int(part or 0) for part in parts.groups())
+    first = datetime.datetime(year, month or 1, day or 1, tzinfo=datetime.UTC)
+    if not last:
+        return first.timestamp()
+    if day:
+        after = first + datetime.timedelta(days=1)
+    else:  # the next month, or the next year
+        after = first.replace(year=year + (month in (0, 12)), month=month % 12 + 1 if month else 1)
+    return (after - datetime.timedelta(microseconds=1)).timestamp()

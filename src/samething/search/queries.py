@@ -10,23 +10,13 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageGrab
 
+from samething.embedder import Embedder
 from samething.errors import ImageError, InputError
-from samething.images import Box, ImageLike, decode
+from samething.images import Box, ImageLike
 from samething.index import AbstractIndex
 
 CLIPBOARD = "clipboard"
 """Name of a query that is the image in the clipboard."""
-
-
-def query_image(image: ImageLike, *, crop: Box | None = None) -> Image.Image:
-    """A query's image, decoded: the word ``clipboard``, or what :func:`samething.images.decode` takes.
-
-    Raises:
-        ImageError: it cannot be read.
-    """
-    if isinstance(image, str) and image == CLIPBOARD and not Path(CLIPBOARD).exists():
-        image = _clipboard()
-    return decode(image, box=crop)
 
 
 def _clipboard() -> ImageLike:
@@ -49,8 +39,15 @@ def _clipboard() -> ImageLike:
     return content
 
 
-def query_images(images: Sequence[ImageLike], *, crop: Box | None = None) -> list[Image.Image]:
-    """The images of one query, decoded.
+def query_images(
+    embedder: Embedder, images: Sequence[ImageLike], *, crop: Box | None = None
+) -> list[Image.Image]:
+    """The images of one query, decoded as those of the index are.
+
+    Args:
+        embedder: the index's model.
+        images: what :func:`samething.images.decode` takes, or the word ``clipboard``.
+        crop: the part to look for.
 
     Raises:
         ImageError: one of them cannot be read.
@@ -59,7 +56,11 @@ def query_images(images: Sequence[ImageLike], *, crop: Box | None = None) -> lis
     if not images:
         raise InputError("no image to look for", expected="one or more", next_step="name an image")
     require_one_to_crop(crop, len(images))
-    return [query_image(image, crop=crop) for image in images]
+    given = [
+        _clipboard() if isinstance(image, str) and image == CLIPBOARD and not Path(image).exists() else image
+        for image in images
+    ]
+    return [embedder.unpacked(image, box=crop) for image in given]
 
 
 def called(images: Sequence[ImageLike]) -> str:

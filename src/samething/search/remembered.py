@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from samething.embedder import Embedder
 from samething.errors import ArtefactError
 from samething.index import AbstractIndex, exists_index
 from samething.search.collection import Collection
 
+SearchDecoding: TypeAlias = Literal["exact", "scaled"]
+"""How the images of an index and its queries are decoded; the values of features, without torch."""
 COLLECTIONS: Final = "collections"
 """Notes of an index: the folders and catalogs that it follows."""
 _MODELS: Final = "models"
 """Notes of an index: where the folder of a model is, by its fingerprint."""
+_DECODINGS: Final = "decoding"
+"""Notes of an index: how its images are decoded, by the fingerprint of the model that made it."""
 _FROM_HUB: Final = "hub:"
 
 
@@ -44,8 +49,30 @@ def remembered_model(index: AbstractIndex) -> Path | str:
     return model.resolve()
 
 
+def remembered_decoding(index: AbstractIndex) -> SearchDecoding:
+    """How the images of an index are decoded; ``exact`` where nothing is noted, as by earlier versions."""
+    noted: SearchDecoding = index.notes(_DECODINGS).get(index.model_fingerprint, "exact")
+    return noted
+
+
+def embedder_of(index: AbstractIndex, model: Path | str | None) -> Embedder:
+    """The model of an index, which decodes images as the index's were.
+
+    Args:
+        index: the index.
+        model: the model's place; by default where it was when the index was made.
+
+    Raises:
+        ArtefactError: the model is missing or damaged.
+        FingerprintError: it is not the index's own.
+    """
+    embedder = Embedder.load(remembered_model(index) if model is None else model)
+    index.require_model(embedder.fingerprint, embedder.name)
+    return dataclasses.replace(embedder, decoding=remembered_decoding(index))
+
+
 def remember_model(index: AbstractIndex, model: Path | str, embedder: Embedder) -> None:
-    """Note in an index folder where a model is; an engine elsewhere has no place for that."""
+    """Note in an index folder where a model is and how it decodes; an engine elsewhere keeps no notes."""
     folder = Path(index.location)
     if not folder.is_dir():
         return
@@ -54,6 +81,7 @@ def remember_model(index: AbstractIndex, model: Path | str, embedder: Embedder) 
     else:  # the folder that the hub's client keeps is named after the revision
         place = f"{_FROM_HUB}{str(model).partition('@')[0]}@{embedder.folder.name}"
     index.set_notes(_MODELS, {embedder.fingerprint: place})
+    index.set_notes(_DECODINGS, {embedder.fingerprint: embedder.decoding})
 
 
 def remembered_collections(index: AbstractIndex) -> list[Collection]:

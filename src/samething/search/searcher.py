@@ -17,7 +17,8 @@ from samething.arrays import Embeddings
 from samething.calibration import Calibration, Calibrator
 from samething.embedder import Embedder
 from samething.errors import FingerprintError, ImageError, InputError, SamethingError
-from samething.images import Box, ImageLike, Source, decode, in_threads
+from samething.images import Box, ImageLike, Source, in_threads
+from samething.images.reading import NUM_DECODERS
 from samething.index import AbstractIndex, Where, open_index
 from samething.index.sqlite_rows import chunks
 from samething.progress import progress_bar
@@ -35,7 +36,7 @@ from samething.search.looking_again import Rerank, SecondLook
 from samething.search.matches import Match, Matches
 from samething.search.model_choice import model_beside
 from samething.search.queries import called, query_images, together, vectors_of_label
-from samething.search.remembered import COLLECTIONS, nearby, remembered_collections, remembered_model
+from samething.search.remembered import COLLECTIONS, embedder_of, nearby, remembered_collections
 from samething.search.syncing import Changes, Plan, known_rows, make_plan
 from samething.search.view_calibration import CALIBRATIONS
 
@@ -72,8 +73,7 @@ class Searcher:
         try:
             if model is not None and (beside := model_beside(location, str(model))).is_dir():
                 model = beside  # a backbone by its name
-            embedder = Embedder.load(remembered_model(index) if model is None else model)
-            index.require_model(embedder.fingerprint, embedder.name)
+            embedder = embedder_of(index, model)
         except BaseException:
             index.close()
             raise
@@ -130,7 +130,7 @@ class Searcher:
             ImageError: an image cannot be read.
             InputError: an argument that does not fit.
         """
-        asked = query_images(images, crop=crop)
+        asked = query_images(self.embedder, images, crop=crop)
         vectors = self.embedder.embed_prepared([self.embedder.prepare(image) for image in asked])
         look = None if rerank is None else self.second_look(rerank).asking(asked, vectors)
         return self.find_vectors(vectors, name=called(images), k=k, where=where, combine=combine, look=look)
@@ -358,13 +358,14 @@ class Searcher:
         """Vectors and looks of images, in the same order; from features where there are any."""
         vectors: list[Embeddings] = []
         looks_of_all: dict[str, dict[str, Any]] = {}
+        seen_as = functools.partial(looks_of, columns=self.index.description.columns)
 
         for source in known:
             here = [(name, files) for name, files in part if name in source]
             part = [(name, files) for name, files in part if name not in source]
             made = []
             seen = in_threads(
-                lambda entry: looks_of(decode(entry[1][0], max_pixels=self.embedder.max_pixels)), here
+                lambda entry: seen_as(self.embedder.unpacked(entry[1][0])), here, num_threads=NUM_DECODERS
             )
             for (name, files), looks in zip(here, seen, strict=True):
                 if isinstance(looks, ImageError):
@@ -375,7 +376,7 @@ class Searcher:
             if made:
                 vectors.append(source.vectors(made))
         sources = [files[0] for _, files in part]
-        for batch in self.embedder.embed_stream(sources, keep=looks_of):
+        for batch in self.embedder.embed_stream(sources, keep=seen_as):
             for position, error in batch.unreadable.items():
                 unreadable += [(file.location, error.reason) for file in part[position][1]]
             for position, looks in zip(batch.positions, batch.kept, strict=True):

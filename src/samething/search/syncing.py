@@ -21,6 +21,7 @@ from samething.errors import ImageError, InputError
 from samething.images import Source, checksum, in_threads
 from samething.index import AbstractIndex
 from samething.search.collection import (
+    CAPTURE_COLUMNS,
     FILE_COLUMNS,
     Collection,
     content_id,
@@ -30,6 +31,7 @@ from samething.search.collection import (
     row_of,
 )
 
+_LOOKS: Final = ("width", "height", "thumbnail", *CAPTURE_COLUMNS)
 _LARGE_SHARE: Final = 0.25
 _MANY: Final = 10
 _SEVERAL: Final = 3
@@ -81,16 +83,17 @@ class FileChange:
         Args:
             name: its id.
             row: as it is; None: there is none.
-            looks: columns that say what the image looks like; by default as they are.
+            looks: columns that say what the image shows; by default as they are.
         """
         row = row or {}
         files = {place_of(file): file for file in files_of(row.get("files") or "[]")}
+        of_tables = {name for file in files.values() for name in file.metadata}
         for file in self.gone:
             if files.get(place_of(file)) == file:
                 del files[place_of(file)]
         files |= {place_of(file): file for file in self.found}
         if looks is None:
-            looks = {name: row[name] for name in ("width", "height", "thumbnail")}
+            looks = {name: row[name] for name in _LOOKS if name in row and name not in of_tables}
         return {**looks, **row_of(name, list(files.values()))} if files else None
 
 

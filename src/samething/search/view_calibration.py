@@ -20,7 +20,7 @@ from PIL import Image, ImageEnhance
 from samething.calibration import Calibration
 from samething.embedder import Embedder
 from samething.errors import ImageError, InputError
-from samething.images import Source, decode, in_threads
+from samething.images import Source, in_threads
 from samething.index import AbstractIndex
 from samething.search.collection import FILE_COLUMNS, files_of
 
@@ -116,7 +116,7 @@ def _views(
 
     def prepared(numbered: tuple[int, Source]) -> np.ndarray:
         number, source = numbered
-        return embedder.prepare(view_of(decode(source), np.random.default_rng(number)))
+        return embedder.prepare(view_of(embedder.unpacked(source), np.random.default_rng(number)))
 
     for start in range(0, len(chosen), _AT_ONCE):
         part = chosen[start : start + _AT_ONCE]

@@ -154,7 +154,10 @@ class Service:
             raise BusyError(self.batcher.num_waiting) from None
 
     def _pixels(self, searcher: Searcher, content: bytes, crop: Box | None) -> Any:
-        return searcher.embedder.prepare(self._decoded(content, "the upload", box=crop))
+        least_side = searcher.embedder.least_side
+        return searcher.embedder.prepare(
+            self._decoded(content, "the upload", box=crop, least_side=least_side)
+        )
 
     def _decoded(self, content: bytes, name: str, **options: Any) -> Image.Image:
         """An image, decoded in a process of its own: a hostile one holds up, fills or ends nothing else."""
@@ -273,7 +276,7 @@ class Service:
                 expected="an index folder of this version, or a server started with --uploads FOLDER",
                 next_step="start the server with --uploads FOLDER, or make the index again",
             )
-        image = self._decoded(content, "the upload")
+        image = self._decoded(content, "the upload", least_side=searcher.embedder.least_side)
         [future] = batcher.submit([searcher.embedder.prepare(image)])
         try:
             vector: Float[np.ndarray, " d"] = future.result(timeout=self.limits.timeout_s)
@@ -283,7 +286,7 @@ class Service:
         row_id, file = self.uploads.keep(index, content, label=label, domain=domain)
         index.amend(
             [row_id],
-            lambda name, row: FileChange([file]).of(name, row, looks_of(image)),
+            lambda name, row: FileChange([file]).of(name, row, looks_of(image, index.description.columns)),
             vectors=vector[None],
             model_fingerprint=searcher.embedder.fingerprint,
         )

@@ -59,7 +59,8 @@ def sendable(
         if media_type is not None:
             with opened(content, max_pixels=max_pixels, name=file.location):
                 return content, media_type
-    image = decode(content, file.location, max_pixels=max_pixels, box=file.box)
+    least_side = None if side is None else 2 * side
+    image = decode(content, file.location, max_pixels=max_pixels, box=file.box, least_side=least_side)
     return thumbnail(image, longer_side=side or max(image.size)), "image/jpeg"
 
 
