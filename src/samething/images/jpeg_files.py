@@ -42,8 +42,13 @@ def check_scans(content: bytes, name: str) -> None:
     Raises:
         ImageError: it has more than 100 scans.
     """
-    # the search for two bytes is quick, but also counts what lies in previews and behind the image
-    if content.count(b"\xff\xda") > MAX_SCANS and len(_scans(content).headers) > MAX_SCANS:
+    # Quick, but also counts what lies in previews and behind the image. NumPy takes a fifth of the time of
+    # bytes.count, which was a twentieth of the time of indexing a phone's photograph.
+    starts = sum(
+        int(np.count_nonzero(np.frombuffer(content, ">u2", (len(content) - at) // 2, at) == 0xFFDA))
+        for at in (0, 1)
+    )
+    if starts > MAX_SCANS and len(_scans(content).headers) > MAX_SCANS:
         raise ImageError.of(
             name,
             f"has more than {MAX_SCANS} scans",
@@ -86,6 +91,7 @@ def unpacked_jpeg(
     image.fp.seek(0)
     content = image.fp.read()
     check_scans(content, name)
+    image.fp = io.BytesIO(content)  # not read again
     full_height = image.height
     fraction = fraction_of(*image.size, max_pixels, least_side)
     draft = image.width // fraction, image.height // fraction
