@@ -9,7 +9,7 @@ nothing that a decoding at a fraction could lose, and be unpacked too quickly.
 
 All ways take turns in one process: CPU milliseconds per image, medians over the rounds. *index* does
 everything: it lists, compares checksums, decodes, embeds, makes thumbnails and writes rows. *alone* is
-decoding at the same fraction, resizing and the model, nothing else. *Pillow* is its full decoding with resize.
+decoding at the same fraction, resizing and the model, no more. *Pillow* is its full decoding with resize.
 
 Neighbours: all photographs are embedded from all their pixels and from a fraction, for several least sides;
 the share of the five nearest others of each that change is compared with the tolerance.

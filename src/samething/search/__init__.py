@@ -245,7 +245,7 @@ def find(
         with_label: look among the images of these labels only.
         folder: look among the images below this folder only.
         where: further conditions: COLUMN=TEXT, or for numbers COLUMN=LOW..HIGH, either end open; a date may
-            stand for a number, such as modified=2024-01-01.. .
+            stand for a number: taken=2024-01..2024-06 (of EXIF data: taken, camera, latitude, longitude).
         rerank: look at the best hundred again before the answer: geometry (docs/second-look.md).
         budget_ms: begin to look at no further image after so many milliseconds; by default look at all.
         output: also write the matches here, as .json, .csv or .html.

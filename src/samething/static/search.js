@@ -195,15 +195,18 @@ function tile(match) {
 }
 
 function lookCloser(match) {
+  const { taken, latitude, longitude } = match.metadata;
   const facts = [
     ["Score", match.score.toFixed(4)],
     ["Same thing", match.probability === null ? null : `${(match.probability * 100).toFixed(1)} %`],
     ["Domain", match.domain],
     ["Size", match.metadata.width ? `${match.metadata.width} × ${match.metadata.height}` : null],
+    ["Taken", typeof taken === "number" ? new Date(taken * 1000).toISOString().slice(0, 16).replace("T", " ") : taken],
+    ["Place", latitude === undefined ? null : `${latitude}, ${longitude}`],
     ["Path", match.path],
     ["Copies", match.copies.length ? match.copies.join("\n") : null],
   ];
-  const known = new Set(["width", "height", "sha256", "size_bytes", "modified"]);
+  const known = new Set(["width", "height", "sha256", "size_bytes", "modified", "taken", "latitude", "longitude"]);
   for (const [name, value] of Object.entries(match.metadata)) if (!known.has(name)) facts.push([name, String(value)]);
   fillFacts(byId("closer-facts"), facts);
   byId("closer-label").textContent = match.label || match.path.split("/").pop();
