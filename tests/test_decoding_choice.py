@@ -1,0 +1,101 @@
+"""How the images of an index are decoded: chosen once, and kept by queries, sync, rebuild and the server."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from samething.embedder import Embedder
+from samething.errors import InputError
+from samething.search import Searcher, find, index, rebuild, sync
+from samething.web.guards import Limits
+from samething.web.service import Service
+from scenes import photographs
+
+SIDES = (2600, 1950)
+
+
+def photograph(number):
+    """A photograph with the noise of a sensor: at a fraction its vector is another, if only a little."""
+    pixels = np.asarray(photographs()[number].resize(SIDES, Image.Resampling.BILINEAR)).astype(np.float32)
+    noise = np.random.default_rng(number).standard_normal((*pixels.shape[:2], 1), dtype=np.float32)
+    stream = io.BytesIO()
+    Image.fromarray((pixels + 20 * noise).clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def phone(tmp_path_factory):
+    """Three large photographs; the third is for queries and uploads."""
+    folder = tmp_path_factory.mktemp("phone")
+    for number in range(3):
+        (folder / f"{number}.jpg").write_bytes(photograph(number))
+    return folder
+
+
+@pytest.fixture
+def photos(phone, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(2):
+        (folder / f"{number}.jpg").write_bytes((phone / f"{number}.jpg").read_bytes())
+    return folder
+
+
+def kept_vectors(searcher):
+    [batch] = searcher.index.items(columns=["path", "width", "height"])
+    rows = sorted(batch.to_pylist(), key=lambda row: row["path"])
+    assert {(row["width"], row["height"]) for row in rows} == {SIDES}
+    return searcher.index.vectors([row["id"] for row in rows])
+
+
+def test_an_index_keeps_to_its_decoding(line, phone, photos, tmp_path):
+    """A photograph of 12 megapixels was unpacked whole everywhere, for four times the time."""
+    exact = Embedder.load(line / "model")
+    scaled = dataclasses.replace(exact, decoding="scaled")
+    paths = sorted(phone.iterdir())
+    as_scaled, as_exact = scaled.embed(paths), exact.embed(paths)
+    assert (np.abs(as_scaled - as_exact).max(axis=1) > 1e-5).all()  # otherwise this tells nothing
+    assert ((as_scaled * as_exact).sum(axis=1) > 0.99).all()
+
+    made = index(photos, model=line / "model", output=tmp_path / "index")
+    np.testing.assert_allclose(kept_vectors(made), as_scaled[:2], atol=1e-6)
+    again = Searcher.open(tmp_path / "index")
+    assert again.embedder.decoding == "scaled"
+    assert find(photos / "0.jpg", index=tmp_path / "index").matches[0].score > 1 - 1e-6
+
+    (photos / "2.jpg").write_bytes(paths[2].read_bytes())
+    np.testing.assert_allclose(kept_vectors(sync(tmp_path / "index")), as_scaled, atol=1e-6)
+
+    with pytest.raises(InputError, match="decoded scaled"):
+        index(photos, model=line / "model", output=tmp_path / "index", decoding="exact")
+    rebuilt = rebuild(tmp_path / "index", model=line / "model", decoding="exact")
+    np.testing.assert_allclose(kept_vectors(rebuilt), as_exact, atol=1e-6)
+    assert Searcher.open(tmp_path / "index").embedder.decoding == "exact"
+    assert index(photos, model=line / "model", output=tmp_path / "index").num_added == 0
+
+
+def test_an_index_without_a_note_is_exact(line, photos, tmp_path):
+    """As an earlier version made it: what comes in later is decoded as the rest was."""
+    made = index(photos, model=line / "model", output=tmp_path / "index")
+    made.index.set_notes("decoding", {made.embedder.fingerprint: None})
+    assert Searcher.open(tmp_path / "index").embedder.decoding == "exact"
+    assert index(photos, model=line / "model", output=tmp_path / "index").embedder.decoding == "exact"
+
+
+def test_the_servers_uploads_and_queries_are_decoded_as_the_index_is(line, phone, photos, tmp_path):
+    made = index(photos, model=line / "model", output=tmp_path / "index")
+    content = (phone / "2.jpg").read_bytes()
+    served = Service(Searcher.open(tmp_path / "index"), limits=Limits())
+    try:
+        row_id = served.add(content, label="cup", domain="things")
+        pixels = served._pixels(served.searcher, content, None)
+    finally:
+        served.close()
+    expected = dataclasses.replace(Embedder.load(line / "model"), decoding="scaled").embed([phone / "2.jpg"])
+    np.testing.assert_allclose(made.index.vectors([row_id]), expected, atol=1e-6)
+    np.testing.assert_allclose(made.embedder.embed_prepared([pixels]), expected, atol=1e-6)
+    row = made.index.rows([row_id], ["width", "height"]).to_pylist()[0]
+    assert (row["width"], row["height"]) == SIDES
