@@ -91,7 +91,8 @@ def unpacked_jpeg(
     image.fp.seek(0)
     content = image.fp.read()
     check_scans(content, name)
-    image.fp = io.BytesIO(content)  # not read again
+    if not image.filename:  # else Pillow opened it, and closes the file when it has loaded it
+        image.fp = io.BytesIO(content)  # not read again
     full_height = image.height
     fraction = fraction_of(*image.size, max_pixels, least_side)
     draft = image.width // fraction, image.height // fraction
