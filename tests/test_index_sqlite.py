@@ -215,7 +215,7 @@ def ask():
         index.count()
 asking = threading.Thread(target=ask)
 asking.start()
-for number in range(60):
+for number in range(20):
     row = f"{name} {number}"
     index.set_notes("uploads", {row: {"label": "x"}})
     index.amend([row], lambda name, row: {"id": name}, vectors=np.eye(index.dim, dtype=np.float32)[:1])
@@ -230,8 +230,9 @@ def test_a_thread_that_reads_does_not_hide_a_compaction_from_one_that_writes(ind
     writers = [run(ADDING_AND_ASKING, index.location, name) for name in "ab"]
     while any(writer.poll() is None for writer in writers):
         index.compact()
+        time.sleep(0.1)  # or the writers hardly get their turn
     written = {row for writer in writers for row in writer.communicate()[0].splitlines()}
-    assert len(written) == 120
+    assert len(written) == 40
     there = {row["id"] for batch in open_index(index.location).items(["id"]) for row in batch.to_pylist()}
     assert written <= there and written <= index.notes("uploads").keys()
 
@@ -343,7 +344,7 @@ def everything(index: AbstractIndex) -> list[object]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "step"), [("vectors-1.f32", 37), ("rows-1.sqlite", 1499)])
+@pytest.mark.parametrize(("name", "step"), [("vectors-1.f32", 37), ("rows-1.sqlite", 3499)])
 def test_a_flipped_byte_is_never_served_in_silence(tmp_path: Path, name: str, step: int) -> None:
     """Many bytes of each file in turn: an answer is right or refused, and verify sees what matters."""
     folder = tmp_path / "index"

@@ -44,7 +44,8 @@ class EmbeddingModel(nn.Module):
 
     def forward(self, pixels: UInt8[Tensor, "b 3 height width"]) -> Float[Tensor, "b d"]:
         """Unit-length embeddings."""
-        return UnitHead(self.head)(self.backbone(pixels))
+        vectors: Tensor = UnitHead(self.head)(self.backbone(pixels))
+        return vectors
 
 
 @dataclasses.dataclass(frozen=True)
