@@ -9,8 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from line import samething
 from samething.catalog import Catalog
+from samething.cli import main
 from samething.embedder import FORMAT_VERSION, Embedder
 from samething.errors import ArtefactError, FingerprintError, InputError
 from samething.evaluation import evaluate_embeddings
@@ -212,12 +212,12 @@ def test_a_form_that_loses_too_much_is_refused_and_can_be_allowed(tiny, monkeypa
     assert again.largest_difference is None and again.parity == made.parity
 
 
-def test_the_program_exits_with_an_error_when_a_form_loses_too_much(tiny):
-    weights = ("--weights", tiny / "w.safetensors")
-    done = samething(
-        "export", tiny / "run", "-o", tiny / "refused", *weights, "--dim", "1", "--tolerance", "-1"
-    )
-    assert done.returncode == 1 and "points of mMP@5" in done.stderr
+def test_the_program_exits_with_an_error_when_a_form_loses_too_much(tiny, capsys):
+    weights = ("--weights", str(tiny / "w.safetensors"))
+    command = ["export", str(tiny / "run"), "-o", str(tiny / "refused"), *weights, "--dim", "1"]
+    with pytest.raises(SystemExit) as done:
+        main([*command, "--tolerance", "-1"])
+    assert done.value.code == 1 and "points of mMP@5" in capsys.readouterr().err
 
 
 def test_parity_is_the_paired_difference_and_survives_json(tiny):

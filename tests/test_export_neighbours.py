@@ -46,7 +46,10 @@ def require_same_neighbours(found, expected, catalog):
         assert max(apart) < 1e-5, (row, wanted, got)  # another order only where two are equally near
 
 
-@pytest.mark.parametrize("form", CONSUMERS)
+@pytest.mark.parametrize(
+    "form",  # each with its own library and process: tests/test_export_formats.py looks at vectors of each
+    [pytest.param(form, marks=[] if form == "onnxruntime" else pytest.mark.slow) for form in CONSUMERS],
+)
 def test_every_format_finds_what_torch_finds(form, run, gallery, tmp_path):
     catalog, squares, margin, expected = gallery
     chosen = "folder" if form == "onnxruntime" else form

@@ -119,6 +119,7 @@ class KilledError(Exception):
     """Stands for the end of the process."""
 
 
+@pytest.mark.slow  # head training, which shares the loop, is killed in tests/test_training.py
 def test_a_killed_run_ends_like_an_undisturbed_one(vit, monkeypatch):
     undisturbed = tuned(vit, "undisturbed", tune_validate_every=0.5)
     step, calls = Finetuner._train_step, []

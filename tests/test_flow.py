@@ -273,7 +273,7 @@ def test_a_full_disk_while_training(line, tmp_path):
     assert resumed.records == undisturbed.records
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "model.onnx"])
+@pytest.mark.parametrize("name", [pytest.param("model.safetensors", marks=pytest.mark.slow), "model.onnx"])
 def test_a_full_disk_while_exporting(line, tmp_path, name):
     largest_file = (
         line / "model" / name
