@@ -19,6 +19,7 @@ from samething.index.description import COLUMNS, ColumnKind, IndexDescription, I
 from samething.index.interface import AbstractIndex
 from samething.index.milvus import MilvusIndex
 from samething.index.sqlite import SqliteIndex
+from samething.retrieval.codes import Coder
 
 __all__ = [
     "COLUMNS",
@@ -58,6 +59,7 @@ def create_index(
     model_fingerprint: str,
     model_name: str,
     extra_columns: Mapping[str, ColumnKind] | None = None,
+    coder: Coder | None = None,
 ) -> AbstractIndex:
     """Make an empty index with the engine that the location asks for. See :meth:`AbstractIndex.create`."""
     engine, place = _engine(location)
@@ -67,6 +69,7 @@ def create_index(
         model_fingerprint=model_fingerprint,
         model_name=model_name,
         extra_columns=extra_columns,
+        coder=coder,
     )
 
 

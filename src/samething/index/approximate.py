@@ -21,10 +21,12 @@ from jaxtyping import Float, Int, Shaped
 from samething.arrays import Queries
 from samething.errors import InputError
 from samething.files import atomic_path, file_sha256
-from samething.index.generation import Generation, View
+from samething.index.generation import Generation
 from samething.index.ranked import SPARE, nearest_rows
 from samething.index.sqlite_rows import Connection, Slots
+from samething.index.view import View
 from samething.retrieval import nearest_units
+from samething.retrieval.codes import CodedRows
 
 LEAST_ROWS: Final = 1000
 _LINKS: Final = 16
@@ -122,7 +124,13 @@ def candidates(nodes: Any, query: Float[np.ndarray, " d"], num: int, *, breadth:
 
 
 def tuned_graph(
-    path: Path, vectors: Float[np.ndarray, "n d"], slots: Slots, *, target: float, k: int, num_queries: int
+    path: Path,
+    vectors: Float[np.ndarray, "n d"] | CodedRows,
+    slots: Slots,
+    *,
+    target: float,
+    k: int,
+    num_queries: int,
 ) -> RecallReport:
     """Build a graph, choose how broadly it is searched, and write it to a file.
 
@@ -130,7 +138,7 @@ def tuned_graph(
 
     Args:
         path: the file to write.
-        vectors: by slot, float32 of length 1.
+        vectors: by slot, float32 of length 1, or codes of such.
         slots: those that have a row, ascending.
         target: recall whose lower 95 % bound is to be reached, in (0, 1].
         k: neighbours per query.
@@ -167,8 +175,9 @@ def tuned_graph(
         times, num_found = [], 0
         for row, wanted in zip(sample, expected, strict=True):
             started = time.perf_counter()
-            found = np.sort(candidates(nodes, vectors[row], k + SPARE, breadth=breadth))
-            top = nearest_units(vectors[row : row + 1], vectors[found], min(k, len(found)))
+            query = vectors[row : row + 1]
+            found = np.sort(candidates(nodes, query[0], k + SPARE, breadth=breadth))
+            top = nearest_units(query, vectors[found], min(k, len(found)))
             times.append(time.perf_counter() - started)
             num_found += len(wanted.intersection(found[top.indices[0]].tolist()))
         recall, latency = num_found / (k * len(sample)), 1e3 * float(np.median(times))
@@ -219,7 +228,7 @@ def lower_bound(recall: float, num_queries: int) -> float:
     ) / (1 + spread)
 
 
-def _add(nodes: Any, vectors: Float[np.ndarray, "n d"], slots: Slots) -> None:
+def _add(nodes: Any, vectors: Float[np.ndarray, "n d"] | CodedRows, slots: Slots) -> None:
     from samething.progress import progress_bar
 
     with progress_bar("images") as progress:
@@ -231,10 +240,10 @@ def _add(nodes: Any, vectors: Float[np.ndarray, "n d"], slots: Slots) -> None:
 
 
 def _expected(
-    vectors: Float[np.ndarray, "n d"], sample: Slots, rest: Slots, k: int
+    vectors: Float[np.ndarray, "n d"] | CodedRows, sample: Slots, rest: Slots, k: int
 ) -> tuple[list[set[int]], float]:
     """The ``k`` nearest of the rest for each sampled row, and the median milliseconds of an exact query."""
-    gallery = vectors[rest]
+    gallery = vectors.take(rest, axis=0)
     top = nearest_units(vectors[sample], gallery, k)
     times = []
     for row in sample[:20]:

@@ -50,6 +50,47 @@ Where: TypeAlias = Mapping[str, str | Sequence[str] | Between]
 range; all columns must agree. A row without a value is left out."""
 
 
+def conditions(where: Where, columns: Mapping[str, str]) -> dict[str, Condition]:
+    """What a filter asks of columns, checked against their kinds.
+
+    Raises:
+        InputError: a column that is not there, or what its kind cannot meet.
+    """
+    return {name: _condition(name, values, columns) for name, values in where.items()}
+
+
+def _condition(name: str, values: str | Sequence[str] | Between, columns: Mapping[str, str]) -> Condition:
+    kinds = {name: kind for name, kind in columns.items() if kind != "bytes"}
+    if name not in kinds:
+        raise InputError(
+            f"a filter on the column {name!r}",
+            expected=f"one of the columns {', '.join(kinds)}",
+            next_step="correct the name",
+        )
+    is_numeric = kinds[name] in ("integer", "number")
+    if isinstance(values, Between):
+        if not is_numeric:
+            raise InputError(
+                f"a range for the column {name!r}", expected="texts", next_step="give the values as text"
+            )
+        return values.of_whole_numbers() if kinds[name] == "integer" else values
+    if is_numeric:
+        raise InputError(
+            f"a filter on {name!r} with the value {values!r}",
+            expected="a range, since the column holds numbers",
+            next_step="give Between(low, high)",
+        )
+    texts = [values] if isinstance(values, str) else list(values)
+    for value in texts:
+        if not isinstance(value, str):
+            raise InputError(
+                f"a filter on {name!r} with the value {value!r}",
+                expected="texts",
+                next_step="give the value as text",
+            )
+    return texts
+
+
 class Hits:
     """The nearest rows of each query, best first; rows of equal score in the order of their ids.
 

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from samething.errors import InputError
+from samething.retrieval.codes import Coder, StoredCodes, bytes_per_vector
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,8 +62,16 @@ class IndexDescription:
     extra_columns: Mapping[str, ColumnKind] = dataclasses.field(default_factory=dict)
     """Further metadata columns and their kinds: ``text``, ``texts`` (a list of them), ``integer`` (64 bits)
     or ``number`` (float64)."""
+    coder: Coder | None = None
+    """What turns vectors into the bytes that are kept; None: float32 as they are."""
 
     def __post_init__(self) -> None:
+        if self.coder is not None and len(self.coder.step) != self.dim:
+            raise InputError(
+                f"codes of {len(self.coder.step)} numbers for vectors of {self.dim}",
+                expected="a coder of the same dimension",
+                next_step="give the model's own coder",
+            )
         if self.dim < 1:
             raise InputError(
                 f"dim={self.dim}", expected="at least 1 dimension", next_step="give the model's dimension"
@@ -86,6 +95,16 @@ class IndexDescription:
                     expected="text, texts, integer or number",
                     next_step="give one of these kinds",
                 )
+
+    @property
+    def codes(self) -> StoredCodes:
+        """How vectors are kept."""
+        return "float32" if self.coder is None else self.coder.kind
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of a vector as it is kept."""
+        return bytes_per_vector(self.dim, self.codes)
 
     @property
     def columns(self) -> dict[str, str]:
@@ -141,8 +160,8 @@ def unit_vectors(vectors: Float[np.ndarray, "n d"], *, dim: int) -> Float[np.nda
     return scaled
 
 
-def vector_crc32(ids: Sequence[str], vectors: Float[np.ndarray, "n d"]) -> list[int]:
-    """CRC-32 over id and vector of each row; it changes with certainty when a single byte does."""
+def vector_crc32(ids: Sequence[str], vectors: Shaped[np.ndarray, "n _"]) -> list[int]:
+    """CRC-32 over id and kept vector of each row; it changes with certainty when a single byte does."""
     rows = np.ascontiguousarray(vectors)
     return [zlib.crc32(row, zlib.crc32(name.encode())) for name, row in zip(ids, rows, strict=True)]
 

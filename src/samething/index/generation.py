@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import IO, Final
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from samething.errors import ArtefactError, InputError
 from samething.files import Json, disk_errors, sync_to_disk
 from samething.index.conditions_and_hits import Condition
 from samething.index.description import IndexDescription, vector_crc32
 from samething.index.sqlite_rows import Connection, RowFormat, Slots, StoredRow, checksum
-from samething.retrieval import SharedProducts
+from samething.index.view import Kept, View, searched
 
 WAIT_S: Final = 600.0
 """How long a writer waits for another one's batch."""
@@ -38,28 +38,6 @@ _READ_ONLY: Final = ("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH", "SQLITE_CA
 _FULL: Final = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE")
 _FAILED: Final = ("SQLITE_IOERR_FSYNC", "SQLITE_IOERR_TRUNCATE", "SQLITE_IOERR_DIR_FSYNC")
 _OF_DAMAGE: Final = (TypeError, ValueError, IndexError)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class View:
-    """One state of a generation, ready to be searched."""
-
-    change: int
-    """Number of changes until then."""
-    vectors: Float[np.ndarray, "n d"]
-    """All vectors by slot, mapped from the file; float32 of length 1."""
-    is_dead: Bool[np.ndarray, " n"]
-    """Slots whose row was deleted or replaced."""
-    num_dead: int
-    products: SharedProducts
-    """Of the vectors, for threads that ask at the same time."""
-    filters: dict[str, Slots] = dataclasses.field(default_factory=dict)
-    """Slots that filters let through, by what the filter says."""
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that are there."""
-        return len(self.vectors) - self.num_dead
 
 
 class Generation:
@@ -73,7 +51,7 @@ class Generation:
 
     def __init__(self, folder: Path, number: int, description: IndexDescription) -> None:
         self.folder, self.number, self.description = folder, number, description
-        self.database, self.vectors_file = generation_files(folder, number)
+        self.database = folder / f"rows-{number}.sqlite"
         self.rows = RowFormat(description)
         self._is_closed = False
         self._num_active = 0
@@ -82,6 +60,11 @@ class Generation:
         self._view: View | None = None
         self._file: IO[bytes] | None = None
         self._num_checked = 0
+
+    @property
+    def vectors_file(self) -> Path:
+        """Nothing but vectors as they are kept."""
+        return self.folder / f"vectors-{self.number}.{self.description.codes.replace('float32', 'f32')}"
 
     @classmethod
     def create(cls, folder: Path, number: int, description: IndexDescription) -> Generation:
@@ -92,13 +75,14 @@ class Generation:
             made.vectors_file.touch()
             made.database.touch()
         with made.transaction("IMMEDIATE") as db:
-            made.rows.create_tables(db, file=made.vectors_file.name, dim=description.dim)
+            made.rows.create_tables(db, file=made.vectors_file.name, description=description)
         return made
 
     def unlink(self) -> None:
         """Remove the files; other objects that have them open keep them."""
         self._let_go()
-        for path in (self.database, self.vectors_file, *self.folder.glob(f"{self.database.name}-*")):
+        names = (f"rows-{self.number}.sqlite*", f"vectors-{self.number}.*")
+        for path in [path for name in names for path in self.folder.glob(name)]:
             with contextlib.suppress(OSError):  # Windows keeps open files; the next compaction tries again
                 path.unlink()
 
@@ -247,13 +231,13 @@ class Generation:
 
     def _looked_at(self, db: Connection, old: View | None, change: int) -> View:
         """What was appended and deleted since the last view; the rest of it is taken over."""
-        found = db.execute("SELECT num_slots, num_dead FROM spaces WHERE space = 0").fetchone()
+        counts = db.execute("SELECT num_slots, num_dead FROM spaces WHERE space = 0").fetchone()
         if old is None:
             self.rows.require_tables(db)
-        if change < 0 or found is None:
+        if change < 0 or counts is None:
             raise self.damaged(f"{self.database} does not say what state it is in")
-        num_slots, num_dead = found
-        vectors = self._mapped(num_slots)
+        num_slots, num_dead = counts
+        kept = self._mapped(num_slots)
         is_dead = np.zeros(num_slots, dtype=bool)
         if old is not None:
             is_dead[: len(old.is_dead)] = old.is_dead
@@ -262,19 +246,21 @@ class Generation:
         if known + len(slots) != num_dead or (slots and not 0 <= min(slots) <= max(slots) < num_slots):
             raise self.damaged(f"{self.database} counts its rows wrongly")
         is_dead[slots] = True
-        same = old is not None and len(old.vectors) == num_slots
-        products = old.products if old is not None and same else SharedProducts(vectors)
-        return View(change, vectors, is_dead, num_dead, products)
+        if old is not None and len(old.kept) == num_slots:
+            return dataclasses.replace(old, change=change, is_dead=is_dead, num_dead=num_dead, filters={})
+        shortest = self.notes(db, "codes").get("shortest", 1.0)
+        found = searched(kept, self.description.coder, shortest=shortest, before=old)
+        return View(change, kept, found, is_dead, num_dead)
 
-    def _mapped(self, num_slots: int) -> Float[np.ndarray, "n d"]:
-        dim = self.description.dim
-        num_bytes = 4 * dim * num_slots
+    def _mapped(self, num_slots: int) -> Kept:
+        num_bytes = self.description.vector_bytes * num_slots
         self.require_whole(num_bytes)
-        if num_bytes == 0:
-            return np.empty((0, dim), dtype=np.float32)
-        assert self._file is not None
-        mapped = mmap.mmap(self._file.fileno(), num_bytes, access=mmap.ACCESS_READ)
-        return np.frombuffer(mapped, dtype=np.float32).reshape(num_slots, dim)
+        mapped: mmap.mmap | bytes = b""
+        if num_bytes:
+            assert self._file is not None
+            mapped = mmap.mmap(self._file.fileno(), num_bytes, access=mmap.ACCESS_READ)
+        kept = np.frombuffer(mapped, dtype=np.uint8).reshape(num_slots, self.description.vector_bytes)
+        return kept.view("<f4") if self.description.coder is None else kept
 
     def require_whole(self, num_bytes: int) -> None:
         """Refuse a file of vectors that is too short: reading its map would end the process.
@@ -301,34 +287,34 @@ class Generation:
             found = view.filters[said] = self.rows.matching(db, where)
         return found
 
-    def checked_vectors(self, db: Connection, view: View) -> Float[np.ndarray, "n d"]:
-        """All vectors by slot, compared with their checksums the first time.
+    def checked(self, db: Connection, view: View) -> View:
+        """The view itself, its vectors compared with their checksums the first time.
 
         Raises:
             ArtefactError: they are not what was written.
         """
-        self.require_whole(view.vectors.nbytes)
+        self.require_whole(view.kept.nbytes)
         with self._guard:
             problems = self._segment_problems(db, view, since=self._num_checked)
             if problems:
                 raise self.damaged("; ".join(problems))
-            self._num_checked = max(self._num_checked, len(view.vectors))
-        return view.vectors
+            self._num_checked = max(self._num_checked, len(view.kept))
+        return view
 
     def _segment_problems(self, db: Connection, view: View, *, since: int) -> list[str]:
-        if since >= len(view.vectors):
+        if since >= len(view.kept):
             return []
         problems: list[str] = []
         expected = since
         for start, count, check in db.execute(
             "SELECT start, count, crc32 FROM segments WHERE space = 0 AND start >= ? ORDER BY start", (since,)
         ):
-            part = view.vectors[start : start + count]
+            part = view.kept[start : start + count]
             if start != expected or zlib.crc32(part.data) != check:
-                place = f"byte {4 * self.description.dim * start}"
+                place = f"byte {self.description.vector_bytes * start}"
                 problems.append(f"{self.vectors_file} is not what was written from {place} on")
             expected = start + count
-        if expected != len(view.vectors):
+        if expected != len(view.kept):
             problems.append(f"{self.database} has no checksum of all vectors")
         return problems
 
@@ -338,9 +324,9 @@ class Generation:
             return self._problems(db, view)
 
     def _problems(self, db: Connection, view: View) -> tuple[int, list[str]]:
-        self.require_whole(view.vectors.nbytes)
+        self.require_whole(view.kept.nbytes)
         problems = self._segment_problems(db, view, since=0)
-        num_rows, of_rows = self.rows.problems(db, view.vectors)
+        num_rows, of_rows = self.rows.problems(db, view.kept)
         living = np.flatnonzero(~view.is_dead).tolist()
         if living != [slot for (slot,) in db.execute("SELECT slot FROM rows ORDER BY slot")]:
             problems.append(f"{self.database} does not name the rows that it has")
@@ -357,7 +343,12 @@ class Generation:
 
     # ---- writing; the caller has begun a transaction
 
-    def upsert(self, db: Connection, vectors: Float[np.ndarray, "n d"], rows: Sequence[StoredRow]) -> None:
+    def kept(self, vectors: Float[np.ndarray, "n d"]) -> Kept:
+        """Vectors as they are kept: float32, or codes."""
+        coder = self.description.coder
+        return np.ascontiguousarray(vectors, dtype="<f4") if coder is None else coder.encode(vectors)
+
+    def upsert(self, db: Connection, vectors: Kept, rows: Sequence[StoredRow]) -> None:
         """Insert rows with distinct ids; those that are there are replaced, and keep an equal vector."""
         view = self._looked_at_anew(db)
         checks = vector_crc32([row.values[0] for row in rows], vectors)
@@ -367,22 +358,22 @@ class Generation:
         there = self.rows.slots(db, [row.values[0] for row in rows])
         for number, row in enumerate(rows):
             slot = there.get(row.values[0], -1)
-            if slot >= 0 and np.array_equal(view.vectors[slot], vectors[number]):
+            if slot >= 0 and np.array_equal(view.kept[slot], vectors[number]):
                 slots.append(slot)
                 continue
             dead += [slot] if slot >= 0 else []
-            slots.append(len(view.vectors) + len(new))
+            slots.append(len(view.kept) + len(new))
             new.append(number)
         if new:
-            self._append(db, len(view.vectors), vectors[new])
+            self._append(db, len(view.kept), vectors[new])
         self.rows.remove(db, list(there.values()))
         self.rows.insert(db, slots, rows, checks)
         self._bury(db, dead)
 
-    def vectors_at(self, db: Connection, slots: Sequence[int]) -> Float[np.ndarray, "n d"]:
-        """Vectors of slots that the transaction sees, compared with their checksums."""
-        vectors = self.checked_vectors(db, self._looked_at_anew(db))
-        return np.take(vectors, np.asarray(slots, dtype=np.int64), axis=0)
+    def kept_at(self, db: Connection, slots: Sequence[int]) -> Kept:
+        """Vectors of slots that the transaction sees, as they are kept, compared with their checksums."""
+        kept = self.checked(db, self._looked_at_anew(db)).kept
+        return np.take(kept, np.asarray(slots, dtype=np.int64), axis=0)
 
     def delete(self, db: Connection, ids: Sequence[str]) -> None:
         """Delete the rows of those ids that are there."""
@@ -401,7 +392,7 @@ class Generation:
     def copy_rows(self, source: Generation, db: Connection, num_rows: int) -> None:
         """Insert all rows of another generation of the same description, so many at a time."""
         with source.reading() as (theirs, view):
-            vectors = source.checked_vectors(theirs, view)
+            kept = source.checked(theirs, view).kept
             living = np.flatnonzero(~view.is_dead)
             columns = list(source.description.columns)
             for start in range(0, len(living), num_rows):
@@ -409,11 +400,11 @@ class Generation:
                 items, problems = source.rows.read(theirs, slots.tolist(), columns)
                 if problems:
                     raise source.damaged("; ".join(problems))
-                self.upsert(db, vectors[slots], self.rows.stored(items))
+                self.upsert(db, kept[slots], self.rows.stored(items))
 
     def copy_files(self, db: Connection, view: View, other: Generation) -> None:
         """Copy the state that a transaction sees to another generation's files; they are on disk then."""
-        other.vectors_file.write_bytes(self.checked_vectors(db, view).data)
+        other.vectors_file.write_bytes(self.checked(db, view).kept.data)
         with contextlib.closing(sqlite3.connect(other.database, isolation_level=None)) as theirs:
             db.backup(theirs)
             theirs.execute("UPDATE spaces SET file = ? WHERE space = 0", (other.vectors_file.name,))
@@ -427,23 +418,22 @@ class Generation:
             base = self._view if self._view is not None and self._view.change == change else None
             return self._looked_at(db, base, change)
 
-    def _append(self, db: Connection, start: int, vectors: Float[np.ndarray, "n d"]) -> None:
-        content = np.ascontiguousarray(vectors, dtype="<f4")
+    def _append(self, db: Connection, start: int, vectors: Kept) -> None:
         with disk_errors(self.vectors_file), self.vectors_file.open("r+b") as stream:
-            stream.seek(content.itemsize * self.description.dim * start)
-            stream.write(content.data)
+            stream.seek(self.description.vector_bytes * start)
+            stream.write(vectors.data)
             stream.flush()
             os.fsync(stream.fileno())
-        crc32 = zlib.crc32(content.data)
-        db.execute("INSERT INTO segments VALUES (NULL, 0, ?, ?, ?)", (start, len(content), crc32))
-        db.execute("UPDATE spaces SET num_slots = ? WHERE space = 0", (start + len(content),))
+        crc32 = zlib.crc32(vectors.data)
+        db.execute("INSERT INTO segments VALUES (NULL, 0, ?, ?, ?)", (start, len(vectors), crc32))
+        db.execute("UPDATE spaces SET num_slots = ? WHERE space = 0", (start + len(vectors),))
+        if self.description.coder is not None:
+            known = self.notes(db, "codes").get("shortest", 1.0)
+            shortest = min(known, float(self.description.coder.lengths(vectors).min()))
+            if shortest < known:
+                self.set_notes(db, "codes", {"shortest": shortest})
 
     def _bury(self, db: Connection, slots: Sequence[int]) -> None:
         db.executemany("INSERT INTO dead VALUES (NULL, 0, ?)", [(slot,) for slot in slots])
         db.execute("UPDATE spaces SET num_dead = num_dead + ? WHERE space = 0", (len(slots),))
         db.execute("UPDATE state SET change = change + 1")
-
-
-def generation_files(folder: Path, number: int) -> tuple[Path, Path]:
-    """Database and file of vectors."""
-    return folder / f"rows-{number}.sqlite", folder / f"vectors-{number}.f32"

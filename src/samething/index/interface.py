@@ -19,7 +19,7 @@ from jaxtyping import Float
 from samething.arrays import Embeddings, Queries
 from samething.errors import FingerprintError, InputError
 from samething.files import Json
-from samething.index.conditions_and_hits import Between, Condition, Hits, Verification, Where
+from samething.index.conditions_and_hits import Condition, Hits, Verification, Where, conditions
 from samething.index.description import (
     ColumnKind,
     IndexDescription,
@@ -30,6 +30,7 @@ from samething.index.description import (
     item_table,
     unit_vectors,
 )
+from samething.retrieval.codes import Coder
 
 Row: TypeAlias = Mapping[str, Any]
 Vector: TypeAlias = Float[np.ndarray, " d"]
@@ -59,6 +60,7 @@ class AbstractIndex(abc.ABC):
         model_fingerprint: str,
         model_name: str,
         extra_columns: Mapping[str, ColumnKind] | None = None,
+        coder: Coder | None = None,
     ) -> AbstractIndex:
         """Make an empty index.
 
@@ -68,6 +70,7 @@ class AbstractIndex(abc.ABC):
             model_fingerprint: identity of the model whose vectors will be kept.
             model_name: its name, for messages.
             extra_columns: further metadata columns and their kinds.
+            coder: the model's, if vectors are to be kept in codes; an engine may keep floats all the same.
 
         Raises:
             InputError: there is something else at this place, or it cannot be written to.
@@ -78,6 +81,7 @@ class AbstractIndex(abc.ABC):
             model_name=model_name,
             model_fingerprint=model_fingerprint,
             extra_columns=dict(extra_columns or {}),
+            coder=coder,
         )
         return cls._create(location, description)
 
@@ -108,14 +112,20 @@ class AbstractIndex(abc.ABC):
 
     # ---- being replaced
 
-    def beside(self, *, dim: int, model_fingerprint: str, model_name: str) -> AbstractIndex:
+    def beside(
+        self, *, dim: int, model_fingerprint: str, model_name: str, coder: Coder | None = None
+    ) -> AbstractIndex:
         """An index that is to take this one's place: empty, or as far as a killed process came with it.
 
         It has the same extra columns. Nobody finds it until :meth:`swap` is called on it.
         """
         return self._beside(
             dataclasses.replace(
-                self.description, dim=dim, model_fingerprint=model_fingerprint, model_name=model_name
+                self.description,
+                dim=dim,
+                model_fingerprint=model_fingerprint,
+                model_name=model_name,
+                coder=coder,
             )
         )
 
@@ -183,7 +193,7 @@ class AbstractIndex(abc.ABC):
 
         Args:
             vectors: float, finite, of length 1 within ``NORM_TOLERANCE``; scaled to length 1 and kept as
-                float32.
+                float32, or in the codes of the index.
             items: metadata, one row per vector.
             model_fingerprint: identity of the model that made the vectors, checked if given.
 
@@ -278,6 +288,8 @@ class AbstractIndex(abc.ABC):
     ) -> Hits:
         """The ``k`` nearest rows of each query by cosine similarity.
 
+        Rows in codes are compared as they come back from them; a query is never coded.
+
         Args:
             queries: float vectors of length 1 within ``NORM_TOLERANCE``.
             k: number of hits, at least 1.
@@ -296,7 +308,9 @@ class AbstractIndex(abc.ABC):
         queries = unit_vectors(queries, dim=self.dim)
         if k < 1:
             raise InputError(f"k={k}", expected="at least 1 hit", next_step="give a larger k")
-        return self._search(queries, k, self._where(where), self._columns(columns))
+        return self._search(
+            queries, k, conditions(where or {}, self.description.columns), self._columns(columns)
+        )
 
     @abc.abstractmethod
     def count(self) -> int:
@@ -322,7 +336,7 @@ class AbstractIndex(abc.ABC):
         return self._rows(_ids(ids), self._columns(columns))
 
     def vectors(self, ids: Iterable[str]) -> Embeddings:
-        """The vectors of some rows, float32 of length 1, in the order of ``ids``.
+        """The vectors of some rows, float32 of length 1, in the order of ``ids``; those in codes come back.
 
         Raises:
             InputError: an id that is not there.
@@ -404,40 +418,6 @@ class AbstractIndex(abc.ABC):
                     next_step="correct the name",
                 )
         return list(dict.fromkeys(["id", *columns]))
-
-    def _where(self, where: Where | None) -> dict[str, Condition]:
-        return {name: self._condition(name, values) for name, values in (where or {}).items()}
-
-    def _condition(self, name: str, values: str | Sequence[str] | Between) -> Condition:
-        kinds = {name: kind for name, kind in self.description.columns.items() if kind != "bytes"}
-        if name not in kinds:
-            raise InputError(
-                f"a filter on the column {name!r}",
-                expected=f"one of the columns {', '.join(kinds)}",
-                next_step="correct the name",
-            )
-        is_numeric = kinds[name] in ("integer", "number")
-        if isinstance(values, Between):
-            if not is_numeric:
-                raise InputError(
-                    f"a range for the column {name!r}", expected="texts", next_step="give the values as text"
-                )
-            return values.of_whole_numbers() if kinds[name] == "integer" else values
-        if is_numeric:
-            raise InputError(
-                f"a filter on {name!r} with the value {values!r}",
-                expected="a range, since the column holds numbers",
-                next_step="give Between(low, high)",
-            )
-        texts = [values] if isinstance(values, str) else list(values)
-        for value in texts:
-            if not isinstance(value, str):
-                raise InputError(
-                    f"a filter on {name!r} with the value {value!r}",
-                    expected="texts",
-                    next_step="give the value as text",
-                )
-        return texts
 
 
 def _ids(ids: Iterable[str]) -> list[str]:

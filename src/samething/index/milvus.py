@@ -6,6 +6,7 @@
     A file of this machine, which one process at a time may use.
 
 The name in the URL is an alias, so that a rebuilt collection can take the place of the old one in one step.
+Vectors are kept as float32, also those of a model that has codes.
 Every read is ``Strong``: it sees all that was acknowledged before. What Milvus finds is scored again from the
 stored vectors in float64, so scores and ties are those of the embedded engine.
 """
@@ -134,7 +135,8 @@ class MilvusIndex(AbstractIndex):
 
     def __init__(self, location: str, place: MilvusPlace, client: Any, description: IndexDescription) -> None:
         """Use ``create`` or ``open``."""
-        super().__init__(_without_password(location), description)
+        # its fields for fewer bits are float16 and, of late, int8 of one scale: a coder's steps fit neither
+        super().__init__(_without_password(location), dataclasses.replace(description, coder=None))
         self._place = place
         self._client: Any = client
         self._alias = place.collection

@@ -84,7 +84,9 @@ def collection_schema(description: IndexDescription) -> Any:
 
 def bound_to(description: IndexDescription) -> str:
     """The inverse of :func:`read_description`."""
-    return json.dumps({"samething_index": FORMAT_VERSION, **dataclasses.asdict(description)})
+    bound = dataclasses.asdict(dataclasses.replace(description, coder=None))
+    del bound["coder"]
+    return json.dumps({"samething_index": FORMAT_VERSION, **bound})
 
 
 def read_description(text: str, location: str) -> IndexDescription:

@@ -9,8 +9,9 @@ from jaxtyping import Float, Int, Shaped
 
 from samething.arrays import Queries
 from samething.index.description import vector_crc32
-from samething.index.generation import Generation, View
+from samething.index.generation import Generation
 from samething.index.sqlite_rows import Connection, Slots
+from samething.index.view import View
 from samething.retrieval import nearest_units
 
 SPARE: Final = 16
@@ -38,17 +39,19 @@ def nearest_rows(
         chosen: slots of the rows to look at, ascending; None: all.
         is_few: compare the vectors of the rows found alone with their checksums, not all of them once.
     """
-    vectors = view.vectors if is_few and chosen is not None else generation.checked_vectors(db, view)
-    gallery = vectors if chosen is None else vectors[chosen]
+    if not is_few or chosen is None:
+        generation.checked(db, view)
+    gallery = view.vectors if chosen is None else view.vectors.take(chosen, axis=0)
     ids = np.empty((len(queries), k), dtype=object)
     scores = np.empty((len(queries), k))
     slots = np.empty((len(queries), k), dtype=np.int64)
     waiting = np.arange(len(queries))
     num_asked = min(len(gallery), k + SPARE)
     while len(waiting):
-        top = nearest_units(
-            queries[waiting], gallery, num_asked, products=view.products if chosen is None else None
-        )
+        if chosen is None:
+            top = view.searched.nearest(queries[waiting], num_asked)
+        else:
+            top = nearest_units(queries[waiting], gallery, num_asked)
         found = top.indices if chosen is None else chosen[top.indices]
         unsettled = []
         for number, places, values in zip(waiting, found, top.scores, strict=True):
@@ -74,7 +77,7 @@ def _ids(db: Connection, generation: Generation, view: View, slots: Slots) -> li
             "",
             None,
         )
-        if vector_crc32([name], view.vectors[slot : slot + 1]) != [check]:
+        if vector_crc32([name], view.kept[slot : slot + 1]) != [check]:
             raise generation.damaged(f"the vector of {name or f'slot {slot}'!r} is not what was written")
         names.append(name)
     return names

@@ -4,7 +4,7 @@ The folder::
 
     manifest.json       what the index is bound to, and the number of the generation in use
     rows-1.sqlite       its rows, see ``sqlite_rows``
-    vectors-1.f32       its vectors, float32, a row per slot
+    vectors-1.f32       its vectors, float32, a row per slot; in codes vectors-1.int8 or vectors-1.int4
     approximate-1.faiss after ``tune``: the graph of the approximate search
 
 A change is acknowledged when it is on disk. A new manifest is renamed in under the old generation's lock.
@@ -33,7 +33,7 @@ from samething.files import (
 from samething.index.approximate import Graph, RecallReport, tuned_graph
 from samething.index.conditions_and_hits import Condition, Hits, Verification
 from samething.index.description import ColumnKind, IndexDescription, RecordBatch, Table, item_rows
-from samething.index.generation import Generation, View
+from samething.index.generation import Generation
 from samething.index.interface import AbstractIndex, Changed, Vector
 from samething.index.ranked import nearest_rows
 from samething.index.sqlite_folder import (
@@ -48,6 +48,7 @@ from samething.index.sqlite_folder import (
     require_free,
 )
 from samething.index.sqlite_rows import Connection, RowFormat
+from samething.index.view import View
 
 T = TypeVar("T")
 
@@ -195,7 +196,7 @@ class SqliteIndex(AbstractIndex):
             keep: the generation that a rebuild is making; 0: none.
         """
         if notes_of is not None:
-            kept = ("approximate",) if keep else ("approximate", "next")
+            kept = ("approximate", "codes", *(() if keep else ("next",)))
             marks = ", ".join("?" * len(kept))
             notes = notes_of.execute(f"SELECT * FROM notes WHERE kind NOT IN ({marks})", kept).fetchall()
             with fresh.transaction("IMMEDIATE") as theirs:
@@ -221,7 +222,7 @@ class SqliteIndex(AbstractIndex):
     def _upsert(self, vectors: Embeddings, items: Table) -> None:
         rows = items.to_pylist()
         with self.writing() as (db, generation):
-            generation.upsert(db, vectors, generation.rows.stored(rows))
+            generation.upsert(db, generation.kept(vectors), generation.rows.stored(rows))
 
     def _amend(self, ids: list[str], changed: Changed, vectors: Mapping[str, Vector] | None) -> None:
         with self.writing() as (db, generation):
@@ -231,9 +232,9 @@ class SqliteIndex(AbstractIndex):
             rows = generation.rows.stored(kept.to_pylist())
             names = [row.values[0] for row in rows]
             if vectors is not None:
-                own = np.stack([vectors[name] for name in names]) if names else None
+                own = generation.kept(np.stack([vectors[name] for name in names])) if names else None
             else:
-                own = generation.vectors_at(db, [slots[name] for name in names])
+                own = generation.kept_at(db, [slots[name] for name in names])
             if own is not None:
                 generation.upsert(db, own, rows)
             generation.delete(db, gone)
@@ -295,8 +296,8 @@ class SqliteIndex(AbstractIndex):
 
     def _vectors(self, ids: list[str]) -> Embeddings:
         with self.reading() as ((db, view), generation):
-            vectors = generation.checked_vectors(db, view)
-            return np.take(vectors, np.asarray(self._slots(db, ids), dtype=np.int64), axis=0)
+            vectors = generation.checked(db, view).vectors
+            return vectors[np.asarray(self._slots(db, ids), dtype=np.int64)]
 
     def _read(
         self, db: Connection, generation: Generation, slots: list[int], columns: list[str]
@@ -332,7 +333,7 @@ class SqliteIndex(AbstractIndex):
             InputError: a recall out of range, or too few rows.
         """
         with self.reading() as ((db, view), generation):
-            vectors = generation.checked_vectors(db, view)
+            vectors = generation.checked(db, view).vectors
             slots = np.flatnonzero(~view.is_dead)
             path = graph_path(self.folder, generation.number)
             report = tuned_graph(path, vectors, slots, target=recall, k=k, num_queries=num_queries)

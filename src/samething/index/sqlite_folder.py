@@ -16,12 +16,14 @@ from samething.files import (
     read_manifest,
 )
 from samething.index.description import IndexDescription
+from samething.retrieval.codes import Coder
 
 Stamp: TypeAlias = tuple[int, int]
 NO_STAMP: Final[Stamp] = (-1, -1)
 """That of no manifest."""
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
+"""Version 3 keeps codes; an index of floats is written as version 2, which earlier programs read."""
 _ENGINE: Final = "sqlite"
 
 
@@ -55,7 +57,7 @@ def require_free(folder: Path) -> None:
         )
     with disk_errors(folder):
         names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    ours = ("rows-1.sqlite", "vectors-1.f32", ".lock")
+    ours = ("rows-1.sqlite", "vectors-1.", ".lock")
     foreign = [name for name in names if not name.startswith(ours) and not name.endswith(PARTIAL_SUFFIX)]
     if foreign:
         raise InputError(
@@ -73,6 +75,7 @@ def bound_to(description: IndexDescription) -> dict[str, Json]:
         "model": model,
         "dim": description.dim,
         "extra_columns": dict(description.extra_columns),
+        **({} if description.coder is None else {"codes": description.coder.to_json()}),
     }
 
 
@@ -80,7 +83,7 @@ def new_manifest(description: IndexDescription, number: int) -> Manifest:
     """The manifest of an index. Its rows change, so their number is not in it."""
     return Manifest(
         kind="index",
-        format_version=FORMAT_VERSION,
+        format_version=2 if description.coder is None else FORMAT_VERSION,
         made_from=bound_to(description),
         content={"generation": number},
     )
@@ -106,6 +109,7 @@ def read_description(folder: Path) -> tuple[IndexDescription, int]:
             model_name=str(made_from["model"]["name"]),
             model_fingerprint=str(made_from["model"]["fingerprint"]),
             extra_columns=dict(made_from["extra_columns"]),
+            coder=Coder.from_json(made_from["codes"]) if "codes" in made_from else None,
         )
         return description, int(manifest.content["generation"])
     except (KeyError, TypeError, ValueError, InputError) as error:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 
 from samething.index.conditions_and_hits import Between, Condition
 from samething.index.description import IndexDescription, vector_crc32
@@ -85,12 +85,13 @@ class RowFormat:
 
     # ---- making
 
-    def create_tables(self, db: Connection, *, file: str, dim: int) -> None:
+    def create_tables(self, db: Connection, *, file: str, description: IndexDescription) -> None:
         """Make all tables, empty."""
         for statement in self.statements:
             db.execute(statement)
         db.execute("INSERT INTO state VALUES (1, 0)")
-        db.execute("INSERT INTO spaces VALUES (0, 'main', ?, 'float32', ?, 0, 0)", (file, dim))
+        space = (file, description.codes, description.dim)
+        db.execute("INSERT INTO spaces VALUES (0, 'main', ?, ?, ?, 0, 0)", space)
 
     def require_tables(self, db: Connection) -> None:
         """Refuse a database whose tables are not those that were made.
@@ -242,7 +243,7 @@ class RowFormat:
 
     # ---- checking
 
-    def problems(self, db: Connection, vectors: Float[np.ndarray, "n d"]) -> tuple[int, list[str]]:
+    def problems(self, db: Connection, vectors: Shaped[np.ndarray, "n _"]) -> tuple[int, list[str]]:
         """Number of rows, and a sentence for each row, list or thumbnail that is not what was written."""
         problems = [text for (text,) in db.execute("PRAGMA integrity_check") if text != "ok"]
         num_rows = 0

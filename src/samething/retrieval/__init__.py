@@ -20,6 +20,7 @@ Embeddings may be memory-mapped: they are converted a block at a time. torch mul
 float32 jobs where it is installed, numpy elsewhere.
 """
 
+from samething.retrieval.code_scan import CodeScan
 from samething.retrieval.nearest import (
     NearPairs,
     SharedProducts,
@@ -32,6 +33,7 @@ from samething.retrieval.ranks import RankCounter, Relevant, ranks_of_scores
 from samething.retrieval.scores import Distance, Precision, require_directions
 
 __all__ = [
+    "CodeScan",
     "Distance",
     "NearPairs",
     "Precision",

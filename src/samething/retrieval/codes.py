@@ -1,19 +1,22 @@
 """Embeddings in 8 or 4 bits per number: whole numbers of steps, with a step of its own for each dimension.
 
-A coder is fitted to training embeddings. Scores are cosines with what comes back.
+A coder is fitted to training embeddings. Scores are cosines of a query, which stays whole, with what comes
+back of a row.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from samething.arrays import Embeddings, unit
-from samething.errors import ArtefactError
+from samething.errors import ArtefactError, InputError
+from samething.files import Json
 
 StoredCodes: TypeAlias = Literal["float32", "int8", "int4"]
 """How vectors are kept; ``float32``: as they are, without a coder."""
@@ -45,7 +48,7 @@ class Coder:
     @property
     def num_bytes(self) -> int:
         """Bytes per vector."""
-        return len(self.step) if self.kind == "int8" else -(-len(self.step) // 2)
+        return bytes_per_vector(len(self.step), self.kind)
 
     def encode(self, vectors: Embeddings) -> Codes:
         """Bytes of unit-length vectors, one row each."""
@@ -58,10 +61,32 @@ class Coder:
 
     def decode(self, codes: Codes) -> Embeddings:
         """Approximate unit-length float32 vectors."""
+        return unit(self._numbers(codes))
+
+    def lengths(self, codes: Codes) -> Float[np.ndarray, " n"]:
+        """Lengths of the vectors before they are brought to 1: near it, but for numbers that were cut off."""
+        return np.asarray(np.linalg.norm(self._numbers(codes), axis=1))
+
+    def _numbers(self, codes: Codes) -> Embeddings:
         if self.kind == "int4":  # an arithmetic shift brings the sign back
             both = np.stack([codes << 4, codes & 0xF0], axis=2).view(np.int8) >> 4
-            codes = both.reshape(len(codes), -1)[:, : len(self.step)]
-        return unit(codes.view(np.int8) * self.step)
+            codes = both.reshape(len(codes), 2 * codes.shape[1])[:, : len(self.step)]
+        return np.asarray(codes.view(np.int8) * self.step)
+
+    def to_json(self) -> dict[str, Json]:
+        """Plain values, from which :meth:`from_json` makes the same coder."""
+        return {"kind": self.kind, "step": self.step.tolist()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Json]) -> Coder:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: it is of another kind.
+        """
+        if value["kind"] not in ("int8", "int4"):
+            raise ValueError(f"codes {value['kind']}")
+        return cls(np.array(value["step"], dtype=np.float32), value["kind"])
 
     def write(self, target: Path) -> None:
         """Write to an open temporary path, as ``.npz``."""
@@ -87,6 +112,60 @@ class Coder:
             expected="the int8 or int4 coder of an exported model",
             next_step="export the run again with --codes int4 or int8, or copy the whole folder again",
         )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CodedRows:
+    """Rows in codes that are read like an array of unit-length float32 vectors; each is decoded when read."""
+
+    codes: Codes
+    coder: Coder
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the vectors."""
+        return len(self.codes), len(self.coder.step)
+
+    def __getitem__(self, rows: slice | Int[np.ndarray, " r"]) -> Embeddings:
+        return self.coder.decode(self.codes[rows])
+
+    def take(self, rows: Int[np.ndarray, " r"], axis: Literal[0] = 0) -> CodedRows:
+        """Some of the rows, still in codes."""
+        return CodedRows(self.codes.take(rows, axis=axis), self.coder)
+
+
+def bytes_per_vector(dim: int, codes: StoredCodes) -> int:
+    """Bytes that a vector takes.
+
+    >>> [bytes_per_vector(5, kind) for kind in ("float32", "int8", "int4")]
+    [20, 5, 3]
+    """
+    return {"float32": 4 * dim, "int8": dim, "int4": -(-dim // 2)}[codes]
+
+
+def within_budget(dim: int, num_bytes: int) -> tuple[int, StoredCodes]:
+    """How many first numbers of an embedding to keep, and how, in so many bytes.
+
+    All numbers in as many bits as there is room for; where 4 bits each are too many, the first ones in 4
+    bits: 512 numbers of 4 bits beat 256 of 8 and 64 of 32 (docs/studies.md).
+
+    Raises:
+        InputError: less than a byte.
+
+    >>> within_budget(64, 256), within_budget(512, 256), within_budget(512, 128)
+    ((64, 'float32'), (512, 'int4'), (256, 'int4'))
+    """
+    if num_bytes < 1:
+        raise InputError(
+            f"{num_bytes} bytes for a vector", expected="at least 1", next_step="256 is what a default needs"
+        )
+    for kind in ("float32", "int8"):
+        if bytes_per_vector(dim, kind) <= num_bytes:
+            return dim, kind
+    return min(dim, 2 * num_bytes), "int4"
 
 
 def as_kept(vectors: Embeddings, training: Float[np.ndarray, "t d"], codes: StoredCodes) -> Embeddings:

@@ -15,6 +15,7 @@ import samething.retrieval.tiles as tiles
 from samething.arrays import Embeddings, Gallery, Queries, TopIndices, TopScores
 from samething.errors import InputError
 from samething.progress import progress_bar
+from samething.retrieval.codes import CodedRows
 from samething.retrieval.scores import Distance, Precision, Scorer, blocks, require_search, score_tiles
 
 _GROUP: Final = 64
@@ -142,6 +143,10 @@ class SharedProducts:
         self._guard = threading.Lock()
         self._waiting: list[_Waiting] = []
 
+    def nearest(self, queries: Queries, k: int) -> TopK:
+        """See :func:`nearest_units`, of the whole gallery."""
+        return nearest_units(queries, self.gallery, k, products=self)
+
     def of(self, query: Float[np.ndarray, " d"]) -> Float[np.ndarray, " g"]:
         """Products of one query with all rows."""
         mine = _Waiting(query)
@@ -166,7 +171,7 @@ class SharedProducts:
             waiting.scores = scores
 
 
-def _products(queries: Queries, gallery: Gallery) -> Float[np.ndarray, "q g"]:
+def _products(queries: Queries, gallery: Gallery | CodedRows) -> Float[np.ndarray, "q g"]:
     """Products of a few queries with all rows, a part of the gallery at a time.
 
     For two to sixteen queries this takes 0.5 to 0.7 of the time of ``queries @ gallery.T`` on one thread, and
@@ -181,7 +186,7 @@ def _products(queries: Queries, gallery: Gallery) -> Float[np.ndarray, "q g"]:
 
 
 def nearest_units(
-    queries: Queries, gallery: Gallery, k: int, *, products: SharedProducts | None = None
+    queries: Queries, gallery: Gallery | CodedRows, k: int, *, products: SharedProducts | None = None
 ) -> TopK:
     """What ``exact_topk`` returns in float64, ties included, at the price of reading the gallery once.
 
@@ -190,7 +195,8 @@ def nearest_units(
 
     Args:
         queries: float32 rows of length 1.
-        gallery: float32 rows of length 1. They are not checked again: an index checks what it is given.
+        gallery: float32 rows of length 1, or codes of such. They are not checked again: an index checks what
+            it is given.
         k: from 1 to the number of gallery rows.
         products: of this gallery, shared by threads that ask one query each.
     """
@@ -201,7 +207,9 @@ def nearest_units(
     num_at_a_time = max(1, _SCORES_AT_A_TIME // len(gallery))
     for start in range(0, len(queries), num_at_a_time):
         block = queries[start : start + num_at_a_time]
-        if len(block) > 1:
+        if isinstance(gallery, CodedRows):
+            rough = _products(block, gallery)
+        elif len(block) > 1:
             rough = block @ gallery.T
         else:
             rough = (gallery @ block[0] if products is None else products.of(block[0]))[None]

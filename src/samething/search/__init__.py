@@ -125,7 +125,9 @@ def index(
         embedder = dataclasses.replace(embedder, decoding=_kept_decoding(opened, decoding))
     else:
         columns = {**CAPTURE_COLUMNS, **kinds, **FILE_COLUMNS}
-        opened = create_index(output, dim=embedder.dim, **identity, extra_columns=columns)
+        opened = create_index(
+            output, dim=embedder.dim, **identity, extra_columns=columns, coder=embedder.coder
+        )
         embedder = dataclasses.replace(embedder, decoding=_new_decoding(opened, decoding))
     opened.add_columns(kinds)
     remember_model(opened, model, embedder)
@@ -355,7 +357,7 @@ def rebuild(
     identity = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
     remember_model(old, model, embedder)
     old.add_columns({**(CAPTURE_COLUMNS if Path(old.location).is_dir() else {}), **metadata_kinds(files)})
-    successor = Searcher(embedder, old.beside(dim=embedder.dim, **identity))
+    successor = Searcher(embedder, old.beside(dim=embedder.dim, **identity, coder=embedder.coder))
     added = 0
     while True:
         files = there()  # anew, since what came in between is not in the successor

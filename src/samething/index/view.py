@@ -1,0 +1,52 @@
+"""What a reader has of one state of an index: its vectors as they are kept, and what searches among them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+
+from samething.index.sqlite_rows import Slots
+from samething.retrieval import CodeScan, SharedProducts
+from samething.retrieval.codes import CodedRows, Coder
+
+Kept: TypeAlias = Shaped[np.ndarray, "n _"]
+"""Vectors as they lie in the file: little-endian float32, or bytes of codes."""
+Searched: TypeAlias = SharedProducts | CodeScan
+"""All vectors of a view, for threads that ask at the same time."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class View:
+    """One state of a generation, ready to be searched."""
+
+    change: int
+    """Number of changes until then."""
+    kept: Kept
+    """All vectors by slot as they are kept, mapped from the file."""
+    searched: Searched
+    is_dead: Bool[np.ndarray, " n"]
+    """Slots whose row was deleted or replaced."""
+    num_dead: int
+    filters: dict[str, Slots] = dataclasses.field(default_factory=dict)
+    """Slots that filters let through, by what the filter says."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that are there."""
+        return len(self.kept) - self.num_dead
+
+    @property
+    def vectors(self) -> Float[np.ndarray, "n d"] | CodedRows:
+        """All vectors by slot: float32 of length 1, or decoded to that where they are read."""
+        return self.searched.gallery
+
+
+def searched(kept: Kept, coder: Coder | None, *, shortest: float, before: View | None) -> Searched:
+    """What searches among vectors; of ``before``, a view of the first of them, it takes over what it can."""
+    if coder is None:
+        return SharedProducts(kept)
+    scan = before.searched if before is not None and isinstance(before.searched, CodeScan) else None
+    return CodeScan(CodedRows(kept, coder), shortest=shortest, before=scan)

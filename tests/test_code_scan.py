@@ -1,0 +1,91 @@
+"""Exact search among codes, against float64 search among the vectors that come back of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import samething.retrieval.code_scan as code_scan
+from samething.retrieval import CodeScan, exact_topk, nearest_units
+from samething.retrieval.codes import CodedRows, Coder
+
+
+def unit_rows(random: np.random.Generator, num_rows: int, dim: int) -> np.ndarray:
+    rows = random.standard_normal((num_rows, dim)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def shortest(coder: Coder, codes: np.ndarray) -> float:
+    return float(coder.lengths(codes).min())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(["int4", "int8"]),
+    dim=st.integers(1, 40),
+    num_rows=st.integers(257, 1500),
+    num_distinct=st.integers(1, 1500),
+    k=st.integers(1, 40),
+    fitted_to=st.sampled_from(["the rows", "others", "one axis"]),
+    seed=st.integers(0, 1000),
+)
+def test_the_scan_finds_what_float64_finds(kind, dim, num_rows, num_distinct, k, fitted_to, seed) -> None:
+    """With copies, ties, several parts, and coders that cut many numbers off, so that lengths differ much."""
+    random = np.random.default_rng(seed)
+    rows = unit_rows(random, num_distinct, dim)[random.integers(0, num_distinct, num_rows)]
+    others = unit_rows(random, 50, dim)
+    coder = Coder.fit(
+        {"the rows": rows, "others": others, "one axis": np.eye(1, dim, dtype=np.float32)}[fitted_to], kind
+    )
+    codes = coder.encode(rows)
+    flat = np.sign(random.standard_normal((2, dim))).astype(np.float32) / np.float32(dim**0.5)
+    queries = np.concatenate([rows[:2], coder.decode(codes[:2]), flat])
+    scan = CodeScan(CodedRows(codes, coder), shortest=shortest(coder, codes))
+    scan._rows_a_part = 416
+    found = scan.nearest(queries, k)
+    truth = exact_topk(queries, coder.decode(codes), k, normalised=True)
+    np.testing.assert_array_equal(found.scores, truth.scores)
+    np.testing.assert_array_equal(found.indices, truth.indices)
+
+
+@pytest.mark.parametrize("dim", [7, 64, 512, 2000])
+def test_no_score_of_the_scan_is_off_by_more_than_is_said(dim: int) -> None:
+    """Sums of bytes of many equal numbers would pass 2^16 and come back small: the nearest would be lost."""
+    random = np.random.default_rng(dim)
+    rows = unit_rows(random, 700, dim)
+    rows[5] = np.sign(rows[5]) / dim**0.5
+    coder = Coder.fit(rows, "int4")
+    codes = coder.encode(rows)
+    queries = np.concatenate([rows[5:6], -rows[5:6], rows[:3]])
+    asked, errors = code_scan._asked(coder, queries)
+    part = code_scan._part(codes, coder)
+    scores, places = part.search(asked, 700)
+    expected = queries.astype(np.float64) @ coder.decode(codes).T * coder.lengths(codes)
+    off = np.abs(scores - np.take_along_axis(expected, places, axis=1)).max(axis=1)
+    assert (off <= errors).all(), (off, errors)
+    assert (errors < 0.07).all(), "so much that all rows would be looked at"
+    assert places[0, 0] == 5
+
+
+def test_a_later_scan_takes_over_what_is_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change that adds ten rows would have cost bringing all rows into order."""
+    random = np.random.default_rng(0)
+    rows = unit_rows(random, 1000, 16)
+    coder = Coder.fit(rows, "int4")
+    codes = coder.encode(rows)
+    monkeypatch.setattr(code_scan, "_PART_BYTES", 8 * 320)
+    made = []
+    part = code_scan._part
+    monkeypatch.setattr(code_scan, "_part", lambda *given: made.append(len(given[0])) or part(*given))
+    least = shortest(coder, codes)
+    before = CodeScan(CodedRows(codes[:990], coder), shortest=least)
+    before.nearest(rows[:1], 3)
+    assert made == [320, 320, 320, 30]
+    later = CodeScan(CodedRows(codes, coder), shortest=least, before=before)
+    found = later.nearest(rows[990:], 3)
+    assert made[4:] == [40]
+    truth = nearest_units(rows[990:], coder.decode(codes), 3)
+    np.testing.assert_array_equal(found.indices, truth.indices)
+    assert len(before.nearest(rows[:1], 3).indices[0]) == 3, "the earlier view is searched on"
