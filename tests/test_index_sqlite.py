@@ -22,9 +22,11 @@ from jaxtyping import Float
 
 from samething.errors import ArtefactError, FingerprintError, InputError
 from samething.files import Manifest, write_json, write_manifest
-from samething.index import AbstractIndex, SqliteIndex, create_index, open_index
+from samething.index import AbstractIndex, SqliteIndex, back_up, create_index, open_index, restore
 from samething.index.approximate import lower_bound
+from samething.index.sqlite_folder import bound_to
 from samething.retrieval import SharedProducts, exact_topk, nearest_units
+from samething.retrieval.codes import Coder
 
 DIM = 8
 MODEL = {"model_fingerprint": "a1b2c3d4e5f60718", "model_name": "small-64"}
@@ -93,10 +95,23 @@ def run(code: str, *arguments: object, **options) -> subprocess.Popen[str]:
     )
 
 
+def coder_of(codes: str) -> Coder | None:
+    return None if codes == "float32" else Coder.fit(rows([f"t{row}" for row in range(99)])[0], codes)
+
+
+def as_kept_by(index: AbstractIndex, vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    coder = index.description.coder
+    return vectors if coder is None else coder.decode(coder.encode(vectors))
+
+
+also_in_codes = pytest.mark.parametrize("index", ["float32", "int4"], indirect=True)
+
+
 @pytest.fixture
-def index(tmp_path: Path) -> AbstractIndex:
+def index(tmp_path: Path, request: pytest.FixtureRequest) -> AbstractIndex:
     """Three batches of 20 rows, one row deleted."""
-    made = create_index(tmp_path / "index", dim=DIM, **MODEL)
+    coder = coder_of(getattr(request, "param", "float32"))
+    made = create_index(tmp_path / "index", dim=DIM, **MODEL, coder=coder)
     for batch in range(3):
         made.add(*rows([f"{batch}-{row:02d}" for row in range(20)]))
     made.delete(["1-07"])
@@ -161,10 +176,11 @@ for number in range(25):
 # ---- killed and rival writers
 
 
-def test_killed_writers_lose_nothing_acknowledged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("codes", ["float32", "int4"])
+def test_killed_writers_lose_nothing_acknowledged(tmp_path: Path, codes: str) -> None:
     """Three processes write to one index at once and are killed (SIGKILL) at random moments."""
     folder = tmp_path / "index"
-    index = create_index(folder, dim=DIM, **MODEL)
+    index = create_index(folder, dim=DIM, **MODEL, coder=coder_of(codes))
     chance = random.Random()  # other moments in every run, on purpose
     writers = {name: run(ENDLESS_WRITER, folder, name) for name in "abc"}
     acknowledged: dict[str, list[int]] = {}
@@ -195,7 +211,7 @@ def test_killed_writers_lose_nothing_acknowledged(tmp_path: Path) -> None:
     names = [f"{name}-{batch}-{row}" for name in "abc" for batch in acknowledged[name] for row in range(20)]
     assert len(names) >= 40, "the writers were killed before they wrote"
     vectors, metadata = rows(names)
-    np.testing.assert_allclose(again.vectors(names), vectors, atol=1e-7)
+    np.testing.assert_allclose(again.vectors(names), as_kept_by(again, vectors), atol=1e-7)
     assert again.rows(names, ["path"])["path"].to_pylist() == [row["path"] for row in metadata]
     assert again.count() % 20 == 0, "a batch is there as a whole or not at all"
     assert again.verify().problems == ()
@@ -315,18 +331,19 @@ def test_vectors_of_a_killed_writer_are_overwritten(index: AbstractIndex) -> Non
 # ---- damage
 
 
-@pytest.mark.parametrize("name", ["vectors-1.f32", "rows-1.sqlite"])
+@also_in_codes
+@pytest.mark.parametrize("name", ["vectors-1.*", "rows-1.sqlite"])
 @pytest.mark.parametrize("what", ["truncated", "emptied", "gone"])
 def test_damaged_files_are_named(index: AbstractIndex, name: str, what: str) -> None:
     index.close()
-    damaged = Path(index.location) / name
+    (damaged,) = Path(index.location).glob(name)
     size = damaged.stat().st_size
     if what == "gone":
         damaged.unlink()
     else:
         os.truncate(damaged, size - 40 if what == "truncated" else 0)
     assert str(damaged) in "; ".join(open_or_problem(Path(index.location)))
-    if name == "vectors-1.f32" or what != "truncated":
+    if name == "vectors-1.*" or what != "truncated":
         with pytest.raises(ArtefactError) as caught:
             open_index(index.location)
         assert str(damaged) in caught.value.given
@@ -344,11 +361,15 @@ def everything(index: AbstractIndex) -> list[object]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "step"), [("vectors-1.f32", 37), ("rows-1.sqlite", 3499)])
+@pytest.mark.parametrize(
+    ("name", "step"), [("vectors-1.f32", 37), ("vectors-1.int4", 7), ("rows-1.sqlite", 3499)]
+)
 def test_a_flipped_byte_is_never_served_in_silence(tmp_path: Path, name: str, step: int) -> None:
     """Many bytes of each file in turn: an answer is right or refused, and verify sees what matters."""
     folder = tmp_path / "index"
-    index = create_index(folder, dim=DIM, **MODEL, extra_columns={"tags": "texts", "price": "number"})
+    coder = coder_of("int4" if name.endswith("int4") else "float32")
+    columns = {"tags": "texts", "price": "number"}
+    index = create_index(folder, dim=DIM, **MODEL, extra_columns=columns, coder=coder)
     for batch in range(3):
         vectors, items = rows([f"{batch}-{row:02d}" for row in range(20)])
         for number, item in enumerate(items):
@@ -741,7 +762,10 @@ import sys
 from samething.index import open_index
 
 old = open_index(sys.argv[1])
-fresh = old.beside(dim=old.dim, model_fingerprint=old.model_fingerprint, model_name=old.model_name)
+coder = old.description.coder
+fresh = old.beside(
+    dim=old.dim, model_fingerprint=old.model_fingerprint, model_name=old.model_name, coder=coder
+)
 print("ready", flush=True)
 sys.stdin.readline()
 while True:
@@ -776,6 +800,7 @@ def started(*processes: subprocess.Popen[str]) -> None:
         process.stdin.flush()
 
 
+@also_in_codes
 def test_compaction_keeps_every_row_and_drops_old_files(index: AbstractIndex) -> None:
     folder = Path(index.location)
     vectors, items = rows([f"c{start:02d}" for start in range(40)])
@@ -793,8 +818,11 @@ def test_compaction_keeps_every_row_and_drops_old_files(index: AbstractIndex) ->
         assert each.notes("collections") == {"a": {"domain": "cars"}}
     assert sum(path.stat().st_size for path in folder.iterdir()) < size
     assert {path.name for path in folder.glob("*-1.*")} == set()
-    assert (folder / "vectors-2.f32").stat().st_size == 4 * DIM * len(before)
-    np.testing.assert_array_equal(other.vectors(["c35"]), rows(["c35"])[0])
+    (kept,) = folder.glob("vectors-2.*")
+    num_bytes = 4 * DIM if index.description.coder is None else DIM // 2
+    assert kept.stat().st_size == num_bytes * len(before)
+    np.testing.assert_array_equal(other.vectors(["c35"]), as_kept_by(index, rows(["c35"])[0]))
+    assert other.search(rows(["c35"])[0], 1).ids.tolist() == [["c35"]]
     assert other.rows(["c35"], ["thumbnail"])["thumbnail"].to_pylist() == [b"y" * 2000]
     other.add(*rows(["late"]))
     assert index.count() == len(before) + 1
@@ -858,6 +886,7 @@ def test_a_rebuild_beside_compactions_and_a_writer_loses_nothing(
     assert index.verify().problems == () == open_index(folder).verify().problems
 
 
+@also_in_codes
 def test_a_killed_rebuild_goes_on_with_what_it_had(index: AbstractIndex) -> None:
     """Also when the index was compacted in between."""
     rebuilder = run(REBUILDER, index.location, "stop in the middle")
@@ -866,17 +895,20 @@ def test_a_killed_rebuild_goes_on_with_what_it_had(index: AbstractIndex) -> None
     rebuilder.kill()
     rebuilder.communicate()
     index.compact()
-    fresh = index.beside(dim=DIM, **MODEL)
+    fresh = index.beside(dim=DIM, **MODEL, coder=index.description.coder)
     assert fresh.count() == 59  # 50 and 9
     fresh.delete(["0-00"])
     assert not open_index(index.location).beside(dim=4, model_fingerprint="g", model_name="m").count()
-    assert not index.beside(dim=DIM, **MODEL).count()  # begun anew, since the other one took its place
+    assert not index.beside(
+        dim=DIM, **MODEL, coder=index.description.coder
+    ).count()  # begun anew, since the other one took its place
     with pytest.raises(ArtefactError, match="another process"):
         fresh.swap(index)
     assert index.count() == 59 and index.verify().problems == ()
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.002, 0.01, 0.03])
+@also_in_codes
+@pytest.mark.parametrize("moment", [0.0, 0.01])
 def test_a_killed_compaction_leaves_the_index_as_it_was(index: AbstractIndex, moment: float) -> None:
     before = ids_of(index)
     compacter = run(COMPACTER, index.location, 1000)
@@ -891,6 +923,28 @@ def test_a_killed_compaction_leaves_the_index_as_it_was(index: AbstractIndex, mo
     assert ids_of(index) == before
 
 
+def test_an_index_of_floats_becomes_one_of_codes_and_back(index: AbstractIndex, tmp_path: Path) -> None:
+    """By a rebuild; the least length of what was there before would have ended searches too early."""
+    for codes, suffix in (("int4", "int4"), ("int8", "int8"), ("float32", "f32")):
+        names = ids_of(index)
+        fresh = index.beside(dim=DIM, **MODEL, coder=coder_of(codes))
+        fresh.add(rows(names)[0], index.rows(names, list(index.description.columns)))
+        assert fresh.swap(index)
+        again = open_index(index.location)
+        vectors, truth = as_kept_by(again, rows(names)[0]), rows(names)[0]
+        assert again.description.codes == codes and again.verify().problems == ()
+        assert index.count() == 59, "a handle from before follows"
+        for each in (again, index):
+            hits = each.search(truth[:7], 3)
+            cosines = np.round(truth[:7].astype(float) @ vectors.astype(float).T, 6)
+            np.testing.assert_allclose(hits.scores, -np.sort(-cosines, axis=1)[:, :3], atol=1e-6)
+        assert {path.suffix[1:] for path in Path(index.location).glob("vectors-*")} == {suffix}
+        assert back_up(again, tmp_path / codes) == 59
+        copy = open_index(tmp_path / codes)
+        assert restore(copy, index) == 59 and bound_to(index.description) == bound_to(again.description)
+        assert index.search(truth[:7], 3).scores.tolist() == hits.scores.tolist()
+
+
 def test_another_model_ends_the_handles_of_the_first(index: AbstractIndex) -> None:
     reader = open_index(index.location)
     fresh = index.beside(dim=4, model_fingerprint="new0", model_name="new-4")
@@ -902,12 +956,14 @@ def test_another_model_ends_the_handles_of_the_first(index: AbstractIndex) -> No
     assert open_index(index.location, model_fingerprint="new0").count() == 4
 
 
+@also_in_codes
 def test_equal_vectors_are_written_once(index: AbstractIndex) -> None:
     """Other metadata of a row, as a moved file has, cost no place in the file of vectors."""
-    size = (Path(index.location) / "vectors-1.f32").stat().st_size
+    (kept,) = Path(index.location).glob("vectors-1.*")
+    size = kept.stat().st_size
     vectors, items = rows(["0-03", "1-07"])
     index.add(vectors, [{**item, "label": "moved"} for item in items])
-    assert (Path(index.location) / "vectors-1.f32").stat().st_size == size + 4 * DIM
+    assert kept.stat().st_size == size + index.description.vector_bytes
     assert index.search(vectors, 2, where={"label": "moved"}).ids.tolist() == [
         ["0-03", "1-07"], ["1-07", "0-03"],
     ]  # fmt: skip
