@@ -23,13 +23,7 @@ import numpy as np
 
 from samething.arrays import Embeddings, Queries
 from samething.errors import ArtefactError, FingerprintError, InputError, SamethingError
-from samething.files import (
-    Json,
-    disk_errors,
-    is_finished,
-    only_one_writer,
-    write_manifest,
-)
+from samething.files import Json, disk_errors, is_finished, only_one_writer, write_manifest
 from samething.index.approximate import Graph, RecallReport, tuned_graph
 from samething.index.conditions_and_hits import Condition, Hits, Verification
 from samething.index.description import ColumnKind, IndexDescription, RecordBatch, Table, item_rows
