@@ -24,6 +24,8 @@ from samething.export import export
 from samething.export.embedding_model import EmbeddingModel
 from samething.files import file_sha256, read_json, read_manifest
 from samething.images import decode, prepare
+from samething.index import open_index
+from samething.retrieval.codes import Coder
 from samething.search import Searcher
 from samething.training import train
 from samething.training.run import Run
@@ -67,9 +69,13 @@ def test_safetensors_hold_the_same_weights(line, torch_model):
 
 
 def test_scores_are_calibrated_on_the_validation_images(line, run, tmp_path, monkeypatch):
+    """A model whose vectors are kept in codes had no calibration."""
     features = run.features()
     rows = run.head.embed(np.asarray(features.rows))
-    expected = measure_no_match(rows, features.catalog, target_precision=0.5)
+    coder = Coder.fit(run.head.embed(np.asarray(features.rows[features.catalog.has_role("train")])), "int4")
+    kept = coder.decode(coder.encode(rows))  # a query stays whole, as in a search
+    expected = measure_no_match(kept, features.catalog, asked=rows, target_precision=0.5)
+    assert expected.fitted != measure_no_match(rows, features.catalog, target_precision=0.5).fitted
     assert read_json(line / "model" / "config.json")["calibration"] is None  # four queries are too few
     assert "Similarities are not probabilities" in (line / "model" / "README.md").read_text(encoding="utf-8")
     monkeypatch.setattr("samething.export.quality.LEAST_QUESTIONS", expected.fitted.num_with_positive)
@@ -108,7 +114,9 @@ def test_manifest_lists_every_file_with_its_checksum(line):
     manifest = read_manifest(folder, kind="model", format_version=2)
     listed = manifest.content["sha256"]
     on_disk = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {"manifest.json"}
-    assert set(listed) == on_disk == {"README.md", "config.json", "model.onnx", "model.safetensors"}
+    assert (
+        set(listed) == on_disk == {"README.md", "codes.npz", "config.json", "model.onnx", "model.safetensors"}
+    )
     assert all(file_sha256(folder / name) == checksum for name, checksum in listed.items())
     assert len({(folder / name).stat().st_mode for name in listed}) == 1  # readable to the same people
 
@@ -124,8 +132,13 @@ def test_configuration_is_complete_and_true(line, run):
     train_rows = features.catalog.has_role("train")
     assert config["training"]["num_images"] == train_rows.sum()
     assert config["training"]["num_classes"] == len(set(features.catalog.class_ids()[train_rows]))
+    assert config["form"]["codes"] == "int4" and config["parity"] is None
     embeddings = run.head.embed(features.rows)
-    result = evaluate_embeddings(embeddings, features.catalog)
+    coder, catalog = Embedder.load(line / "model").coder, features.catalog
+    kept = coder.decode(coder.encode(embeddings))
+    if not catalog.has_role("query+index").any():
+        kept[catalog.has_role("query")] = embeddings[catalog.has_role("query")]
+    result = evaluate_embeddings(kept, catalog)
     assert config["metrics"] == result.to_json()
     assert config["intervals"] == json.loads(json.dumps(result.intervals()))
     assert {"samething", "torch", "timm", "onnx", "numpy", "pillow"} <= set(config["versions"])
@@ -194,3 +207,13 @@ def test_a_damaged_finished_folder_is_not_called_finished(line, line_copy):
     (line_copy / "model" / "model.onnx").write_bytes(b"cut")
     with pytest.raises(Exception, match=r"model\.onnx"):
         export(line_copy / "run", output=line_copy / "model")
+
+
+def test_a_run_is_exported_and_indexed_as_it_was_trained_to_be_kept(line):
+    """512 numbers of 4 bits were exported and stored as floats: 2,048 bytes instead of 256."""
+    index = open_index(line / "index")
+    (vectors,) = (line / "index").glob("vectors-*")
+    assert vectors.name == "vectors-1.int4"
+    assert vectors.stat().st_size == 256 * index.count()
+    assert index.verify().problems == ()
+    assert "int4, 256 bytes each" in (line / "model" / "README.md").read_text(encoding="utf-8")

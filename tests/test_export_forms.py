@@ -107,6 +107,21 @@ def test_vectors_kept_in_fewer_bytes(tiny, vectors):
         Embedder.load(tiny / "codes int8")
 
 
+@pytest.mark.parametrize(
+    ("budget", "codes", "dim", "num_bytes"),
+    [(64, "float32", None, 64), (20, "int8", None, 16), (4, "int4", 8, 4)],
+)
+def test_a_budget_of_bytes_chooses_numbers_and_bits(tiny, budget, codes, dim, num_bytes):
+    made = written(tiny, f"{budget} bytes", bytes=budget)
+    assert (made.config["form"]["codes"], made.config["form"]["dim"]) == (codes, dim)
+    embedder = Embedder.load(tiny / f"{budget} bytes")
+    assert (embedder.coder.num_bytes if embedder.coder else 4 * embedder.dim) == num_bytes
+    assert made.parity is None or made.parity.vector_bytes == (64, num_bytes)
+    for other in ({"dim": 8}, {"codes": "int8"}):
+        with pytest.raises(InputError, match=f"--bytes {budget} with --dim or --codes"):
+            written(tiny, "never", bytes=budget, **other)
+
+
 def test_a_model_without_a_coder_says_so(tiny, vectors):
     with pytest.raises(InputError, match="stay float32") as error:
         Embedder.load(tiny / "full").encode(vectors)

@@ -102,8 +102,11 @@ def fit(
     def made(place: Path) -> Exported:
         if found.kept == "head":
             return export(run.folder, output=place)
-        dim = run.head.embedding_dim if found.kept == "principal components" else None
-        return write_backbone(load_from_metadata(extracted.backbone), extracted, place, dim=dim)
+        backbone_as_it_is = load_from_metadata(extracted.backbone)
+        if found.kept == "backbone":
+            return write_backbone(backbone_as_it_is, extracted, place, dim=None)
+        dim, codes = run.head.embedding_dim, run.config.codes
+        return write_backbone(backbone_as_it_is, extracted, place, dim=dim, codes=codes)
 
     model = beside(folder / "model", made)
 

@@ -76,7 +76,7 @@ class NoMatch:
 
 
 def best_answers(
-    embeddings: Embeddings, catalog: Catalog, *, role: Role
+    embeddings: Embeddings, catalog: Catalog, *, role: Role, asked: Embeddings | None = None
 ) -> tuple[Float[np.ndarray, " q"], Bool[np.ndarray, " q"], Float[np.ndarray, " q"]]:
     """The best score of each query that has a positive, whether it is right, and the best wrong score.
 
@@ -84,18 +84,19 @@ def best_answers(
     else.
     """
     task = RetrievalTask.of(catalog, role)
-    found, is_right = task.answers(embeddings)
-    asked = task.relevant.counts > 0
+    found, is_right = task.answers(embeddings, asked=asked)
+    has_answer = task.relevant.counts > 0
     wrong = ~is_right & (found.indices >= 0)
     places = np.arange(len(wrong))
     best_wrong = np.where(wrong.any(axis=1), found.scores[places, wrong.argmax(axis=1)], -1.0)
-    return found.scores[asked, 0], is_right[asked, 0], best_wrong[asked]
+    return found.scores[has_answer, 0], is_right[has_answer, 0], best_wrong[has_answer]
 
 
 def fit_calibration(
     embeddings: Embeddings,
     catalog: Catalog,
     *,
+    asked: Embeddings | None = None,
     target_precision: float = 0.95,
     sure: bool = True,
 ) -> Calibration:
@@ -106,13 +107,14 @@ def fit_calibration(
     Args:
         embeddings: one row a catalog row.
         catalog: with validation images, which are queries and index.
+        asked: the embeddings as queries are compared, where an index keeps them otherwise.
         target_precision: share of the answers that is to be right.
         sure: as in :meth:`Calibration.fit`.
 
     Raises:
         InputError: there are no validation images, or all answers are right or all wrong.
     """
-    best, right, wrong = best_answers(embeddings, catalog, role="val")
+    best, right, wrong = best_answers(embeddings, catalog, role="val", asked=asked)
     return Calibration.fit(
         np.concatenate([best, wrong]),
         np.concatenate([right, np.zeros(len(wrong), dtype=bool)]),
@@ -123,15 +125,23 @@ def fit_calibration(
     )
 
 
-def measure_no_match(embeddings: Embeddings, catalog: Catalog, *, target_precision: float = 0.95) -> NoMatch:
+def measure_no_match(
+    embeddings: Embeddings,
+    catalog: Catalog,
+    *,
+    asked: Embeddings | None = None,
+    target_precision: float = 0.95,
+) -> NoMatch:
     """Fit on the validation images for an index of the test's size, measure on the test images.
+
+    Arguments are those of :func:`fit_calibration`.
 
     Raises:
         InputError: as :func:`fit_calibration`; or no test query has a positive.
     """
-    fitted = fit_calibration(embeddings, catalog, target_precision=target_precision)
+    fitted = fit_calibration(embeddings, catalog, asked=asked, target_precision=target_precision)
     calibration = fitted.for_index(len(rows_by_role(catalog, "test")[1]))
-    best, right, wrong = best_answers(embeddings, catalog, role="test")
+    best, right, wrong = best_answers(embeddings, catalog, role="test", asked=asked)
     if not len(best):
         raise InputError(
             "no test query has a positive",

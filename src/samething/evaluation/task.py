@@ -64,18 +64,20 @@ class RetrievalTask:
         )
         return cls(queries, gallery, leave_out, relevant)
 
-    def answers(self, embeddings: Embeddings, *, depth: int = 1) -> tuple[TopK, Bool[np.ndarray, "q k"]]:
+    def answers(
+        self, embeddings: Embeddings, *, asked: Embeddings | None = None, depth: int = 1
+    ) -> tuple[TopK, Bool[np.ndarray, "q k"]]:
         """What every query finds, so deep that a wrong entry is among it; and what of it is right.
 
         Args:
             embeddings: one row per catalog row.
+            asked: the same as queries are compared; by default the very same.
             depth: least number of entries.
         """
         # one entry more than are right, so that a wrong one is among them
         depth = max(depth, int(self.relevant.counts.max(initial=0)) + 1)
-        found = exact_topk(
-            embeddings[self.queries], embeddings[self.gallery], depth, leave_out=self.leave_out
-        )
+        queries = (embeddings if asked is None else asked)[self.queries]
+        found = exact_topk(queries, embeddings[self.gallery], depth, leave_out=self.leave_out)
         return found, self.is_right(np.arange(len(self.queries))[:, None], found.indices)
 
     def is_right(self, queries: Int[np.ndarray, ...], entries: Int[np.ndarray, ...]) -> Bool[np.ndarray, ...]:

@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 import cyclopts
 
+from samething.errors import InputError
 from samething.export.exported import Exported
 from samething.export.form import Form, Format, ModelPrecision
-from samething.retrieval.codes import StoredCodes
+from samething.retrieval.codes import StoredCodes, within_budget
 
 __all__ = ["Exported", "Form", "export"]
 
@@ -28,7 +29,8 @@ def export(
     preprocessing_inside: bool = False,
     precision: ModelPrecision = "float32",
     dim: int | None = None,
-    codes: StoredCodes = "float32",
+    codes: StoredCodes | None = None,
+    bytes: int | None = None,  # noqa: A002
     average: tuple[Path, ...] = (),
     soup: Literal["uniform", "greedy"] = "uniform",
     interpolate: float = 1.0,
@@ -37,8 +39,9 @@ def export(
 ) -> Exported:
     """Write a model folder: ONNX, safetensors, configuration and a card, checked against torch.
 
-    Smaller and faster forms (--precision, --dim, --codes, --preprocessing-inside) are measured against the
-    model in float32 on the test images; one that loses more than the tolerance is refused.
+    Vectors are kept as the run was trained for: with the recipe universal 512 numbers of 4 bits, 256 bytes.
+    Smaller and faster forms (--precision, --dim, --codes, --bytes, --preprocessing-inside) are measured
+    against the model in float32 on the test images; one that loses more than the tolerance is refused.
 
     Args:
         run: the finished run folder.
@@ -52,7 +55,10 @@ def export(
         precision: of the weights; float16 halves the file, int8 quarters it and computes in whole numbers,
             calibrated on training images.
         dim: keep the first numbers of the embedding only; good where matryoshka_dims trained them.
-        codes: how vectors are kept: float32, int8 (a quarter of the bytes) or int4 (an eighth).
+        codes: how vectors are kept: float32, int8 (a quarter of the bytes) or int4 (an eighth); by default as
+            the run was trained for.
+        bytes: of a kept vector, at most: all numbers of the embedding in as many bits as fit, or its first
+            ones in 4 bits. Instead of --dim and --codes.
         average: further runs whose weights are averaged with the first (a model soup); same start, same
             features.
         soup: uniform averages all; greedy keeps those that do not make the validation worse.
@@ -72,9 +78,22 @@ def export(
     """
     from samething.export.model_folder import write_model
     from samething.export.soups import Mix
+    from samething.training.run import Run
 
+    trained = Run.open(Path(run), moved=tuple(Path(folder) for folder in features))
+    if bytes is not None:
+        if dim is not None or codes is not None:
+            raise InputError(
+                f"--bytes {bytes} with --dim or --codes",
+                expected="a budget, from which these two follow, or the two",
+                next_step="leave one of them out",
+            )
+        dim, codes = within_budget(trained.head.embedding_dim, bytes)
+        dim = None if dim == trained.head.embedding_dim else dim
+    elif codes is None:
+        codes = "float32" if format == "guiec" else trained.config.codes
     return write_model(
-        Path(run),
+        trained,
         Path(output),
         Form(
             format=format,

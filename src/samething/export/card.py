@@ -15,6 +15,7 @@ from samething.evaluation import EvaluationResult
 from samething.evaluation.no_match import NoMatch
 from samething.export.embedding_model import Source
 from samething.files import Json
+from samething.retrieval.codes import bytes_per_vector
 from samething.training.run import Run
 
 CODE_LICENCE: Final = "Apache-2.0"
@@ -77,7 +78,11 @@ def card(config: Mapping[str, Json]) -> str:
         return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
     templates = jinja2.Environment(loader=jinja2.PackageLoader("samething"), keep_trailing_newline=True)
-    text = templates.get_template("model_card.md").render(**config, percent=percent)
+    text = templates.get_template("model_card.md").render(
+        **config,
+        percent=percent,
+        vector_bytes=bytes_per_vector(config["embedding_dim"], config["form"]["codes"]),
+    )
     text = re.sub(r"\n{3,}", "\n\n", text)
     return (
         _hub_header(config) if config["form"]["format"] in ("hub", "sentence-transformers") else ""

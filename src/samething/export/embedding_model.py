@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from samething.errors import InputError
 from samething.features import FeatureSet
 from samething.files import Json, require_same
 from samething.heads import Head
+from samething.retrieval.codes import StoredCodes
 from samething.training.run import Run
 
 TUNED_NAME: Final = "backbone.safetensors"
@@ -59,8 +61,16 @@ class Source:
     head: Head
     described: bool = True
     """Whether the feature folder holds features of this very backbone; not so where tuned ones were mixed."""
+    codes: StoredCodes = "float32"
+    """How its vectors are meant to be kept, and were when it was measured."""
     mix: Mapping[str, Json] | None = None
     """Which runs were averaged, and how far towards their start."""
+
+    @property
+    def training(self) -> Float[np.ndarray, "t w"]:
+        """Features of the training images, or of all where none is for training."""
+        is_training = self.features.catalog.has_role("train")
+        return np.asarray(self.features.rows[is_training if is_training.any() else slice(None)])
 
     @property
     def model(self) -> EmbeddingModel:
@@ -81,6 +91,7 @@ def source_of(run: Run, *, weights: Path | None) -> Source:
         features=features,
         backbone=backbone_of(run, features, weights=weights),
         head=run.head,
+        codes=run.config.codes,
     )
 
 

@@ -10,7 +10,9 @@ from rich.console import Group
 from rich.markup import escape
 from rich.text import Text
 
+from samething.embedder import form_of
 from samething.files import Json
+from samething.retrieval.codes import bytes_per_vector
 
 if TYPE_CHECKING:
     from samething.export.parity import Parity
@@ -35,8 +37,9 @@ class Exported:
             if self.largest_difference is None
             else f"vectors equal torch's within {self.largest_difference:.0e}"
         )
+        dim, codes = self.config["embedding_dim"], form_of(self.config)["codes"]
         line = (
-            f"[bold]{escape(str(self.folder))}[/bold]: {self.config['backbone']['name']} + "
-            f"{self.config['embedding_dim']}-d head, {size:.0f} MB, {checked}"
+            f"[bold]{escape(str(self.folder))}[/bold]: {self.config['backbone']['name']} + {dim}-d head, "
+            f"{bytes_per_vector(dim, codes):,} bytes per image ({codes}), {size:.0f} MB, {checked}"
         )
         return Group(Text.from_markup(line), self.parity) if self.parity else line

@@ -54,10 +54,13 @@ class Form:
         """Whether vectors are computed otherwise than by the float32 graph from prepared pixels."""
         return self.precision != "float32" or self.input == "images"
 
-    @property
-    def loses(self) -> bool:
-        """Whether retrieval may get worse, so that parity has to be measured."""
-        return self.changes_arithmetic or self.dim is not None or self.codes != "float32"
+    def loses(self, own: StoredCodes) -> bool:
+        """Whether retrieval may get worse than that of the run, so that parity has to be measured.
+
+        Args:
+            own: the codes that the run was trained for and measured with.
+        """
+        return self.changes_arithmetic or self.dim is not None or self.codes not in ("float32", own)
 
     def to_json(self) -> dict[str, Json]:
         """Plain JSON values."""

@@ -37,6 +37,7 @@ from samething.files import (
     write_manifest,
 )
 from samething.heads import HeadConfig, HeadKind, build_head
+from samething.retrieval.codes import StoredCodes
 from samething.training.run import Run
 
 REFUSED_NAME: Final = "refused.json"
@@ -49,7 +50,7 @@ _OURS: Final = re.compile(
 
 
 def write_model(
-    run: Path,
+    trained: Run,
     output: Path,
     form: Form,
     mix: Mix,
@@ -61,7 +62,6 @@ def write_model(
     allow_quality_loss: bool,
 ) -> Exported:
     """Write a model folder; see :func:`samething.export.export`."""
-    trained = Run.open(run, moved=features)
     others = [Run.open(other, moved=features) for other in mix.runs]
     made_from: dict[str, Json] = {
         "run": trained.manifest.fingerprint,
@@ -85,7 +85,13 @@ def write_model(
 
 
 def write_backbone(
-    backbone: Backbone, features: FeatureSet, output: Path, *, dim: int | None, name: str | None = None
+    backbone: Backbone,
+    features: FeatureSet,
+    output: Path,
+    *,
+    dim: int | None,
+    codes: StoredCodes = "float32",
+    name: str | None = None,
 ) -> Exported:
     """Write the model folder of a backbone without training: its feature as it is, or principal components.
 
@@ -95,6 +101,7 @@ def write_backbone(
             none; test images give metrics, and validation images the calibration.
         output: the model folder.
         dim: numbers in an embedding; None for the feature as it is.
+        codes: how its vectors are kept.
         name: name of the model; by default the folder's.
 
     Raises:
@@ -112,12 +119,14 @@ def write_backbone(
     config = HeadConfig(kind=kind, embedding_dim=dim or backbone.width, standardise=dim is not None)
     head = build_head(config, backbone.width)
     head.fit(features.rows, rows)
+    form = Form(codes=codes)
     made_from: dict[str, Json] = {
         "backbone": backbone.metadata(),
         "head": {"kind": kind, "weights": weights_fingerprint(head)},
+        **form.made_from,
     }
-    source = Source(run=None, features=features, backbone=backbone, head=head.eval())
-    return _write(output, lambda: source, Form(), made_from, name=name)
+    source = Source(run=None, features=features, backbone=backbone, head=head.eval(), codes=codes)
+    return _write(output, lambda: source, form, made_from, name=name)
 
 
 def _write(

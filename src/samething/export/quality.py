@@ -23,6 +23,7 @@ from samething.export.parity import Change, Parity, Role
 from samething.heads import Head
 from samething.images import Preprocessing, decode, prepare
 from samething.progress import progress_bar
+from samething.retrieval.codes import Coder
 from samething.statistics import paired_difference
 
 LEAST_QUESTIONS: Final = 100
@@ -52,10 +53,12 @@ def measured(
     catalog = source.features.catalog
     if reference is None:
         if source.described or not _has_test(catalog):
-            return metrics_on_test(source, head), None
+            return metrics_on_test(source, head, embedder.coder), None
         tested = catalog.take(_rows_of(catalog, "test"))
         vectors, readable = _embedded(embedder, tested)
-        return evaluate_embeddings(vectors[readable], tested.take(readable)), None
+        tested = tested.take(readable)
+        kept = _as_found(vectors[readable], tested, embedder.coder)
+        return evaluate_embeddings(kept, tested), None
     role = _measured_role(catalog)
     rows = _rows_of(catalog, role)
     tested = catalog.take(rows)
@@ -70,13 +73,7 @@ def measured(
     else:
         after = head.embed(np.asarray(source.features.rows[rows]))
     before, after, tested = before[readable], after[readable], tested.take(readable)
-    queries_coded = False
-    if embedder.coder is not None:
-        whole, after = after, embedder.decode(embedder.encode(after))
-        # queries stay whole where no image is query and index
-        queries_coded = role == "val" or bool(tested.has_role("query+index").any())
-        if not queries_coded:
-            after[tested.has_role("query")] = whole[tested.has_role("query")]
+    after = _as_found(after, tested, embedder.coder)
     first, second = (evaluate_embeddings(vectors, tested, role=role) for vectors in (before, after))
     parity = Parity(
         measured_on=role,
@@ -88,34 +85,53 @@ def measured(
             embedder.coder.num_bytes if embedder.coder else 4 * head.embedding_dim,
         ),
         images_per_s=_speeds(reference, embedder, tested, form),
-        queries_coded=queries_coded,
+        queries_coded=embedder.coder is not None and not _is_asked_alone(tested),
     )
     return (second if role == "test" else None), parity
 
 
-def metrics_on_test(source: Source, head: Head) -> EvaluationResult | None:
+def metrics_on_test(source: Source, head: Head, coder: Coder | None) -> EvaluationResult | None:
     """Metrics of the test images from the cached features; None where there are none."""
     catalog = source.features.catalog
     if not source.described or not _has_test(catalog):
         return None
     rows = _rows_of(catalog, "test")
-    return evaluate_embeddings(head.embed(np.asarray(source.features.rows[rows])), catalog.take(rows))
+    vectors, tested = head.embed(np.asarray(source.features.rows[rows])), catalog.take(rows)
+    return evaluate_embeddings(_as_found(vectors, tested, coder), tested)
 
 
-def no_match(source: Source, head: Head, form: Form) -> NoMatch | None:
+def _is_asked_alone(tested: Catalog) -> bool:
+    """Whether images are either queries or index, so that queries can stay whole."""
+    return bool(tested.has_role("query").any() and not tested.has_role("query+index").any())
+
+
+def _as_found(vectors: Embeddings, tested: Catalog, coder: Coder | None) -> Embeddings:
+    """Vectors as a search compares them: those of the index as they come back from their codes."""
+    if coder is None:
+        return vectors
+    kept = coder.decode(coder.encode(vectors))
+    if _is_asked_alone(tested):
+        kept[tested.has_role("query")] = vectors[tested.has_role("query")]
+    return kept
+
+
+def no_match(source: Source, head: Head, form: Form, coder: Coder | None) -> NoMatch | None:
     """What scores mean, by the validation images, and how true that is of the test images.
 
     None where they are too few or too hard for any answer to be sure enough, and where scores are other ones
     than the head's own.
     """
-    if not source.described or form.precision == "int8" or form.codes != "float32":
+    if not source.described or form.precision == "int8":
         return None
     catalog = source.features.catalog
     try:
         used = [rows_by_role(catalog, role) for role in ("val", "test")]
         rows = np.unique(np.concatenate([part for pair in used for part in pair]))
         embeddings = head.embed(np.asarray(source.features.rows[rows]))
-        found = measure_no_match(embeddings, catalog.take(rows), target_precision=NO_MATCH_PRECISION)
+        kept = embeddings if coder is None else coder.decode(coder.encode(embeddings))
+        found = measure_no_match(
+            kept, catalog.take(rows), asked=embeddings, target_precision=NO_MATCH_PRECISION
+        )
     except InputError:  # no images of a role, or all answers right: nothing to learn from
         return None
     fitted = found.fitted

@@ -82,12 +82,13 @@ def write_files(output: Path, source: Source, form: Form, *, name: str, toleranc
     parity: Parity | None = None
     if form.format == "guiec":
         difference = write_submission(model, output / "submission.zip", pixels)
-        result = metrics_on_test(source, head)
+        result, coder = metrics_on_test(source, head, None), None
     else:
         try:
             graph = output / WORK / "model" / "model.onnx"
             difference = _write_checked_graph(model, graph, pixels)
             embedder, reference = _written_form(output, graph, source, head, form)
+            coder = embedder.coder
             result, parity = measured(source, head, embedder, reference, form, tolerance)
             if form.format == "sentence-transformers":
                 write_sentence_transformer(model, output)
@@ -97,7 +98,7 @@ def write_files(output: Path, source: Source, form: Form, *, name: str, toleranc
                 file.replace(output / file.name)
         finally:
             shutil.rmtree(output / WORK, ignore_errors=True)
-    config = configuration(name, source, form.to_json(), result, no_match(source, head, form))
+    config = configuration(name, source, form.to_json(), result, no_match(source, head, form, coder))
     config["embedding_dim"] = config["head"]["embedding_dim"] = head.embedding_dim
     config["parity"] = parity.to_json() if parity else None
     if form.format == "hub":
@@ -148,7 +149,7 @@ def _written_form(
     preprocessing = source.backbone.preprocessing
     catalog = source.features.catalog
     reference = None
-    if form.loses:
+    if form.loses(source.codes):
         whole = graph.parent.parent / "reference" / "model.onnx"
         whole.parent.mkdir()
         if not _write_joined(source.model, whole):
@@ -171,8 +172,7 @@ def _written_form(
         with_preprocessing_inside(graph, preprocessing)
     coder = None
     if form.codes != "float32":
-        embeddings = head.embed(np.asarray(source.features.rows[catalog.has_role("train")]))
-        coder = Coder.fit(embeddings, form.codes)
+        coder = Coder.fit(head.embed(source.training), form.codes)
         with atomic_path(output / "codes.npz") as partial:
             coder.write(partial)
     return _opened(graph, source, head.embedding_dim, form, coder), reference

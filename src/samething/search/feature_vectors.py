@@ -115,7 +115,7 @@ def _linear_head(
         )
     form = embedder.form
     path = embedder.folder / "model.safetensors"
-    plain = {"input": "pixels", "precision": "float32", "dim": None, "codes": "float32"}
+    plain = {"input": "pixels", "precision": "float32", "dim": None}
     is_plain = all(form[name] == value for name, value in plain.items())
     if embedder.config["head"]["kind"] not in ("linear", "pca") or not is_plain or not path.exists():
         raise InputError(
