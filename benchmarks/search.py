@@ -1,12 +1,16 @@
 """Search and sync of the embedded index against their rivals and limits, ratios in one run.
 
     python benchmarks/search.py query --rows 100000 1000000   # latency and recall
+    python benchmarks/search.py query --rows 100000 --dim 512 # where codes matter: 2,048 bytes or 256
+    python benchmarks/search.py changes --rows 1000000        # what a change costs an open searcher
     python benchmarks/search.py sync --images 100000        # bringing an unchanged folder up to date
 
-Query: vectors of 64 dimensions around 35,000 centres, and queries around the same centres. Each engine
+Query: vectors around 35,000 centres, and queries around the same centres. Each engine
 answers the same queries in turns (a slice of them a round), with one client and with eight threads.
 Recall@5 is the share of the five nearest rows, by float64, that an engine returns. The floor is the bytes
 of the float32 vectors over the rate at which this machine reads memory, measured between the rounds.
+
+Changes: one handle asks without end, another adds or deletes rows; the first question after it is timed.
 
 Sync: a folder of small files that all have the names of images and different content; no image is opened,
 because none changed. The rival is our own writing of what rclip (github.com/yurijmikhalevich/rclip) does at
@@ -27,13 +31,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from samething.index import SqliteIndex, create_index
+from samething.index import SqliteIndex, create_index, open_index
 from samething.retrieval import exact_topk, nearest_units
+from samething.retrieval.codes import Coder, StoredCodes
 
 DIM, NUM_CENTRES, K = 64, 35_000, 5
 NOISE = 0.7
@@ -46,11 +52,11 @@ Ask = Callable[[np.ndarray], list[int]]
 # ---- vectors
 
 
-def clustered(num_rows: int, seed: int) -> np.ndarray:
+def clustered(num_rows: int, seed: int, dim: int = DIM) -> np.ndarray:
     """Unit float32 rows around the same centres whatever the seed."""
-    centres = _unit(np.random.default_rng(0).standard_normal((NUM_CENTRES, DIM), dtype=np.float32))
+    centres = _unit(np.random.default_rng(0).standard_normal((NUM_CENTRES, dim), dtype=np.float32))
     random = np.random.default_rng(seed)
-    noise = random.standard_normal((num_rows, DIM), dtype=np.float32) * np.float32(NOISE / DIM**0.5)
+    noise = random.standard_normal((num_rows, dim), dtype=np.float32) * np.float32(NOISE / dim**0.5)
     return _unit(centres[random.integers(0, NUM_CENTRES, num_rows)] + noise)
 
 
@@ -72,9 +78,10 @@ def read_rate(rows: np.ndarray) -> float:
 # ---- engines: each a function from a query to row numbers
 
 
-def filled_index(folder: Path, rows: np.ndarray) -> SqliteIndex:
+def filled_index(folder: Path, rows: np.ndarray, codes: StoredCodes = "float32") -> SqliteIndex:
     """Our index with a path and a label per row."""
-    index = create_index(folder, dim=DIM, **IDENTITY)
+    coder = None if codes == "float32" else Coder.fit(clustered(20_000, 3, rows.shape[1]), codes)
+    index = create_index(folder, dim=rows.shape[1], **IDENTITY, coder=coder)
     assert isinstance(index, SqliteIndex)
     for start in range(0, len(rows), 50_000):
         part = rows[start : start + 50_000]
@@ -97,12 +104,16 @@ def engines(rows: np.ndarray, scratch: Path) -> dict[str, Ask]:
     """All of them, made from the same vectors."""
     import faiss
 
-    flat, graph = faiss.IndexFlatIP(DIM), faiss.IndexHNSWFlat(DIM, 32, faiss.METRIC_INNER_PRODUCT)
+    dim = rows.shape[1]
+    flat, graph = faiss.IndexFlatIP(dim), faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
     _timed("FAISS flat", lambda: flat.add(rows))
     _timed("FAISS HNSW", lambda: graph.add(rows))
     graph.hnsw.efSearch = 64
     faiss.omp_set_num_threads(1)  # both were built on all cores; a query gets one, as ours does
     exact = _timed("our index", lambda: filled_index(scratch / "exact", rows))
+    kinds: tuple[StoredCodes, ...] = ("int8", "int4")
+    made = {kind: _timed(kind, partial(filled_index, scratch / kind, rows, kind)) for kind in kinds}
+    coded = {f"ours, exact among {kind}": by_index(made[kind], ["path", "label"]) for kind in kinds}
     tuned = _timed("our index to be tuned", lambda: filled_index(scratch / "tuned", rows))
     print("   ", _timed("tuning", lambda: tuned.tune(0.98, k=K)).__rich__())
     return {
@@ -111,6 +122,7 @@ def engines(rows: np.ndarray, scratch: Path) -> dict[str, Ask]:
         "ours, exact, the search alone": lambda query: (
             nearest_units(query[None], rows, K).indices[0].tolist()
         ),
+        **coded,
         "ours, tuned to 0.98": by_index(tuned, ["path", "label"]),
         "FAISS flat": by_faiss(flat),
         "FAISS HNSW (M 32, ef 64)": by_faiss(graph),
@@ -152,10 +164,10 @@ def latencies(ask: Ask, queries: np.ndarray, num_clients: int) -> tuple[list[flo
     return times, answers, time.perf_counter() - started
 
 
-def compare_queries(num_rows: int, *, num_queries: int, rounds: int, scratch: Path) -> None:
+def compare_queries(num_rows: int, *, dim: int, num_queries: int, rounds: int, scratch: Path) -> None:
     """Print the table of one size."""
-    print(f"\n{num_rows:,} rows of {DIM} dimensions around {NUM_CENTRES:,} centres", flush=True)
-    rows, queries = clustered(num_rows, 1), clustered(num_queries, 2)
+    print(f"\n{num_rows:,} rows of {dim} dimensions around {NUM_CENTRES:,} centres", flush=True)
+    rows, queries = clustered(num_rows, 1, dim), clustered(num_queries, 2, dim)
     truth = exact_topk(queries, rows, K, normalised=True).indices
     asked = engines(rows, scratch)
     for ask in asked.values():  # loads what is loaded once
@@ -197,6 +209,44 @@ def compare_queries(num_rows: int, *, num_queries: int, rounds: int, scratch: Pa
 
 def _ms(seconds: list[float], percentile: int) -> str:
     return f"{1e3 * np.percentile(seconds, percentile):.2f}"
+
+
+# ---- changes
+
+
+def compare_changes(num_rows: int, *, dim: int, rounds: int, scratch: Path) -> None:
+    """Print what the first question after a change costs beyond any other."""
+    print(f"\n{num_rows:,} rows of {dim} dimensions, {rounds} changes each; milliseconds\n")
+    print("| kept as | change | a question | the first one after it, median | worst |")
+    print("| --- | --- | --- | --- | --- |")
+    rows, queries = clustered(num_rows, 1, dim), clustered(200, 2, dim)
+    kinds: tuple[StoredCodes, ...] = ("float32", "int4")
+    for kind in kinds:
+        writer = filled_index(scratch / kind, rows, kind)
+        asking = open_index(scratch / kind)
+
+        def ask(number: int) -> float:
+            started = time.perf_counter()
+            asking.search(queries[number % 200][None], K, columns=["path"])  # noqa: B023
+            return 1e3 * (time.perf_counter() - started)
+
+        for number in range(5):
+            ask(number)
+        for name, size in (("one row added", 1), ("256 rows added", 256), ("one row deleted", 0)):
+            usual, first = [], []
+            for number in range(rounds):
+                if size:
+                    names = [f"{name} {number} {row}" for row in range(size)]
+                    writer.add(clustered(size, 10 + number, dim), [{"id": each} for each in names])
+                else:
+                    writer.delete([f"{number:09d}"])
+                first.append(ask(number))
+                usual += [ask(number + again) for again in range(5)]
+            print(
+                f"| {kind} | {name} | {statistics.median(usual):.1f} | {statistics.median(first):.1f} "
+                f"| {max(first):.1f} |",
+                flush=True,
+            )
 
 
 # ---- sync
@@ -317,20 +367,19 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parts = parser.add_subparsers(dest="part", required=True)
-    query, sync = parts.add_parser("query"), parts.add_parser("sync")
-    query.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
-    query.add_argument("--queries", type=int, default=300)
-    sync.add_argument("--images", type=int, default=100_000)
-    for part in (query, sync):
+    query, changes, sync = (parts.add_parser(name) for name in ("query", "changes", "sync"))
+    for part in (query, changes):
+        part.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
+        part.add_argument("--dim", type=int, default=DIM)
+    query.add_argument("--queries", type=int, dest="num_queries", default=300)
+    sync.add_argument("--images", type=int, nargs="+", dest="rows", default=[100_000])
+    for part in (query, changes, sync):
         part.add_argument("--rounds", type=int, default=5)
-    asked = parser.parse_args(arguments)
-    sizes = asked.rows if asked.part == "query" else [asked.images]
-    for size in sizes:
+    asked = vars(parser.parse_args(arguments))
+    compare = {"query": compare_queries, "changes": compare_changes, "sync": compare_syncs}[asked.pop("part")]
+    for size in asked.pop("rows"):
         with tempfile.TemporaryDirectory() as scratch:
-            if asked.part == "query":
-                compare_queries(size, num_queries=asked.queries, rounds=asked.rounds, scratch=Path(scratch))
-            else:
-                compare_syncs(size, rounds=asked.rounds, scratch=Path(scratch))
+            compare(size, **asked, scratch=Path(scratch))
 
 
 if __name__ == "__main__":
