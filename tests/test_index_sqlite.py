@@ -655,11 +655,13 @@ def near_centres(num_rows: int, seed: int) -> Float[np.ndarray, "n d"]:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_approximate_search_reaches_the_recall_it_was_tuned_to(tmp_path: Path) -> None:
+@pytest.mark.parametrize("codes", ["float32", "int4"])
+def test_approximate_search_reaches_the_recall_it_was_tuned_to(tmp_path: Path, codes: str) -> None:
     """Also on queries that are not rows, which is what the lower bound promises."""
     vectors = near_centres(4000, seed=4)
     rows = [{"id": f"r{row:05d}", "domain": "rare" if row % 500 == 0 else "it's"} for row in range(4000)]
-    index = SqliteIndex.create(tmp_path / "i", dim=16, model_fingerprint="f", model_name="m")
+    coder = None if codes == "float32" else Coder.fit(vectors, codes)
+    index = SqliteIndex.create(tmp_path / "i", dim=16, model_fingerprint="f", model_name="m", coder=coder)
     index.add(vectors, rows)
     queries = np.concatenate([vectors[:50], near_centres(150, seed=5)])
     exact = [index.search(query[None], 6) for query in queries]

@@ -24,7 +24,7 @@ from samething.files import atomic_path, file_sha256
 from samething.index.generation import Generation
 from samething.index.ranked import SPARE, nearest_rows
 from samething.index.sqlite_rows import Connection, Slots
-from samething.index.view import View
+from samething.index.view import Searched, View
 from samething.retrieval import nearest_units
 from samething.retrieval.codes import CodedRows
 
@@ -125,7 +125,7 @@ def candidates(nodes: Any, query: Float[np.ndarray, " d"], num: int, *, breadth:
 
 def tuned_graph(
     path: Path,
-    vectors: Float[np.ndarray, "n d"] | CodedRows,
+    searched: Searched,
     slots: Slots,
     *,
     target: float,
@@ -138,7 +138,7 @@ def tuned_graph(
 
     Args:
         path: the file to write.
-        vectors: by slot, float32 of length 1, or codes of such.
+        searched: all vectors by slot.
         slots: those that have a row, ascending.
         target: recall whose lower 95 % bound is to be reached, in (0, 1].
         k: neighbours per query.
@@ -157,7 +157,7 @@ def tuned_graph(
             expected=f"at least {LEAST_ROWS:,}: smaller ones are searched exactly in no time",
             next_step="leave it as it is",
         )
-    faiss = _faiss()
+    faiss, vectors = _faiss(), searched.gallery
     random = np.random.default_rng(0)
     sample = np.sort(random.choice(slots, min(num_queries, len(slots) // 10), replace=False))
     rest = np.setdiff1d(slots, sample, assume_unique=True)
@@ -168,7 +168,7 @@ def tuned_graph(
     graph.train(vectors[random.choice(slots, min(len(slots), _ROWS_AT_A_TIME), replace=False)])
     nodes = faiss.IndexIDMap(graph)
     _add(nodes, vectors, rest)
-    expected, exact_ms = _expected(vectors, sample, rest, k)
+    expected, exact_ms = _expected(searched, sample, rest, k)
     tried: dict[str, float] = {}
     breadth, recall, latency = 16, 0.0, exact_ms
     while True:
@@ -239,15 +239,12 @@ def _add(nodes: Any, vectors: Float[np.ndarray, "n d"] | CodedRows, slots: Slots
             progress.advance(task, len(part))
 
 
-def _expected(
-    vectors: Float[np.ndarray, "n d"] | CodedRows, sample: Slots, rest: Slots, k: int
-) -> tuple[list[set[int]], float]:
+def _expected(searched: Searched, sample: Slots, rest: Slots, k: int) -> tuple[list[set[int]], float]:
     """The ``k`` nearest of the rest for each sampled row, and the median milliseconds of an exact query."""
-    gallery = vectors.take(rest, axis=0)
-    top = nearest_units(vectors[sample], gallery, k)
-    times = []
-    for row in sample[:20]:
+    others, queries, times = searched.among(rest), searched.gallery[sample], []
+    top = others.nearest(queries, k)
+    for row in range(min(20, len(sample))):
         started = time.perf_counter()
-        nearest_units(vectors[row : row + 1], gallery, k)
+        others.nearest(queries[row : row + 1], k)
         times.append(time.perf_counter() - started)
     return [set(rest[places].tolist()) for places in top.indices], 1e3 * float(np.median(times))

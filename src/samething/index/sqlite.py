@@ -327,10 +327,10 @@ class SqliteIndex(AbstractIndex):
             InputError: a recall out of range, or too few rows.
         """
         with self.reading() as ((db, view), generation):
-            vectors = generation.checked(db, view).vectors
+            searched = generation.checked(db, view).searched
             slots = np.flatnonzero(~view.is_dead)
             path = graph_path(self.folder, generation.number)
-            report = tuned_graph(path, vectors, slots, target=recall, k=k, num_queries=num_queries)
+            report = tuned_graph(path, searched, slots, target=recall, k=k, num_queries=num_queries)
         with self.writing() as (db, now):
             if now.number == generation.number:
                 now.set_notes(db, "approximate", {"report": dataclasses.asdict(report)})

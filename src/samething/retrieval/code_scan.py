@@ -51,6 +51,10 @@ class CodeScan:
         self._parts = [] if before is None else before._parts[: len(before.gallery) // self._rows_a_part]
         self._guard = threading.Lock()
 
+    def among(self, rows: Int[np.ndarray, " r"]) -> CodeScan:
+        """The same for some of the rows, copied."""
+        return CodeScan(self.gallery.take(rows), shortest=self._shortest)
+
     def nearest(self, queries: Queries, k: int) -> TopK:
         """As :func:`nearest_units`, of the decoded rows."""
         indices = np.empty((len(queries), k), dtype=np.int64)

@@ -143,6 +143,10 @@ class SharedProducts:
         self._guard = threading.Lock()
         self._waiting: list[_Waiting] = []
 
+    def among(self, rows: Int[np.ndarray, " r"]) -> SharedProducts:
+        """The same for some of the rows, copied."""
+        return SharedProducts(self.gallery[rows])
+
     def nearest(self, queries: Queries, k: int) -> TopK:
         """See :func:`nearest_units`, of the whole gallery."""
         return nearest_units(queries, self.gallery, k, products=self)
