@@ -48,7 +48,9 @@ class CodeScan:
     def __init__(self, gallery: CodedRows, *, shortest: float, before: CodeScan | None = None) -> None:
         self.gallery, self._shortest = gallery, shortest
         self._rows_a_part = max(1, _PART_BYTES // gallery.coder.num_bytes // _BLOCK) * _BLOCK
-        self._parts = [] if before is None else before._parts[: len(before.gallery) // self._rows_a_part]
+        self._parts: list[Any] = (
+            [] if before is None else before._parts[: len(before.gallery) // self._rows_a_part]
+        )
         self._guard = threading.Lock()
 
     def among(self, rows: Int[np.ndarray, " r"]) -> CodeScan:
@@ -107,6 +109,7 @@ class CodeScan:
 def _part(codes: Codes, coder: Coder) -> Any:
     import faiss  # takes 0.2 s
 
+    part: Any
     product = faiss.METRIC_INNER_PRODUCT
     if coder.kind == "int8":
         width = len(coder.step)
