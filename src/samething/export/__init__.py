@@ -10,10 +10,9 @@ from typing import Annotated, Literal
 
 import cyclopts
 
-from samething.errors import InputError
 from samething.export.exported import Exported
-from samething.export.form import Form, Format, ModelPrecision
-from samething.retrieval.codes import StoredCodes, within_budget
+from samething.export.form import Form, Format, ModelPrecision, numbers_and_codes
+from samething.retrieval.codes import StoredCodes
 
 __all__ = ["Exported", "Form", "export"]
 
@@ -55,8 +54,7 @@ def export(
         precision: of the weights; float16 halves the file, int8 quarters it and computes in whole numbers,
             calibrated on training images.
         dim: keep the first numbers of the embedding only; good where matryoshka_dims trained them.
-        codes: how vectors are kept: float32, int8 (a quarter of the bytes) or int4 (an eighth); by default as
-            the run was trained for.
+        codes: how vectors are kept: float32, int8 or int4; by default as the run was trained for.
         bytes: of a kept vector, at most: all numbers of the embedding in as many bits as fit, or its first
             ones in 4 bits. Instead of --dim and --codes.
         average: further runs whose weights are averaged with the first (a model soup); same start, same
@@ -72,8 +70,7 @@ def export(
     Raises:
         FingerprintError: the backbone is not the one that the features were made with, or the folder holds
             another model.
-        ArtefactError: the feature folder has moved, the exported model does not agree with torch, or the
-            form loses more than the tolerance.
+        ArtefactError: features have moved, the model does not agree with torch, or its form loses too much.
         InputError: options that do not go together.
     """
     from samething.export.model_folder import write_model
@@ -81,17 +78,8 @@ def export(
     from samething.training.run import Run
 
     trained = Run.open(Path(run), moved=tuple(Path(folder) for folder in features))
-    if bytes is not None:
-        if dim is not None or codes is not None:
-            raise InputError(
-                f"--bytes {bytes} with --dim or --codes",
-                expected="a budget, from which these two follow, or the two",
-                next_step="leave one of them out",
-            )
-        dim, codes = within_budget(trained.head.embedding_dim, bytes)
-        dim = None if dim == trained.head.embedding_dim else dim
-    elif codes is None:
-        codes = "float32" if format == "guiec" else trained.config.codes
+    own: StoredCodes = "float32" if format == "guiec" else trained.config.codes
+    dim, codes = numbers_and_codes(trained.head.embedding_dim, own, dim=dim, codes=codes, budget=bytes)
     return write_model(
         trained,
         Path(output),

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 from samething.embedder import PLAIN_FORM
 from samething.errors import InputError
 from samething.files import Json
-from samething.retrieval.codes import StoredCodes
+from samething.retrieval.codes import StoredCodes, within_budget
 
 Format: TypeAlias = Literal["folder", "hub", "guiec", "sentence-transformers"]
 ModelPrecision: TypeAlias = Literal["float32", "float16", "int8"]
@@ -73,3 +73,30 @@ class Form:
     def made_from(self) -> dict[str, Any]:
         """What of it belongs to a model's identity: nothing where it is plain, as in version 1."""
         return {} if self.to_json() == dict(PLAIN_FORM) else {"form": self.to_json()}
+
+
+def numbers_and_codes(
+    whole: int, own: StoredCodes, *, dim: int | None, codes: StoredCodes | None, budget: int | None
+) -> tuple[int | None, StoredCodes]:
+    """First numbers of an embedding to keep (None: all) and their codes, by what was asked for.
+
+    Args:
+        whole: numbers of the run's embedding.
+        own: the codes that the run was trained for.
+        dim: what --dim asks for.
+        codes: what --codes asks for.
+        budget: bytes of a vector, of --bytes.
+
+    Raises:
+        InputError: a budget beside one of the others.
+    """
+    if budget is None:
+        return dim, codes or own
+    if dim is not None or codes is not None:
+        raise InputError(
+            f"--bytes {budget} with --dim or --codes",
+            expected="a budget, from which these two follow, or the two",
+            next_step="leave one of them out",
+        )
+    kept, codes = within_budget(whole, budget)
+    return (None if kept == whole else kept), codes

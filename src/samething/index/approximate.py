@@ -185,8 +185,7 @@ def tuned_graph(
         if tried[str(breadth)] >= target or breadth >= _LARGEST_BREADTH:
             break
         breadth *= 2
-    is_reached = tried[str(breadth)] >= target
-    if is_reached:
+    if is_reached := tried[str(breadth)] >= target:
         _add(nodes, vectors, sample)
         with atomic_path(path) as partial:
             faiss.write_index(nodes, str(partial))
