@@ -123,7 +123,9 @@ def checked(at, said):
         assert content(index) == {**found, "after": "z"} and index.verify().problems == ()
     if (not sys.argv[5:] and said[len(STEPS) : len(STEPS) + 1] == "+") or (at / "copy").exists():
         with open_index(at / "copy") as copy:
-            assert content(copy) == found and copy.verify().problems == ()
+            # a write that was not acknowledged may be found later, or not: each is whole
+            assert content(copy) in states, (said, content(copy), found, states)
+            assert copy.verify().problems == (), (said, copy.verify())
 
 at, how, start, step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 HOWS["counts"] = 1
