@@ -63,7 +63,7 @@ def blocks(language: str, page: Path = TUTORIAL) -> list[str]:
 
 def commands_of(page: Path = TUTORIAL) -> list[list[str]]:
     """Every line of a page that runs the program, without its name and its comment."""
-    lines = "\n".join(blocks("bash", page)).splitlines()
+    lines = "\n".join(blocks("bash", page)).replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("samething ")]
 
 

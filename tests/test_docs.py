@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from line import ROOT, run_python
-from samething.cli import COMMANDS, build_app
+from line import ROOT, commands_of, run_python
+from samething.cli import COMMANDS, build_app, named_command
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
@@ -41,6 +41,13 @@ def test_files_and_make_targets_named_in_the_text_exist(page):
         assert target in targets, f"{page.name}: make {target}"
     for name in re.findall(r"`((?:tests|docs|recipes|benchmarks|src)/[\w/.]+\.(?:py|md))`", text):
         assert (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_text_are_ones_that_the_program_takes(page):
+    """Options that were renamed or dropped stayed in pages which no test runs."""
+    for command in commands_of(page):
+        build_app(command=named_command(command)).parse_args(command, exit_on_error=False, print_error=False)
 
 
 def public(tree: ast.Module):
