@@ -42,6 +42,11 @@ class Terminal(rich.console.Console):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
+def say(text: str) -> None:
+    """A line for the person who waits; standard output is for results."""
+    Terminal(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 def progress_bar(
     unit: str,
     *columns: rich.progress.ProgressColumn | str,

@@ -30,7 +30,7 @@ from samething.errors import InputError
 from samething.files import is_finished
 from samething.images import Source
 from samething.index import exists_index, open_index
-from samething.progress import Terminal, without_progress
+from samething.progress import Terminal, say, without_progress
 from samething.search.remembered import remembered_model
 
 VARIABLE: Final = "SAMETHING_MODEL"
@@ -164,11 +164,6 @@ def _chosen(*, yes: bool) -> str:
             choice = choose_model(**known, hub_answers=False)
     say(f"model: {choice.name} ({choice.why}); --model names another")
     return choice.name
-
-
-def say(text: str) -> None:
-    """A line for the person who waits; standard output is for results."""
-    Terminal(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _model_of_backbone(name: str, location: str | Path, images: Sequence[Source], *, dim: int | None) -> Path:

@@ -36,7 +36,8 @@ from samething.files import (
 from samething.heads import Head
 from samething.losses import MarginHead
 from samething.losses.fused_step import FusedMarginStep
-from samething.progress import progress_bar
+from samething.losses.matrix_products import bfloat16_slowdown
+from samething.progress import progress_bar, say
 from samething.sampling import epoch_batches
 from samething.training import distributed
 from samething.training.config import REMOVED, TrainConfig
@@ -163,6 +164,12 @@ class Trainer(abc.ABC):
             if torch.cuda.is_available()
             else torch.device("cpu")
         )
+        is_slow = config.precision == "bfloat16" and self.device.type == "cpu"
+        if is_slow and (slower := bfloat16_slowdown()) > 1.2:
+            say(
+                f"--precision bfloat16 takes {slower:.1f} times as long as float32 on this processor, "
+                "which has no instructions for it; leave it out"
+            )
         self.step = 0
         self.records: list[dict[str, Any]] = []
         self.losses: list[float] = []
