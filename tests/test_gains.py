@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from samething.catalog import Catalog
 from samething.errors import ArtefactError, InputError
 from samething.evaluation import Calibration, Comparison, evaluate_embeddings
-from samething.evaluation.gains import (
+from samething.evaluation.no_match import best_answers, fit_calibration, measure_no_match
+from samething.rerank.gains import (
     GAINS,
     both_expansions,
     database_augmentation,
     query_expansion,
     reciprocal_reranking,
 )
-from samething.evaluation.no_match import best_answers, fit_calibration, measure_no_match
 
 
 @st.composite

@@ -147,6 +147,25 @@ def test_a_result_leads_to_what_is_like_it_and_back(page, images):
     expect(page.locator("#drop")).to_be_visible()
 
 
+def test_a_second_look_shows_why(page, images):
+    """The points that agree, in words on the tile and as lines in the closer view."""
+    page.locator("#rerank").select_option("geometry")
+    look_for(page, images / "thing 01 é" / "view 0.jpg")
+    first = page.locator(".tile").first
+    expect(first).to_contain_text("points agree")
+    first.locator(".more").click()
+    expect(page.locator("#closer-why")).to_be_visible()
+    expect(page.locator("#closer-picture")).to_be_hidden()
+    assert page.locator("#closer-why line").count() > 8
+    assert page.locator("#closer-why image").count() == 2
+    page.keyboard.press("Escape")
+    page.locator("#rerank").select_option("")
+    expect(first).not_to_contain_text("points agree")
+    first.locator(".more").click()
+    expect(page.locator("#closer-why")).to_be_hidden()
+    expect(page.locator("#closer-picture")).to_be_visible()
+
+
 def test_start_from_a_image_of_the_collection(page):
     page.locator("#samples a").first.click()
     expect(page.locator(".tile")).to_have_count(12)

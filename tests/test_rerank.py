@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
+from samething.arrays import unit
+from samething.catalog import Catalog
 from samething.errors import ImageError, InputError
-from samething.rerank import RERANKERS, Evidence, Kept, Shown, Trust, second_look
+from samething.evaluation import evaluate_embeddings
+from samething.evaluation.looked_again import LookedAgain
+from samething.rerank import RERANKERS, Evidence, Kept, Shown, Trust, reranker_of, second_look
+from samething.rerank.gains import query_expansion, reciprocal_reranking
 from samething.rerank.geometry import LEAST_POINTS, Geometry, _Points, _points_of, agreeing
 from scenes import photographs
 
@@ -89,7 +94,7 @@ def test_a_homography_that_mirrors_or_squashes_is_no_view(images):
 class Counting:
     """A re-ranker that counts."""
 
-    name, weights, made_from = "counting", (1.0,), {"counting": 1}
+    name, weights, made_from, at_once = "counting", (1.0,), {"counting": 1}, 7
 
     def __init__(self, seconds=0.0):
         self.kept, self.seconds = [], seconds
@@ -135,6 +140,9 @@ def test_a_budget_ends_the_look_and_leaves_the_rest_as_it_was(tmp_path):
         slow, shown(Image.new("RGB", (9, 9))), candidates, Kept(tmp_path / "k"), budget_ms=1.0
     )
     assert found == [None] * 100 and len(slow.kept) == 1
+    query = shown(Image.new("RGB", (9, 9)))
+    found = second_look(slow, query, candidates, Kept(tmp_path / "k"), budget_ms=200.0)
+    assert found[0] is not None and found[-1] is None and found[:-1].count(None) > 50
 
 
 # ---- what is kept
@@ -203,13 +211,15 @@ def test_evidence_that_helps_is_trusted_and_evidence_that_misleads_is_not():
     scores, numbers, is_right = (np.concatenate([good[place], bad[place]]) for place in range(3))
     queries = np.concatenate([good[3], bad[3] + 1000])
     domains = ["packages"] * len(good[0]) + ["logos"] * len(bad[0])
-    trust = Trust.fit(scores, numbers, is_right, queries, domains)
+    trust = Trust.fit(scores, numbers, is_right, queries, domains, otherwise=(0.3,))
     assert trust.weights["packages"][0] > 0.05 and trust.weights["logos"] == (0.0,)
     assert trust.added(np.array([[1.0], [1.0]]), ["logos", "packages"])[0] == 0
     assert Trust.from_json(trust.to_json()) == trust
     # too few pairs: what was learned in all domains together
-    few = Trust.fit(scores[:100], numbers[:100], is_right[:100], queries[:100], domains[:100])
-    assert set(few.weights) == {""} and few.weights[""] == (0.0,)
+    few = Trust.fit(
+        scores[:100], numbers[:100], is_right[:100], queries[:100], domains[:100], otherwise=(0.3,)
+    )
+    assert few.weights == {"": (0.3,)}
 
 
 def test_more_evidence_never_lowers_a_score_and_none_leaves_it():
@@ -217,7 +227,7 @@ def test_more_evidence_never_lowers_a_score_and_none_leaves_it():
     for seed in range(5):
         scores, _, is_right, queries = pairs(rng)
         numbers = np.maximum(rng.standard_normal((len(scores), 3)) + is_right[:, None] * [1, 0, -1], 0)
-        trust = Trust.fit(scores, numbers, is_right, queries, ["d"] * len(scores))
+        trust = Trust.fit(scores, numbers, is_right, queries, ["d"] * len(scores), otherwise=())
         assert min(trust.weights["d"]) >= 0, seed
         assert trust.added(np.zeros((1, 3)), ["d"]) == 0
         assert (
@@ -226,7 +236,96 @@ def test_more_evidence_never_lowers_a_score_and_none_leaves_it():
 
 
 def test_an_unknown_re_ranker_says_which_there_are():
-    from samething.rerank import reranker_of
-
     with pytest.raises(InputError, match=", ".join(RERANKERS)):
         reranker_of("nonsense", lambda images: np.zeros((0, 2), np.float32), "model")
+
+
+# ---- regions, and what candidates say of each other
+
+
+def colours(images):
+    """A model for tests: the mean colour, centred, of unit length."""
+    means = np.array([np.asarray(image, float).mean(axis=(0, 1)) - 100 for image in images], np.float32)
+    return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+
+def test_regions_find_a_small_thing_and_say_where(tmp_path):
+    """A thing on a sixth of the area was lost in the mean of the whole image."""
+    thing = Image.new("RGB", (50, 50), "red")
+    scene, other = Image.new("RGB", (300, 200), (40, 90, 160)), Image.new("RGB", (300, 200), (60, 110, 180))
+    scene.paste(thing.resize((110, 80)), (185, 115))
+    query = Shown("", lambda: thing, colours([thing])[0])
+    candidates = [
+        Shown(name, lambda image=image: image, colours([image])[0])
+        for name, image in {"other": other, "scene": scene}.items()
+    ]
+    regions = reranker_of("regions", colours, "a model")
+    found = second_look(regions, query, candidates, Kept(tmp_path / "k"))
+    assert found[0].numbers[0] < 0.3 < found[1].numbers[0]
+    left, top, right, bottom = found[1].place
+    assert left > 0.5 and top > 0.45 and right <= 1 and bottom <= 1
+    # the number is by how much the best window is nearer than the whole, within the 8 bits that are kept
+    width, height = scene.size
+    window = scene.crop(
+        (round(left * width), round(top * height), round(right * width), round(bottom * height))
+    )
+    gain = colours([window])[0] @ query.vector - candidates[1].vector @ query.vector
+    assert found[1].numbers[0] == pytest.approx(float(gain), abs=0.01)
+    assert len(regions.keep(scene)) == 25 * (3 + 4)
+    # another model's windows are not used
+    assert regions.made_from != reranker_of("regions", colours, "another model").made_from
+
+
+@pytest.mark.parametrize("name", ["query-expansion", "k-reciprocal"])
+def test_neighbours_give_the_order_of_the_gain_that_they_are(name, tmp_path):
+    """One writing of each gain, for evaluation and for search: the sums are ordered as its scores are."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((6, 16))
+    entries = unit(centres[rng.integers(6, size=100)] + 0.4 * rng.standard_normal((100, 16)), np.float32)
+    asked = unit(centres[:1] + 0.4 * rng.standard_normal((1, 16)), np.float32)
+    order = np.argsort(-(asked @ entries.T)[0])
+    candidates = [Shown("", broken, vector) for vector in entries[order]]
+    query = Shown("", broken, asked[0])
+    found = second_look(reranker_of(name, colours, "m"), query, candidates, Kept(tmp_path / "k"))
+    sums = (entries[order] @ asked[0]) + [one.numbers[0] for one in found]
+    gain = {"query-expansion": query_expansion, "k-reciprocal": reciprocal_reranking}[name]
+    refined = gain(asked, entries[order], np.array([-1]))
+    scores = refined.queries @ refined.gallery.T if refined.scores is None else refined.scores
+    np.testing.assert_allclose(sums, scores[0], atol=1e-5)
+    assert not (tmp_path / "k").exists()
+
+
+# ---- in an evaluation
+
+
+def test_a_second_look_is_measured_as_it_is_used(tmp_path, monkeypatch):
+    """R@1 of vectors that say nothing, before and after: taught on validation, measured on the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    rows, vectors = [], []
+    for number in range(36):  # things that are parts of photographs, seen twice
+        photograph = photographs()[number % 4].resize((480, 480))
+        left, top = 96 * (number // 4 % 3) + 40, 96 * (number // 12) + 40
+        part = photograph.crop((left, top, left + 96, top + 96))
+        role = "val" if number < 18 else "query+index"
+        for view in range(2):
+            path = tmp_path / f"{number} {view}.png"
+            part.rotate(12 * view, Image.Resampling.BILINEAR).save(path)
+            rows.append({"image": path.name, "label": str(number), "domain": "parts", "role": role})
+            vectors.append(rng.standard_normal(8))
+    catalog = Catalog.from_rows(rows, root=tmp_path)
+    embeddings = unit(np.array(vectors), np.float32)
+    is_val = catalog.has_role("val")
+    taught = LookedAgain.taught(Geometry(), catalog.take(is_val), embeddings[is_val])
+    assert taught.trust.num_pairs == 36 * 20
+    look = LookedAgain(Geometry(), catalog.take(~is_val), Trust.untaught((0.5, 0.5, 0.0, 0.0)))
+    given = {"catalog": look.catalog, "protocol": "metric-learning"}
+    before = evaluate_embeddings(embeddings[~is_val], **given).values("r@1")
+    after = evaluate_embeddings(embeddings[~is_val], gain=look, **given).values("r@1")
+    assert before.mean() < 0.2 and after.mean() > 0.6 and (after >= before).all()
+    # an image that is gone has no evidence, and costs no other query
+    (tmp_path / "20 0.png").unlink()
+    gone = LookedAgain(Geometry(), look.catalog, look.trust)
+    again = evaluate_embeddings(embeddings[~is_val], gain=gone, **given).values("r@1")
+    lost = np.flatnonzero(again < after)
+    assert set(lost.tolist()) <= {4, 5}

@@ -361,6 +361,11 @@ def test_a_second_look_brings_up_what_shows_the_same_places(line, tmp_path):
     assert (tmp_path / "index" / "second-look.sqlite").is_file()
     value = json.loads(found.write(tmp_path / "m.json").read_text())
     assert value["matches"][0]["evidence"]["agreeing"] == best.evidence["agreeing"]
+    # the page shows the lines between the places, inside itself
+    page = found.write(tmp_path / "m.html", query_image=query).read_text()
+    num_shown = sum(bool(match.evidence["points"]) for match in found.matches)
+    assert page.count("places that agree") == num_shown > 0 and "https://" not in page
+    assert f"{best.evidence['agreeing']} points agree" in page
     # of the index's own images and of a label
     row = searcher.find_row(best.id, k=3, rerank="geometry")
     assert best.id not in {match.id for match in row.matches}

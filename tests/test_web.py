@@ -21,6 +21,7 @@ from samething.embedder import Embedder
 from samething.errors import InputError
 from samething.images import decode
 from samething.index import create_index
+from samething.rerank import RERANKERS
 from samething.search import Searcher, index, sync
 from samething.web import Limits, create_app, serve
 from samething.web.batching import MAX_BATCH, Batcher, BusyError
@@ -111,6 +112,53 @@ def test_similar_leaves_the_image_itself_out(client, shared):
         client.get(f"/similar/{first['id']}", params={"label": "thing 02 é"}).json()["matches"][0]["rank"]
         == 1
     )
+
+
+def test_a_second_look_by_the_server_is_the_librarys(client, shared, tmp_path):
+    """By upload, by row and by label; an unknown one says which there are."""
+    assert client.get("/info").json()["rerankers"] == list(RERANKERS)
+    searcher = Searcher.open(shared / "index")
+    path = shared / "images" / "thing 01 é" / "view 2.jpg"
+    again = {"k": 5, "rerank": "geometry"}
+    by_upload = client.post("/search", files=[upload(path.read_bytes())], data=again).json()
+    expected = searcher.find(path, k=5, rerank="geometry")
+    row = expected.matches[0].id
+    by_row = client.get(f"/similar/{row}", params=again).json()
+    by_label = client.get("/similar", params={"to_label": "thing 01 é", **again}).json()
+    for answer, found in (
+        (by_upload, expected),
+        (by_row, searcher.find_row(row, k=5, rerank="geometry")),
+        (by_label, searcher.find_label("thing 01 é", k=5, rerank="geometry")),
+    ):
+        assert [match["id"] for match in answer["matches"]] == [match.id for match in found.matches]
+        told = [match["evidence"] for match in answer["matches"]]
+        assert told == [match.evidence for match in found.matches]
+        assert all(match["evidence"]["by"] == "geometry" for match in answer["matches"])
+    wrong = client.post("/search", files=[upload(path.read_bytes())], data={"rerank": "nonsense"})
+    assert wrong.status_code == 400 and "geometry" in wrong.json()["expected"]
+    assert client.post("/search", files=[upload(path.read_bytes())]).json()["matches"][0]["evidence"] is None
+
+
+def test_a_second_look_reads_no_address_that_the_server_may_not_ask(shared, tmp_path):
+    """Who made the index may have written any address into it; the second look must not fetch it."""
+    shutil.copytree(shared / "index", tmp_path / "index")
+    searcher = Searcher.open(tmp_path / "index")
+    asked = []
+
+    def moved(name, row):
+        files = json.loads(row["files"])
+        return {**row, "files": json.dumps([{**file, "path": "http://127.0.0.1:9/x.jpg"} for file in files])}
+
+    ids = [row["id"] for batch in searcher.index.items() for row in batch.to_pylist()]
+    searcher.index.amend(ids, moved)
+    with TestClient(create_app(searcher), base_url="http://localhost") as client:
+        service = client.app.app.state.service
+        plain_content = service._content
+        service._content = lambda file: asked.append(file.location) or plain_content(file)
+        given = {"files": [upload(image_bytes(shared))], "data": {"rerank": "geometry", "k": 12}}
+        found = client.post("/search", **given).json()["matches"]
+    assert len(found) == 12 and len(asked) == 12
+    assert all(match["evidence"] is None for match in found)
 
 
 def test_similar_to_a_label_is_the_librarys(client, shared):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import rich.table
+from PIL import Image, ImageDraw, ImageOps
 from rich.text import Text
 
 from samething.errors import ImageError
@@ -20,6 +21,8 @@ from samething.images import ImageLike, decode, thumbnail
 IMAGE_SIDE: Final = 112
 """Longer side of a page's images, in pixels."""
 
+_GAP: Final = 8
+"""Pixels between two images of a pair."""
 _GREY_PIXEL: Final = "data:image/gif;base64,R0lGODlhAQABAIAAAJmZmQAAACH5BAAAAAAALAAAAAABAAEAAAICRAEAOw=="
 
 
@@ -33,10 +36,14 @@ def _environment() -> Any:
 def write_page(target: Path, template: str, **values: Any) -> Path:
     """Fill in a template of ``templates/`` and write the page, whole or not at all.
 
-    The template may call ``image(path)`` and ``drawing(figure)`` for the URLs of images and figures; the
+    The template may call ``image(path)``, ``drawing(figure)`` and ``pair(…)`` for the URLs of images; the
     macros of ``parts.html`` lay out a :class:`Table`, figures, and rows of :class:`Thumbnail`.
     """
-    page = _environment().get_template(template).render(image=image_url, drawing=drawing_url, **values)
+    page = (
+        _environment()
+        .get_template(template)
+        .render(image=image_url, drawing=drawing_url, pair=pair_url, **values)
+    )
     write_text(target, page)
     return target
 
@@ -58,6 +65,39 @@ def image_url(path: ImageLike) -> str:
     except ImageError:
         return _GREY_PIXEL
     return "data:image/jpeg;base64," + base64.b64encode(content).decode()
+
+
+def pair_url(
+    first: ImageLike, second: ImageLike, points: Sequence[Sequence[float]], *, side: int = 260
+) -> str:
+    """Two images side by side inside the page, with lines between places that agree.
+
+    Args:
+        first: the left image.
+        second: the right one.
+        points: x and y in the first and in the second, as shares of their sides.
+        side: pixels of each image's longer side.
+
+    Returns:
+        The URL of a JPEG; a grey square where a file is gone.
+    """
+    try:
+        one, other = (ImageOps.contain(decode(image), (side, side)) for image in (first, second))
+    except ImageError:
+        return _GREY_PIXEL
+    both = Image.new("RGB", (one.width + _GAP + other.width, max(one.height, other.height)), "white")
+    both.paste(one, (0, 0))
+    both.paste(other, (one.width + _GAP, 0))
+    pen = ImageDraw.Draw(both)
+    for x, y, right, down in points:
+        start = (x * one.width, y * one.height)
+        end = (one.width + _GAP + right * other.width, down * other.height)
+        pen.line((start, end), fill=(26, 170, 90), width=1)
+        for place in (start, end):
+            pen.circle(place, 2, outline=(26, 170, 90), fill="white")
+    buffer = io.BytesIO()
+    both.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 @dataclasses.dataclass(frozen=True)

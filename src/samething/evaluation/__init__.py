@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import cyclopts
 
@@ -60,6 +60,7 @@ def evaluate(
     baselines: bool = True,
     features: list[Path] | None = None,
     gains: Annotated[tuple[GainName, ...], cyclopts.Parameter(consume_multiple=True)] = (),
+    rerank: Annotated[tuple[str, ...], cyclopts.Parameter(consume_multiple=True)] = (),
     no_match: float | None = None,
     precision: Precision = "float64",
 ) -> Comparison | EvaluationResult:
@@ -83,8 +84,8 @@ def evaluate(
         merged: print the numbers of one index over all domains, or those of an index per domain.
         baselines: with runs: also the backbone at full width, average-pooled and PCA.
         features: with runs: where a feature folder is now, if it was moved since; may be repeated.
-        gains: with runs: measure these after-retrieval gains: query-expansion, database-augmentation,
-            both-expansions, re-ranking.
+        gains: with runs: measure these after-retrieval gains.
+        rerank: with runs: measure a second look, taught on the validation images: geometry, regions, … .
         no_match: with runs: choose on validation the score below which the answer is "no match" so that this
             share of the answers is right, and measure it on the test.
         precision: float64 is exact and repeatable, float32 faster.
@@ -99,23 +100,16 @@ def evaluate(
     result: Comparison | EvaluationResult
     if embeddings is not None and catalog is not None:
         rows, tested = read_embeddings(embeddings, catalog)
-        measured = evaluate_embeddings(
-            rows,
-            tested,
-            protocol=chosen,
-            distractors=distractors,
-            precision=precision,
-            show_progress=True,
-        )
+        options: dict[str, Any] = {"distractors": distractors, "precision": precision}
+        measured = evaluate_embeddings(rows, tested, protocol=chosen, show_progress=True, **options)
         result = dataclasses.replace(measured, shown=shown)
     else:
         from samething.evaluation.runs import OpenedRuns
 
         opened = OpenedRuns.open(runs, moved=features or ())
         rows, tested = opened.embeddings[0], opened.tested
-        result = opened.compare(
-            chosen, baselines=baselines, gains=gains, no_match=no_match, shown=shown, precision=precision
-        )
+        options = {"baselines": baselines, "gains": gains, "rerank": rerank, "no_match": no_match}
+        result = opened.compare(chosen, shown=shown, precision=precision, **options)
         if html is not None:
             opened.write_report(html, result)
     if json is not None:

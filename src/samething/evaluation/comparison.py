@@ -16,7 +16,7 @@ from rich.text import Text
 
 from samething.catalog import Catalog
 from samething.errors import InputError
-from samething.evaluation.gains import Gain
+from samething.evaluation.looked_again import LookedAgain
 from samething.evaluation.measuring import evaluate_embeddings
 from samething.evaluation.no_match import NoMatch
 from samething.evaluation.protocols import MEAN, Scope, protocol_of, title_of_scope
@@ -24,6 +24,7 @@ from samething.evaluation.result import Estimates, EvaluationResult, cell, short
 from samething.evaluation.task import TaskSet
 from samething.files import Json
 from samething.metrics import Metric, title_of
+from samething.rerank.gains import Gain
 from samething.statistics import PairedDifference, paired_difference
 
 
@@ -51,7 +52,7 @@ class Comparison:
         embeddings: Mapping[str, np.ndarray],
         catalog: Catalog,
         *,
-        gains: Mapping[str, Gain] | None = None,
+        gains: Mapping[str, Gain | LookedAgain] | None = None,
         shown: Scope = "merged",
         **options: Any,
     ) -> Comparison:

@@ -19,11 +19,12 @@ from samething.arrays import Embeddings
 from samething.catalog import Catalog
 from samething.errors import InputError
 from samething.evaluation.embedding_files import open_embeddings
-from samething.evaluation.gains import Gain
+from samething.evaluation.looked_again import LookedAgain
 from samething.evaluation.protocols import Protocol, protocol_of
 from samething.evaluation.result import EvaluationResult
 from samething.evaluation.task import RetrievalTask, Role, TaskSet
 from samething.metrics import Metric, measure
+from samething.rerank.gains import Gain
 from samething.retrieval import Precision, RankCounter, ranks_of_scores, require_directions
 
 PerMetric: TypeAlias = dict[Metric, np.ndarray]
@@ -40,7 +41,7 @@ def evaluate_embeddings(
     memory_mib: int = 256,
     protocol: str | Protocol = "default",
     distractors: Sequence[Path] = (),
-    gain: Gain | None = None,
+    gain: Gain | LookedAgain | None = None,
     show_progress: bool = False,
 ) -> EvaluationResult:
     """Search the index images of a catalog with its query images, by a protocol.
@@ -61,7 +62,8 @@ def evaluate_embeddings(
         protocol: a protocol or its name.
         distractors: further ``.npy`` files of index rows that are relevant to nothing, of no domain;
             they are read a block at a time, and only the merged index holds them.
-        gain: what is done with the vectors of each search before its ranking counts: see ``GAINS``.
+        gain: what is done with the vectors of each search before its ranking counts: see ``GAINS``; or a
+            second look at its results.
         show_progress: show a bar.
 
     Raises:
@@ -104,14 +106,17 @@ def _ranks(
     task: RetrievalTask,
     embeddings: Embeddings,
     further: Iterable[np.ndarray],
-    gain: Gain | None,
+    gain: Gain | LookedAgain | None,
     counter_of: Callable[..., RankCounter],
     show_progress: bool,
 ) -> Int[np.ndarray, " p"]:
     """Ranks of the relevant entries in the task's gallery and ``further`` parts of it."""
     queries, gallery = _take(embeddings, task.queries), _take(embeddings, task.gallery)
     if gain is not None:
-        refined = gain(queries, gallery, task.leave_out)
+        if isinstance(gain, LookedAgain):
+            refined = gain.refined(task, queries, gallery)
+        else:
+            refined = gain(queries, gallery, task.leave_out)
         queries, gallery = refined.queries, refined.gallery
         if refined.scores is not None:
             return ranks_of_scores(refined.scores, task.relevant, leave_out=task.leave_out)
@@ -127,7 +132,7 @@ def _check(
     protocol: Protocol,
     num_resamples: int,
     distractors: Sequence[tuple[Path, np.ndarray]],
-    gain: Gain | None,
+    gain: Gain | LookedAgain | None,
 ) -> None:
     if num_resamples < 1:
         raise InputError(

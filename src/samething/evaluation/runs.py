@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
+from PIL import Image
 
-from samething.arrays import FeatureRows
+from samething.arrays import Embeddings, FeatureRows
+from samething.backbones import Backbone
+from samething.backbones.loading import load_from_metadata
 from samething.catalog import Catalog
 from samething.errors import InputError
 from samething.evaluation.analysis import Analysis
 from samething.evaluation.comparison import Comparison
-from samething.evaluation.gains import GAINS, Gain
+from samething.evaluation.looked_again import LookedAgain
 from samething.evaluation.no_match import NoMatch, measure_no_match
 from samething.evaluation.protocols import Protocol, Scope
 from samething.evaluation.run_report import write_report
 from samething.features import FeatureSet
 from samething.heads import Head, HeadConfig, fitted_head
+from samething.images import prepare
+from samething.rerank import reranker_of
+from samething.rerank.gains import GAINS, Gain
+from samething.rerank.second_look import Embed
 from samething.retrieval import Precision
 from samething.training.run import Run
 from samething.training.validation import kept_embeddings
@@ -89,6 +98,7 @@ class OpenedRuns:
         *,
         baselines: bool = True,
         gains: Sequence[str] = (),
+        rerank: Sequence[str] = (),
         no_match: float | None = None,
         shown: Scope = "merged",
         precision: Precision = "float64",
@@ -103,6 +113,7 @@ class OpenedRuns:
             protocol: what is measured.
             baselines: whether the baselines are measured too, those that the protocol allows.
             gains: names of ``GAINS``: each is applied to every run and compared with the run.
+            rerank: names of ``RERANKERS``, likewise; what their evidence is worth is learned on validation.
             no_match: precision of answers for which the threshold of "no match" is chosen on validation.
             shown: the scope that printing shows.
             precision: of the search.
@@ -116,7 +127,7 @@ class OpenedRuns:
                 f"gain {unknown[0]!r}", expected=f"some of {', '.join(GAINS)}", next_step="choose among them"
             )
         embeddings: dict[str, np.ndarray] = {}
-        applied: dict[str, Gain] = {}
+        applied: dict[str, Gain | LookedAgain] = {}
         found: dict[str, NoMatch] = {}
         backbones = [str(features.backbone["name"]) for features in self.features]
         for number, name in enumerate(self.names):
@@ -136,9 +147,10 @@ class OpenedRuns:
                 }.items():
                     if protocol.largest_dim is None or rows.shape[1] <= protocol.largest_dim:
                         embeddings.setdefault(prefix + label.strip(), rows)
-            for embedding in (name, *(f"{name} + {gain}" for gain in gains)):
+            for embedding in (name, *(f"{name} + {gain}" for gain in (*gains, *rerank))):
                 embeddings[embedding] = self.embeddings[number]
             applied |= {f"{name} + {gain}": GAINS[gain] for gain in gains}
+            applied |= {f"{name} + {look}": self._looked_again(number, look) for look in rerank}
             if no_match is not None:
                 asked = self.is_tested | self.catalog.has_role("val")
                 rows = _kept(self.runs[number], self.runs[number].head, self.features[number], asked)
@@ -146,8 +158,19 @@ class OpenedRuns:
         comparison = Comparison.of(
             embeddings, self.tested, protocol=protocol, gains=applied, shown=shown, precision=precision
         )
-        reference = self.names[0] if len(self.runs) > 1 or gains else None
+        reference = self.names[0] if len(self.runs) > 1 or gains or rerank else None
         return dataclasses.replace(comparison, reference=reference, no_match=found)
+
+    def _looked_again(self, number: int, rerank: str) -> LookedAgain:
+        """A re-ranker on a run's test images, taught on its validation images."""
+        run, features = self.runs[number], self.features[number]
+        model = {"backbone": dict(features.backbone), "run": run.manifest.fingerprint}
+        reranker = reranker_of(rerank, _embed(run, features), model)
+        self.catalog.require_files()
+        is_validation = self.catalog.has_role("val")
+        validation = self.catalog.take(is_validation)
+        taught = LookedAgain.taught(reranker, validation, _kept(run, run.head, features, is_validation))
+        return LookedAgain(reranker, self.tested, taught.trust)
 
     def write_report(
         self, target: Path, comparison: Comparison, *, opening: Mapping[str, Any] | None = None
@@ -172,6 +195,21 @@ class OpenedRuns:
             embeddings=self.embeddings[0],
             opening=opening,
         )
+
+
+def _embed(run: Run, features: FeatureSet) -> Embed:
+    """A run's way to embed images; its backbone is loaded when it is first used."""
+
+    @functools.cache
+    def backbone() -> Backbone:
+        return load_from_metadata(features.backbone)
+
+    def embed(images: Sequence[Image.Image]) -> Embeddings:
+        pixels = np.stack([prepare(image, backbone().preprocessing) for image in images])
+        with torch.inference_mode():
+            return run.head.embed(backbone()(torch.from_numpy(pixels)).float().numpy())
+
+    return embed
 
 
 def _kept(

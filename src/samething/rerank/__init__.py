@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Final
 
-from samething.errors import InputError
+import numpy as np
+
+from samething.errors import InputError, MissingExtraError, needed
 from samething.files import Json
+from samething.rerank.gains import query_expansion, reciprocal_reranking
 from samething.rerank.geometry import Geometry
 from samething.rerank.kept import Kept
+from samething.rerank.neighbours import Neighbours
+from samething.rerank.regions import Regions
 from samething.rerank.second_look import Embed, Evidence, Reranker, Shown, keep_all, second_look
 from samething.rerank.trust import Trust
 
@@ -19,13 +25,17 @@ __all__ = [
     "Reranker",
     "Shown",
     "Trust",
+    "available",
     "keep_all",
     "reranker_of",
     "second_look",
 ]
 
 RERANKERS: Final[dict[str, Callable[[Embed, Json], Reranker]]] = {
-    "geometry": lambda embed, model: Geometry(),
+    "geometry": lambda embed, model: needed("cv2", extra="rerank") and Geometry(),
+    "regions": Regions,
+    "query-expansion": lambda embed, model: Neighbours("query-expansion", query_expansion),
+    "k-reciprocal": lambda embed, model: Neighbours("k-reciprocal", reciprocal_reranking),
 }
 """Re-rankers by name: each is made from the model's way to embed images, and what identifies the model."""
 
@@ -49,3 +59,13 @@ def reranker_of(name: str, embed: Embed, model: Json) -> Reranker:
             next_step="correct the name, or add your own to samething.rerank.RERANKERS",
         )
     return RERANKERS[name](embed, model)
+
+
+def available() -> list[str]:
+    """Names of the re-rankers whose packages are installed."""
+    found = []
+    for name in RERANKERS:
+        with contextlib.suppress(MissingExtraError):
+            reranker_of(name, lambda images: np.empty((len(images), 0), np.float32), None)
+            found.append(name)
+    return found

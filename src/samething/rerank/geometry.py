@@ -106,6 +106,7 @@ class Geometry:
 
     name: str = "geometry"
     weights: tuple[float, ...] = (0.05, 0.1, 0.0, 0.0)
+    at_once: int = 20
 
     @property
     def made_from(self) -> Json:

@@ -24,7 +24,6 @@ from samething.rerank.kept import Kept
 
 NUM_CANDIDATES: Final = 100
 """Results of the first search that are looked at again."""
-_AT_ONCE: Final = 20
 
 Embed: TypeAlias = Callable[[Sequence[Image.Image]], Embeddings]
 """Images -> unit-length vectors of the model whose search is looked at again."""
@@ -70,8 +69,15 @@ class Reranker(Protocol):
         """What each number of its evidence is worth where nothing was learned, in units of the cosine."""
 
     @property
+    def at_once(self) -> int:
+        """Candidates that it compares in one call; the budget is looked at in between."""
+
+    @property
     def made_from(self) -> Json:
-        """Everything that decides what is kept of an image: settings, versions, the model."""
+        """Everything that decides what is kept of an image: settings, versions, the model.
+
+        None where nothing is kept, and the evidence for a candidate depends on the others.
+        """
 
     def keep(self, image: Image.Image) -> bytes:
         """What is needed of an image, of a bounded size; empty where nothing is."""
@@ -108,13 +114,13 @@ def second_look(
     """
     deadline = float("inf") if budget_ms is None else time.monotonic() + budget_ms / 1000
     found: list[Evidence | None] = [None] * len(candidates)
-    [of_query] = keep_all(reranker, [query], kept)
+    [of_query] = keep_all(reranker, [query], kept)  # whatever the time
     if isinstance(of_query, ImageError):
         raise of_query
-    for start in range(0, len(candidates), _AT_ONCE):
+    for start in range(0, len(candidates), reranker.at_once):
         if time.monotonic() > deadline:
             break
-        part = candidates[start : start + _AT_ONCE]
+        part = candidates[start : start + reranker.at_once]
         contents = {
             place: content
             for place, content in enumerate(keep_all(reranker, part, kept, deadline=deadline))
@@ -143,6 +149,8 @@ def keep_all(
         The content for each image, the error of one that cannot be read; None for what was not begun in time.
     """
     made_from = reranker.made_from
+    if made_from is None:
+        return [b""] * len(images)
     known = kept.get(made_from, [image.key for image in images if image.key])
     new = [place for place, image in enumerate(images) if image.key not in known]
 

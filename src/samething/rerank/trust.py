@@ -52,6 +52,7 @@ class Trust:
         queries: Int[np.ndarray, " p"],
         domains: Sequence[str],
         *,
+        otherwise: tuple[float, ...],
         taught_by: Taught = "labels",
     ) -> Trust:
         """Learn from pairs of a query and a candidate.
@@ -62,6 +63,7 @@ class Trust:
             is_right: whether the pair shows the same thing.
             queries: which query each pair is of.
             domains: of each pair's candidate.
+            otherwise: weights of all domains where there are too few pairs in all.
             taught_by: what the pairs come from.
 
         Returns:
@@ -79,7 +81,7 @@ class Trust:
                     scores[own] + numbers[own] @ found, scores[own], is_right[own], queries[own]
                 )
                 weights[domain] = tuple(found.tolist()) if better > worse else (0.0,) * numbers.shape[1]
-        weights.setdefault(_EVERYWHERE, (0.0,) * numbers.shape[1])
+        weights.setdefault(_EVERYWHERE, otherwise)
         return cls(weights, taught_by, len(scores))
 
     def added(self, numbers: Float[np.ndarray, "p f"], domains: Sequence[str]) -> Float[np.ndarray, " p"]:

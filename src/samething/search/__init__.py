@@ -21,6 +21,7 @@ from samething.search.looking_again import Prepared, prepare
 from samething.search.matches import Match, Matches
 from samething.search.model_choice import model_for
 from samething.search.near_duplicates import Duplicates, near_duplicates
+from samething.search.queries import query_image
 from samething.search.remembered import (
     SearchDecoding,
     nearby,
@@ -248,7 +249,8 @@ def find(
         folder: look among the images below this folder only.
         where: further conditions: COLUMN=TEXT, or for numbers COLUMN=LOW..HIGH, either end open; a date may
             stand for a number: taken=2024-01..2024-06 (of EXIF data: taken, camera, latitude, longitude).
-        rerank: look at the best hundred again before the answer: geometry (docs/second-look.md).
+        rerank: look at the best hundred again before the answer: geometry, regions, query-expansion or
+            k-reciprocal (docs/second-look.md).
         budget_ms: begin to look at no further image after so many milliseconds; by default look at all.
         output: also write the matches here, as .json, .csv or .html.
         thumbnails: show the images, in a terminal that can.
@@ -272,6 +274,7 @@ def find(
         where=where or (),
     )
     look = None if rerank is None else searcher.second_look(rerank, budget_ms=budget_ms)
+    box = None if crop is None else Box(*crop)
     asked: dict[str, Any] = {"k": k, "where": chosen, "combine": combine, "rerank": look}
     if label is not None:
         if image or crop is not None:
@@ -280,9 +283,9 @@ def find(
             )
         found = searcher.find_label(label, **asked)
     else:
-        found = searcher.find(*image, crop=None if crop is None else Box(*crop), **asked)
+        found = searcher.find(*image, crop=box, **asked)
     if output is not None:
-        first = Path(image[0]) if image and Path(image[0]).is_file() else None
+        first = query_image(image[0], crop=box) if image and Path(image[0]).is_file() else None
         found.write(output, query_image=first)
     if thumbnails:
         from samething.search.matches import with_thumbnails

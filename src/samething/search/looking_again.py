@@ -213,7 +213,7 @@ def prepare(
     Args:
         index: the index folder, or the URL of a distributed engine.
         model: the model folder, if it was moved since the index was made.
-        rerank: which second look: geometry (docs/second-look.md).
+        rerank: which second look: geometry, or regions, which embeds 25 windows of each image.
         labels: learn from images with one label, where labels name things; else from views of the images.
 
     Raises:
@@ -264,7 +264,8 @@ def learn(look: SecondLook, embedder: Embedder, *, labels: bool) -> Trust:
     width = len(look.reranker.weights)
     trust = Trust.fit(
         np.array(scores, float), np.array(numbers, float).reshape(-1, width), np.array(is_right, bool),
-        np.array(queries, int), domains, taught_by="labels" if labels else "views",
+        np.array(queries, int), domains, otherwise=look.reranker.weights,
+        taught_by="labels" if labels else "views",
     )  # fmt: skip
     if not labels:
         most = _MORE_THAN_OWN * np.array(look.reranker.weights)

@@ -20,7 +20,7 @@ from rich.text import Text
 from samething.calibration import Calibrator
 from samething.errors import InputError, needed
 from samething.files import Json, plain_cell
-from samething.images import is_url
+from samething.images import ImageLike, is_url
 from samething.pages import write_page
 
 Band: TypeAlias = Literal["the same", "perhaps", "no match"]
@@ -187,7 +187,7 @@ class Matches:
             )
         return stream.getvalue()
 
-    def write(self, target: Path, *, query_image: Path | None = None) -> Path:
+    def write(self, target: Path, *, query_image: ImageLike | None = None) -> Path:
         """Write the matches in the format that the file's name asks for: .json, .csv or .html.
 
         Raises:

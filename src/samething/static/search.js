@@ -93,6 +93,7 @@ function filters() {
     if (text) chosen.push([name, text]);
   }
   byId("filters-count").textContent = chosen.length ? `${chosen.length} set` : "";
+  if (byId("rerank").value) chosen.push(["rerank", byId("rerank").value]);
   return [...chosen, ["k", byId("k").value]];
 }
 
@@ -184,6 +185,7 @@ function tile(match) {
   score.title = match.probability === null ? "similarity" : `probability of the same thing; similarity ${match.score.toFixed(3)}`;
   line.append(score);
   text.append(line);
+  if (agreement(match)) text.append(element("span", match.evidence.verified ? "verified" : "quiet", agreement(match)));
   go.addEventListener("click", () => { location.hash = linkTo("similar", match.id); });
   const more = element("button", "icon more", "⤢");
   more.type = "button";
@@ -194,10 +196,53 @@ function tile(match) {
   return made;
 }
 
+// what a second look found, in words; empty where that is nothing
+function agreement(match) {
+  const found = match.evidence;
+  if (!found || !found.agreeing) return "";
+  return `${found.verified ? "✓ verified: " : ""}${found.agreeing} points agree`;
+}
+
+// the picture looked for and the match side by side, with lines between places that agree
+async function drawWhy(match) {
+  const why = byId("closer-why");
+  const found = match.evidence;
+  const shown = byId("stage").hidden ? byId("looked-for").querySelectorAll("img")[found && found.image] : found && !found.image && byId("query");
+  const is_there = Boolean(found && found.points.length && shown);
+  why.toggleAttribute("hidden", !is_there);
+  byId("closer-picture").hidden = is_there;
+  if (!is_there) return;
+  const other = new Image();
+  other.src = `images/${encodeURIComponent(match.id)}?side=1200`;
+  await Promise.all([shown.decode(), other.decode()]);
+  const [left, top, right, bottom] = state.crop || [0, 0, shown.naturalWidth, shown.naturalHeight];
+  const [width, height] = [shown.naturalWidth, shown.naturalHeight];
+  const scale = height / other.naturalHeight; // both equally high, with a gap
+  const start = width * 1.03;
+  const svg = (name, values) => {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(values)) made.setAttribute(key, value);
+    return made;
+  };
+  why.setAttribute("viewBox", `0 0 ${start + other.naturalWidth * scale} ${height}`);
+  why.replaceChildren(
+    svg("image", { href: shown.src, x: 0, y: 0, width, height }),
+    svg("image", { href: other.src, x: start, y: 0, width: other.naturalWidth * scale, height }),
+  );
+  for (const [x, y, u, v] of found.points) {
+    const [x1, y1] = [left + x * (right - left), top + y * (bottom - top)];
+    const [x2, y2] = [start + u * other.naturalWidth * scale, v * height];
+    why.append(svg("line", { x1, y1, x2, y2 }));
+    for (const [cx, cy] of [[x1, y1], [x2, y2]]) why.append(svg("circle", { cx, cy, r: height / 140 }));
+  }
+}
+
 function lookCloser(match) {
+  drawWhy(match);
   const { taken, latitude, longitude } = match.metadata;
   const facts = [
     ["Score", match.score.toFixed(4)],
+    ["Second look", agreement(match)],
     ["Same thing", match.probability === null ? null : `${(match.probability * 100).toFixed(1)} %`],
     ["Domain", match.domain],
     ["Size", match.metadata.width ? `${match.metadata.width} × ${match.metadata.height}` : null],
@@ -337,6 +382,8 @@ for (const id of ["label", "folder", "where"]) byId(id).addEventListener("input"
   typing = setTimeout(search, 500);
 });
 byId("k").addEventListener("change", search);
+byId("rerank").addEventListener("change", search);
+const LOOKS = { geometry: "the same places", regions: "parts of the pictures", "query-expansion": "what is like the best", "k-reciprocal": "who sees each other" };
 
 function showInfo(info) {
   state.info = info;
@@ -354,6 +401,14 @@ function showInfo(info) {
       search();
     });
     return chip;
+  }));
+  const look = byId("rerank").value;
+  byId("rerank-field").hidden = !info.rerankers.length;
+  byId("rerank").replaceChildren(...["", ...info.rerankers].map((name) => {
+    const option = element("option", "", name ? LOOKS[name] || name : "none");
+    option.value = name;
+    option.selected = name === look;
+    return option;
   }));
   byId("start").hidden = !info.samples.length;
   byId("samples").replaceChildren(...info.samples.map(pictureLink));

@@ -205,6 +205,7 @@ def _asked(
 
 
 _Asked = Annotated[tuple[int, Where], fastapi.Depends(_asked)]
+_Again = Annotated[str | None, Query(description="a second look at the best hundred: geometry, …")]
 
 
 def _count(service: Service, k: int) -> int:
@@ -246,6 +247,7 @@ async def search(
     where: Annotated[list[str] | None, Form(description="COLUMN=TEXT or COLUMN=LOW..HIGH")] = None,
     crop: Annotated[str | None, Form(description="the part to look for: left,top,right,bottom")] = None,
     combine: Annotated[Literal["mean", "max"], Form(description="of several images")] = "mean",
+    rerank: Annotated[str | None, Form(description="a second look at the best hundred: geometry, …")] = None,
 ) -> Response:
     """The matches, best first. An upload is looked at and forgotten."""
     service = _service(request)
@@ -262,17 +264,17 @@ async def search(
         contents.append(await run_in_threadpool(service.fetched, url))
     if not contents:
         raise InputError("no image to look for", expected="an upload", next_step="send an image")
-    found = await service.find(contents, k=count, where=chosen, crop=box, combine=combine)
+    found = await service.find(contents, k=count, where=chosen, crop=box, combine=combine, rerank=rerank)
     return Answer(plain(found))
 
 
 @_asking.get(
     "/similar/{row_id}", response_model=SearchAnswer, summary="What looks like an image of the index"
 )
-def similar(request: fastapi.Request, row_id: str, asked: _Asked) -> Response:
+def similar(request: fastapi.Request, row_id: str, asked: _Asked, rerank: _Again = None) -> Response:
     """The matches, best first, the image itself left out."""
     k, where = asked
-    return Answer(plain(_service(request).similar(row_id, k=k, where=where)))
+    return Answer(plain(_service(request).similar(row_id, k=k, where=where, rerank=rerank)))
 
 
 @_asking.get("/similar", response_model=SearchAnswer, summary="What looks like the images of a label")
@@ -281,10 +283,15 @@ def similar_to_label(
     to_label: Annotated[str, Query(description="look for what the index knows by this label")],
     asked: _Asked,
     combine: Annotated[Literal["mean", "max"], Query(description="of several images")] = "mean",
+    rerank: _Again = None,
 ) -> Response:
     """The matches, best first, the label's own images left out."""
     k, where = asked
-    return Answer(plain(_service(request).searcher.find_label(to_label, k=k, where=where, combine=combine)))
+    service = _service(request)
+    searcher = service.searcher
+    look = service.second_look(searcher, rerank)
+    found = searcher.find_label(to_label, k=k, where=where, combine=combine, rerank=look)
+    return Answer(plain(found))
 
 
 @_asking.get("/info", summary="Domains, labels, columns, model, limits")

@@ -24,8 +24,10 @@ from samething.images.addresses import scheme_of
 from samething.images.apart import Decoders
 from samething.images.decoding import decoded
 from samething.index import Where
+from samething.rerank import available
 from samething.search import Matches, Searcher
 from samething.search.collection import FILE_COLUMNS, files_of, looks_of
+from samething.search.looking_again import SecondLook
 from samething.search.queries import require_one_to_crop
 from samething.search.searcher import Combine
 from samething.search.syncing import FileChange
@@ -122,6 +124,7 @@ class Service:
         where: Where,
         crop: Box | None = None,
         combine: Combine = "mean",
+        rerank: str | None = None,
     ) -> Matches:
         """What looks like the same thing as in the images, given as the bytes of their files.
 
@@ -135,17 +138,21 @@ class Service:
             async with asyncio.timeout(self.limits.timeout_s):
                 while True:
                     searcher, batcher = await asyncio.to_thread(self._serving)
-                    pixels = await asyncio.gather(
+                    look = self.second_look(searcher, rerank)
+                    prepared = await asyncio.gather(
                         *(
-                            loop.run_in_executor(self._decoders, self._pixels, searcher, item, crop)
+                            loop.run_in_executor(self._decoders, self._prepared, searcher, item, crop)
                             for item in contents
                         )
                     )
+                    images, pixels = zip(*prepared, strict=True)
                     futures = batcher.submit(pixels)
                     vectors = np.stack(await asyncio.gather(*map(asyncio.wrap_future, futures)))
+                    options: dict[str, Any] = {"k": k, "where": where, "combine": combine}
+                    options["look"] = None if look is None else look.asking(images, vectors)
                     try:
                         return await asyncio.to_thread(
-                            searcher.find_vectors, vectors, name="upload", k=k, where=where, combine=combine
+                            searcher.find_vectors, vectors, name="upload", **options
                         )
                     except FingerprintError:  # the index was rebuilt with another model meanwhile
                         if searcher is await asyncio.to_thread(lambda: self.searcher):
@@ -153,11 +160,24 @@ class Service:
         except TimeoutError:
             raise BusyError(self.batcher.num_waiting) from None
 
-    def _pixels(self, searcher: Searcher, content: bytes, crop: Box | None) -> Any:
+    def _prepared(self, searcher: Searcher, content: bytes, crop: Box | None) -> tuple[Image.Image, Any]:
         least_side = searcher.embedder.least_side
-        return searcher.embedder.prepare(
-            self._decoded(content, "the upload", box=crop, least_side=least_side)
-        )
+        image = self._decoded(content, "the upload", box=crop, least_side=least_side)
+        return image, searcher.embedder.prepare(image)
+
+    def second_look(self, searcher: Searcher, rerank: str | None) -> SecondLook | None:
+        """A second look of half the time of a request, at images that this server may read; None: none.
+
+        Raises:
+            InputError: no such re-ranker.
+        """
+        if not rerank:
+            return None
+
+        def read(file: Source) -> Image.Image:
+            return self._decoded(self._content(file), file.location, box=file.box)
+
+        return searcher.second_look(rerank, budget_ms=500 * self.limits.timeout_s, read=read)
 
     def _decoded(self, content: bytes, name: str, **options: Any) -> Image.Image:
         """An image, decoded in a process of its own: a hostile one holds up, fills or ends nothing else."""
@@ -183,14 +203,15 @@ class Service:
     def _fetch(self, url: str) -> bytes:
         return fetch_public(url, max_bytes=self.limits.max_bytes, timeout_s=self.limits.timeout_s / 2)
 
-    def similar(self, row_id: str, *, k: int, where: Where) -> Matches:
+    def similar(self, row_id: str, *, k: int, where: Where, rerank: str | None = None) -> Matches:
         """What looks like an image of the index.
 
         Raises:
             UnknownImageError: there is none of this id.
         """
         self.row(row_id, [])
-        return self.searcher.find_row(row_id, k=k, where=where)
+        searcher = self.searcher
+        return searcher.find_row(row_id, k=k, where=where, rerank=self.second_look(searcher, rerank))
 
     def row(self, row_id: str, columns: list[str]) -> dict[str, Any]:
         """Columns of an image of the index.
@@ -254,6 +275,7 @@ class Service:
         found = {
             **overview_of(self.searcher.index),
             "allow_urls": self.allow_urls,
+            "rerankers": available(),
             "limits": dataclasses.asdict(self.limits),
         }
         self._overview = (now, found)
