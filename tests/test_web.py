@@ -136,6 +136,10 @@ def test_a_second_look_by_the_server_is_the_librarys(client, shared, tmp_path):
         assert all(match["evidence"]["by"] == "geometry" for match in answer["matches"])
     wrong = client.post("/search", files=[upload(path.read_bytes())], data={"rerank": "nonsense"})
     assert wrong.status_code == 400 and "geometry" in wrong.json()["expected"]
+    (tmp_path / "x.onnx").write_bytes(b"a file of this machine")
+    asked = {"rerank": str(tmp_path / "x.onnx")}
+    wrong = client.post("/search", files=[upload(path.read_bytes())], data=asked)
+    assert wrong.status_code == 400 and "geometry" in wrong.json()["expected"]
     assert client.post("/search", files=[upload(path.read_bytes())]).json()["matches"][0]["evidence"] is None
 
 

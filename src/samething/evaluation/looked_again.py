@@ -14,7 +14,7 @@ from samething.arrays import Embeddings, Gallery, Queries, unit
 from samething.catalog import Catalog
 from samething.errors import ImageError
 from samething.evaluation.task import RetrievalTask
-from samething.images import decode, in_threads
+from samething.images import decode, disk_state, in_threads
 from samething.progress import progress_bar
 from samething.rerank import Kept, Reranker, Shown, Trust, second_look
 from samething.rerank.gains import Refined, require_pairs
@@ -83,8 +83,10 @@ class LookedAgain:
 
         def shown(row: int, vector: Float[np.ndarray, " d"]) -> Shown:
             source = self.catalog.source(row)
-            key = str(self.catalog.table["sha256"][row].as_py() or "")
-            return Shown(f"{key} {source.box or ''}" if key else "", lambda: decode(source), vector)
+            content = self.catalog.table["sha256"][row].as_py()
+            if not content and not source.is_remote:
+                content = f"{source.location} {disk_state(source.location).get('mark')}"
+            return Shown(f"{content} {source.box or ''}" if content else "", lambda: decode(source), vector)
 
         def looked(query: int) -> Sequence[tuple[int, tuple[float, ...]]]:
             row = int(task.queries[query])

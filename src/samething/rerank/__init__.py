@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -14,6 +15,7 @@ from samething.rerank.gains import query_expansion, reciprocal_reranking
 from samething.rerank.geometry import Geometry
 from samething.rerank.kept import Kept
 from samething.rerank.neighbours import Neighbours
+from samething.rerank.pair_scorer import PairScorer
 from samething.rerank.regions import Regions
 from samething.rerank.second_look import Embed, Evidence, Reranker, Shown, keep_all, second_look
 from samething.rerank.trust import Trust
@@ -22,6 +24,7 @@ __all__ = [
     "RERANKERS",
     "Evidence",
     "Kept",
+    "PairScorer",
     "Reranker",
     "Shown",
     "Trust",
@@ -44,7 +47,7 @@ def reranker_of(name: str, embed: Embed, model: Json) -> Reranker:
     """A re-ranker by its name.
 
     Args:
-        name: a key of ``RERANKERS``.
+        name: a key of ``RERANKERS``, or the path of an ONNX graph that scores pairs (name.onnx).
         embed: images to vectors of the model whose search is looked at again.
         model: the model's fingerprint, or what else identifies it.
 
@@ -52,13 +55,24 @@ def reranker_of(name: str, embed: Embed, model: Json) -> Reranker:
         InputError: there is none of this name.
         MissingExtraError: a package that it needs is not installed.
     """
+    if name.endswith(".onnx"):
+        return PairScorer.of_onnx(Path(name))
+    require_known(name)
+    return RERANKERS[name](embed, model)
+
+
+def require_known(name: str) -> None:
+    """Refuse a name that is none of ``RERANKERS``.
+
+    Raises:
+        InputError: says which there are.
+    """
     if name not in RERANKERS:
         raise InputError(
-            f"the re-ranker {name!r}",
+            f"the re-ranker {name[:100]!r}",
             expected=f"one of {', '.join(RERANKERS)}",
             next_step="correct the name, or add your own to samething.rerank.RERANKERS",
         )
-    return RERANKERS[name](embed, model)
 
 
 def available() -> list[str]:

@@ -156,11 +156,11 @@ def _pairs(one: _Points, other: _Points) -> tuple[Int[np.ndarray, " p"], Int[np.
     cosines = one.descriptors @ other.descriptors.T
     rows = np.arange(len(cosines))
     nearest = cosines.argmax(axis=1)
-    is_mutual = cosines.argmax(axis=0)[nearest] == rows
     best = cosines[rows, nearest]
     cosines[rows, nearest] = -1.0
-    is_clear = 1 - best < _RATIO**2 * (1 - cosines.max(axis=1))  # squared distances are 2 - 2 cosine
-    chosen = rows[is_mutual & is_clear]
+    clear = rows[1 - best < _RATIO**2 * (1 - cosines.max(axis=1))]  # squared distances are 2 - 2 cosine
+    cosines[rows, nearest] = best
+    chosen = clear[cosines[:, nearest[clear]].argmax(axis=0) == clear]
     return chosen, nearest[chosen]
 
 

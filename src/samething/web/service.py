@@ -24,7 +24,7 @@ from samething.images.addresses import scheme_of
 from samething.images.apart import Decoders
 from samething.images.decoding import decoded
 from samething.index import Where
-from samething.rerank import available
+from samething.rerank import available, require_known
 from samething.search import Matches, Searcher
 from samething.search.collection import FILE_COLUMNS, files_of, looks_of
 from samething.search.looking_again import SecondLook
@@ -138,7 +138,7 @@ class Service:
             async with asyncio.timeout(self.limits.timeout_s):
                 while True:
                     searcher, batcher = await asyncio.to_thread(self._serving)
-                    look = self.second_look(searcher, rerank)
+                    look = await asyncio.to_thread(self.second_look, searcher, rerank)
                     prepared = await asyncio.gather(
                         *(
                             loop.run_in_executor(self._decoders, self._prepared, searcher, item, crop)
@@ -173,6 +173,7 @@ class Service:
         """
         if not rerank:
             return None
+        require_known(rerank)  # a path is for who may read this machine's files
 
         def read(file: Source) -> Image.Image:
             return self._decoded(self._content(file), file.location, box=file.box)
