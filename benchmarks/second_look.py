@@ -1,8 +1,8 @@
 """What a second look gains, where it may harm, and what it takes.
 
-    python recipes/second_look.py demo/features --domains photo object logo
-    python recipes/second_look.py photos/features --things-against-photographs --domains package
-    python recipes/second_look.py photos/features demo/features --planted package photo
+    python benchmarks/second_look.py demo/features --domains photo object logo
+    python benchmarks/second_look.py photos/features --things-against-photographs --domains package
+    python benchmarks/second_look.py photos/features demo/features --planted package photo
 
 Takes feature folders of one backbone; its features as they are, of unit length, make the first search. What
 evidence is worth is learned on validation images and measured on test images of other things. Tables go to
