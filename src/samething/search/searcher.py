@@ -156,7 +156,7 @@ class Searcher:
             InputError: the index has no such label.
         """
         ids, vectors = vectors_of_label(self.index, label)
-        look = None if rerank is None else self.second_look(rerank).asking_rows(ids[:_MOST_LOOKED_FOR])
+        look = None if rerank is None else self.second_look(rerank).asking_rows(ids[:_MAX_LOOKED_FOR])
         return self.find_vectors(
             vectors, name=f"label {label}", k=k, where=where, combine=combine, leave_out=ids, look=look
         )
