@@ -33,7 +33,7 @@ from samething.evaluation import Comparison
 from samething.evaluation.looked_again import LookedAgain
 from samething.features import FeatureSet
 from samething.images import decode, prepare
-from samething.rerank import Kept, Shown, Trust, keep_all, reranker_of
+from samething.rerank import Shown, Trust, reranker_of
 from samething.statistics import paired_difference
 
 SHARES = (0.05, 0.1, 0.2, 0.35, 0.5)
@@ -165,11 +165,14 @@ def planted_table(
     others = [
         Shown("", functools.partial(_same, ground), embed([ground])[0]) for ground in grounds[len(queries) :]
     ]
+    of_others = {look.name: [look.keep(ground) for ground in grounds[len(queries) :]] for look in looks}
     for share in SHARES:
         rng = np.random.default_rng(round(1000 * share))
         scenes = [scene(thing, ground, share, rng) for thing, ground in zip(queries, grounds, strict=False)]
         gallery = [Shown("", functools.partial(_same, one), embed([one])[0]) for one in scenes] + others
-        contents = {look.name: keep_all(look, gallery, Kept(Path("/nonexistent"))) for look in looks}
+        contents = {
+            look.name: [look.keep(image) for image in scenes] + of_others[look.name] for look in looks
+        }
         right: dict[str, list[bool]] = {name: [] for name in ("first", *contents, "all")}
         for number, (thing, vector) in enumerate(zip(queries, asked, strict=True)):
             cosines = np.array([one.vector @ vector for one in gallery])
