@@ -121,13 +121,13 @@ def drag(page, start: tuple[float, float], end: tuple[float, float]) -> None:
 
 
 def test_a_image_is_chosen_and_its_thing_found(page, images):
-    expect(page.locator("#about")).to_contain_text("13 images")
+    expect(page.locator("#about")).to_contain_text("13 pictures")
     look_for(page, images / "thing 01 é" / "view 0.jpg")
     tiles = page.locator(".tile")
     expect(tiles).to_have_count(13)
     expect(tiles.first).to_contain_text("thing 01 é")
     expect(tiles.first.locator(".score")).to_have_text("1.000")
-    expect(page.locator("#count")).to_have_text("13 images")
+    expect(page.locator("#count")).to_have_text("13 pictures")
     loaded = "images => images.every(image => image.complete && image.naturalWidth > 0)"
     page.wait_for_load_state("networkidle")
     assert page.locator(".tile img").evaluate_all(loaded)
@@ -149,8 +149,8 @@ def test_a_result_leads_to_what_is_like_it_and_back(page, images):
 
 def test_a_second_look_shows_why(page, images):
     """The points that agree, in words on the tile and as lines in the closer view."""
-    page.locator("#rerank").select_option("geometry")
     look_for(page, images / "thing 01 é" / "view 0.jpg")
+    page.locator("#rerank").select_option("geometry")
     first = page.locator(".tile").first
     expect(first).to_contain_text("points agree")
     first.locator(".more").click()
@@ -476,7 +476,7 @@ def test_a_public_server_asks_for_its_token(browser, line, images):
         page.goto(address)
         page.fill("#token", TOKEN)
         page.keyboard.press("Enter")
-        expect(page.locator("#about")).to_contain_text("13 images")
+        expect(page.locator("#about")).to_contain_text("13 pictures")
         look_for(page, images / "thing 00 é" / "view 0.jpg")
         page.wait_for_load_state("networkidle")
         assert page.locator(".tile img").evaluate_all("all => all.every(one => one.naturalWidth > 0)")
