@@ -146,7 +146,7 @@ def test_a_second_look_by_the_server_is_the_librarys(client, shared, tmp_path):
 
 def test_a_second_look_reads_no_address_that_the_server_may_not_ask(shared, tmp_path):
     """Who made the index may have written any address into it; the second look must not fetch it."""
-    shutil.copytree(shared / "index", tmp_path / "index")
+    shutil.copytree(shared / "index", tmp_path / "index", ignore=shutil.ignore_patterns("second-look*"))
     searcher = Searcher.open(tmp_path / "index")
     asked = []
 
