@@ -267,11 +267,7 @@ def find(
         raise InputError("nothing to look for", expected="an image, or --label", next_step="name an image")
     searcher = Searcher.open(index, model=model)
     chosen: Where = conditions(
-        searcher.index.description,
-        domain=domain,
-        label=with_label,
-        folder=folder,
-        where=where or (),
+        searcher.index.description, domain=domain, label=with_label, folder=folder, where=where or ()
     )
     look = None if rerank is None else searcher.second_look(rerank, budget_ms=budget_ms)
     box = None if crop is None else Box(*crop)
