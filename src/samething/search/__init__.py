@@ -21,7 +21,7 @@ from samething.search.looking_again import Prepared, prepare
 from samething.search.matches import Match, Matches
 from samething.search.model_choice import model_for
 from samething.search.near_duplicates import Duplicates, near_duplicates
-from samething.search.queries import query_image
+from samething.search.queries import query_images
 from samething.search.remembered import (
     SearchDecoding,
     nearby,
@@ -281,7 +281,8 @@ def find(
     else:
         found = searcher.find(*image, crop=box, **asked)
     if output is not None:
-        first = query_image(image[0], crop=box) if image and Path(image[0]).is_file() else None
+        is_file = bool(image) and Path(image[0]).is_file()
+        first = query_images(searcher.embedder, image[:1], crop=box)[0] if is_file else None
         found.write(output, query_image=first)
     if thumbnails:
         from samething.search.matches import with_thumbnails
