@@ -18,7 +18,6 @@ from fastapi.staticfiles import StaticFiles
 
 import samething
 from samething.errors import InputError, SamethingError
-from samething.images import Box
 from samething.index import Where
 from samething.search import Searcher
 from samething.search.conditions import conditions
@@ -31,6 +30,7 @@ from samething.web.schemas import (
     ErrorAnswer,
     SearchAnswer,
     UnknownImageError,
+    box_of,
     failed,
     failure,
     plain,
@@ -216,28 +216,20 @@ def _count(service: Service, k: int) -> int:
     return k
 
 
-def _box(crop: str | None) -> Box | None:
-    """A box as it is written in a request: left,top,right,bottom.
+def _how(
+    combine: Annotated[Literal["mean", "max"], Form(description="of several images")] = "mean",
+    rerank: Annotated[str | None, Form(description="a second look at the best hundred: geometry, …")] = None,
+) -> tuple[Literal["mean", "max"], str | None]:
+    return combine, rerank
 
-    >>> _box("1,2,30,40"), _box("")
-    (Box(left=1, top=2, right=30, bottom=40), None)
-    """
-    if not crop:
-        return None
-    try:
-        left, top, right, bottom = (round(float(part)) for part in crop.split(","))
-    except (ValueError, OverflowError):
-        raise InputError(
-            f"the crop {crop[:100]!r}",
-            expected="left,top,right,bottom in pixels",
-            next_step="for instance: 10,20,200,180",
-        ) from None
-    return Box(left, top, right, bottom)
+
+_How = Annotated[tuple[Literal["mean", "max"], str | None], fastapi.Depends(_how)]
 
 
 @_asking.post("/search", response_model=SearchAnswer, summary="Find the same thing as in an image")
 async def search(
     request: fastapi.Request,
+    how: _How,
     image: Annotated[list[UploadFile] | None, File(description="the image, or several of one thing")] = None,
     url: Annotated[str | None, Form(description="an image's address, where the server allows it")] = None,
     k: Annotated[int, Form(ge=1, description="number of matches")] = 24,
@@ -246,13 +238,11 @@ async def search(
     folder: Annotated[str | None, Form(description="look below this folder only")] = None,
     where: Annotated[list[str] | None, Form(description="COLUMN=TEXT or COLUMN=LOW..HIGH")] = None,
     crop: Annotated[str | None, Form(description="the part to look for: left,top,right,bottom")] = None,
-    combine: Annotated[Literal["mean", "max"], Form(description="of several images")] = "mean",
-    rerank: Annotated[str | None, Form(description="a second look at the best hundred: geometry, …")] = None,
 ) -> Response:
     """The matches, best first. An upload is looked at and forgotten."""
     service = _service(request)
     chosen = _where(service, domain or [], label or [], folder, where or [])
-    box, count = _box(crop), _count(service, k)
+    box, count = box_of(crop), _count(service, k)
     if len(image or []) > service.limits.max_images:
         raise InputError(
             f"{len(image or [])} images",
@@ -264,7 +254,7 @@ async def search(
         contents.append(await run_in_threadpool(service.fetched, url))
     if not contents:
         raise InputError("no image to look for", expected="an upload", next_step="send an image")
-    found = await service.find(contents, k=count, where=chosen, crop=box, combine=combine, rerank=rerank)
+    found = await service.find(contents, k=count, where=chosen, crop=box, combine=how[0], rerank=how[1])
     return Answer(plain(found))
 
 

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 from samething.errors import ArtefactError, InputError, MissingExtraError, SamethingError
 from samething.files import Json
+from samething.images import Box
 from samething.search import Matches
 from samething.web.batching import BusyError
 from samething.web.guards import is_loopback, sender_of
@@ -85,6 +86,25 @@ class DeleteRequest(pydantic.BaseModel):
     """Which images to delete."""
 
     ids: list[str] = pydantic.Field(max_length=10_000)
+
+
+def box_of(crop: str | None) -> Box | None:
+    """A box as it is written in a request: left,top,right,bottom.
+
+    >>> box_of("1,2,30,40"), box_of("")
+    (Box(left=1, top=2, right=30, bottom=40), None)
+    """
+    if not crop:
+        return None
+    try:
+        left, top, right, bottom = (round(float(part)) for part in crop.split(","))
+    except (ValueError, OverflowError):
+        raise InputError(
+            f"the crop {crop[:100]!r}",
+            expected="left,top,right,bottom in pixels",
+            next_step="for instance: 10,20,200,180",
+        ) from None
+    return Box(left, top, right, bottom)
 
 
 class Answer(JSONResponse):
