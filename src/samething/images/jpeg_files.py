@@ -102,7 +102,7 @@ def unpacked_jpeg(
         image.load()
     except OSError:
         if least_side is not None:
-            return unpacked_jpeg(JpegImageFile(io.BytesIO(content)), name, max_pixels)  # type: ignore[arg-type]
+            return unpacked_jpeg(JpegImageFile(io.BytesIO(content)), name, max_pixels)
         mended = _without_last_bytes(content, image, full_height, draft)
         if mended is None:
             raise
