@@ -49,6 +49,7 @@ def shown(page: Page, query: Path) -> bytes:
 
 
 def main() -> None:
+    """Serve the index for the time of one search, and keep what a browser shows of it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("demo", type=Path)
     parser.add_argument("--domain", default="photo")
