@@ -1,7 +1,7 @@
 """Search and sync of the embedded index against their rivals and limits, ratios in one run.
 
     python benchmarks/search.py query --rows 100000 1000000   # latency and recall
-    python benchmarks/search.py query --rows 100000 --dim 512 # where codes matter: 2,048 bytes or 256
+    python benchmarks/search.py query --rows 100000 --dim 512 --exact   # 2,048 bytes or 256
     python benchmarks/search.py changes --rows 1000000        # what a change costs an open searcher
     python benchmarks/search.py sync --images 100000        # bringing an unchanged folder up to date
 
@@ -100,22 +100,27 @@ def by_faiss(index: Any) -> Ask:
     return lambda query: index.search(query[None], K)[1][0].tolist()
 
 
-def engines(rows: np.ndarray, scratch: Path) -> dict[str, Ask]:
-    """All of them, made from the same vectors."""
+def engines(rows: np.ndarray, scratch: Path, *, graphs: bool) -> dict[str, Ask]:
+    """All of them, made from the same vectors; those that search a graph take minutes to build."""
     import faiss
 
     dim = rows.shape[1]
     flat, graph = faiss.IndexFlatIP(dim), faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
     _timed("FAISS flat", lambda: flat.add(rows))
-    _timed("FAISS HNSW", lambda: graph.add(rows))
-    graph.hnsw.efSearch = 64
+    if graphs:
+        _timed("FAISS HNSW", lambda: graph.add(rows))
+        graph.hnsw.efSearch = 64
     faiss.omp_set_num_threads(1)  # both were built on all cores; a query gets one, as ours does
     exact = _timed("our index", lambda: filled_index(scratch / "exact", rows))
     kinds: tuple[StoredCodes, ...] = ("int8", "int4")
     made = {kind: _timed(kind, partial(filled_index, scratch / kind, rows, kind)) for kind in kinds}
     coded = {f"ours, exact among {kind}": by_index(made[kind], ["path", "label"]) for kind in kinds}
-    tuned = _timed("our index to be tuned", lambda: filled_index(scratch / "tuned", rows))
-    print("   ", _timed("tuning", lambda: tuned.tune(0.98, k=K)).__rich__())
+    near: dict[str, Ask] = {}
+    if graphs:
+        tuned = _timed("our index to be tuned", lambda: filled_index(scratch / "tuned", rows))
+        print("   ", _timed("tuning", lambda: tuned.tune(0.98, k=K)).__rich__())
+        near["ours, tuned to 0.98"] = by_index(tuned, ["path", "label"])
+        near["FAISS HNSW (M 32, ef 64)"] = by_faiss(graph)
     return {
         "ours, exact": by_index(exact, ["path", "label"]),
         "ours, exact, ids only": by_index(exact, []),
@@ -123,9 +128,8 @@ def engines(rows: np.ndarray, scratch: Path) -> dict[str, Ask]:
             nearest_units(query[None], rows, K).indices[0].tolist()
         ),
         **coded,
-        "ours, tuned to 0.98": by_index(tuned, ["path", "label"]),
         "FAISS flat": by_faiss(flat),
-        "FAISS HNSW (M 32, ef 64)": by_faiss(graph),
+        **near,
     }
 
 
@@ -164,12 +168,14 @@ def latencies(ask: Ask, queries: np.ndarray, num_clients: int) -> tuple[list[flo
     return times, answers, time.perf_counter() - started
 
 
-def compare_queries(num_rows: int, *, dim: int, num_queries: int, rounds: int, scratch: Path) -> None:
+def compare_queries(
+    num_rows: int, *, dim: int, num_queries: int, graphs: bool, rounds: int, scratch: Path
+) -> None:
     """Print the table of one size."""
     print(f"\n{num_rows:,} rows of {dim} dimensions around {NUM_CENTRES:,} centres", flush=True)
     rows, queries = clustered(num_rows, 1, dim), clustered(num_queries, 2, dim)
     truth = exact_topk(queries, rows, K, normalised=True).indices
-    asked = engines(rows, scratch)
+    asked = engines(rows, scratch, graphs=graphs)
     for ask in asked.values():  # loads what is loaded once
         for query in queries[:5]:
             ask(query)
@@ -371,6 +377,7 @@ def main(arguments: list[str] | None = None) -> None:
     for part in (query, changes):
         part.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
         part.add_argument("--dim", type=int, default=DIM)
+    query.add_argument("--exact", action="store_false", dest="graphs", help="leave graphs out")
     query.add_argument("--queries", type=int, dest="num_queries", default=300)
     sync.add_argument("--images", type=int, nargs="+", dest="rows", default=[100_000])
     for part in (query, changes, sync):
