@@ -25,7 +25,7 @@ def shortest(coder: Coder, codes: np.ndarray) -> float:
 @given(
     kind=st.sampled_from(["int4", "int8"]),
     dim=st.integers(1, 40),
-    num_rows=st.integers(257, 1500),
+    num_rows=st.integers(65, 1500),
     num_distinct=st.integers(1, 1500),
     k=st.integers(1, 40),
     fitted_to=st.sampled_from(["the rows", "others", "one axis"]),
@@ -44,7 +44,9 @@ def test_the_scan_finds_what_float64_finds(kind, dim, num_rows, num_distinct, k,
     queries = np.concatenate([rows[:2], coder.decode(codes[:2]), flat])
     scan = CodeScan(CodedRows(codes, coder), shortest=shortest(coder, codes))
     scan._rows_a_part = 416
-    found = scan.nearest(queries, k)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(code_scan, "_LEAST_ASKED", 64)
+        found = scan.nearest(queries, k)
     truth = exact_topk(queries, coder.decode(codes), k, normalised=True)
     np.testing.assert_array_equal(found.scores, truth.scores)
     np.testing.assert_array_equal(found.indices, truth.indices)
@@ -65,7 +67,7 @@ def test_no_score_of_the_scan_is_off_by_more_than_is_said(dim: int) -> None:
     expected = queries.astype(np.float64) @ coder.decode(codes).T * coder.lengths(codes)
     off = np.abs(scores - np.take_along_axis(expected, places, axis=1)).max(axis=1)
     assert (off <= errors).all(), (off, errors)
-    assert (errors < 0.07).all(), "so much that all rows would be looked at"
+    assert (errors < 0.1).all(), "so much that all rows would be looked at"
     assert places[0, 0] == 5
 
 
@@ -76,6 +78,7 @@ def test_a_later_scan_takes_over_what_is_in_order(monkeypatch: pytest.MonkeyPatc
     coder = Coder.fit(rows, "int4")
     codes = coder.encode(rows)
     monkeypatch.setattr(code_scan, "_PART_BYTES", 8 * 320)
+    monkeypatch.setattr(code_scan, "_LEAST_ASKED", 64)
     made = []
     part = code_scan._part
     monkeypatch.setattr(code_scan, "_part", lambda *given: made.append(len(given[0])) or part(*given))

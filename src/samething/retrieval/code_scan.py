@@ -9,6 +9,7 @@ score is known. So rows are asked for until no other one can be among the neares
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -20,8 +21,8 @@ from samething.retrieval.nearest import TopK, nearest_units
 
 _PART_BYTES: Final = 2**22
 """Codes of a part: what one change makes a reader bring into order again, in 40 ms at most."""
-_LEAST_ASKED: Final = 256
-_MOST_ASKED: Final = 4096
+_LEAST_ASKED: Final = 1024
+_MOST_ASKED: Final = 16384
 """Above it, copies of one image or rows of next to one score: all rows are scored in float32 then."""
 _ROUNDING: Final = 1e-5
 """Of scores in float32."""
@@ -64,23 +65,53 @@ class CodeScan:
         waiting, num_asked = np.arange(len(queries)), max(_LEAST_ASKED, 2 * k)
         while len(waiting) and num_asked <= min(_MOST_ASKED, len(self.gallery)):
             unsettled = []
-            floors, found = self._candidates(queries[waiting], num_asked)
-            for number, floor, places in zip(waiting, floors, found, strict=True):
-                top = nearest_units(queries[number : number + 1], self.gallery[places], min(k, len(places)))
-                if len(places) < k or top.scores[0, -1] <= floor + _ROUNDING:
+            for number, found in zip(waiting, self._candidates(queries[waiting], num_asked), strict=True):
+                top = self._settled(queries[number : number + 1], k, *found)
+                if top is None:
                     unsettled.append(number)
-                    continue
-                indices[number], scores[number] = places[top.indices[0]], top.scores[0]
+                else:
+                    indices[number], scores[number] = top.indices[0], top.scores[0]
             waiting, num_asked = np.array(unsettled, dtype=np.int64), 4 * num_asked
         if len(waiting):
             top = nearest_units(queries[waiting], self.gallery, k)
             indices[waiting], scores[waiting] = top.indices, top.scores
         return TopK(indices, scores)
 
+    def _settled(
+        self,
+        query: Queries,
+        k: int,
+        rows: Int[np.ndarray, " r"],
+        rough: Float[np.ndarray, " r"],
+        end: float,
+        error: float,
+    ) -> TopK | None:
+        """The nearest of all rows, if they are surely among those found.
+
+        Args:
+            query: one.
+            k: rows to find.
+            rows: found, ascending.
+            rough: their scores before they are brought to unit length.
+            end: no other row's rough score is above it.
+            error: how far rough scores may be off.
+        """
+        if len(rows) < k:
+            return None
+        if len(rows) > 2 * k:  # the k best bound the k-th score from below, so that few are scored exactly
+            best = rows[np.sort(np.argpartition(rough, -k)[-k:])]
+            least = nearest_units(query, self.gallery[best], k).scores[0, -1]
+            if least > 0:
+                rows = rows[rough >= least * self._shortest - error - _ROUNDING]
+        top = nearest_units(query, self.gallery[rows], k)
+        if top.scores[0, -1] <= max(end + error, 0.0) / self._shortest + _ROUNDING:
+            return None
+        return TopK(rows[top.indices], top.scores)
+
     def _candidates(
         self, queries: Queries, num: int
-    ) -> tuple[Float[np.ndarray, " q"], list[Int[np.ndarray, " r"]]]:
-        """For each query a cosine that all rows but some are not above, and those rows, ascending."""
+    ) -> Iterator[tuple[Int[np.ndarray, " r"], Float[np.ndarray, " r"], float, float]]:
+        """For each query what :meth:`_settled` is given: rows, rough scores, their end and their error."""
         asked, errors = _asked(self.gallery.coder, queries)
         values, places = [], []
         ends = np.full(len(queries), -np.inf)
@@ -93,10 +124,10 @@ class CodeScan:
         rough, rows = np.concatenate(values, axis=1), np.concatenate(places, axis=1)
         if len(values) > 1:
             ends = np.maximum(ends, np.partition(rough, -num, axis=1)[:, -num])
-        kept = [
-            np.sort(row[(row >= 0) & (own >= end)]) for row, own, end in zip(rows, rough, ends, strict=True)
-        ]
-        return np.maximum(ends + errors, 0.0) / self._shortest, kept
+        for row, own, end, error in zip(rows, rough, ends, errors, strict=True):
+            kept = np.flatnonzero((row >= 0) & (own >= end))
+            kept = kept[np.argsort(row[kept])]
+            yield row[kept], own[kept], float(end), float(error)
 
     def _ready(self) -> list[Any]:
         with self._guard:
