@@ -347,8 +347,8 @@ def test_a_second_look_is_measured_as_it_is_used(tmp_path, monkeypatch):
     rows, vectors = [], []
     for number in range(10):  # things that are parts of photographs, seen twice
         photograph = photographs()[number % 3].resize((640, 640))
-        left, top = 200 * (number // 3 % 3) + 20, 200 * (number // 9) + 20
-        part = photograph.crop((left, top, left + 180, top + 180))
+        left, top = 190 * (number // 3 % 3) + 10, 190 * (number // 9) + 10
+        part = photograph.crop((left, top, left + 240, top + 240))
         role = "val" if number < 5 else "query+index"
         for view in range(2):
             path = tmp_path / f"{number} {view}.png"
@@ -360,7 +360,7 @@ def test_a_second_look_is_measured_as_it_is_used(tmp_path, monkeypatch):
     is_val = catalog.has_role("val")
     taught = LookedAgain.taught(Geometry(), catalog.take(is_val), embeddings[is_val])
     assert taught.trust.num_pairs == 10 * 9
-    look = LookedAgain(Geometry(), catalog.take(~is_val), Trust.untaught((0.5, 0.5, 0.0, 0.0)))
+    look = LookedAgain(Geometry(), catalog.take(~is_val), Trust.untaught((4.0, 0.0, 0.0, 0.0)))
     given = {"catalog": look.catalog, "protocol": "metric-learning"}
     before = evaluate_embeddings(embeddings[~is_val], **given).values("r@1")
     after = evaluate_embeddings(embeddings[~is_val], gain=look, **given).values("r@1")

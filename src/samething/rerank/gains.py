@@ -77,13 +77,13 @@ def both_expansions(queries: Queries, gallery: Gallery, leave_out: Int[np.ndarra
     return query_expansion(queries, augmented.gallery, leave_out)
 
 
-def require_pairs(num_queries: int, num_entries: int) -> None:
-    """Refuse a re-ranking whose matrix of scores does not fit.
+def require_pairs(num_queries: int, num_entries: int, *, among_entries: bool = False) -> None:
+    """Refuse a re-ranking whose matrix of scores, or that of the entries among themselves, does not fit.
 
     Raises:
         InputError: says how many pairs there may be.
     """
-    if num_queries * num_entries > _MOST_PAIRS:
+    if max(num_queries, num_entries * among_entries) * num_entries > _MOST_PAIRS:
         raise InputError(
             f"re-ranking of {num_queries:,} queries among {num_entries:,} entries",
             expected=f"at most {_MOST_PAIRS:,} pairs",
@@ -113,7 +113,7 @@ def reciprocal_reranking(
         InputError: there are so many images that the matrices do not fit.
     """
     asked, entries = unit(queries, np.float32), unit(gallery, np.float32)
-    require_pairs(max(len(asked), len(entries)), len(entries))
+    require_pairs(len(asked), len(entries), among_entries=True)
     depth = min(k1 + 1, len(entries))
     among = exact_topk(entries, entries, depth, precision="float32", normalised=True)
     # an image is its own first neighbour, also where a copy of it ties
