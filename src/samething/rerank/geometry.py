@@ -185,6 +185,8 @@ def agreeing(
     if matrix is None:
         return nothing
     is_inside = mask.ravel().astype(bool)
+    if is_inside.sum() < LEAST_POINTS:  # most pairs of images end here
+        return nothing
     source, target = source[is_inside], target[is_inside]
     # a place with two orientations is two points, and says one thing
     for number in (0, 1):
