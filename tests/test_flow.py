@@ -30,7 +30,7 @@ def test_the_tutorials_commands_end_with_the_right_answer(line):
     answer = (line / "6.out").read_text(encoding="utf-8")
     assert "some-image.jpg" in answer
     first = next(row for row in answer.splitlines() if row.strip("│ ").startswith("1 "))
-    assert "thing 03 é" in first and "1.000" in first
+    assert "thing 03 é" in first and float(first.strip("│ ").split()[1]) > 0.98  # rows are codes
     table = (line / "3.out").read_text(encoding="utf-8")
     assert all(
         name in table for name in ("backbone", "average-pool-512 int4", "PCA-512 int4", "run", "mMP@5")
@@ -40,8 +40,8 @@ def test_the_tutorials_commands_end_with_the_right_answer(line):
 def test_each_artefact_says_what_it_was_made_from(line):
     images = Catalog.read(line / "things.parquet")
     manifests = {
-        kind: read_manifest(line / folder, kind=kind, format_version=2 if kind in ("model", "index") else 1)
-        for kind, folder in (("features", "features"), ("run", "run"), ("model", "model"), ("index", "index"))
+        kind: read_manifest(line / kind, kind=kind, format_version=version)
+        for kind, version in (("features", 1), ("run", 1), ("model", 2), ("index", 3))
     }
     assert manifests["features"].made_from["catalog"] == images.fingerprint
     assert manifests["features"].fingerprint in json.dumps(dict(manifests["run"].made_from))
