@@ -1,4 +1,4 @@
-"""Exact search among rows in codes, at the speed of their bytes: FAISS scans the codes, we settle the order.
+"""Exact search among rows in codes: FAISS scans their bytes, we settle the order.
 
 Codes of 4 bits are scanned by table look-ups in registers (André et al., *Cache locality is not enough:
 high-performance nearest neighbor search with product quantization fast scan*, VLDB 9, 2015): a table per
