@@ -400,6 +400,6 @@ def test_a_public_image_is_fetched_and_nothing_else(elsewhere, served):
     app = create_app(Searcher.open(served / "index"), allow_urls=True)
     with TestClient(app, base_url="http://localhost") as client:
         found = client.post("/search", data={"url": f"{address}/image.png", "k": 1}).json()
-        assert found["matches"][0]["score"] == pytest.approx(1, abs=1e-3)
+        assert found["matches"][0]["score"] == pytest.approx(1, abs=0.02)
         answer = client.post("/search", data={"url": "http://127.0.0.1/"})
         assert answer.status_code == 400 and "not public" in answer.json()["error"]
