@@ -365,6 +365,20 @@ def test_script_in_names_and_labels_is_text(page, images):
     assert page.locator("img[src=x]").count() == 0  # and the page's fixture saw no dialog
 
 
+def test_a_map_that_is_being_made_shows_a_bar(page):
+    """Nothing moved on the page for the minutes that a large map takes."""
+    is_made = []
+    page.route(
+        "**/map?*", lambda route: route.continue_() if is_made else route.fulfill(json={"figure": None})
+    )
+    page.click("nav [data-view=map]")
+    expect(page.locator("#map-message")).to_contain_text("being made")
+    expect(page.locator("#map-progress")).to_be_visible()
+    is_made.append(True)
+    page.locator("#map-plot canvas").first.wait_for()
+    expect(page.locator("#map-progress")).to_be_hidden()
+
+
 def test_the_map_shows_images_and_leads_to_them(page):
     page.click("nav [data-view=map]")
     page.locator("#map-plot canvas").first.wait_for()

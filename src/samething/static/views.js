@@ -43,13 +43,17 @@ function loadScript(source) {
 
 async function showMap() {
   const mine = (mapAsked += 1);
-  const say = (text) => { byId("map-message").textContent = text; byId("map-plot").hidden = Boolean(text); };
+  const say = (text, isWaiting = false) => {
+    byId("map-message").textContent = text;
+    byId("map-plot").hidden = Boolean(text);
+    byId("map-progress").hidden = !isWaiting;
+  };
   try {
-    if (!byId("map-plot").childElementCount) say("Loading …");
+    if (!byId("map-plot").childElementCount) say("Loading …", true);
     for (const name of ["bokeh", "bokeh-gl"]) if (!window.Bokeh || name !== "bokeh") await loadScriptOnce(`static-bokeh/${name}.min.js`);
     let found = await ask(`map?dark=${isDark()}`);
     while (!found.figure) {
-      say("The map is being made; a large collection takes minutes the first time …");
+      say("The map is being made; a large collection takes minutes the first time …", true);
       await new Promise((resolve) => setTimeout(resolve, 700));
       if (mine !== mapAsked || byId("view-map").hidden) return;
       found = await ask(`map?dark=${isDark()}`);
