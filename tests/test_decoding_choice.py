@@ -51,6 +51,13 @@ def kept_vectors(searcher):
     return searcher.index.vectors([row["id"] for row in rows])
 
 
+def agree(embedder, kept, vectors):
+    """Share of numbers that are those of the vectors, in the bytes that the model keeps them in."""
+    coder = embedder.coder
+    expected = vectors if coder is None else coder.decode(coder.encode(vectors))
+    return np.isclose(kept, expected, atol=1e-6).mean()
+
+
 def test_an_index_keeps_to_its_decoding(line, phone, photos, tmp_path):
     """A photograph of 12 megapixels was unpacked whole everywhere, for four times the time."""
     exact = Embedder.load(line / "model")
@@ -61,18 +68,20 @@ def test_an_index_keeps_to_its_decoding(line, phone, photos, tmp_path):
     assert ((as_scaled * as_exact).sum(axis=1) > 0.99).all()
 
     made = index(photos, model=line / "model", output=tmp_path / "index")
-    np.testing.assert_allclose(kept_vectors(made), as_scaled[:2], atol=1e-6)
+    kept = kept_vectors(made)
+    assert agree(exact, kept, as_scaled[:2]) > max(0.99, agree(exact, kept, as_exact[:2]))
     again = Searcher.open(tmp_path / "index")
     assert again.embedder.decoding == "scaled"
-    assert find(photos / "0.jpg", index=tmp_path / "index").matches[0].score > 1 - 1e-6
+    assert find(photos / "0.jpg", index=tmp_path / "index").matches[0].path == str(photos / "0.jpg")
 
     (photos / "2.jpg").write_bytes(paths[2].read_bytes())
-    np.testing.assert_allclose(kept_vectors(sync(tmp_path / "index")), as_scaled, atol=1e-6)
+    assert agree(exact, kept_vectors(sync(tmp_path / "index")), as_scaled) > 0.99
 
     with pytest.raises(InputError, match="decoded scaled"):
         index(photos, model=line / "model", output=tmp_path / "index", decoding="exact")
     rebuilt = rebuild(tmp_path / "index", model=line / "model", decoding="exact")
-    np.testing.assert_allclose(kept_vectors(rebuilt), as_exact, atol=1e-6)
+    kept = kept_vectors(rebuilt)
+    assert agree(exact, kept, as_exact) > max(0.99, agree(exact, kept, as_scaled))
     assert Searcher.open(tmp_path / "index").embedder.decoding == "exact"
     assert index(photos, model=line / "model", output=tmp_path / "index").num_added == 0
 
@@ -91,11 +100,11 @@ def test_the_servers_uploads_and_queries_are_decoded_as_the_index_is(line, phone
     served = Service(Searcher.open(tmp_path / "index"), limits=Limits())
     try:
         row_id = served.add(content, label="cup", domain="things")
-        pixels = served._pixels(served.searcher, content, None)
+        _, pixels = served._prepared(served.searcher, content, None)
     finally:
         served.close()
     expected = dataclasses.replace(Embedder.load(line / "model"), decoding="scaled").embed([phone / "2.jpg"])
-    np.testing.assert_allclose(made.index.vectors([row_id]), expected, atol=1e-6)
+    assert agree(made.embedder, made.index.vectors([row_id]), expected) > 0.99
     np.testing.assert_allclose(made.embedder.embed_prepared([pixels]), expected, atol=1e-6)
     row = made.index.rows([row_id], ["width", "height"]).to_pylist()[0]
     assert (row["width"], row["height"]) == SIDES
