@@ -212,6 +212,7 @@ def test_what_changes_features_changes_the_description(checkpoints):
     assert "options" not in described[0]  # what was described before there were options stays valid
 
 
+@pytest.mark.slow
 def test_a_canvas_goes_through_onnx(checkpoints, images, tmp_path):
     both = tiny(checkpoints, f"timm:{VIT}+timm:{TINY}", views="crop+pad")
     graph = write_onnx(both, tmp_path / "both.onnx", size=both.preprocessing.shape)

@@ -488,6 +488,7 @@ def test_domains_are_not_split_alike():
 # ---- size
 
 
+@pytest.mark.slow
 def test_a_large_catalog():
     """A second on two cores; anything quadratic would take minutes."""
     num_rows = 200_000

@@ -75,6 +75,7 @@ def few_images(tmp_path_factory):
     return build_demo_images(tmp_path_factory.mktemp("demo"), limit_per_domain=14)
 
 
+@pytest.mark.slow
 def test_copies_and_leaks_in_a_few_images(few_images, tmp_path):
     chosen = plant_copies(few_images, tmp_path / "a", per_kind=6, domains=CHOSEN_ON)
     bits, closeness = best_thresholds(chosen, pairs_found(chosen, tmp_path / "a"))

@@ -160,6 +160,7 @@ def test_every_query_has_a_positive_in_the_index(built: Catalog) -> None:
 # ---- the same every time
 
 
+@pytest.mark.slow
 def test_two_processes_and_another_hash_seed_give_the_same_bytes(built: Catalog, tmp_path: Path) -> None:
     source = """
 import sys
@@ -286,6 +287,7 @@ if __name__ == "__main__":
     assert all(after[image] == before[image] for image in known), "finished images were made again"
 
 
+@pytest.mark.slow
 def test_another_limit_or_package_builds_anew_and_leaves_nothing_of_the_old(copied: Path) -> None:
     catalog = build_demo_images(copied, limit_per_domain=2, num_workers=1)
     before, finished = written_at(copied), content(copied)
@@ -302,6 +304,7 @@ def test_another_limit_or_package_builds_anew_and_leaves_nothing_of_the_old(copi
     assert content(copied) == finished
 
 
+@pytest.mark.slow
 def test_a_build_killed_while_it_replaces_another_leaves_nothing_of_the_old(copied: Path) -> None:
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt

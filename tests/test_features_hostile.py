@@ -104,6 +104,7 @@ def without_roots_rights() -> None:
             assert ctypes.CDLL(None).prctl(24, capability, 0, 0, 0) == 0  # PR_CAPBSET_DROP
 
 
+@pytest.mark.slow
 def test_a_thousand_good_and_fifty_hostile(tmp_path):
     """Ends with 1,000 rows and 50 reasons, in a process that permissions bind."""
     images = tmp_path / "images"

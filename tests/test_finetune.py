@@ -106,6 +106,7 @@ def test_lora_is_merged_into_the_weights_it_adapts(vit):
     assert run.manifest.content["num_tuned_parameters"] < 50_000
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_and_bfloat16(vit):
     plain = tuned(vit, "plain", tune_epochs=0.5)
     checkpointed = tuned(vit, "checkpointed", tune_epochs=0.5, gradient_checkpointing=True)

@@ -249,6 +249,7 @@ def full_disk(largest_file: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_describing(tmp_path):
     write_things(tmp_path / "p", num_things=3)
     catalog(tmp_path / "p", domain="things", output=tmp_path / "c.parquet")

@@ -33,7 +33,13 @@ def demo_folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "leave_one_domain_out" else [])
+        for name in RECIPES
+    ],
+)
 def test_a_recipe_runs_on_the_demo(name, demo_folder, tmp_path, capsys):
     main_of(name)(demo=True, demo_folder=demo_folder, output=tmp_path / "out", **SMALL.get(name, {}))
     assert "mMP@5" in capsys.readouterr().out.replace("mmp@5", "mMP@5")

@@ -243,7 +243,7 @@ def kill_after(monkeypatch, num_trials):
     monkeypatch.setattr(StudyFolder, "_append", dying)
 
 
-@pytest.mark.parametrize("out_of_domain", [False, True])
+@pytest.mark.parametrize("out_of_domain", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_study_datasets_resumes_to_the_same_result(features, tmp_path, monkeypatch, out_of_domain):
     options = {**SMALL, "seeds": 1, "cap": (0, 3), "budget": 40, "leave_one_domain_out": out_of_domain}
     whole = study.datasets(features, output=tmp_path / "whole", **options)
@@ -280,6 +280,7 @@ def test_what_study_datasets_chose_can_be_used(features, tmp_path):
     assert (~chosen.has_role("train")).sum() == (~whole.has_role("train")).sum()
 
 
+@pytest.mark.slow
 def test_study_losses_resumes_to_the_same_result(features, tmp_path, monkeypatch):
     options = {**SMALL, "loss": ("arcface", "adacos", "normface"), "trials": 3, "seeds": 2}
     whole = study.losses(features, output=tmp_path / "whole", **options)
