@@ -87,7 +87,7 @@ def write_files(output: Path, source: Source, form: Form, *, name: str, toleranc
         try:
             graph = output / WORK / "model" / "model.onnx"
             difference = _write_checked_graph(model, graph, pixels)
-            embedder, reference = _written_form(output, graph, source, head, form)
+            embedder, reference = _written_form(output, graph, source, head, form, pixels)
             coder = embedder.coder
             result, parity = measured(source, head, embedder, reference, form, tolerance)
             if form.format == "sentence-transformers":
@@ -143,7 +143,7 @@ def _write_at_once(model: EmbeddingModel, graph: Path) -> bool:
 
 
 def _written_form(
-    output: Path, graph: Path, source: Source, head: Head, form: Form
+    output: Path, graph: Path, source: Source, head: Head, form: Form, pixels: PixelBatch
 ) -> tuple[Embedder, Embedder | None]:
     """Turn the float32 graph into the form asked for; it and what it is measured against, opened."""
     preprocessing = source.backbone.preprocessing
@@ -151,23 +151,21 @@ def _written_form(
     reference = None
     if form.loses(source.codes):
         whole = graph.parent.parent / "reference" / "model.onnx"
-        whole.parent.mkdir()
-        if not _write_joined(source.model, whole):
-            _write_at_once(source.model, whole)
+        _write_checked_graph(source.model, whole, pixels)
         reference = _opened(whole, source, source.head.embedding_dim, Form())
     if form.precision == "float16":
         halve_weights(graph)
     elif form.precision == "int8":
         catalog.require_files()
         training = catalog.take(catalog.has_role("train"))
-        pixels = prepared_images(training, preprocessing, NUM_CALIBRATION)
-        if len(pixels) < CALIBRATION_BATCH:
+        seen = prepared_images(training, preprocessing, NUM_CALIBRATION)
+        if len(seen) < CALIBRATION_BATCH:
             raise ArtefactError(
-                f"{len(pixels)} training images can be read",
+                f"{len(seen)} training images can be read",
                 expected=f"at least {CALIBRATION_BATCH}, which decide the ranges of whole numbers",
                 next_step="put the images back where the catalog says they are, or use --precision float16",
             )
-        quantise(graph, pixels)
+        quantise(graph, seen)
     if form.input == "images":
         with_preprocessing_inside(graph, preprocessing)
     coder = None
