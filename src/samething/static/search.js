@@ -209,12 +209,15 @@ async function drawWhy(match) {
   const found = match.evidence;
   const shown = byId("stage").hidden ? byId("looked-for").querySelectorAll("img")[found && found.image] : found && !found.image && byId("query");
   const is_there = Boolean(found && found.points.length && shown);
+  why.replaceChildren();
   why.toggleAttribute("hidden", !is_there);
   byId("closer-picture").hidden = is_there;
   if (!is_there) return;
   const other = new Image();
   other.src = `images/${encodeURIComponent(match.id)}?side=1200`;
+  why.dataset.id = match.id;
   await Promise.all([shown.decode(), other.decode()]);
+  if (why.dataset.id !== match.id) return; // another one was looked at meanwhile
   const [left, top, right, bottom] = state.crop || [0, 0, shown.naturalWidth, shown.naturalHeight];
   const [width, height] = [shown.naturalWidth, shown.naturalHeight];
   const scale = height / other.naturalHeight; // both equally high, with a gap
@@ -424,6 +427,17 @@ function showInfo(info) {
 
 // ---- keys
 
+// the place of the tile above (-1) or below (1) another one; rows are as long as their section lets them be
+function tileInRow(tiles, place, way) {
+  const places = tiles.map((one) => one.parentElement).map(({ offsetLeft, offsetTop }) => [offsetLeft, offsetTop]);
+  const [left, top] = places[Math.max(place, 0)];
+  const tops = places.map(([, other]) => other).filter((other) => way * other > way * top);
+  if (!tops.length) return place;
+  const row = way > 0 ? Math.min(...tops) : Math.max(...tops);
+  const away = places.map(([other, at]) => (at === row ? Math.abs(other - left) : Infinity));
+  return away.indexOf(Math.min(...away));
+}
+
 addEventListener("keydown", (event) => {
   const isText = event.target.matches("input:not([type=range]):not([type=file]), select, textarea");
   if (event.ctrlKey || event.metaKey || event.altKey || isText || document.querySelector("dialog[open]")) return;
@@ -435,8 +449,7 @@ addEventListener("keydown", (event) => {
   const tiles = [...document.querySelectorAll("#results .go")];
   const place = tiles.indexOf(document.activeElement);
   if (!tiles.length || (place < 0 && document.activeElement !== document.body && !event.target.matches("#stage"))) return;
-  const across = tiles.filter((one) => one.offsetTop === tiles[0].offsetTop && one.getBoundingClientRect().top === tiles[0].getBoundingClientRect().top).length || 1;
-  const moves = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across, Home: -place, End: tiles.length - 1 - place };
+  const moves = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: tileInRow(tiles, place, 1) - place, ArrowUp: tileInRow(tiles, place, -1) - place, Home: -place, End: tiles.length - 1 - place };
   if (event.key in moves) {
     event.preventDefault();
     const next = place < 0 ? 0 : Math.min(tiles.length - 1, Math.max(0, place + moves[event.key]));
