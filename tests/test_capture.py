@@ -1,5 +1,6 @@
 """When, where and by which camera: EXIF data from files of every format to a filter, damaged or not."""
 
+import datetime
 import io
 import random
 import warnings
@@ -174,3 +175,32 @@ def test_a_tables_own_columns_of_these_names_come_first(line, dated, tmp_path):
     assert set(batch.column("taken").to_pylist()) == {"monday"}
     np.testing.assert_allclose(batch.column("latitude").to_pylist(), WHOLE["latitude"], atol=1e-6)
     assert Catalog.read(tmp_path / "table.parquet").table["camera"][0].as_py() == "camera 0"
+
+
+def test_a_table_that_comes_later_keeps_its_columns_under_names_of_their_kind(line, dated, tmp_path, capsys):
+    """A text in a column called taken, or another table's price of 2.5 after whole ones, ended the sync with
+    "metadata that does not fit", after all new images had been embedded."""
+    from samething.datasets import catalog as make_catalog
+
+    def table(name, *rows):
+        text = "\n".join(["img_path,label,taken,price", *(f"images/{row}" for row in rows)])
+        (tmp_path / f"{name}.csv").write_text(text)
+        make_catalog(tmp_path / f"{name}.csv", output=tmp_path / f"{name}.parquet")
+        return tmp_path / f"{name}.parquet"
+
+    first = table("first", "photo 0.jpg,0,5,1", "photo 1.jpg,1,6,3")
+    index(dated, model=line / "model", output=tmp_path / "index")
+    sync(tmp_path / "index", first)  # a number for a number: the table is believed
+    second = table("second", "photo 1.jpg,1,monday,2.5", "photo 2.jpg,2,tuesday,4.0")
+    sync(tmp_path / "index", second)
+    said = "taken is a column of another kind here: what does not fit it is kept as taken_text"
+    assert capsys.readouterr().err.count(said) == 1
+    rebuild(tmp_path / "index", model=line / "model")
+    done = sync(tmp_path / "index")
+    assert done.changes.num_added == 0 and said not in capsys.readouterr().err
+    [batch] = done.index.items(columns=["path", "taken", "taken_text", "price", "price_number"])
+    kept = {row["path"].rpartition("/")[2]: tuple(row.values())[2:] for row in batch.to_pylist()}
+    february = datetime.datetime(2025, 2, 28, 12, tzinfo=datetime.UTC).timestamp()
+    assert kept["photo 0.jpg"] == (5, None, 1, None)
+    assert kept["photo 1.jpg"] == (6, "monday", 3, 2.5)
+    assert kept["photo 2.jpg"] == (february, "tuesday", 4, None)

@@ -14,7 +14,7 @@ from samething.images import Box, Source
 from samething.images.decoding import pixels_of
 from samething.index import AbstractIndex, Where, create_index, exists_index, open_index
 from samething.progress import Terminal
-from samething.search.collection import CAPTURE_COLUMNS, FILE_COLUMNS, Collection, metadata_kinds
+from samething.search.collection import CAPTURE_COLUMNS, FILE_COLUMNS, Collection, fitted
 from samething.search.conditions import conditions
 from samething.search.feature_vectors import KnownVectors, is_feature_folder
 from samething.search.looking_again import Prepared, prepare
@@ -119,12 +119,13 @@ def index(
     known = [KnownVectors(embedder, Path(place)) for place in source if is_feature_folder(Path(place))]
     collections = [*plain, *(part.collection for part in known)]
     files += [file for part in known for file in part.collection.files(part.collection.key(output))]
-    kinds = metadata_kinds(files)
     identity = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
     if exists_index(output):
         opened = open_index(output, **identity)
+        files, kinds = fitted(files, opened.description.columns)
         embedder = dataclasses.replace(embedder, decoding=_kept_decoding(opened, decoding))
     else:
+        files, kinds = fitted(files, {})
         columns = {**CAPTURE_COLUMNS, **kinds, **FILE_COLUMNS}
         opened = create_index(
             output, dim=embedder.dim, **identity, extra_columns=columns, coder=embedder.coder
@@ -356,11 +357,13 @@ def rebuild(
     embedder = dataclasses.replace(Embedder.load(model), decoding=_new_decoding(old, decoding))
     identity = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
     remember_model(old, model, embedder)
-    old.add_columns({**(CAPTURE_COLUMNS if Path(old.location).is_dir() else {}), **metadata_kinds(files)})
+    capture = CAPTURE_COLUMNS if Path(old.location).is_dir() else {}
+    old.add_columns({**capture, **fitted(files, {**capture, **old.description.columns})[1]})
     successor = Searcher(embedder, old.beside(dim=embedder.dim, **identity, coder=embedder.coder))
     added = 0
     while True:
-        files = there()  # anew, since what came in between is not in the successor
+        # anew, since what came in between is not in the successor
+        files, _ = fitted(there(), successor.index.description.columns)
         successor = successor.update_files(files, drop=True)
         added += successor.num_added
         if successor.index.count() == 0 and files:

@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +20,7 @@ from samething.files import Json
 from samething.images import Box, Source, as_they_are, disk_state, find_files, keyed, thumbnail
 from samething.images.finding import EXCLUDED, FoundFile, is_excluded
 from samething.index import AbstractIndex, ColumnKind
+from samething.progress import say
 
 if TYPE_CHECKING:
     from samething.catalog import Catalog
@@ -229,10 +230,41 @@ def _metadata_columns(catalog: Catalog) -> list[str]:
     ]
 
 
-def metadata_kinds(files: Iterable[Source]) -> dict[str, ColumnKind]:
-    """Further columns of catalogs that have a value for any of the files, and their kinds."""
-    kinds: dict[type, ColumnKind] = {str: "text", int: "integer", float: "number"}
-    return {name: kinds[type(value)] for file in files for name, value in file.metadata.items()}
+_KINDS: Final[Mapping[type, ColumnKind]] = {int: "integer", float: "number", str: "text"}
+
+
+def fitted(files: Sequence[Source], columns: Mapping[str, str]) -> tuple[list[Source], dict[str, ColumnKind]]:
+    """Files whose further values all fit a column of their name, and the kinds of these columns.
+
+    A value that does not fit goes under another name, which is said when it is new: a text in a number's
+    column ``taken`` under ``taken_text``.
+
+    Args:
+        files: those of catalogs have further values.
+        columns: of the index, with their kinds; it need not have all.
+    """
+    kinds: dict[str, Any] = {}
+    for file in files:
+        for name, value in file.metadata.items():  # in the alphabet the wider kind comes later
+            kinds[name] = columns.get(name) or max(kinds.get(name, ""), _KINDS[type(value)])
+    result = []
+    for file in files:
+        named = {}
+        for name, value in file.metadata.items():
+            own, kind = name, _KINDS[type(value)]
+            while not _fits(value, kinds.setdefault(own, columns.get(own, kind))):
+                own = f"{own}_{kind}"
+                if own not in kinds and own not in columns:
+                    say(f"{name} is a column of another kind here: what does not fit it is kept as {own}")
+            named[own] = value
+        result.append(dataclasses.replace(file, metadata=named) if named != file.metadata else file)
+    return result, kinds
+
+
+def _fits(value: str | int | float, kind: str) -> bool:
+    if isinstance(value, str):
+        return kind == "text"
+    return kind == "number" or (kind == "integer" and float(value).is_integer())
 
 
 def content_id(sha256: str, box: Box | None) -> str:

@@ -26,9 +26,9 @@ from samething.rerank.second_look import NUM_CANDIDATES
 from samething.search.collection import (
     UPLOADED,
     Collection,
+    fitted,
     is_blank,
     looks_of,
-    metadata_kinds,
     uploaded_files,
 )
 from samething.search.feature_vectors import KnownVectors
@@ -267,7 +267,8 @@ class Searcher:
                 listed[key] = part
             except SamethingError as error:
                 held.append(error.given)
-        self.index.add_columns(metadata_kinds(files))
+        files, kinds = fitted(files, self.index.description.columns)
+        self.index.add_columns(kinds)
         going = {*listed, *forgotten, *([UPLOADED] if collections is None else [])}
         plan = make_plan(
             rows, files, may_go=lambda file: file.collection in going, hold={} if drop else listed
