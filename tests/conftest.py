@@ -5,6 +5,9 @@ import os
 import shutil
 from pathlib import Path
 
+# two test processes share two cores, and threads of the BLAS that wait for each other take a core each
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import filelock
 import hypothesis
 import pytest

@@ -244,4 +244,4 @@ def _padded(preprocessing: Preprocessing, node: Any, constant: Any, images: str,
 
 def num_threads() -> int:
     """Threads that a measurement uses: those of OMP_NUM_THREADS, or all cores."""
-    return int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1
+    return int(os.environ.get("OMP_NUM_THREADS") or 0) or os.cpu_count() or 1
