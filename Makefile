@@ -5,7 +5,7 @@ VENV := .venv
 FREE := .torch-free
 LOWEST := .lowest
 EXTRAS := serve remote milvus map watch
-QUICK := beartype hypothesis pytest pytest-xdist httpx milvus-lite scikit-image scikit-learn scipy
+QUICK := beartype hypothesis jaxtyping pytest pytest-xdist httpx milvus-lite scikit-image scikit-learn scipy
 # what an old package does at its import is no fault of ours
 OLD_HINTS := ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning
 COMMA := ,

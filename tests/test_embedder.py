@@ -172,7 +172,7 @@ def test_a_folder_that_was_copied_and_renamed_is_the_same_model(line, tmp_path, 
 
 WITHOUT_TORCH = """
 import sys
-for name in ("torch", "torchvision", "timm", "onnx", "onnxscript", "open_clip", "safetensors", "matplotlib"):
+for name in ("torch", "timm", "onnx", "onnxscript", "open_clip", "safetensors", "matplotlib", "jaxtyping"):
     sys.modules[name] = None
 from pathlib import Path
 from samething.embedder import Embedder

@@ -13,16 +13,37 @@ w     width of a backbone's feature
 d     dimension of an embedding
 ====  ==========================================================================
 
-They are checked at run time when the tests are on (jaxtyping with beartype) and cost nothing otherwise.
+In the tests the names are jaxtyping's and are checked at run time. Elsewhere, unless jaxtyping was imported
+first, they say nothing and cost nothing.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import sys
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Bool, Float, Int, UInt8
+
+if TYPE_CHECKING or sys.modules.get("jaxtyping"):
+    from jaxtyping import Bool as Bool
+    from jaxtyping import Float as Float
+    from jaxtyping import Float32 as Float32
+    from jaxtyping import Int as Int
+    from jaxtyping import Shaped as Shaped
+    from jaxtyping import UInt8 as UInt8
+    from jaxtyping import UInt16 as UInt16
+    from jaxtyping import UInt64 as UInt64
+else:
+
+    class Shaped:
+        """An array or a tensor; shape and dtype are for the reader."""
+
+        def __class_getitem__(cls, array_and_shape: tuple[type, str]) -> type:
+            """The array's type alone."""
+            return array_and_shape[0]
+
+    Bool = Float = Float32 = Int = UInt8 = UInt16 = UInt64 = Shaped
 
 FeatureRows: TypeAlias = Float[np.ndarray, "n w"]
 Embeddings: TypeAlias = Float[np.ndarray, "n d"]

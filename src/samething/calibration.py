@@ -16,8 +16,8 @@ import math
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float
 
+from samething.arrays import Bool, Float
 from samething.errors import ArtefactError, InputError
 from samething.files import Json
 from samething.statistics import logistic_weights

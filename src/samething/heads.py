@@ -15,10 +15,9 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 import torch
 import torch.distributed
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from samething.arrays import Embeddings, FeatureRows, signed_power, unit
+from samething.arrays import Embeddings, FeatureRows, Float, Int, signed_power, unit
 from samething.errors import InputError
 
 HeadKind: TypeAlias = Literal["linear", "batchnorm-linear", "mlp", "average", "pca", "none"]

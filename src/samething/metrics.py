@@ -14,9 +14,8 @@ from collections.abc import Iterable
 from typing import Final, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Int
 
-from samething.arrays import NumRelevant, PerQuery, Relevance
+from samething.arrays import Bool, Int, NumRelevant, PerQuery, Relevance
 from samething.errors import InputError
 
 Metric: TypeAlias = str

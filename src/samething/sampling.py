@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Int
 
+from samething.arrays import Int
 from samething.features.row_reader import GROUP_ROWS
 
 SamplingKind: TypeAlias = Literal[

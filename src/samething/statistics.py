@@ -10,9 +10,8 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
-from samething.arrays import PerQuery
+from samething.arrays import Bool, Float, Int, PerQuery
 from samething.errors import InputError
 from samething.files import Json
 

@@ -11,9 +11,9 @@ from typing import Final, Literal, TypeAlias
 from xml.etree import ElementTree
 
 import numpy as np
-from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
+from samething.arrays import Float
 from samething.errors import MissingExtraError
 from samething_demo.instances import SIDE, Instance
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float
 from PIL import Image
 
+from samething.arrays import Float
 from samething.errors import MissingExtraError
 from samething_demo.instances import SIDE, Instance, limited
 from samething_demo.packages import package_files

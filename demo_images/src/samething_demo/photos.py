@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float
 from PIL import Image, ImageFilter
 
+from samething.arrays import Float
 from samething.images import decode
 from samething_demo.instances import SIDE, Instance, limited
 from samething_demo.packages import package_files

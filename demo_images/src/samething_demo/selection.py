@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias
 
 import numpy as np
-from jaxtyping import Float
 
+from samething.arrays import Float
 from samething_demo.drawings import SKETCH_SIDE, Drawing, sketch
 
 NEAR_IDENTICAL: Final = 0.985

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from samething.arrays import Float, UInt8
 from samething.errors import InputError
 from samething.files import Json
 from samething.images import Preprocessing

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Final, Literal, TypeAlias
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from samething.arrays import Float
 from samething.errors import InputError
 
 Pooling: TypeAlias = Literal["own", "class", "mean", "gem", "map", "class+mean"]

@@ -13,8 +13,8 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
 
+from samething.arrays import Float, UInt8
 from samething.backbones.graphs import graph, graph_path
 from samething.backbones.network import Backbone
 from samething.errors import InputError, MissingExtraError, first_line, needed

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal, TypeAlias
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from samething.arrays import Float
 from samething.errors import InputError
 from samething.images import Preprocessing
 

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Int
 
+from samething.arrays import Bool, Int
 from samething.catalog.tables import (
     BOX_COLUMNS,
     DEFAULTS,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-from jaxtyping import Int
 
+from samething.arrays import Int
 from samething.catalog import Catalog
 from samething.curate.curate_config import CurateConfig
 from samething.curate.curated import Curation

@@ -10,8 +10,8 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import UInt64
 
+from samething.arrays import UInt64
 from samething.errors import InputError
 
 # FNV-1a, 64 bits (Fowler, Noll, Vo; draft-eastlake-fnv)

@@ -18,8 +18,8 @@ from typing import Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int
 
+from samething.arrays import Int
 from samething.curate.ledger import Ledger
 from samething.curate.pairs import METHODS, Pairs
 

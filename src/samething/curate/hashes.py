@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt64
 from PIL import Image
 
+from samething.arrays import Bool, Float, UInt64
 from samething.catalog import Catalog
 from samething.curate.sources import sources_of
 from samething.errors import ArtefactError, ImageError

@@ -7,8 +7,8 @@ from typing import Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Int
 
+from samething.arrays import Bool, Int
 from samething.catalog import Catalog
 
 Rule: TypeAlias = Literal[

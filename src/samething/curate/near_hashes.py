@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
-from jaxtyping import Int, UInt8, UInt16, UInt64
 
-from samething.arrays import counted
+from samething.arrays import Int, UInt8, UInt16, UInt64, counted
 from samething.errors import InputError
 
 _NUM_BANDS: Final = 4

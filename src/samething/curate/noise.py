@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
 
-from samething.arrays import FeatureRows, unit
+from samething.arrays import FeatureRows, Float, Float32, Int, unit
 
 Noise: TypeAlias = Literal["none", "agreement"]
 

@@ -13,9 +13,8 @@ from typing import Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float32, Int
 
-from samething.arrays import Embeddings
+from samething.arrays import Bool, Embeddings, Float32, Int
 from samething.curate.hashes import Hashes
 from samething.curate.near_hashes import HashPairs, differing_bits, in_buckets, near_pairs
 from samething.curate.same_image import DecodeRow, pair_similarities

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-from jaxtyping import Int
 from PIL import Image
 
+from samething.arrays import Int
 from samething.catalog import Catalog
 from samething.configuration import changed, read_config, with_options
 from samething.curate.curate_config import CurateConfig

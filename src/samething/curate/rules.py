@@ -20,9 +20,8 @@ from typing import Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import pyarrow.compute as pc
-from jaxtyping import Int, UInt64
 
-from samething.arrays import counted
+from samething.arrays import Int, UInt64, counted
 from samething.catalog import Catalog
 from samething.curate.draws import draws_of
 from samething.errors import InputError

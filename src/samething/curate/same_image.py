@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Float32
 from PIL import Image
 
+from samething.arrays import Float, Float32
 from samething.errors import ImageError
 from samething.progress import progress_bar
 

@@ -12,8 +12,8 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Float, Int
 
+from samething.arrays import Float, Int
 from samething.catalog import BOX_COLUMNS, Catalog, read_table
 from samething.catalog.tables import TYPES
 from samething.errors import InputError

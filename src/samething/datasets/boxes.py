@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Int
 
+from samething.arrays import Float, Int
 from samething.catalog import BOX_COLUMNS, Catalog
 from samething.datasets.dataset import Dataset, Reader
 from samething.datasets.listing import Listing

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Int
 
+from samething.arrays import Int
 from samething.catalog import Catalog
 
 Labels: TypeAlias = Literal["folder", "none"]

@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
-from samething.arrays import Embeddings, PixelBatch, Pixels
+from samething.arrays import Embeddings, PixelBatch, Pixels, UInt8
 from samething.checksums import require_whole
 from samething.embedder.graph_repositories import (
     NormalisedGraph,

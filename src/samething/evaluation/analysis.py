@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
-from samething.arrays import Embeddings, unit
+from samething.arrays import Bool, Embeddings, Float, Int, unit
 from samething.catalog import Catalog
 from samething.evaluation.task import RetrievalTask
 

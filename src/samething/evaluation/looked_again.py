@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float, Int
 
-from samething.arrays import Embeddings, Gallery, Queries, unit
+from samething.arrays import Embeddings, Float, Gallery, Int, Queries, unit
 from samething.catalog import Catalog
 from samething.errors import ImageError
 from samething.evaluation.task import RetrievalTask

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int
 
-from samething.arrays import Embeddings
+from samething.arrays import Embeddings, Float, Int
 from samething.catalog import Catalog
 from samething.errors import InputError
 from samething.evaluation.embedding_files import open_embeddings

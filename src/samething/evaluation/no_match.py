@@ -6,9 +6,8 @@ import dataclasses
 import math
 
 import numpy as np
-from jaxtyping import Bool, Float
 
-from samething.arrays import Embeddings
+from samething.arrays import Bool, Embeddings, Float
 from samething.calibration import Calibration
 from samething.catalog import Catalog
 from samething.errors import InputError

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Int
 from rich.table import Table
 from rich.text import Text
 
-from samething.arrays import PerQuery
+from samething.arrays import Bool, Int, PerQuery
 from samething.errors import InputError
 from samething.evaluation.protocols import (
     MEAN,

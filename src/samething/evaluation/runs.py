@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
 from PIL import Image
 
-from samething.arrays import Embeddings, FeatureRows
+from samething.arrays import Bool, Embeddings, FeatureRows, Float
 from samething.backbones import Backbone
 from samething.backbones.loading import load_from_metadata
 from samething.catalog import Catalog

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Int
 
-from samething.arrays import Embeddings
+from samething.arrays import Bool, Embeddings, Int
 from samething.catalog import Catalog
 from samething.errors import InputError
 from samething.evaluation.protocols import MEAN, Scope

@@ -9,9 +9,9 @@ from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from samething.arrays import Float, UInt8
 from samething.backbones import Backbone, load_from_metadata
 from samething.errors import InputError
 from samething.features import FeatureSet

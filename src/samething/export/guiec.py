@@ -19,9 +19,9 @@ from typing import Any, Final, no_type_check
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Shaped, UInt8
 from torch import Tensor, nn
 
+from samething.arrays import Shaped, UInt8
 from samething.errors import ArtefactError, InputError
 from samething.export.embedding_model import EmbeddingModel
 from samething.files import atomic_path

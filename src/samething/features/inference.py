@@ -12,8 +12,8 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
 
+from samething.arrays import Float, UInt8
 from samething.backbones import Backbone
 from samething.backbones.runtimes import (
     PARITY_COSINE,

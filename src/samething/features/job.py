@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float
 
+from samething.arrays import Float
 from samething.catalog import Catalog
 from samething.checksums import checksums_of
 from samething.errors import ImageError, InputError

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float, Int
 
-from samething.arrays import FeatureRows
+from samething.arrays import FeatureRows, Float, Int
 from samething.errors import ArtefactError
 from samething.features.store import FeatureSet
 

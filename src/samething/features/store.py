@@ -21,9 +21,8 @@ from typing import Final
 
 import numpy as np
 import rich.markup
-from jaxtyping import Bool
 
-from samething.arrays import FeatureRows
+from samething.arrays import Bool, FeatureRows
 from samething.catalog import Catalog
 from samething.checksums import require_whole
 from samething.errors import ArtefactError

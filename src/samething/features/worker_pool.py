@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from jaxtyping import UInt8
 
+from samething.arrays import UInt8
 from samething.catalog import Catalog
 from samething.errors import ImageError
 from samething.images import Preprocessing, read_pixels

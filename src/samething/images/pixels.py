@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
-from samething.arrays import Pixels
+from samething.arrays import Pixels, UInt8
 from samething.errors import needed
 from samething.images.colour_profiles import unusual
 from samething.images.decoding import (

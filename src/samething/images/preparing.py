@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
-from samething.arrays import Pixels
+from samething.arrays import Pixels, UInt8
 from samething.errors import InputError
 from samething.images.source import Box
 

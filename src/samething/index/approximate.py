@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
 
-from samething.arrays import Queries
+from samething.arrays import Float, Int, Queries, Shaped
 from samething.errors import InputError
 from samething.files import atomic_path, file_sha256
 from samething.index.generation import Generation

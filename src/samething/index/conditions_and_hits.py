@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Shaped
 
+from samething.arrays import Float, Shaped
 from samething.errors import InputError
 from samething.index.description import Table
 

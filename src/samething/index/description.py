@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Shaped
 
+from samething.arrays import Float, Shaped
 from samething.errors import InputError
 from samething.retrieval.codes import Coder, StoredCodes, bytes_per_vector
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import IO, Final
 
 import numpy as np
-from jaxtyping import Float
 
+from samething.arrays import Float
 from samething.errors import ArtefactError, InputError
 from samething.files import Json, disk_errors, sync_to_disk
 from samething.index.conditions_and_hits import Condition

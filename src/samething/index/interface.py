@@ -14,9 +14,8 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Float
 
-from samething.arrays import Embeddings, Queries
+from samething.arrays import Embeddings, Float, Queries
 from samething.errors import FingerprintError, InputError
 from samething.files import Json
 from samething.index.conditions_and_hits import Condition, Hits, Verification, Where, conditions

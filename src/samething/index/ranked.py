@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
 
-from samething.arrays import Queries
+from samething.arrays import Float, Int, Queries, Shaped
 from samething.index.description import vector_crc32
 from samething.index.generation import Generation
 from samething.index.sqlite_rows import Connection, Slots

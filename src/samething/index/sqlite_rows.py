@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
-from jaxtyping import Int, Shaped
 
+from samething.arrays import Int, Shaped
 from samething.index.conditions_and_hits import Between, Condition
 from samething.index.description import IndexDescription, vector_crc32
 

@@ -6,8 +6,8 @@ import dataclasses
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
 
+from samething.arrays import Bool, Float, Shaped
 from samething.index.sqlite_rows import Slots
 from samething.retrieval import CodeScan, SharedProducts
 from samething.retrieval.codes import CodedRows, Coder

@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from samething.arrays import Float
 
 
 class ChunkUpdate:

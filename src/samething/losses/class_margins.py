@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
 
+from samething.arrays import Float
 from samething.errors import InputError
 
 

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
+from samething.arrays import Bool, Float, Int, Shaped, UInt8
 from samething.losses.head import check_lengths
 from samething.losses.margins import Margin, RowContext
 

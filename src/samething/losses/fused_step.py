@@ -7,10 +7,10 @@ import functools
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from torch.optim import Optimizer
 
+from samething.arrays import Float, Int
 from samething.losses.chunk_update import ChunkUpdate, updates_in_chunks
 from samething.losses.class_sweep import ClassSweep, GradientSink, Workspace
 from samething.losses.head import MarginHead, check_lengths

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from samething.arrays import Float, Int
 from samething.errors import InputError
 from samething.losses.margins import Margin, require
 from samething.losses.processes import gather_rows

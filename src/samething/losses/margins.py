@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from samething.arrays import Float, Int
 from samething.errors import InputError
 from samething.losses.class_margins import cosine_margins, inverse_root_margins
 from samething.losses.processes import gather_rows

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Shaped
 from torch import Tensor
+
+from samething.arrays import Shaped
 
 
 def num_processes() -> int:

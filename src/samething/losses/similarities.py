@@ -16,8 +16,9 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
+
+from samething.arrays import Float, Int
 
 ADAFACE_EPSILON = 1e-3  # AdaFace's published code: cosines stay within ±(1 - ε), angles within [ε, π - ε]
 

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Final, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int
 
-from samething.arrays import Gallery, Queries, unit
+from samething.arrays import Float, Gallery, Int, Queries, unit
 from samething.errors import InputError
 from samething.retrieval import exact_topk
 

@@ -16,10 +16,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float, Int
 from PIL import Image
 
-from samething.arrays import unit
+from samething.arrays import Float, Int, unit
 from samething.errors import needed
 from samething.files import Json
 from samething.rerank.second_look import Evidence, Shown

@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
 from PIL import Image
 
-from samething.arrays import Embeddings
+from samething.arrays import Embeddings, Float
 from samething.errors import ImageError
 from samething.files import Json
 from samething.images import in_threads

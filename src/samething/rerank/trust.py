@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
+from samething.arrays import Bool, Float, Int
 from samething.errors import ArtefactError
 from samething.files import Json
 from samething.statistics import logistic_weights

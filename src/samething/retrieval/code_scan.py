@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
 
-from samething.arrays import Queries
+from samething.arrays import Float, Int, Queries, UInt8
 from samething.retrieval.codes import CodedRows, Coder, Codes
 from samething.retrieval.nearest import TopK, nearest_units
 

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
 
-from samething.arrays import Embeddings, unit
+from samething.arrays import Embeddings, Float, Int, UInt8, unit
 from samething.errors import ArtefactError, InputError
 from samething.files import Json
 

@@ -9,10 +9,9 @@ import threading
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
 
 import samething.retrieval.tiles as tiles
-from samething.arrays import Embeddings, Gallery, Queries, TopIndices, TopScores
+from samething.arrays import Embeddings, Float, Float32, Gallery, Int, Queries, TopIndices, TopScores
 from samething.errors import InputError
 from samething.progress import progress_bar
 from samething.retrieval.codes import CodedRows

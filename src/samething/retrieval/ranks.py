@@ -12,9 +12,8 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Int
 
-from samething.arrays import Gallery, NumRelevant, Queries, counted
+from samething.arrays import Float, Gallery, Int, NumRelevant, Queries, counted
 from samething.progress import progress_bar
 from samething.retrieval.scores import (
     Distance,

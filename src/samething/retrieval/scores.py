@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int
 
-from samething.arrays import Embeddings, Gallery, Queries
+from samething.arrays import Embeddings, Float, Gallery, Int, Queries
 from samething.errors import InputError
 
 Precision: TypeAlias = Literal["float64", "float32"]

@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
-from samething.arrays import Gallery, Queries, TopIndices, TopScores
+from samething.arrays import Bool, Float, Gallery, Int, Queries, TopIndices, TopScores
 from samething.retrieval.scores import BYTES_PER_COORDINATE, Prepared, Scorer, blocks
 
 GROUP: Final = 64

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from jaxtyping import Float
 
-from samething.arrays import Embeddings, signed_power, unit
+from samething.arrays import Embeddings, Float, signed_power, unit
 from samething.checksums import require_whole
 from samething.embedder import Embedder
 from samething.errors import FingerprintError, ImageError, InputError

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
 from PIL import Image, ImageGrab
 
+from samething.arrays import Float
 from samething.embedder import Embedder
 from samething.errors import ImageError, InputError
 from samething.images import Box, ImageLike

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-from jaxtyping import Float
 from rich.markup import escape
 
-from samething.arrays import Embeddings
+from samething.arrays import Embeddings, Float
 from samething.calibration import Calibration, Calibrator
 from samething.embedder import Embedder
 from samething.errors import FingerprintError, ImageError, InputError, SamethingError

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Bool, Float
 from PIL import Image, ImageEnhance
 
+from samething.arrays import Bool, Float
 from samething.calibration import Calibration
 from samething.embedder import Embedder
 from samething.errors import ImageError, InputError

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Int
 
-from samething.arrays import PerQuery
+from samething.arrays import Bool, Int, PerQuery
 from samething.catalog import Catalog
 from samething.curate.rules import Budget, Limit, Population, Share
 from samething.errors import InputError

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
-from jaxtyping import Int
 
+from samething.arrays import Int
 from samething.features import FeatureSet
 from samething.study.questions import Questions, trained_head
 from samething.training.validation import kept_embeddings

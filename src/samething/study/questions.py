@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
 
-from samething.arrays import Embeddings, PerQuery
+from samething.arrays import Embeddings, Float, Int, PerQuery
 from samething.catalog import Catalog
 from samething.errors import InputError
 from samething.evaluation import evaluate_embeddings

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Int
 
+from samething.arrays import Int
 from samething.catalog import Catalog
 from samething.errors import InputError
 from samething.features import FeatureSet

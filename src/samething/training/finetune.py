@@ -23,10 +23,10 @@ from typing import Any, Final
 import numpy as np
 import safetensors.torch
 import torch
-from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 import samething.features
+from samething.arrays import Float, Int, UInt8
 from samething.backbones import Backbone, load_from_metadata
 from samething.errors import FingerprintError, InputError
 from samething.features import FeatureSet

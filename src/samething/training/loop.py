@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from samething.arrays import Float, Int
 from samething.features import FeatureSet
 from samething.features.row_reader import RowReader
 from samething.files import Json

@@ -6,10 +6,9 @@ from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 
-from samething.arrays import unit
+from samething.arrays import Int, unit
 from samething.features import FeatureSet
 from samething.files import Json
 from samething.heads import Head, HeadConfig, Scatter, build_head, fitted_head, lda_head, powered

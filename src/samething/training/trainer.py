@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from rich.progress import Progress
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from samething.arrays import Float, Int
 from samething.checksums import checksums_of, read_sealed, write_sealed
 from samething.errors import ArtefactError, InputError
 from samething.features import FeatureSet

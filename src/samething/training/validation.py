@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Int
 
-from samething.arrays import Embeddings, FeatureRows
+from samething.arrays import Embeddings, FeatureRows, Float, Int
 from samething.catalog import Catalog
 from samething.heads import Head
 from samething.metrics import modified_mean_precision_at_k

@@ -9,9 +9,8 @@ from concurrent.futures import Future
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float
 
-from samething.arrays import Pixels
+from samething.arrays import Float, Pixels
 from samething.embedder import Embedder
 from samething.errors import SamethingError
 

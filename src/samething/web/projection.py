@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float
 
-from samething.arrays import Embeddings
+from samething.arrays import Embeddings, Float
 from samething.errors import InputError, MissingExtraError
 from samething.files import atomic_path
 from samething.index import AbstractIndex

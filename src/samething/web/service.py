@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float
 from PIL import Image
 
+from samething.arrays import Float
 from samething.errors import FingerprintError, ImageError, InputError
 from samething.files import Json
 from samething.images import Box, Source
