@@ -126,10 +126,8 @@ def index(
         embedder = dataclasses.replace(embedder, decoding=_kept_decoding(opened, decoding))
     else:
         files, kinds = fitted(files, {})
-        columns = {**CAPTURE_COLUMNS, **kinds, **FILE_COLUMNS}
-        opened = create_index(
-            output, dim=embedder.dim, **identity, extra_columns=columns, coder=embedder.coder
-        )
+        extra = {**CAPTURE_COLUMNS, **kinds, **FILE_COLUMNS}
+        opened = create_index(output, dim=embedder.dim, **identity, extra_columns=extra, coder=embedder.coder)
         embedder = dataclasses.replace(embedder, decoding=_new_decoding(opened, decoding))
     opened.add_columns(kinds)
     remember_model(opened, model, embedder)
