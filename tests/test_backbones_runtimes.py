@@ -52,7 +52,7 @@ def sample(backbone) -> torch.Tensor:
     return torch.from_numpy(np.stack([prepare(image, backbone.preprocessing) for image in photographs()]))
 
 
-@pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_runtimes_in_float32_agree_at_any_batch(cache, backbone, sample, name):
     chosen = choose_runtime(backbone, sample, runtime=name, device="cpu")
     assert (chosen.name, chosen.device) == (name, "cpu")

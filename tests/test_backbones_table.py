@@ -203,7 +203,14 @@ def test_rows_with_a_twin_in_open_clip_take_its_preprocessing(row):
 # ---- architectures, without memory
 
 
-@pytest.mark.parametrize("row", BACKBONES.values(), ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, marks=() if place % 8 == 0 else pytest.mark.slow)
+        for place, row in enumerate(BACKBONES.values())
+    ],
+    ids=lambda row: row.name,
+)
 def test_rows_say_the_size_of_the_real_architecture(row):
     assert real_millions(row) == pytest.approx(row.parameters_millions, abs=0.006)
 

@@ -205,6 +205,7 @@ def similarity(first, second):
     return pair_similarities([first, second].__getitem__, [(0, 1, False)])[0]
 
 
+@pytest.mark.slow
 @given(st.integers(0, 4), *(st.floats(0, 0.07) for _ in range(4)))
 @settings(max_examples=15)
 def test_crops_are_the_same_image(number, left, top, right, bottom):

@@ -249,6 +249,7 @@ def test_deleted_and_damaged_images_are_made_again_and_no_others(built: Catalog,
     assert {image for image in images if after[image] != before[image]} == {*gone, cut}
 
 
+@pytest.mark.slow
 def test_a_killed_build_resumes_and_ends_with_the_same_bytes(built: Catalog, tmp_path: Path) -> None:
     source = """
 import sys, time
@@ -319,6 +320,7 @@ def test_a_build_killed_while_it_replaces_another_leaves_nothing_of_the_old(copi
     assert left == set(catalog.strings("image")) < old
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_an_error_and_the_next_build_resumes(built: Catalog, tmp_path: Path) -> None:
     def kill_workers(done: int, total: int) -> None:
         for child in multiprocessing.active_children():
@@ -332,6 +334,7 @@ def test_a_killed_worker_is_an_error_and_the_next_build_resumes(built: Catalog, 
     assert content(tmp_path) == content(built.root)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_reported_by_the_workers(tmp_path: Path) -> None:
     source = """
 import resource, sys

@@ -173,6 +173,7 @@ def test_the_cards_example_runs(line, monkeypatch, capsys):
     assert 0.3 < float(capsys.readouterr().out) <= 1.0001
 
 
+@pytest.mark.slow
 def test_a_killed_export_leaves_no_model_and_goes_on(line, tmp_path):
     """Killed when its first file is there: until the manifest is written the folder is no model."""
     output = tmp_path / "model"

@@ -118,6 +118,7 @@ np.save(target, SentenceTransformer(folder).encode([Image.open(path).convert("RG
 """
 
 
+@pytest.mark.slow
 def test_sentence_transformers_encodes_to_the_same_vectors(tiny, vectors, tmp_path):
     written(tiny, "sentences", format="sentence-transformers")
     paths = []

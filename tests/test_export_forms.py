@@ -109,7 +109,11 @@ def test_vectors_kept_in_fewer_bytes(tiny, vectors):
 
 @pytest.mark.parametrize(
     ("budget", "codes", "dim", "num_bytes"),
-    [(64, "float32", None, 64), (20, "int8", None, 16), (4, "int4", 8, 4)],
+    [
+        pytest.param(64, "float32", None, 64, marks=pytest.mark.slow),
+        pytest.param(20, "int8", None, 16, marks=pytest.mark.slow),
+        (4, "int4", 8, 4),
+    ],
 )
 def test_a_budget_of_bytes_chooses_numbers_and_bits(tiny, budget, codes, dim, num_bytes):
     made = written(tiny, f"{budget} bytes", bytes=budget)
@@ -189,6 +193,7 @@ def test_codes_and_formats_that_are_gone_say_to_export_again(tiny, tmp_path):
     assert "export the run again" in error.value.next_step
 
 
+@pytest.mark.slow
 def test_resizing_inside_the_graph(tiny, vectors):
     written(tiny, "inside", preprocessing_inside=True)
     embedder = Embedder.load(tiny / "inside")
@@ -227,6 +232,7 @@ def test_a_form_that_loses_too_much_is_refused_and_can_be_allowed(tiny, monkeypa
     assert again.largest_difference is None and again.parity == made.parity
 
 
+@pytest.mark.slow
 def test_the_program_exits_with_an_error_when_a_form_loses_too_much(tiny, capsys):
     weights = ("--weights", str(tiny / "w.safetensors"))
     command = ["export", str(tiny / "run"), "-o", str(tiny / "refused"), *weights, "--dim", "1"]
@@ -339,6 +345,7 @@ def test_a_folder_of_something_else_is_left_alone(tiny, tmp_path):
 # ---- soups
 
 
+@pytest.mark.slow
 def test_an_average_is_the_mean_of_the_weights_and_needs_one_start(tiny, vectors):
     train(tiny / "f", output=tiny / "longer", recipe="demo", epochs=9.0, embedding_dim=16)
     made = written(tiny, "soup", average=(tiny / "longer",))

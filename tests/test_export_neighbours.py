@@ -57,6 +57,7 @@ def test_every_format_finds_what_torch_finds(form, run, gallery, tmp_path):
     require_same_neighbours(consumed(form, folder, squares, margin=margin), expected, catalog)
 
 
+@pytest.mark.slow
 def test_safetensors_in_torch_find_the_same(source, run, gallery, tmp_path):
     catalog, squares, margin, expected = gallery
     folder = export(run, output=tmp_path / "model").folder

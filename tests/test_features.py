@@ -598,6 +598,7 @@ def kill_and_resume(images: Path, compute, weights: Path, tmp_path: Path, *, num
     assert files_of(output) == files_of(undisturbed.folder)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(compute, weights, tmp_path):
     images = write_things(tmp_path / "images", num_things=10, num_views=4)
     kill_and_resume(images, compute, weights, tmp_path, num_kills=2)

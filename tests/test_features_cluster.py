@@ -172,6 +172,7 @@ def test_local(tmp_path):
     check_whole(tmp_path / "features", catalog, weights, tmp_path)
 
 
+@pytest.mark.slow
 def test_without_a_cluster_ray_is_not_imported(tmp_path):
     catalog, weights = job(tmp_path, num_things=2)
     code = LOCAL.replace(', cluster="local"', "") + "\nassert 'ray' not in sys.modules"

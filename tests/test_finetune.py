@@ -25,7 +25,7 @@ TUNE = {"unfreeze": "all", "tune_epochs": 2.0, "tune_batch_size": 16, "backbone_
 HEAD = {"recipe": "demo", "epochs": 3.0, "embedding_dim": 16, "keep": "last"}
 
 
-@pytest.fixture(scope="module", params=["vit", "conv"])
+@pytest.fixture(scope="module", params=[pytest.param("vit", marks=pytest.mark.slow), "conv"])
 def tiny(request, tmp_path_factory):
     folder = make_tiny(tmp_path_factory.mktemp(request.param), request.param)
     with pytest.MonkeyPatch.context() as patch:
@@ -84,6 +84,7 @@ def test_backbone_and_head_learn_and_the_run_is_like_any_other(tiny):
     assert again.was_finished
 
 
+@pytest.mark.slow
 def test_a_locked_head_stays_while_the_backbone_learns(vit):
     tuned(vit, "locked", stage="locked-head")
     start = safetensors.torch.load_file(vit / "locked" / "head-start.safetensors")

@@ -57,6 +57,7 @@ def test_the_report_opens_with_the_answer(fitted):
     assert all(low <= value <= high for _, value, low, high in points)
 
 
+@pytest.mark.slow
 def test_the_same_again_computes_nothing_and_more_labels_stand_beside(fitted, images, monkeypatch):
     with monkeypatch.context() as patched:
         for place in ("study.learning_curve.trained_head", "study.verdict.learning_curve"):
@@ -99,6 +100,7 @@ def test_the_sentences_say_what_the_numbers_say(mean, kept, said):
     assert "change little" in " ".join(advice_of(ahead, flat, "siglip"))
 
 
+@pytest.mark.slow
 def test_too_few_labels_to_measure_still_gives_an_index(tmp_path):
     images = write_things(tmp_path / "few", num_things=3)
     done = fit(images, backbone=NAME, output=tmp_path / "out")

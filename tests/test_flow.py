@@ -264,6 +264,7 @@ def test_a_full_disk_while_describing(tmp_path):
     assert np.array_equal(resumed.rows, undisturbed.rows)
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_training(line, tmp_path):
     with full_disk(100_000), pytest.raises(InputError, match="no space left"):
         train(line / "features", output=tmp_path / "run", epochs=2.0)

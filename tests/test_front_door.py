@@ -138,6 +138,7 @@ def chosen_with(tmp_path, *arguments, **environment) -> subprocess.CompletedProc
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_nothing_large_is_fetched_where_nobody_can_be_asked(tmp_path):
     with fake_hub() as hub:
         done = chosen_with(tmp_path, HF_ENDPOINT=hub.address)
@@ -211,6 +212,7 @@ for use in (
 """
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer_is_asked_once(tmp_path):
     """Every client tried five times over 46 s, and so did every access after it."""
     with silent_host() as (address, calls):
@@ -250,6 +252,7 @@ def test_scores_mean_something_without_labels(many, tmp_path):
     assert sync(tmp_path / "index").index.notes("calibration") == before  # not made anew for nothing
 
 
+@pytest.mark.slow
 def test_it_is_off_where_it_cannot_be_told(images, tmp_path):
     few = index(images, model=NAME, output=tmp_path / "few")
     assert few.calibration == (None, None)

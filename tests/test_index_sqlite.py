@@ -655,7 +655,7 @@ def near_centres(num_rows: int, seed: int) -> Float[np.ndarray, "n d"]:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-@pytest.mark.parametrize("codes", ["float32", "int4"])
+@pytest.mark.parametrize("codes", [pytest.param("float32", marks=pytest.mark.slow), "int4"])
 def test_approximate_search_reaches_the_recall_it_was_tuned_to(tmp_path: Path, codes: str) -> None:
     """Also on queries that are not rows, which is what the lower bound promises."""
     vectors = near_centres(4000, seed=4)

@@ -516,6 +516,7 @@ torch.save(result, f"{folder}/{world}-{rank}.pt")
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_loss_and_the_state_of_one(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(TWO_PROCESSES)

@@ -139,6 +139,7 @@ def test_a_image_is_chosen_and_its_thing_found(page, images):
     page.wait_for_function(ALL_LOADED)
 
 
+@pytest.mark.slow
 def test_a_result_leads_to_what_is_like_it_and_back(page, images):
     look_for(page, images / "thing 00 é" / "view 0.jpg")
     row = page.locator(".go").nth(1).get_attribute("data-id")
@@ -172,11 +173,13 @@ def test_a_second_look_shows_why(page, images):
     expect(page.locator("#closer-picture")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_start_from_a_image_of_the_collection(page):
     page.locator("#samples a").first.click()
     expect(page.locator(".tile")).to_have_count(12)
 
 
+@pytest.mark.slow
 def test_a_label_is_looked_for(page, images):
     page.fill("#look-label", "thing 02 é")
     page.keyboard.press("Enter")
@@ -202,6 +205,7 @@ def test_a_label_is_looked_for(page, images):
     expect(page.locator("#message")).to_contain_text("no such")
 
 
+@pytest.mark.slow
 def test_filters_narrow_the_results(page, images):
     look_for(page, images / "thing 00 é" / "view 0.jpg")
     chip = page.locator("#domains .chip", has_text="things")
@@ -223,6 +227,7 @@ def test_filters_narrow_the_results(page, images):
     expect(page.locator(".tile")).to_have_count(12)
 
 
+@pytest.mark.slow
 def test_a_calibrated_model_gives_bands_and_hides_nothing(browser, address, line, images):
     """A slider hid what was below the threshold: one card, or an empty box with the right thing second."""
     plain = Searcher.open(images.parent / "index")
@@ -284,6 +289,7 @@ def test_a_part_of_the_image(page, images):
     assert answered.value.status == 200
 
 
+@pytest.mark.slow
 def test_dropped_and_pasted(page, images):
     content = list((images / "thing 02 é" / "view 0.jpg").read_bytes())
     make = """([content, kind]) => {
@@ -305,6 +311,7 @@ def test_dropped_and_pasted(page, images):
     expect(page.locator(".tile").first).to_contain_text("thing 02 é")
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_is_said(page, images, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image at all")
@@ -368,6 +375,7 @@ def test_script_in_names_and_labels_is_text(page, images):
     assert page.locator("img[src=x]").count() == 0  # and the page's fixture saw no dialog
 
 
+@pytest.mark.slow
 def test_a_map_that_is_being_made_shows_a_bar(page):
     """Nothing moved on the page for the minutes that a large map takes."""
     is_made = []
@@ -382,6 +390,7 @@ def test_a_map_that_is_being_made_shows_a_bar(page):
     expect(page.locator("#map-progress")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_the_map_shows_images_and_leads_to_them(page):
     page.click("nav [data-view=map]")
     page.locator("#map-plot canvas").first.wait_for()
@@ -418,6 +427,7 @@ def test_the_map_shows_images_and_leads_to_them(page):
     raise AssertionError("the image is not on the map")
 
 
+@pytest.mark.slow
 def test_the_index_is_changed_with_the_token_alone(page, images):
     page.click("nav [data-view=index]")
     expect(page.locator("#facts")).to_contain_text("13")
@@ -472,6 +482,7 @@ def test_on_a_phone(browser, address, images):
         expect(page.locator(".tile")).to_have_count(12)
 
 
+@pytest.mark.slow
 def test_light_and_dark(browser, address):
     ground = "getComputedStyle(document.body).backgroundColor"
     with new_page(browser, address, color_scheme="dark") as page:
@@ -484,6 +495,7 @@ def test_light_and_dark(browser, address):
         assert page.evaluate(ground) == light  # it is remembered
 
 
+@pytest.mark.slow
 def test_the_apis_page(browser, address):
     with new_page(browser, address) as page:
         page.goto(f"{address}/docs")
@@ -491,6 +503,7 @@ def test_the_apis_page(browser, address):
         expect(page.locator("#documentation")).to_contain_text("/similar/{row_id}")
 
 
+@pytest.mark.slow
 def test_a_public_server_asks_for_its_token(browser, address, images):
     searcher = Searcher.open(images.parent / "index")
     app = create_app(searcher, token=TOKEN, is_public=True, host_names=None)

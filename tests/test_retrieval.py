@@ -184,7 +184,7 @@ def test_the_best_may_lie_in_groups_of_their_own():
     assert best_columns(row, 4) == [3, 2, 1, 0]
 
 
-@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("precision", [pytest.param("float64", marks=pytest.mark.slow), "float32"])
 @pytest.mark.parametrize("memory_mib", [8, 32])
 @pytest.mark.parametrize("collapsed", [False, True])
 def test_the_ceiling_holds(precision, memory_mib, collapsed):

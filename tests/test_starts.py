@@ -173,6 +173,7 @@ def test_classes_start_where_their_images_are(features, tmp_path):
     assert not np.array_equal(weight[::2], weight[1::2])
 
 
+@pytest.mark.slow
 def test_a_killed_run_from_discriminants_ends_as_an_undisturbed_one(features, tmp_path, monkeypatch):
     settings = {"recipe": "universal", "epochs": 6.0, "batch_size": 16, "embedding_dim": 12}
     whole = train(features.folder, output=tmp_path / "whole", **settings)

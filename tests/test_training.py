@@ -96,20 +96,22 @@ def test_same_seed_same_run(features, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"optimiser": "sgd", "learning_rate": 0.1},
+        pytest.param({"optimiser": "sgd", "learning_rate": 0.1}, marks=pytest.mark.slow),
         {"optimiser": "adam", "sam_rho": 0.05},
-        {"head": "batchnorm-linear", "standardise": False},
+        pytest.param({"head": "batchnorm-linear", "standardise": False}, marks=pytest.mark.slow),
         {"head": "mlp", "hidden_dim": 32, "gradient_clip": 1.0},
         {"ema_decay": 0.9, "whiten": 0.5},
-        {"precision": "bfloat16"},
+        pytest.param({"precision": "bfloat16"}, marks=pytest.mark.slow),
         {"precision": "bfloat16", "num_centers": 3},
         {"matryoshka_dims": (2, 4)},
-        {"class_sample_ratio": 0.5},
-        {"sampling": "class-balanced"},
+        pytest.param({"class_sample_ratio": 0.5}, marks=pytest.mark.slow),
+        pytest.param({"sampling": "class-balanced"}, marks=pytest.mark.slow),
         {"sampling": "block-shuffled"},
-        {"sampling": "domain-round-robin", "warmup_unit": "steps", "warmup": 3.0},
-        {"schedule": "constant"},
-        {"loss": "adaface", "loss_options": {"h": 0.4}},
+        pytest.param(
+            {"sampling": "domain-round-robin", "warmup_unit": "steps", "warmup": 3.0}, marks=pytest.mark.slow
+        ),
+        pytest.param({"schedule": "constant"}, marks=pytest.mark.slow),
+        pytest.param({"loss": "adaface", "loss_options": {"h": 0.4}}, marks=pytest.mark.slow),
         {"loss": "adacos", "loss_options": {"dynamic": True}},
         {"loss": "dynm-arcface"},
     ],
@@ -150,6 +152,7 @@ def test_checkpoints_between_validations(features, tmp_path):
     assert not torch.equal(heads[3]["projection.weight"], heads[6]["projection.weight"])
 
 
+@pytest.mark.slow
 def test_losses_since_the_last_record_survive_a_checkpoint(tmp_path):
     """With 45 steps per epoch a record is the mean of two; a checkpoint may fall between them."""
     found = feature_folder(tmp_path / "features", num_classes=60, per_class=6)
@@ -222,7 +225,8 @@ def killed_and_resumed(features, folder, *, num_kills, seed):
     return killed
 
 
-@pytest.mark.parametrize("num_kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_kills", [2, 10])
 def test_kill_at_random_moments_and_resume(features, tmp_path, num_kills):
     settings = {"recipe": "demo", "epochs": 80.0, "batch_size": 16, "embedding_dim": 8, "validate_every": 1.0}
     whole = train(features.folder, output=tmp_path / "whole", **settings)
@@ -232,6 +236,7 @@ def test_kill_at_random_moments_and_resume(features, tmp_path, num_kills):
     assert whole.best_score == killed.best_score
 
 
+@pytest.mark.slow
 def test_one_and_two_processes_agree(features, tmp_path):
     settings = ", ".join(f"{name}={value!r}" for name, value in {**QUICK, "head": "batchnorm-linear"}.items())
     script = tmp_path / "job.py"
