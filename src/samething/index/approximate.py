@@ -28,8 +28,8 @@ from samething.retrieval import nearest_units
 from samething.retrieval.codes import CodedRows
 
 LEAST_ROWS: Final = 1000
-_LINKS: Final = 16
-_BREADTH_OF_BUILDING: Final = 100
+_LINKS: Final = 32
+_BREADTH_OF_BUILDING: Final = 40
 _LARGEST_BREADTH: Final = 4096
 _ROWS_AT_A_TIME: Final = 50_000
 _Z95: Final = 1.6449
@@ -116,8 +116,14 @@ class Graph:
 
 def candidates(nodes: Any, query: Float[np.ndarray, " d"], num: int, *, breadth: int) -> Slots:
     """Slots of about the ``num`` nearest nodes of a graph, each once."""
-    options = _faiss().SearchParametersHNSW(efSearch=max(breadth, num))
+    faiss = _faiss()
+    options = faiss.SearchParametersHNSW(efSearch=max(breadth, num))
+    num_threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(
+        1
+    )  # for this thread's one query a second one would only wait, a core for itself
     found = nodes.search(query[None], num, params=options)[1][0]
+    faiss.omp_set_num_threads(num_threads)
     slots: Slots = found[found >= 0]
     return slots
 
