@@ -25,6 +25,7 @@ from samething.index import (
     Hits,
     IndexDescription,
     MilvusIndex,
+    Regions,
     Verification,
     create_index,
     open_index,
@@ -37,14 +38,18 @@ DIM = 8
 MILVUS_SERVER = "SAMETHING_TEST_MILVUS"
 """Environment variable with the address, HOST:PORT, of a Milvus server that may be written to."""
 MODEL = {"model_fingerprint": "a1b2c3d4e5f60718", "model_name": "small-64"}
+NO_REGIONS = Regions((), np.empty((0, DIM), np.float32))
 REFUSED = (InputError, TypeCheckError)  # the type checks of the test run see wrong types first
 AWKWARD_IDS = ["a'b", "''", '"', "\\'", "%", "--", "'); drop", " ", "a\nb", "x\x00y", "é", "💥", "?", "$1"]
+
+
+Stored = tuple[list[float], dict[str, Any], Regions]
 
 
 class MemoryIndex(AbstractIndex):
     """The reference: a dict of rows, searched by sorting Python floats."""
 
-    stores: ClassVar[dict[str, tuple[IndexDescription, dict[str, tuple[list[float], dict[str, Any]]]]]] = {}
+    stores: ClassVar[dict[str, tuple[IndexDescription, dict[str, Stored]]]] = {}
 
     @classmethod
     def _create(cls, location, description):
@@ -77,7 +82,7 @@ class MemoryIndex(AbstractIndex):
         return True
 
     @property
-    def store(self) -> dict[str, tuple[list[float], dict[str, Any]]]:
+    def store(self) -> dict[str, Stored]:
         if self.__dict__.get("is_closed"):
             raise InputError("closed", expected="open", next_step="open it again")
         return self.stores[self.location][1]
@@ -91,19 +96,23 @@ class MemoryIndex(AbstractIndex):
     def close(self) -> None:
         self.is_closed = True
 
-    def _upsert(self, vectors, items):
+    def _upsert(self, vectors, items, regions):
         for vector, row in zip(self.kept(vectors).tolist(), items.to_pylist(), strict=True):
-            self.store[row["id"]] = (vector, row)
+            own = regions.get(row["id"], NO_REGIONS)
+            self.store[row["id"]] = (vector, row, Regions(own.places, self.kept(own.vectors)))
 
     def kept(self, vectors):
         coder = self.description.coder
         return vectors if coder is None else coder.decode(coder.encode(vectors))
 
-    def _amend(self, ids, changed, vectors):
+    def _amend(self, ids, changed, vectors, regions):
         kept, gone = changed({name: self.store[name][1] for name in ids if name in self.store})
         for row in kept.to_pylist():
             name = row["id"]
-            self.store[name] = (vectors[name].tolist() if vectors else self.store[name][0], row)
+            if vectors:
+                self._upsert(vectors[name][None], pa.Table.from_pylist([row], schema=kept.schema), regions)
+            else:
+                self.store[name] = (self.store[name][0], row, self.store[name][2])
         self._delete(gone)
 
     def _delete(self, ids):
@@ -111,23 +120,26 @@ class MemoryIndex(AbstractIndex):
             self.store.pop(name, None)
 
     def _search(self, queries, k, where, columns):
-        ids, scores, rows = [], [], []
+        ids, scores, rows, places = [], [], [], []
         for query in queries.tolist():
-            ranked = sorted(
-                (-round(math.fsum(a * b for a, b in zip(query, vector, strict=True)), 10), name)
-                for name, (vector, row) in self.store.items()
+            found = [
+                (*best_of(query, [(vector, None), *zip(own.vectors.tolist(), own.places, strict=True)]), name)
+                for name, (vector, row, own) in self.store.items()
                 if all(meets(row[column], values) for column, values in where.items())
-            )[:k]
-            ids.append([name for _, name in ranked])
-            scores.append([-score for score, _ in ranked])
-            rows += [{column: self.store[name][1][column] for column in columns} for _, name in ranked]
+            ]
+            ranked = sorted(found, key=lambda entry: (entry[0], entry[2]))[:k]
+            ids.append([name for _, _, name in ranked])
+            scores.append([-score for score, _, _ in ranked])
+            places += [place for _, place, _ in ranked]
+            rows += [{column: self.store[name][1][column] for column in columns} for _, _, name in ranked]
         width = len(ids[0]) if ids else 0
         matrix = np.empty((len(ids), width), dtype=object)
         for number, names in enumerate(ids):
             matrix[number, :] = names
         schema = pa.schema([self.description.item_schema.field(name) for name in columns])
         score_matrix = np.array(scores, dtype=np.float64).reshape(len(ids), width)
-        return Hits(matrix, score_matrix, pa.Table.from_pylist(rows, schema=schema))
+        table = pa.Table.from_pylist(rows, schema=schema)
+        return Hits(matrix, score_matrix, table, None, places if self.description.regions else None)
 
     def _items(self, columns):
         yield from self._rows(list(self.store), columns).to_batches()
@@ -142,6 +154,19 @@ class MemoryIndex(AbstractIndex):
             if name not in self.store:
                 raise InputError(f"the id {name!r}", expected="an id", next_step="look")
         return np.array([self.store[name][0] for name in ids], dtype=np.float32).reshape(-1, self.dim)
+
+    def _regions(self, ids):
+        self._vectors(ids)
+        return [self.store[name][2] for name in ids]
+
+
+def best_of(query, vectors):
+    """Minus the best score, and where that is; of equal ones the whole image, then the first region."""
+    scores = [
+        round(math.fsum(a * b for a, b in zip(query, vector, strict=True)), 10) for vector, _ in vectors
+    ]
+    best = scores.index(max(scores))
+    return -scores[best], vectors[best][1]
 
 
 def meets(value: Any, condition: Any) -> bool:
@@ -707,3 +732,99 @@ def test_the_location_chooses_the_engine(tmp_path: Path) -> None:
             open_index(location)
         with pytest.raises(InputError, match=r"sqlite://|milvus://"):
             create_index(location, dim=DIM, **MODEL)
+
+
+# ---- regions
+
+
+PLACES = [(0.0, 0.0, 0.5, 0.5), (0.25, 0.25, 0.75, 0.75), (0.5, 0.5, 1.0, 1.0)]
+region_steps = st.one_of(
+    st.tuples(
+        st.just("add"),
+        st.lists(
+            st.tuples(names, st.integers(0, 5), st.lists(st.integers(0, 5), max_size=3)),
+            min_size=1,
+            max_size=6,
+        ),
+    ),
+    st.tuples(st.just("delete"), st.lists(names, max_size=3)),
+    st.tuples(st.just("relabel"), st.lists(names, min_size=1, max_size=4, unique=True)),
+    st.tuples(st.just("replace"), st.lists(names, min_size=1, max_size=4, unique=True)),
+    st.tuples(st.just("compact"), st.just([])),
+)
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(region_steps, min_size=1, max_size=5), k=st.integers(1, 15))
+def test_a_row_is_as_near_as_the_best_of_its_regions(engine: Engine, steps, k: int) -> None:
+    """MaxSim against sorted Python floats, after any changes; ties between rows, and within a row, abound."""
+    pool = unit(6, seed=42)
+    index = engine.create(regions="grid")
+    reference = MemoryIndex.create(
+        f"reference of {index.location}", dim=DIM, **MODEL, coder=engine.coder, regions="grid"
+    )
+    for step, (what, arguments) in enumerate(steps):
+        for each in (index, reference):
+            if what == "add":
+                rows = [{"id": name, "label": f"{number}", "width": step} for name, number, _ in arguments]
+                regions = [Regions(PLACES[: len(own)], pool[own]) for _, _, own in arguments]
+                each.add(pool[[number for _, number, _ in arguments]], rows, regions=regions)
+            elif what == "delete":
+                each.delete(arguments)
+            elif what == "relabel":
+                each.amend(arguments, lambda name, row: {**row, "label": "1"})
+            elif what == "replace":
+                regions = [Regions(PLACES[2:], pool[[(step + 1) % 6]])] * len(arguments)
+                vectors = pool[[step % 6] * len(arguments)]
+                each.amend(
+                    arguments, lambda name, row: {"id": name, "label": "3"}, vectors=vectors, regions=regions
+                )
+            elif isinstance(each, ENGINES["sqlite"]):
+                each.compact()
+        assert index.count() == reference.count() == sum(map(len, index.items([])))
+        for where in (None, {"label": ["1", "3"]}):
+            ours, theirs = (each.search(pool[:3], k, where=where) for each in (index, reference))
+            assert ours.ids.tolist() == theirs.ids.tolist()
+            np.testing.assert_allclose(ours.scores, theirs.scores, atol=2e-10)
+            assert ours.items.to_pylist() == theirs.items.to_pylist()
+            assert list(ours.places) == list(theirs.places)
+    ids = sorted(row["id"] for batch in index.items([]) for row in batch.to_pylist())
+    for ours, theirs in zip(index.regions(ids), reference.regions(ids), strict=True):
+        assert list(ours.places) == list(theirs.places)
+        np.testing.assert_allclose(ours.vectors, theirs.vectors.reshape(-1, DIM), atol=1e-7)
+    assert index.verify().problems == () and index.verify().num_rows == len(ids)
+
+
+def test_an_index_with_regions_is_the_same_after_opening_and_being_replaced(engine: Engine) -> None:
+    index = engine.create(regions="grid")
+    index.add(unit(2), named(2), regions=[Regions(PLACES, unit(3, seed=1)), Regions((), unit(0))])
+    again = engine.kind.open(index.location, **MODEL)
+    assert again.description.regions == "grid"
+    (hit,) = again.search(unit(3, seed=1)[1:2], 1).of(0)
+    assert (hit["id"], hit["place"]) == ("p000", PLACES[1])
+    (hit,) = again.search(unit(2)[1:2], 1).of(0)
+    assert (hit["id"], hit["place"]) == ("p001", None)
+    plain = again.beside(dim=DIM, **MODEL, coder=engine.coder)
+    plain.add(unit(2), named(2))
+    assert plain.swap(again)
+    found = engine.kind.open(index.location, **MODEL)
+    assert found.description.regions is None and "place" not in found.search(unit(1), 1).of(0)[0]
+
+
+@pytest.mark.parametrize(
+    ("places", "vectors", "words"),
+    [
+        ([(0.5, 0.0, 0.5, 1.0)], unit(1), "0.5,0,0.5,1"),
+        ([(0.0, 0.0, 1.0, 1.1)], unit(1), "of 'p000'"),
+        ([(0.0, float("nan"), 1.0, 1.0)], unit(1), "shares of the sides"),
+        (PLACES, unit(2), "3 regions and 2 vectors"),
+        (PLACES[:1], 2 * unit(1), "length 2"),
+    ],
+)
+def test_regions_that_do_not_fit_are_refused(engine: Engine, places, vectors, words: str) -> None:
+    index = engine.create(regions="grid")
+    with pytest.raises(InputError, match=words):
+        index.add(unit(1), named(1), regions=[Regions(places, vectors)])
+    assert index.count() == 0
+    with pytest.raises(InputError, match="made with regions"):
+        engine.create().add(unit(1), named(1), regions=[Regions(PLACES[:1], unit(1))])

@@ -120,8 +120,8 @@ LOADER = """
 import os, signal, sys
 from pathlib import Path
 from samething.index import MilvusIndex
-from samething.search import index, searcher
-searcher._ROWS_A_WRITE = 4
+from samething.search import index, storing
+storing._ROWS_A_WRITE = 4
 num_batches, amend = 0, MilvusIndex.amend
 def killed_after_two(self, *arguments, **options):
     global num_batches

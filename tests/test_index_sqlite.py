@@ -22,7 +22,7 @@ from jaxtyping import Float
 
 from samething.errors import ArtefactError, FingerprintError, InputError
 from samething.files import Manifest, write_json, write_manifest
-from samething.index import AbstractIndex, SqliteIndex, back_up, create_index, open_index, restore
+from samething.index import AbstractIndex, Regions, SqliteIndex, back_up, create_index, open_index, restore
 from samething.index.approximate import lower_bound
 from samething.index.sqlite_folder import bound_to
 from samething.retrieval import SharedProducts, exact_topk, nearest_units
@@ -40,6 +40,13 @@ def rows(names):
     vectors = np.array([np.random.default_rng(zlib.crc32(name.encode())).normal(size=8) for name in names])
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     return vectors, [{"id": name, "path": name + ".jpg", "thumbnail": b"x" * 500} for name in names]
+
+def regions_of(index, names):
+    from samething.index import Regions
+    if index.description.regions is None:
+        return None
+    halves = [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)]
+    return [Regions(halves, rows([name + " left", name + " right"])[0]) for name in names]
 """
 # Adds batches without end and names each one on stdout when add has returned.
 ENDLESS_WRITER = (
@@ -49,7 +56,8 @@ from samething.index import open_index
 
 index = open_index(sys.argv[1])
 for batch in range(1_000_000):
-    index.add(*rows([f"{sys.argv[2]}-{batch}-{row}" for row in range(20)]))
+    names = [f"{sys.argv[2]}-{batch}-{row}" for row in range(20)]
+    index.add(*rows(names), regions=regions_of(index, names))
     print(batch, flush=True)
 """
 )
@@ -176,11 +184,14 @@ for number in range(25):
 # ---- killed and rival writers
 
 
-@pytest.mark.parametrize("codes", ["float32", "int4"])
-def test_killed_writers_lose_nothing_acknowledged(tmp_path: Path, codes: str) -> None:
+@pytest.mark.parametrize(
+    ("codes", "regions"),
+    [("float32", None), ("int4", None), pytest.param("int4", "grid", marks=pytest.mark.slow)],
+)
+def test_killed_writers_lose_nothing_acknowledged(tmp_path: Path, codes: str, regions: str | None) -> None:
     """Three processes write to one index at once and are killed (SIGKILL) at random moments."""
     folder = tmp_path / "index"
-    index = create_index(folder, dim=DIM, **MODEL, coder=coder_of(codes))
+    index = create_index(folder, dim=DIM, **MODEL, coder=coder_of(codes), regions=regions)
     chance = random.Random()  # other moments in every run, on purpose
     writers = {name: run(ENDLESS_WRITER, folder, name) for name in "abc"}
     acknowledged: dict[str, list[int]] = {}
@@ -214,6 +225,9 @@ def test_killed_writers_lose_nothing_acknowledged(tmp_path: Path, codes: str) ->
     np.testing.assert_allclose(again.vectors(names), as_kept_by(again, vectors), atol=1e-7)
     assert again.rows(names, ["path"])["path"].to_pylist() == [row["path"] for row in metadata]
     assert again.count() % 20 == 0, "a batch is there as a whole or not at all"
+    for name, own in zip(names, again.regions(names), strict=True):
+        parts = rows([f"{name} left", f"{name} right"])[0][: 0 if regions is None else 2]
+        np.testing.assert_allclose(own.vectors, as_kept_by(again, parts), atol=1e-7)
     assert again.verify().problems == ()
     again.add(*rows(["after", "the kill"]))
     assert index.count() == again.count()
@@ -691,6 +705,61 @@ def test_approximate_search_reaches_the_recall_it_was_tuned_to(tmp_path: Path, c
     index.compact()
     assert index.recall_report() is None and not list((tmp_path / "i").glob("*.faiss"))
     assert again.search(queries[:1], 9).ids.shape == (1, 9)
+
+
+def test_a_graph_finds_rows_whatever_regions_are_in_their_way(tmp_path: Path) -> None:
+    """The nearest vectors are all of one row, more than a search begins with; the next rows are asked for."""
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(1802, DIM))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    index = create_index(tmp_path / "index", dim=DIM, **MODEL, regions="grid")
+    near = vectors[:1] + random.normal(scale=0.05, size=(400, DIM)).astype(np.float32)
+    near /= np.linalg.norm(near, axis=1, keepdims=True)
+    places = [(0.0, 0.0, 1.0, (number + 1) / 400) for number in range(400)]
+    parts = [Regions(places[:2], vectors[row : row + 2]) for row in range(600, 1800, 2)]
+    parts[0] = Regions(places, near)
+    index.add(vectors[:600], [{"id": f"{row:03d}"} for row in range(600)], regions=parts)
+    exact = index.search(vectors[:40], 5)
+    report = index.tune(0.95)
+    assert report.breadth > 0
+    index.add(vectors[1800:1801], [{"id": "newer"}], regions=[Regions(places[:1], vectors[1801:])])
+    index.delete(["001"])
+    found = index.search(vectors[:40], 5)
+    gone = exact.ids == "001"
+    assert (found.ids[~gone.any(axis=1)] == exact.ids[~gone.any(axis=1)]).mean() > 0.9
+    assert found.ids[0, 0] == "000" and len(set(found.ids[0])) == 5
+    hit = index.search(vectors[1801:], 1).of(0)[0]
+    assert (hit["id"], hit["place"]) == ("newer", places[0])
+    assert not index.verify().problems
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("UPDATE regions SET top = 0.25 WHERE slot = 3", "region in slot 3 is damaged"),
+        ("DELETE FROM regions WHERE slot = 3", "does not name the rows"),
+        ("UPDATE regions SET row = 0, region_crc32 = region_crc32 WHERE slot = 3", "slot 3 is damaged"),
+        ("DROP TABLE regions", "tables are not those"),
+    ],
+)
+def test_a_changed_region_is_found(tmp_path: Path, change: str, words: str) -> None:
+    """As for rows; a search that meets it says so, too."""
+    index = create_index(tmp_path / "index", dim=DIM, **MODEL, regions="grid")
+    vectors, metadata = rows(["a", "b"])
+    parts = rows(["x", "y"])[0]
+    places = [(0.0, 0.0, 0.5, 0.5)]
+    index.add(vectors, metadata, regions=[Regions(places, parts[:1]), Regions(places, parts[1:])])
+    index.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "index" / "rows-1.sqlite")) as db, db:
+        db.execute(change)
+    if "tables" in words:
+        with pytest.raises(ArtefactError, match=words):
+            open_index(tmp_path / "index")
+        return
+    with open_index(tmp_path / "index") as again:
+        assert any(words in problem for problem in again.verify().problems)
+        with pytest.raises(ArtefactError):
+            again.search(parts[1:], 2)
 
 
 def test_a_recall_that_cannot_be(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def test_images_of_one_colour_are_named(line, made, images):
 
 READY = """
 import sys, samething.embedder, samething.search.searcher
-samething.search.searcher._ROWS_A_WRITE = 2
+samething.search.storing._ROWS_A_WRITE = 2
 import onnxruntime
 from samething.cli import main
 print("ready", flush=True)
@@ -212,7 +212,7 @@ main(sys.argv[1:])
 """
 KILLED = """
 import sys, samething.search.searcher
-samething.search.searcher._ROWS_A_WRITE = 2
+samething.search.storing._ROWS_A_WRITE = 2
 from samething.cli import main
 main(sys.argv[1:])
 """

@@ -17,14 +17,13 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from PIL import Image
 
-from samething.arrays import Embeddings, PixelBatch, Pixels, UInt8
+from samething.arrays import Embeddings, Float, PixelBatch, Pixels, UInt8
 from samething.checksums import require_whole
 from samething.embedder.graph_repositories import (
     NormalisedGraph,
@@ -38,6 +37,7 @@ from samething.errors import ArtefactError, ImageError, InputError
 from samething.files import Json, Manifest, read_json, read_manifest
 from samething.images import Box, ImageLike, Preprocessing, decode, in_threads, least_side, prepare
 from samething.images.decoding import MAX_PIXELS
+from samething.images.parts import Place, cut_out
 from samething.retrieval.codes import Coder, Codes
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ class EmbeddedBatch:
     """Position of each image that could not be read, with the error."""
     kept: list[Any] = dataclasses.field(default_factory=list)
     """What ``keep`` made of the image at each of the positions."""
+    regions: list[tuple[Sequence[Place], Float[np.ndarray, "_ d"]]] = dataclasses.field(default_factory=list)
+    """The parts of the image at each of the positions, and their vectors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +182,7 @@ class Embedder:
         *,
         batch_size: int | None = None,
         keep: Callable[[Image.Image], object] | None = None,
+        regions: Callable[[int, Image.Image], Sequence[Place]] | None = None,
     ) -> Iterator[EmbeddedBatch]:
         """Embed any number of images, a batch at a time; one bad image costs only itself.
 
@@ -189,6 +192,7 @@ class Embedder:
             images: as :meth:`embed` takes them.
             batch_size: images per batch; by default as for :meth:`embed`.
             keep: called with each decoded image, in several threads; what it returns comes with the vector.
+            regions: called as well, with the image's position; the parts that it names are embedded too.
 
         Raises:
             InputError: a batch size below 1.
@@ -198,16 +202,37 @@ class Embedder:
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}", expected="at least 1", next_step="leave it out")
 
-        def decoded(image: ImageLike) -> tuple[Pixels, object]:
+        def decoded(numbered: tuple[int, ImageLike]) -> tuple[list[Pixels], Sequence[Place], object]:
+            position, image = numbered
             upright = self.unpacked(image)
-            return self.prepare(upright), None if keep is None else keep(upright)
+            places = () if regions is None else regions(position, upright)
+            pixels = [self.prepare(part) for part in (upright, *cut_out(upright, places))]
+            return pixels, places, None if keep is None else keep(upright)
 
-        results = enumerate(in_threads(decoded, images, ahead=batch_size, num_threads=os.cpu_count() or 1))
-        while part := list(islice(results, batch_size)):
+        num_threads = os.cpu_count() or 1
+        ahead = batch_size if regions is None else num_threads
+        results = enumerate(in_threads(decoded, enumerate(images), ahead=ahead, num_threads=num_threads))
+        while part := list(_filled(results, batch_size)):
             bad = {position: error for position, error in part if isinstance(error, ImageError)}
             good = {position: result for position, result in part if not isinstance(result, ImageError)}
-            vectors = self.embed_prepared([pixels for pixels, _ in good.values()])
-            yield EmbeddedBatch(list(good), vectors, bad, [kept for _, kept in good.values()])
+            pixels = [each for own, _, _ in good.values() for each in own]
+            vectors = np.concatenate(
+                [
+                    self.embed_prepared(pixels[start : start + batch_size])
+                    for start in range(0, max(1, len(pixels)), batch_size)
+                ]
+            )
+            first = np.cumsum([0, *(len(own) for own, _, _ in good.values())])
+            yield EmbeddedBatch(
+                list(good),
+                vectors[first[:-1]],
+                bad,
+                [kept for _, _, kept in good.values()],
+                [
+                    (places, vectors[start + 1 : start + 1 + len(places)])
+                    for start, (_, places, _) in zip(first, good.values(), strict=False)
+                ],
+            )
 
     def unpacked(self, image: ImageLike, *, box: Box | None = None) -> Image.Image:
         """An image decoded as this model wants it: :func:`samething.images.decode` with its settings."""
@@ -256,6 +281,14 @@ class Embedder:
                 next_step="export the run with --codes int8",
             )
         return self.coder
+
+
+def _filled(results: Iterator[tuple[int, Any]], batch_size: int) -> Iterator[tuple[int, Any]]:
+    """Results until there are so many prepared images among them."""
+    count = 0
+    while count < batch_size and (result := next(results, None)) is not None:
+        count += 1 if isinstance(result[1], ImageError) else len(result[1][0])
+        yield result
 
 
 def open_graph(graph: Path, num_threads: int | None = None) -> onnxruntime.InferenceSession:

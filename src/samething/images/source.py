@@ -58,6 +58,8 @@ class Source:
     """Further columns of a catalog."""
     collection: str = ""
     """Of an image in an index: the folder or catalog that brought it, as the index names it."""
+    region: Box | None = None
+    """The part that the label is of, where the whole image is looked at all the same."""
 
     def __str__(self) -> str:
         return self.location
@@ -65,7 +67,7 @@ class Source:
     @property
     def key(self) -> str:
         """Identity of what is meant: the location, and the box where there is one."""
-        return keyed(self.location, self.box)
+        return keyed(self.location, self.box or self.region)
 
     @property
     def container(self) -> str:

@@ -15,7 +15,7 @@ from samething.errors import InputError
 from samething.index.approximate import RecallReport
 from samething.index.backup import back_up, restore
 from samething.index.conditions_and_hits import Between, Hits, Verification, Where
-from samething.index.description import COLUMNS, ColumnKind, IndexDescription, Items
+from samething.index.description import COLUMNS, ColumnKind, IndexDescription, Items, Regions
 from samething.index.interface import AbstractIndex
 from samething.index.milvus import MilvusIndex
 from samething.index.sqlite import SqliteIndex
@@ -32,6 +32,7 @@ __all__ = [
     "Items",
     "MilvusIndex",
     "RecallReport",
+    "Regions",
     "SqliteIndex",
     "Verification",
     "Where",
@@ -60,6 +61,7 @@ def create_index(
     model_name: str,
     extra_columns: Mapping[str, ColumnKind] | None = None,
     coder: Coder | None = None,
+    regions: str | None = None,
 ) -> AbstractIndex:
     """Make an empty index with the engine that the location asks for. See :meth:`AbstractIndex.create`."""
     engine, place = _engine(location)
@@ -70,6 +72,7 @@ def create_index(
         model_name=model_name,
         extra_columns=extra_columns,
         coder=coder,
+        regions=regions,
     )
 
 

@@ -21,7 +21,7 @@ from samething.arrays import Float, Int, Queries, Shaped
 from samething.errors import InputError
 from samething.files import atomic_path, file_sha256
 from samething.index.generation import Generation
-from samething.index.ranked import SPARE, nearest_rows
+from samething.index.ranked import MORE, SPARE, nearest_rows, num_sought
 from samething.index.sqlite_rows import Connection, Slots
 from samething.index.view import Searched, View
 from samething.retrieval import nearest_units
@@ -102,13 +102,17 @@ class Graph:
         newer = np.arange(self.report.num_slots, len(view.vectors))
         parts = []
         for query in queries:
-            found = candidates(self.nodes, query, k + SPARE, breadth=self.report.breadth)
-            chosen = np.concatenate([np.sort(found), newer])
-            chosen = chosen[~view.is_dead[chosen]]
+            num = num_sought(view, k)
+            while True:
+                found = candidates(self.nodes, query, num, breadth=self.report.breadth)
+                chosen = np.concatenate([np.sort(found), newer])
+                chosen = chosen[~view.is_dead[chosen]]
+                is_enough = view.num_rows_among(chosen) >= k
+                if is_enough or view.rows is None or num >= len(view.vectors):
+                    break
+                num *= MORE  # all that was found is of a few rows
             parts.append(
-                nearest_rows(
-                    db, generation, view, query[None], k, chosen if len(chosen) >= k else None, is_few=True
-                )
+                nearest_rows(db, generation, view, query[None], k, chosen if is_enough else None, is_few=True)
             )
         ids, scores, slots = (np.concatenate(part) for part in zip(*parts, strict=True))
         return ids, scores, slots

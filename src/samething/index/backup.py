@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
+import sqlite3
 from pathlib import Path
 
 from samething.errors import ArtefactError
@@ -69,7 +70,12 @@ def _copy(index: SqliteIndex, copy: Generation) -> int:
     copy.unlink()
     with index.reading() as ((db, view), generation), disk_errors(copy.folder):
         copy.description = generation.description
-        generation.copy_files(db, view, copy)
+        copy.vectors_file.write_bytes(generation.checked(db, view).kept.data)
+        with contextlib.closing(sqlite3.connect(copy.database, isolation_level=None)) as theirs:
+            db.backup(theirs)
+            theirs.execute("UPDATE spaces SET file = ? WHERE space = 0", (copy.vectors_file.name,))
+            theirs.execute("DELETE FROM notes WHERE kind = 'next'")
+        sync_to_disk(copy.vectors_file, copy.database, copy.folder)
         graph = graph_path(generation.folder, generation.number)
         files = [(graph, graph_path(copy.folder, copy.number))]
         files += [

@@ -11,7 +11,8 @@ import numpy as np
 
 from samething.arrays import Float, Shaped
 from samething.errors import InputError
-from samething.index.description import Table
+from samething.images.parts import Place
+from samething.index.description import IndexDescription, Table, item_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +99,9 @@ class Hits:
         ids: Python strings. ``k`` is smaller than asked for where fewer rows match the filter.
         scores: cosine similarities, float64, rounded to 10 decimals; rows that agree in those are tied.
         items: metadata of the hits: all hits of the first query, then all of the second, and so on.
+        rows: the same as mappings, where they are at hand.
+        places: in the same order, the region that is more like the query than the whole image, or None;
+            None for all: an index without regions.
     """
 
     def __init__(
@@ -106,10 +110,25 @@ class Hits:
         scores: Float[np.ndarray, "q k"],
         items: Table | Callable[[], Table],
         rows: list[dict[str, Any]] | None = None,
+        places: Sequence[Place | None] | None = None,
     ) -> None:
         self.ids = ids
         self.scores = scores
+        self.places = places
         self._items, self._rows = items, rows
+
+    @classmethod
+    def of_rows(
+        cls,
+        ids: Shaped[np.ndarray, "q k"],
+        scores: Float[np.ndarray, "q k"],
+        rows: list[dict[str, Any]],
+        columns: list[str],
+        description: IndexDescription,
+        places: Sequence[Place | None] | None = None,
+    ) -> Hits:
+        """Hits whose metadata become a table when that is asked for."""
+        return cls(ids, scores, lambda: item_rows(rows, columns, description), rows, places)
 
     @property
     def items(self) -> Table:
@@ -123,14 +142,18 @@ class Hits:
         return int(self.ids.shape[0])
 
     def of(self, query: int) -> list[dict[str, Any]]:
-        """The hits of one query as mappings of the metadata columns and ``score``."""
+        """The hits of one query: mappings of the columns, ``score`` and, with regions, ``place``."""
         num_hits = self.ids.shape[1]
         first = query * num_hits
         if self._rows is None:
             rows = self.items.slice(first, num_hits).to_pylist()
         else:
             rows = self._rows[first : first + num_hits]
-        return [{**row, "score": float(score)} for row, score in zip(rows, self.scores[query], strict=True)]
+        found = [{**row, "score": float(score)} for row, score in zip(rows, self.scores[query], strict=True)]
+        if self.places is not None:
+            for place, hit in enumerate(found, start=first):
+                hit["place"] = self.places[place]
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

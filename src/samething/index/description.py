@@ -12,6 +12,7 @@ import numpy as np
 
 from samething.arrays import Float, Shaped
 from samething.errors import InputError
+from samething.images.parts import Place
 from samething.retrieval.codes import Coder, StoredCodes, bytes_per_vector
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class IndexDescription:
     or ``number`` (float64)."""
     coder: Coder | None = None
     """What turns vectors into the bytes that are kept; None: float32 as they are."""
+    regions: str | None = None
+    """How the parts of an image are chosen that have vectors of their own; None: only the whole has one."""
 
     def __post_init__(self) -> None:
         if self.coder is not None and len(self.coder.step) != self.dim:
@@ -111,6 +114,26 @@ class IndexDescription:
         """All metadata columns and their kinds, in order."""
         return {**COLUMNS, **self.extra_columns}
 
+    def chosen(self, columns: Sequence[str] | None) -> list[str]:
+        """The columns to bring along: the id and those named; None: all but the thumbnail.
+
+        Raises:
+            InputError: there is none of a name.
+        """
+        known = self.columns
+        if columns is None:
+            return [name for name in known if name != "thumbnail"]
+        if isinstance(columns, str):
+            columns = [columns]
+        for name in columns:
+            if name not in known:
+                raise InputError(
+                    f"the column {name!r}",
+                    expected=f"columns of this index: {', '.join(known)}",
+                    next_step="correct the name",
+                )
+        return list(dict.fromkeys(["id", *columns]))
+
     @property
     def item_schema(self) -> Schema:
         """Arrow types of the metadata columns."""
@@ -126,6 +149,57 @@ class IndexDescription:
         return pa.schema(
             [pa.field(name, types[kind], nullable=name != "id") for name, kind in self.columns.items()]
         )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Regions:
+    """Parts of an image, each with a vector. A search scores the image by the best of these and the whole."""
+
+    places: Sequence[Place]
+    vectors: Shaped[np.ndarray, "r _"]
+
+
+def checked_regions(
+    ids: Sequence[str], regions: Sequence[Regions] | None, description: IndexDescription
+) -> dict[str, Regions]:
+    """Regions by the id of their row, their vectors scaled to length 1.
+
+    Raises:
+        InputError: an index without regions, parts outside of the image, or vectors that do not fit.
+    """
+    if regions is None:
+        return {}
+    if description.regions is None:
+        raise InputError(
+            "regions for an index of whole images",
+            expected="an index that was made with regions",
+            next_step="make it again: samething index FOLDER --regions grid",
+        )
+    for name, own in zip(ids, regions, strict=True):
+        if len(own.places) != len(own.vectors):
+            raise InputError(
+                f"{len(own.places)} regions and {len(own.vectors)} vectors of {name!r}",
+                expected="a vector per region",
+                next_step="check how the two were made",
+            )
+        for left, top, right, bottom in own.places:
+            if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+                raise InputError(
+                    f"the region {left:g},{top:g},{right:g},{bottom:g} of {name!r}",
+                    expected="left, top, right and bottom as shares of the sides, from 0 to 1",
+                    next_step="divide pixels by the image's sides",
+                )
+    return {
+        name: Regions(
+            [
+                (float(left), float(top), float(right), float(bottom))
+                for left, top, right, bottom in own.places
+            ],
+            unit_vectors(own.vectors, dim=description.dim),
+        )
+        for name, own in zip(ids, regions, strict=True)
+        if len(own.places)
+    }
 
 
 def unit_vectors(vectors: Float[np.ndarray, "n d"], *, dim: int) -> Float[np.ndarray, "n d"]:

@@ -8,7 +8,6 @@ state of the database each, and map the file into memory.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import json
 import mmap
@@ -19,16 +18,17 @@ import urllib.parse
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 import numpy as np
 
+import samething.index.sqlite_regions as sqlite_regions
 from samething.arrays import Float
 from samething.errors import ArtefactError, InputError
-from samething.files import Json, disk_errors, sync_to_disk
+from samething.files import Json, disk_errors
 from samething.index.conditions_and_hits import Condition
-from samething.index.description import IndexDescription, vector_crc32
-from samething.index.sqlite_rows import Connection, RowFormat, Slots, StoredRow, checksum
+from samething.index.description import IndexDescription
+from samething.index.sqlite_rows import Connection, RowFormat, Slots, checksum
 from samething.index.view import Kept, View, searched
 
 WAIT_S: Final = 600.0
@@ -246,11 +246,27 @@ class Generation:
         if known + len(slots) != num_dead or (slots and not 0 <= min(slots) <= max(slots) < num_slots):
             raise self.damaged(f"{self.database} counts its rows wrongly")
         is_dead[slots] = True
+        rows = self._rows_by_slot(db, old, num_slots)
         if old is not None and len(old.kept) == num_slots:
-            return dataclasses.replace(old, change=change, is_dead=is_dead, num_dead=num_dead, filters={})
+            return View(change, kept, old.searched, is_dead, num_dead, rows)
         shortest = self.notes(db, "codes").get("shortest", 1.0)
         found = searched(kept, self.description.coder, shortest=shortest, before=old)
-        return View(change, kept, found, is_dead, num_dead)
+        return View(change, kept, found, is_dead, num_dead, rows)
+
+    def _rows_by_slot(self, db: Connection, old: View | None, num_slots: int) -> Slots | None:
+        """The slot of the row that each slot is of; a slot never changes its row."""
+        if self.description.regions is None:
+            return None
+        rows = np.arange(num_slots)
+        known = 0 if old is None or old.rows is None else len(old.rows)
+        if old is not None and old.rows is not None:
+            rows[:known] = old.rows
+        parts, theirs = sqlite_regions.since(db, known)
+        both = np.concatenate([parts, theirs])
+        if len(both) and not 0 <= both.min() <= both.max() < num_slots:
+            raise self.damaged(f"{self.database} has regions of nothing")
+        rows[parts] = theirs
+        return rows
 
     def _mapped(self, num_slots: int) -> Kept:
         num_bytes = self.description.vector_bytes * num_slots
@@ -276,6 +292,17 @@ class Generation:
             raise self.damaged(f"{self.vectors_file}: {error.strerror}") from error
         if size < num_bytes:
             raise self.damaged(f"{self.vectors_file} has {size} bytes instead of {num_bytes}")
+
+    def read(self, db: Connection, slots: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Columns of rows, in the order of their slots.
+
+        Raises:
+            ArtefactError: one is not what was written.
+        """
+        found, problems = self.rows.read(db, slots, columns)
+        if problems:
+            raise self.damaged("; ".join(problems))
+        return found
 
     def matching(self, db: Connection, view: View, where: Mapping[str, Condition]) -> Slots:
         """Slots of the rows that a filter lets through, ascending; kept until the next change."""
@@ -327,8 +354,11 @@ class Generation:
         self.require_whole(view.kept.nbytes)
         problems = self._segment_problems(db, view, since=0)
         num_rows, of_rows = self.rows.problems(db, view.kept)
-        living = np.flatnonzero(~view.is_dead).tolist()
-        if living != [slot for (slot,) in db.execute("SELECT slot FROM rows ORDER BY slot")]:
+        named = [slot for (slot,) in db.execute("SELECT slot FROM rows")]
+        if self.description.regions is not None:
+            parts, of_parts = sqlite_regions.problems(db, view.kept)
+            named, of_rows = named + parts, of_rows + of_parts
+        if np.flatnonzero(~view.is_dead).tolist() != sorted(named):
             problems.append(f"{self.database} does not name the rows that it has")
         return num_rows, problems + [f"{self.database}: {problem}" for problem in of_rows]
 
@@ -348,38 +378,10 @@ class Generation:
         coder = self.description.coder
         return np.ascontiguousarray(vectors, dtype="<f4") if coder is None else coder.encode(vectors)
 
-    def upsert(self, db: Connection, vectors: Kept, rows: Sequence[StoredRow]) -> None:
-        """Insert rows with distinct ids; those that are there are replaced, and keep an equal vector."""
-        view = self._looked_at_anew(db)
-        checks = vector_crc32([row.values[0] for row in rows], vectors)
-        slots: list[int] = []
-        new: list[int] = []
-        dead: list[int] = []
-        there = self.rows.slots(db, [row.values[0] for row in rows])
-        for number, row in enumerate(rows):
-            slot = there.get(row.values[0], -1)
-            if slot >= 0 and np.array_equal(view.kept[slot], vectors[number]):
-                slots.append(slot)
-                continue
-            dead += [slot] if slot >= 0 else []
-            slots.append(len(view.kept) + len(new))
-            new.append(number)
-        if new:
-            self._append(db, len(view.kept), vectors[new])
-        self.rows.remove(db, list(there.values()))
-        self.rows.insert(db, slots, rows, checks)
-        self._bury(db, dead)
-
     def kept_at(self, db: Connection, slots: Sequence[int]) -> Kept:
         """Vectors of slots that the transaction sees, as they are kept, compared with their checksums."""
-        kept = self.checked(db, self._looked_at_anew(db)).kept
+        kept = self.checked(db, self.looked_at_anew(db)).kept
         return np.take(kept, np.asarray(slots, dtype=np.int64), axis=0)
-
-    def delete(self, db: Connection, ids: Sequence[str]) -> None:
-        """Delete the rows of those ids that are there."""
-        slots = list(self.rows.slots(db, ids).values())
-        self.rows.remove(db, slots)
-        self._bury(db, slots)
 
     def set_notes(self, db: Connection, kind: str, values: Mapping[str, Json]) -> None:
         """Set some notes of a kind; None removes one."""
@@ -389,36 +391,15 @@ class Generation:
             if value is not None:
                 db.execute("INSERT INTO notes VALUES (?, ?, ?, ?)", (*row, checksum(row)))
 
-    def copy_rows(self, source: Generation, db: Connection, num_rows: int) -> None:
-        """Insert all rows of another generation of the same description, so many at a time."""
-        with source.reading() as (theirs, view):
-            kept = source.checked(theirs, view).kept
-            living = np.flatnonzero(~view.is_dead)
-            columns = list(source.description.columns)
-            for start in range(0, len(living), num_rows):
-                slots = living[start : start + num_rows]
-                items, problems = source.rows.read(theirs, slots.tolist(), columns)
-                if problems:
-                    raise source.damaged("; ".join(problems))
-                self.upsert(db, kept[slots], self.rows.stored(items))
-
-    def copy_files(self, db: Connection, view: View, other: Generation) -> None:
-        """Copy the state that a transaction sees to another generation's files; they are on disk then."""
-        other.vectors_file.write_bytes(self.checked(db, view).kept.data)
-        with contextlib.closing(sqlite3.connect(other.database, isolation_level=None)) as theirs:
-            db.backup(theirs)
-            theirs.execute("UPDATE spaces SET file = ? WHERE space = 0", (other.vectors_file.name,))
-            theirs.execute("DELETE FROM notes WHERE kind = 'next'")
-        sync_to_disk(other.vectors_file, other.database, other.folder)
-
-    def _looked_at_anew(self, db: Connection) -> View:
+    def looked_at_anew(self, db: Connection) -> View:
         """What the transaction that writes sees, its own changes included; kept from readers."""
         (change,) = db.execute("SELECT change FROM state").fetchone()
         with self._guard:
             base = self._view if self._view is not None and self._view.change == change else None
             return self._looked_at(db, base, change)
 
-    def _append(self, db: Connection, start: int, vectors: Kept) -> None:
+    def append(self, db: Connection, start: int, vectors: Kept) -> None:
+        """Write vectors to the file from a slot on."""
         with disk_errors(self.vectors_file), self.vectors_file.open("r+b") as stream:
             stream.seek(self.description.vector_bytes * start)
             stream.write(vectors.data)
@@ -433,7 +414,8 @@ class Generation:
             if shortest < known:
                 self.set_notes(db, "codes", {"shortest": shortest})
 
-    def _bury(self, db: Connection, slots: Sequence[int]) -> None:
+    def bury(self, db: Connection, slots: Sequence[int]) -> None:
+        """Count a change, after which some slots are dead."""
         db.executemany("INSERT INTO dead VALUES (NULL, 0, ?)", [(slot,) for slot in slots])
         db.execute("UPDATE spaces SET num_dead = num_dead + ? WHERE space = 0", (len(slots),))
         db.execute("UPDATE state SET change = change + 1")

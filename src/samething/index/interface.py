@@ -24,8 +24,9 @@ from samething.index.description import (
     IndexDescription,
     Items,
     RecordBatch,
+    Regions,
     Table,
-    item_rows,
+    checked_regions,
     item_table,
     unit_vectors,
 )
@@ -60,6 +61,7 @@ class AbstractIndex(abc.ABC):
         model_name: str,
         extra_columns: Mapping[str, ColumnKind] | None = None,
         coder: Coder | None = None,
+        regions: str | None = None,
     ) -> AbstractIndex:
         """Make an empty index.
 
@@ -70,6 +72,7 @@ class AbstractIndex(abc.ABC):
             model_name: its name, for messages.
             extra_columns: further metadata columns and their kinds.
             coder: the model's, if vectors are to be kept in codes; an engine may keep floats all the same.
+            regions: how parts of images are chosen that have vectors of their own; None: none have.
 
         Raises:
             InputError: there is something else at this place, or it cannot be written to.
@@ -81,6 +84,7 @@ class AbstractIndex(abc.ABC):
             model_fingerprint=model_fingerprint,
             extra_columns=dict(extra_columns or {}),
             coder=coder,
+            regions=regions,
         )
         return cls._create(location, description)
 
@@ -112,7 +116,13 @@ class AbstractIndex(abc.ABC):
     # ---- being replaced
 
     def beside(
-        self, *, dim: int, model_fingerprint: str, model_name: str, coder: Coder | None = None
+        self,
+        *,
+        dim: int,
+        model_fingerprint: str,
+        model_name: str,
+        coder: Coder | None = None,
+        regions: str | None = None,
     ) -> AbstractIndex:
         """An index that is to take this one's place: empty, or as far as a killed process came with it.
 
@@ -125,6 +135,7 @@ class AbstractIndex(abc.ABC):
                 model_fingerprint=model_fingerprint,
                 model_name=model_name,
                 coder=coder,
+                regions=regions,
             )
         )
 
@@ -185,7 +196,14 @@ class AbstractIndex(abc.ABC):
 
     # ---- changing
 
-    def add(self, vectors: Embeddings, items: Items, *, model_fingerprint: str | None = None) -> None:
+    def add(
+        self,
+        vectors: Embeddings,
+        items: Items,
+        *,
+        regions: Sequence[Regions] | None = None,
+        model_fingerprint: str | None = None,
+    ) -> None:
         """Add rows; a row whose id is there already takes the old one's place.
 
         The batch is stored as a whole or not at all. Of several rows with the same id the last one counts.
@@ -194,6 +212,7 @@ class AbstractIndex(abc.ABC):
             vectors: float, finite, of length 1 within ``NORM_TOLERANCE``; scaled to length 1 and kept as
                 float32, or in the codes of the index.
             items: metadata, one row per vector.
+            regions: parts of each row's image; by default none.
             model_fingerprint: identity of the model that made the vectors, checked if given.
 
         Raises:
@@ -210,12 +229,13 @@ class AbstractIndex(abc.ABC):
                 expected="one row per vector",
                 next_step="check how the two were made",
             )
+        parts = checked_regions(table["id"].to_pylist(), regions, self.description)
         last_of_id = {name: row for row, name in enumerate(table["id"].to_pylist())}
         if len(last_of_id) < len(vectors):
             kept = sorted(last_of_id.values())
             vectors, table = vectors[kept], table.take(kept)
         if len(vectors):
-            self._upsert(vectors, table)
+            self._upsert(vectors, table, parts)
 
     def amend(
         self,
@@ -223,6 +243,7 @@ class AbstractIndex(abc.ABC):
         amended: Callable[[str, Row | None], Row | None],
         *,
         vectors: Embeddings | None = None,
+        regions: Sequence[Regions] | None = None,
         model_fingerprint: str | None = None,
     ) -> None:
         """Change rows by what they are when they are written.
@@ -233,8 +254,9 @@ class AbstractIndex(abc.ABC):
             ids: of the rows; each once.
             amended: given an id and its row with all columns (None: there is none), says what the row is to
                 be (None: none).
-            vectors: of the ids, as for :meth:`add`. Without them rows keep theirs, and ids without a row are
-                passed over.
+            vectors: of the ids, as for :meth:`add`. Without them rows keep theirs and their regions, and ids
+                without a row are passed over.
+            regions: with vectors, as for :meth:`add`.
             model_fingerprint: identity of the model that made the vectors, checked if given.
 
         Raises:
@@ -253,7 +275,7 @@ class AbstractIndex(abc.ABC):
             return item_table(kept, self.description), [name for name in there if rows[name] is None]
 
         if len(ids):
-            self._amend(_ids(ids), changed, by_id)
+            self._amend(_ids(ids), changed, by_id, checked_regions(ids, regions, self.description))
 
     def delete(self, ids: Iterable[str]) -> None:
         """Delete the rows with these ids; ids that are not there are no error."""
@@ -285,7 +307,7 @@ class AbstractIndex(abc.ABC):
         columns: Sequence[str] | None = None,
         model_fingerprint: str | None = None,
     ) -> Hits:
-        """The ``k`` nearest rows of each query by cosine similarity.
+        """The ``k`` nearest rows of each query by cosine similarity, or by that of their best region.
 
         Rows in codes are compared as they come back from them; a query is never coded.
 
@@ -308,7 +330,7 @@ class AbstractIndex(abc.ABC):
         if k < 1:
             raise InputError(f"k={k}", expected="at least 1 hit", next_step="give a larger k")
         return self._search(
-            queries, k, conditions(where or {}, self.description.columns), self._columns(columns)
+            queries, k, conditions(where or {}, self.description.columns), self.description.chosen(columns)
         )
 
     @abc.abstractmethod
@@ -324,7 +346,7 @@ class AbstractIndex(abc.ABC):
         Args:
             columns: which to bring besides the id; by default all but the thumbnail.
         """
-        return self._items(self._columns(columns))
+        return self._items(self.description.chosen(columns))
 
     def rows(self, ids: Iterable[str], columns: Sequence[str] | None = None) -> Table:
         """The metadata of some rows, in the order of ``ids``.
@@ -332,7 +354,7 @@ class AbstractIndex(abc.ABC):
         Raises:
             InputError: an id that is not there.
         """
-        return self._rows(_ids(ids), self._columns(columns))
+        return self._rows(_ids(ids), self.description.chosen(columns))
 
     def vectors(self, ids: Iterable[str]) -> Embeddings:
         """The vectors of some rows, float32 of length 1, in the order of ``ids``; those in codes come back.
@@ -341,6 +363,14 @@ class AbstractIndex(abc.ABC):
             InputError: an id that is not there.
         """
         return self._vectors(_ids(ids))
+
+    def regions(self, ids: Iterable[str]) -> list[Regions]:
+        """The parts of some rows that have vectors of their own, in the order of ``ids``.
+
+        Raises:
+            InputError: an id that is not there.
+        """
+        return self._regions(_ids(ids))
 
     @abc.abstractmethod
     def verify(self) -> Verification:
@@ -374,11 +404,17 @@ class AbstractIndex(abc.ABC):
     def _beside(self, description: IndexDescription) -> AbstractIndex: ...
 
     @abc.abstractmethod
-    def _upsert(self, vectors: Embeddings, items: Table) -> None:
+    def _upsert(self, vectors: Embeddings, items: Table, regions: Mapping[str, Regions]) -> None:
         """Store rows with distinct ids in one step; return when they outlive the process."""
 
     @abc.abstractmethod
-    def _amend(self, ids: list[str], changed: Changed, vectors: Mapping[str, Vector] | None) -> None:
+    def _amend(
+        self,
+        ids: list[str],
+        changed: Changed,
+        vectors: Mapping[str, Vector] | None,
+        regions: Mapping[str, Regions],
+    ) -> None:
         """Ask for the rows to be and the ids to go, given the rows that are there; store both in one step."""
 
     @abc.abstractmethod
@@ -398,25 +434,8 @@ class AbstractIndex(abc.ABC):
     @abc.abstractmethod
     def _vectors(self, ids: list[str]) -> Embeddings: ...
 
-    def _hits(self, ids: Any, scores: Any, rows: list[dict[str, Any]], columns: list[str]) -> Hits:
-        return Hits(ids, scores, lambda: item_rows(rows, columns, self.description), rows)
-
-    # ---- checking
-
-    def _columns(self, columns: Sequence[str] | None) -> list[str]:
-        known = self.description.columns
-        if columns is None:
-            return [name for name in known if name != "thumbnail"]
-        if isinstance(columns, str):
-            columns = [columns]
-        for name in columns:
-            if name not in known:
-                raise InputError(
-                    f"the column {name!r}",
-                    expected=f"columns of this index: {', '.join(known)}",
-                    next_step="correct the name",
-                )
-        return list(dict.fromkeys(["id", *columns]))
+    @abc.abstractmethod
+    def _regions(self, ids: list[str]) -> list[Regions]: ...
 
 
 def _ids(ids: Iterable[str]) -> list[str]:

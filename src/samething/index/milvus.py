@@ -15,24 +15,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import urllib.parse
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
 from samething.arrays import Embeddings, Queries
-from samething.errors import ArtefactError, InputError, SamethingError, first_line, needed
+from samething.errors import ArtefactError, InputError, SamethingError, first_line
+from samething.images.parts import Place
 from samething.index.conditions_and_hits import Condition, Hits, Verification
 from samething.index.description import (
     IndexDescription,
     RecordBatch,
+    Regions,
     Table,
     item_rows,
     vector_crc32,
 )
 from samething.index.interface import AbstractIndex, Changed, Vector
+from samething.index.milvus_place import MilvusPlace, without_password
 from samething.index.milvus_schema import (
     bound_to,
     collection_schema,
@@ -45,7 +49,6 @@ from samething.index.milvus_schema import (
 from samething.retrieval import exact_topk
 
 _PROPERTY: Final = "samething"
-_TIMEOUT_S: Final = 30.0
 _ROWS_A_WRITE: Final = 500
 """Milvus takes messages of 64 MB; rows with a thumbnail have some 20 kB."""
 _ROWS_A_READ: Final = 1000
@@ -58,85 +61,13 @@ _MARGIN: Final = 1e-5
 """Ten times the error of a float32 score."""
 
 
-@dataclasses.dataclass(frozen=True)
-class MilvusPlace:
-    """Where a collection is."""
-
-    uri: str
-    """What pymilvus connects to."""
-    collection: str
-    database: str = "default"
-    token: str = ""
-    index: str = "flat"
-    ef: int = 128
-    """Breadth of a search in an HNSW graph."""
-
-    @classmethod
-    def of(cls, location: str) -> MilvusPlace:
-        """Read a URL.
-
-        Raises:
-            InputError: a part is missing or unknown.
-
-        >>> MilvusPlace.of("milvus://me:secret@box:19530/things").token
-        'me:secret'
-        """
-        try:
-            url = urllib.parse.urlsplit(location)
-            options = dict(urllib.parse.parse_qsl(url.query, strict_parsing=bool(url.query)))
-            *folders, collection = [part for part in url.path.split("/") if part] or [""]
-            index, ef, tls = options.pop("index", "flat"), int(options.pop("ef", 128)), options.pop("tls", "")
-            if options or not collection.isidentifier() or index not in ("flat", "hnsw") or ef < 1:
-                raise ValueError("a part is unknown")
-            if url.scheme == "milvus-lite":
-                file = location.removeprefix("milvus-lite://").partition("?")[0].rpartition("/")[0]
-                if not file.endswith(".db"):
-                    raise ValueError("no file")
-                return cls(file, collection, index=index, ef=ef)
-            if not url.hostname or len(folders) > 1:
-                raise ValueError("no host")
-            uri = f"{'https' if tls else 'http'}://{url.hostname}:{url.port or 19530}"
-        except ValueError as error:
-            raise InputError(
-                f"the index location {_without_password(location)!r} ({error})",
-                expected="milvus://HOST:PORT/COLLECTION, or milvus-lite://FILE.db/COLLECTION, with "
-                "?index=flat or ?index=hnsw and &ef=NUMBER if need be",
-                next_step="correct the URL; a collection's name is of letters, digits and underscores",
-            ) from error
-        user = urllib.parse.unquote(url.username or "")
-        password = urllib.parse.unquote(url.password or "")
-        token = f"{user}:{password}" if password else user
-        database = folders[0] if folders else "default"
-        return cls(uri, collection, database, token=token, index=index, ef=ef)
-
-    def connect(self) -> Any:
-        """A client.
-
-        Raises:
-            ArtefactError: nothing answers there, or it refuses this user.
-        """
-        pymilvus = needed("pymilvus", extra="milvus")
-        try:
-            if self.uri.startswith("http"):
-                return pymilvus.MilvusClient(
-                    self.uri, token=self.token, db_name=self.database, timeout=_TIMEOUT_S
-                )
-            return pymilvus.MilvusClient(self.uri)
-        except Exception as error:  # the client and Lite raise many kinds
-            raise ArtefactError(
-                f"no Milvus at {self.uri} ({first_line(error) or type(error).__name__})",
-                expected="a server that answers, or a file that no other process has open",
-                next_step="check address, user and password, and that the server runs",
-            ) from error
-
-
 class MilvusIndex(AbstractIndex):
     """An index in a Milvus collection. See the module."""
 
     def __init__(self, location: str, place: MilvusPlace, client: Any, description: IndexDescription) -> None:
         """Use ``create`` or ``open``."""
         # its fields for fewer bits are float16 and, of late, int8 of one scale: a coder's steps fit neither
-        super().__init__(_without_password(location), dataclasses.replace(description, coder=None))
+        super().__init__(without_password(location), dataclasses.replace(description, coder=None))
         self._place = place
         self._client: Any = client
         self._alias = place.collection
@@ -164,7 +95,7 @@ class MilvusIndex(AbstractIndex):
     def _open(cls, location: str | Path) -> MilvusIndex:
         place = MilvusPlace.of(str(location))
         client = place.connect()
-        shown = _without_password(str(location))
+        shown = without_password(str(location))
         with _server_errors(shown):
             if not client.has_collection(place.collection):
                 raise ArtefactError(
@@ -184,7 +115,7 @@ class MilvusIndex(AbstractIndex):
         """Whether there is a collection of this name. See :meth:`AbstractIndex.exists`."""
         place = MilvusPlace.of(str(location))
         client = place.connect()
-        with _server_errors(_without_password(str(location))), contextlib.closing(client):
+        with _server_errors(without_password(str(location))), contextlib.closing(client):
             return bool(client.has_collection(place.collection))
 
     # ---- being replaced
@@ -221,19 +152,29 @@ class MilvusIndex(AbstractIndex):
 
     # ---- changing
 
-    def _upsert(self, vectors: Embeddings, items: Table) -> None:
-        checks = vector_crc32(items["id"].to_pylist(), vectors)
-        rows = entities(vectors, items, checks, self.description)
+    def _upsert(self, vectors: Embeddings, items: Table, regions: Mapping[str, Regions]) -> None:
+        rows = entities(vectors, items, regions, self.description)
         with _server_errors(self.location):
+            # the rows come last: who is killed before has not noted what they are of, and will do it again
+            self._delete_regions(items["id"].to_pylist())
             for start in range(0, len(rows), _ROWS_A_WRITE):
                 self._connected.upsert(self._name, rows[start : start + _ROWS_A_WRITE])
 
-    def _amend(self, ids: list[str], changed: Changed, vectors: Mapping[str, Vector] | None) -> None:
+    def _amend(
+        self,
+        ids: list[str],
+        changed: Changed,
+        vectors: Mapping[str, Vector] | None,
+        regions: Mapping[str, Regions],
+    ) -> None:
         found = self._found(ids, ["metadata", "thumbnail", "vector"])
         kept, gone = changed({name: item_of(row) for name, row in found.items()})
         own = vectors or {name: row["vector"] for name, row in found.items()}
+        if vectors is None:
+            regions = dict(zip(found, self._regions(list(found)), strict=True))
         if kept.num_rows:
-            self._upsert(np.asarray([own[name] for name in kept["id"].to_pylist()], dtype=np.float32), kept)
+            names = kept["id"].to_pylist()
+            self._upsert(np.asarray([own[name] for name in names], dtype=np.float32), kept, regions)
         self._delete(gone)
 
     def _delete(self, ids: list[str]) -> None:
@@ -241,32 +182,51 @@ class MilvusIndex(AbstractIndex):
         with _server_errors(self.location):
             for start in range(0, len(keys), _ROWS_A_READ):
                 self._connected.delete(self._name, ids=keys[start : start + _ROWS_A_READ])
+            self._delete_regions(ids)
+
+    def _delete_regions(self, ids: list[str]) -> None:
+        for chosen in self._of_rows(ids):
+            self._connected.delete(self._name, filter=chosen)
+
+    def _of_rows(self, ids: list[str]) -> Iterator[str]:
+        """What chooses the regions of rows, some of them at a time; nothing in an index without regions."""
+        if self.description.regions is not None:
+            for start in range(0, len(ids), _ROWS_A_READ):
+                keys = ", ".join(f'"{key(name)}"' for name in ids[start : start + _ROWS_A_READ])
+                yield f"region > 0 and row in [{keys}]"
 
     # ---- asking
 
     def count(self) -> int:
         """Number of rows."""
         with _server_errors(self.location):
-            found = self._connected.query(self._name, filter="", output_fields=["count(*)"])
+            found = self._connected.query(self._name, filter=self._only_rows, output_fields=["count(*)"])
         return int(found[0]["count(*)"])
 
     def _search(self, queries: Queries, k: int, where: dict[str, Condition], columns: list[str]) -> Hits:
         nothing = any(isinstance(condition, list) and not condition for condition in where.values())
-        parts: list[tuple[list[str], list[float]]] = []
+        parts: list[list[_Scored]] = []
         if not nothing:
             chosen = expression(where, self.description)
             for start in range(0, len(queries), _QUERIES_A_SEARCH):
                 parts += self._nearest(queries[start : start + _QUERIES_A_SEARCH], k, chosen)
-        width = len(parts[0][0]) if parts else 0
-        ids = np.empty((len(queries), width), dtype=object)
-        scores = np.empty((len(queries), width))
-        for row, (names, values) in enumerate(parts):
-            ids[row, :], scores[row, :] = names, values
-        found = self._get(list(ids.ravel()), _fields(columns))
-        return self._hits(ids, scores, [item_of(found[name]) for name in ids.ravel()], columns)
+        found = self._found([name for part in parts for name, _, _ in part], _fields(columns))
+        # of a row that is being written its regions may be there already
+        parts = [[hit for hit in part if hit[0] in found] for part in parts]
+        width = min(map(len, parts), default=0)
+        shape = (len(queries), width)
+        hits = [hit for part in parts for hit in part[:width]]
+        return Hits.of_rows(
+            np.array([name for name, _, _ in hits], dtype=object).reshape(shape),
+            np.array([score for _, score, _ in hits], dtype=float).reshape(shape),
+            [item_of(found[name]) for name, _, _ in hits],
+            columns,
+            self.description,
+            None if self.description.regions is None else [place for _, _, place in hits],
+        )
 
-    def _nearest(self, queries: Queries, k: int, chosen: str) -> list[tuple[list[str], list[float]]]:
-        """Ids and scores of each query's hits; asks for more where copies of one image fill the list."""
+    def _nearest(self, queries: Queries, k: int, chosen: str) -> list[list[_Scored]]:
+        """The hits of each query; asks for more where copies or regions of one image fill the list."""
         limit = min(k + _SPARE, _MOST_FETCHED)
         while True:
             with _server_errors(self.location):
@@ -280,25 +240,29 @@ class MilvusIndex(AbstractIndex):
                     consistency_level="Strong",
                 )
             settled = [
-                len(found) < limit or found[-1]["distance"] < found[k - 1]["distance"] - _MARGIN
+                len(found) < limit or found[-1]["distance"] < _kth_distance(found, k) - _MARGIN
                 for found in answers
             ]
             if all(settled) or limit == _MOST_FETCHED:
                 break
             limit = min(4 * limit, _MOST_FETCHED)
-        # an approximate index may return fewer rows for one query than for another
-        width = min([k, *map(len, answers)])
-        return [_scored(query, found, width) for query, found in zip(queries, answers, strict=True)]
+        # an approximate index may return fewer rows for one query than for another; _search sees to that
+        return [_scored(query, found, k) for query, found in zip(queries, answers, strict=True)]
 
     def _items(self, columns: list[str]) -> Iterator[RecordBatch]:
-        for rows in self._stream(_fields(columns)):
+        for rows in self._stream(_fields(columns), self._only_rows):
             items = [item_of(row) for row in rows]
             yield from item_rows(items, columns, self.description).to_batches()
 
-    def _stream(self, fields: list[str]) -> Iterator[list[Any]]:
+    @property
+    def _only_rows(self) -> str:
+        """What leaves out regions."""
+        return "" if self.description.regions is None else "region == 0"
+
+    def _stream(self, fields: list[str], chosen: str = "") -> Iterator[list[Any]]:
         with _server_errors(self.location):
             iterator = self._connected.query_iterator(
-                self._name, batch_size=_ROWS_A_READ, filter="", output_fields=fields
+                self._name, batch_size=_ROWS_A_READ, filter=chosen, output_fields=fields
             )
             with contextlib.closing(iterator):
                 while rows := iterator.next():
@@ -313,6 +277,18 @@ class MilvusIndex(AbstractIndex):
         rows = [found[name]["vector"] for name in ids]
         vectors: Embeddings = np.asarray(rows, dtype=np.float32).reshape(-1, self.dim)
         return vectors
+
+    def _regions(self, ids: list[str]) -> list[Regions]:
+        parts: dict[str, list[Any]] = {name: [] for name in self._get(ids, ["metadata"])}
+        for chosen in self._of_rows(list(parts)):
+            for part in chain.from_iterable(self._stream(["metadata", "vector"], chosen)):
+                parts[item_of(part)["id"]].append(part)
+        found = []
+        for name in ids:
+            own = sorted(parts[name], key=lambda part: item_of(part)["region"])
+            vectors = np.asarray([part["vector"] for part in own], np.float32).reshape(-1, self.dim)
+            found.append(Regions([tuple(item_of(part)["place"]) for part in own], vectors))
+        return found
 
     def _get(self, ids: Sequence[str], fields: list[str]) -> dict[str, Any]:
         found = self._found(ids, fields)
@@ -348,7 +324,7 @@ class MilvusIndex(AbstractIndex):
                 for name, check, row in zip(ids, vector_crc32(ids, vectors), rows, strict=True)
                 if check != row["vector_crc32"]
             ]
-            num_rows += len(rows)
+            num_rows += sum("place" not in item_of(row) for row in rows)
         return Verification(num_rows, 0, tuple(problems))
 
     # ---- the connection
@@ -381,7 +357,8 @@ def new_collection(
 
     A process that was killed may have left one; it is gone on with, or else made anew.
     """
-    name = f"{place.collection}__{key(description.model_fingerprint)[:8]}"
+    bound = f"{description.model_fingerprint}{description.regions or ''}"
+    name = f"{place.collection}__{key(bound)[:8]}"
     if client.has_collection(name):
         if resume:
             client.load_collection(name)
@@ -400,14 +377,31 @@ def new_collection(
     return name
 
 
-def _scored(query: Any, found: list[Any], k: int) -> tuple[list[str], list[float]]:
-    """The k best of what a search found, by the float64 score and then by id."""
-    if k == 0:
-        return [], []
-    by_id = sorted((item_of(row["entity"])["id"], row["entity"]["vector"]) for row in found)
-    gallery = np.asarray([vector for _, vector in by_id], dtype=np.float32)
-    top = exact_topk(query[None], gallery, k, normalised=True)
-    return [by_id[row][0] for row in top.indices[0]], top.scores[0].tolist()
+_Scored: TypeAlias = tuple[str, float, Place | None]
+"""The id of a row, its score, and the region that gave it."""
+
+
+def _kth_distance(found: list[Any], k: int) -> float:
+    """What the k-th row of a search's answer has; of fewer rows more than anything."""
+    best: dict[str, float] = {}
+    for entity in found:
+        best.setdefault(item_of(entity["entity"])["id"], entity["distance"])
+    return list(best.values())[k - 1] if len(best) >= k else math.inf
+
+
+def _scored(query: Any, found: list[Any], k: int) -> list[_Scored]:
+    """The k best rows of what a search found, by the float64 score and then by id."""
+    if not found:
+        return []
+    items = [item_of(row["entity"]) for row in found]
+    by_id = sorted(range(len(found)), key=lambda row: (items[row]["id"], items[row].get("region", 0)))
+    gallery = np.asarray([found[row]["entity"]["vector"] for row in by_id], dtype=np.float32)
+    top = exact_topk(query[None], gallery, len(found), normalised=True)
+    best: dict[str, _Scored] = {}
+    for place, score in zip(top.indices[0], top.scores[0].tolist(), strict=True):
+        item = items[by_id[place]]
+        best.setdefault(item["id"], (item["id"], score, tuple(item["place"]) if "place" in item else None))
+    return list(best.values())[:k]
 
 
 def _fields(columns: list[str]) -> list[str]:
@@ -427,14 +421,3 @@ def _server_errors(shown: str) -> Iterator[None]:
             expected="a Milvus server that answers",
             next_step="check that it runs and has memory and disk left; what was acknowledged is kept",
         ) from error
-
-
-def _without_password(location: str) -> str:
-    """The URL as it may be shown.
-
-    >>> _without_password("milvus://me:secret@box/things")
-    'milvus://me@box/things'
-    """
-    scheme, sign, rest = location.partition("://")
-    user, at, place = rest.rpartition("@")
-    return f"{scheme}{sign}{user.partition(':')[0]}{at}{place}" if at else location

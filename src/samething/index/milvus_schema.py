@@ -12,6 +12,14 @@ A collection has these fields:
     A field a column to filter by: texts as 32 digits of their SHA-256, so that no text of a user is
     ever part of a filter's expression; numbers as they are, and the lowest number there is for null.
 
+In an index with regions these besides:
+
+``region``
+    0 for a row; from 1 on for a region of it, an entity of its own whose metadata are the row's id and the
+    place, and whose further fields are the row's, to filter by.
+``row``
+    The ``id`` field of the row.
+
 Milvus 2.3, which has no null and escapes nothing in texts, is enough.
 """
 
@@ -22,7 +30,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -30,7 +38,7 @@ import numpy as np
 from samething.arrays import Embeddings
 from samething.errors import ArtefactError, InputError
 from samething.index.conditions_and_hits import Between, Condition
-from samething.index.description import IndexDescription, Table
+from samething.index.description import IndexDescription, Regions, Table, vector_crc32
 
 LONGEST_TEXT: Final = 65_535
 """Bytes in a text of Milvus."""
@@ -42,7 +50,8 @@ _HAS_NUMBER: Final = {
     "integer": f"F_{{}} >= {-(2**63) + 1}",  # Milvus reads the digits before it reads the sign
     "number": f"F_{{}} > {_NO_NUMBER['number']!r}",
 }
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+"""Version 2 has regions; a collection without them is written as version 1, which earlier programs read."""
 
 
 def key(text: str) -> str:
@@ -66,6 +75,9 @@ def collection_schema(description: IndexDescription) -> Any:
     schema.add_field("vector_crc32", DataType.INT64)
     schema.add_field("metadata", DataType.VARCHAR, max_length=LONGEST_TEXT)
     schema.add_field("thumbnail", DataType.VARCHAR, max_length=LONGEST_TEXT)
+    if description.regions is not None:
+        schema.add_field("region", DataType.INT64)
+        schema.add_field("row", DataType.VARCHAR, max_length=32)
     for name, kind in description.columns.items():
         if kind == "text":
             schema.add_field(f"F_{name}", DataType.VARCHAR, max_length=32)
@@ -86,7 +98,9 @@ def bound_to(description: IndexDescription) -> str:
     """The inverse of :func:`read_description`."""
     bound = dataclasses.asdict(dataclasses.replace(description, coder=None))
     del bound["coder"]
-    return json.dumps({"samething_index": FORMAT_VERSION, **bound})
+    if description.regions is None:
+        del bound["regions"]
+    return json.dumps({"samething_index": FORMAT_VERSION if description.regions else 1, **bound})
 
 
 def read_description(text: str, location: str) -> IndexDescription:
@@ -104,6 +118,7 @@ def read_description(text: str, location: str) -> IndexDescription:
                 model_name=str(bound["model_name"]),
                 model_fingerprint=str(bound["model_fingerprint"]),
                 extra_columns=dict(bound["extra_columns"]),
+                regions=bound.get("regions"),
             )
     except (ValueError, KeyError, TypeError, InputError) as error:
         raise ArtefactError(
@@ -119,20 +134,22 @@ def read_description(text: str, location: str) -> IndexDescription:
 
 
 def entities(
-    vectors: Embeddings, items: Table, checks: Sequence[int], description: IndexDescription
+    vectors: Embeddings,
+    items: Table,
+    regions: Mapping[str, Regions],
+    description: IndexDescription,
 ) -> list[dict[str, Any]]:
-    """Rows as Milvus takes them.
+    """Rows as Milvus takes them: the regions of all, then the rows.
 
     Raises:
         InputError: a row is larger than Milvus allows.
     """
-    rows = []
-    for vector, item, check in zip(np.asarray(vectors), items.to_pylist(), checks, strict=True):
+    parts, rows = [], []
+    for vector, item in zip(np.asarray(vectors), items.to_pylist(), strict=True):
         thumbnail = item.pop("thumbnail")
         row = {
             "id": key(item["id"]),
-            "vector": vector.tolist(),
-            "vector_crc32": int(check),
+            **_vector(item["id"], vector),
             "metadata": json.dumps(item, ensure_ascii=False),
             "thumbnail": base64.b64encode(thumbnail or b"").decode(),
         }
@@ -147,7 +164,26 @@ def entities(
             if kind != "bytes":
                 row[f"F_{name}"] = _field(item[name], kind)
         rows.append(row)
-    return rows
+        if description.regions is None:
+            continue
+        row |= {"region": 0, "row": row["id"]}
+        own = regions.get(item["id"], Regions((), vectors[:0]))
+        for number, (place, vector) in enumerate(zip(own.places, own.vectors, strict=True), start=1):
+            parts.append(
+                {
+                    **row,
+                    **_vector(item["id"], vector),
+                    "id": key(f"{row['id']} {number}"),
+                    "metadata": json.dumps({"id": item["id"], "region": number, "place": place}),
+                    "thumbnail": "",
+                    "region": number,
+                }
+            )
+    return [*parts, *rows]
+
+
+def _vector(name: str, vector: Vector) -> dict[str, Any]:
+    return {"vector": vector.tolist(), "vector_crc32": vector_crc32([name], vector[None])[0]}
 
 
 def _field(value: Any, kind: str) -> Any:
@@ -169,7 +205,7 @@ def item_of(row: Mapping[str, Any]) -> dict[str, Any]:
 def expression(where: Mapping[str, Condition], description: IndexDescription) -> str:
     """A filter in Milvus' language; the empty text lets everything through.
 
-    Numbers are compared with the range's ends written out in full.
+    Numbers are compared with the range's ends written out in full. Regions have their row's fields.
     """
     parts = []
     for name, condition in where.items():

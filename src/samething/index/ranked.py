@@ -1,4 +1,7 @@
-"""The nearest rows of a generation, exact, ties in the order of their ids, vectors checked."""
+"""The nearest rows of a generation, exact, ties in the order of their ids, vectors checked.
+
+A row with regions is as near as the nearest of them and of the whole image (MaxSim).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+import samething.index.sqlite_regions as sqlite_regions
 from samething.arrays import Float, Int, Queries, Shaped
 from samething.index.description import vector_crc32
 from samething.index.generation import Generation
@@ -15,6 +19,8 @@ from samething.retrieval import nearest_units
 
 SPARE: Final = 16
 """Slots looked at beyond the k asked for, some of which may be dead or tied."""
+MORE: Final = 4
+"""How many times more slots are looked at where several may be of a row, or the first do not suffice."""
 
 
 def nearest_rows(
@@ -27,7 +33,7 @@ def nearest_rows(
     *,
     is_few: bool = False,
 ) -> tuple[Shaped[np.ndarray, "q k"], Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
-    """Ids, scores and slots of the ``k`` nearest rows of each query.
+    """Ids and scores of the ``k`` nearest rows of each query, and the slots of what is nearest in them.
 
     Args:
         db: a transaction of the generation.
@@ -35,7 +41,7 @@ def nearest_rows(
         view: the state of that transaction.
         queries: float32 rows of length 1.
         k: from 1 to the number of rows there are.
-        chosen: slots of the rows to look at, ascending; None: all.
+        chosen: slots of the rows to look at and of their regions, ascending; None: all.
         is_few: compare the vectors of the rows found alone with their checksums, not all of them once.
     """
     if not is_few or chosen is None:
@@ -45,7 +51,7 @@ def nearest_rows(
     scores = np.empty((len(queries), k))
     slots = np.empty((len(queries), k), dtype=np.int64)
     waiting = np.arange(len(queries))
-    num_asked = min(len(gallery), k + SPARE)
+    num_asked = min(len(gallery), num_sought(view, k))
     while len(waiting):
         if chosen is None:
             top = view.searched.nearest(queries[waiting], num_asked)
@@ -55,6 +61,8 @@ def nearest_rows(
         unsettled = []
         for number, places, values in zip(waiting, found, top.scores, strict=True):
             alive = np.flatnonzero(~view.is_dead[places])
+            if view.rows is not None:
+                alive = alive[_best_of_each(view.rows[places[alive]], values[alive], places[alive])]
             # a row that was not asked for may be tied with the last one
             if num_asked < len(gallery) and (len(alive) < k or values[alive[k - 1]] <= values[-1]):
                 unsettled.append(number)
@@ -65,17 +73,29 @@ def nearest_rows(
             ids[number] = [names[place] for place in order]
             scores[number], slots[number] = values[alive[order]], places[alive[order]]
         waiting = np.array(unsettled, dtype=np.int64)
-        num_asked = min(len(gallery), 4 * num_asked)
+        num_asked = min(len(gallery), MORE * num_asked)
     return ids, scores, slots
+
+
+def num_sought(view: View, k: int) -> int:
+    """Slots to begin with, for ``k`` rows."""
+    return (k + SPARE) * (1 if view.rows is None else MORE)
+
+
+def _best_of_each(rows: Slots, values: Float[np.ndarray, " n"], slots: Slots) -> Int[np.ndarray, " rows"]:
+    """Where the best slot of each row is, best first; of equal ones the first, which is the whole image."""
+    order = np.lexsort((slots, -values))
+    return order[np.sort(np.unique(rows[order], return_index=True)[1])]
 
 
 def _ids(db: Connection, generation: Generation, view: View, slots: Slots) -> list[str]:
     names: list[str] = []
     for slot in slots.tolist():
-        name, check = db.execute("SELECT id, vector_crc32 FROM rows WHERE slot = ?", (slot,)).fetchone() or (
-            "",
-            None,
-        )
+        name, check = "", None
+        if view.rows is not None and view.rows[slot] != slot:
+            name, _, check = sqlite_regions.at(db, slot) or ("", None, None)
+        elif found := db.execute("SELECT id, vector_crc32 FROM rows WHERE slot = ?", (slot,)).fetchone():
+            name, check = found
         if vector_crc32([name], view.kept[slot : slot + 1]) != [check]:
             raise generation.damaged(f"the vector of {name or f'slot {slot}'!r} is not what was written")
         names.append(name)

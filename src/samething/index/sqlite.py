@@ -17,19 +17,28 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 
+import samething.index.sqlite_regions as sqlite_regions
 from samething.arrays import Embeddings, Queries
 from samething.errors import ArtefactError, FingerprintError, InputError, SamethingError
 from samething.files import Json, disk_errors, is_finished, only_one_writer, write_manifest
 from samething.index.approximate import Graph, RecallReport, tuned_graph
 from samething.index.conditions_and_hits import Condition, Hits, Verification
-from samething.index.description import ColumnKind, IndexDescription, RecordBatch, Table, item_rows
+from samething.index.description import (
+    ColumnKind,
+    IndexDescription,
+    RecordBatch,
+    Regions,
+    Table,
+    item_rows,
+)
 from samething.index.generation import Generation
 from samething.index.interface import AbstractIndex, Changed, Vector
 from samething.index.ranked import nearest_rows
+from samething.index.row_changes import amend, as_kept, copy_rows, delete, regions_of, upsert
 from samething.index.sqlite_folder import (
     NO_STAMP,
     Stamp,
@@ -47,7 +56,6 @@ from samething.index.view import View
 T = TypeVar("T")
 
 _ROWS_A_SCAN: Final = 10_000
-_ROWS_A_COPY: Final = 5_000
 _MANY_QUERIES: Final = 64
 """From so many queries at once on, exact search is the quicker one."""
 
@@ -162,7 +170,7 @@ class SqliteIndex(AbstractIndex):
         self._remove_others(keep=(old.number, noted))
         with self.successor(db, old, description) as fresh:
             with fresh.transaction("IMMEDIATE") as theirs:
-                fresh.copy_rows(old, theirs, _ROWS_A_COPY)
+                copy_rows(old, fresh, theirs)
             self.take_over(fresh, db, keep=noted)
 
     @contextlib.contextmanager
@@ -213,29 +221,25 @@ class SqliteIndex(AbstractIndex):
 
     # ---- changing
 
-    def _upsert(self, vectors: Embeddings, items: Table) -> None:
+    def _upsert(self, vectors: Embeddings, items: Table, regions: Mapping[str, Regions]) -> None:
         rows = items.to_pylist()
         with self.writing() as (db, generation):
-            generation.upsert(db, generation.kept(vectors), generation.rows.stored(rows))
+            parts = as_kept(generation, regions)
+            upsert(generation, db, generation.kept(vectors), generation.rows.stored(rows), parts)
 
-    def _amend(self, ids: list[str], changed: Changed, vectors: Mapping[str, Vector] | None) -> None:
+    def _amend(
+        self,
+        ids: list[str],
+        changed: Changed,
+        vectors: Mapping[str, Vector] | None,
+        regions: Mapping[str, Regions],
+    ) -> None:
         with self.writing() as (db, generation):
-            slots = generation.rows.slots(db, ids)
-            there = self._read(db, generation, list(slots.values()), list(generation.description.columns))
-            kept, gone = changed(dict(zip(slots, there, strict=True)))
-            rows = generation.rows.stored(kept.to_pylist())
-            names = [row.values[0] for row in rows]
-            if vectors is not None:
-                own = generation.kept(np.stack([vectors[name] for name in names])) if names else None
-            else:
-                own = generation.kept_at(db, [slots[name] for name in names])
-            if own is not None:
-                generation.upsert(db, own, rows)
-            generation.delete(db, gone)
+            amend(generation, db, ids, changed, vectors, regions)
 
     def _delete(self, ids: list[str]) -> None:
         with self.writing() as (db, generation):
-            generation.delete(db, ids)
+            delete(generation, db, ids)
 
     def notes(self, kind: str) -> dict[str, Json]:
         """See :meth:`AbstractIndex.notes`."""
@@ -261,18 +265,22 @@ class SqliteIndex(AbstractIndex):
             chosen = generation.matching(db, view, where) if where else None
             k = min(k, view.num_rows if chosen is None else len(chosen))
             if k == 0 or len(queries) == 0:
-                shape = (len(queries), k)
-                return self._hits(np.empty(shape, dtype=object), np.empty(shape), [], columns)
+                ids, places = np.empty((len(queries), k), object), None if view.rows is None else []
+                return Hits.of_rows(ids, ids.astype(float), [], columns, self.description, places)
+            if chosen is not None:
+                chosen = view.with_regions(chosen)
             is_few = chosen is None and len(queries) < _MANY_QUERIES
-            graph = self._graph(db, generation) if is_few else None
-            if graph is None:
-                ids, scores, slots = nearest_rows(db, generation, view, queries, k, chosen)
-            else:
+            if is_few and (graph := self._graph(db, generation)):
                 ids, scores, slots = graph.search(db, generation, view, queries, k)
-            rows = [{"id": name} for name in ids.ravel()]
+            else:
+                ids, scores, slots = nearest_rows(db, generation, view, queries, k, chosen)
+            rows, places, found = [{"id": name} for name in ids.ravel()], None, slots.ravel()
+            if view.rows is not None:
+                places = sqlite_regions.places(db, found, view.rows[found])
+                found = view.rows[found]
             if columns != ["id"]:
-                rows = self._read(db, generation, slots.ravel().tolist(), columns)
-        return self._hits(ids, scores, rows, columns)
+                rows = generation.read(db, found.tolist(), columns)
+        return Hits.of_rows(ids, scores, rows, columns, self.description, places)
 
     def _items(self, columns: list[str]) -> Iterator[RecordBatch]:
         import pyarrow as pa
@@ -285,7 +293,7 @@ class SqliteIndex(AbstractIndex):
 
     def _rows(self, ids: list[str], columns: list[str]) -> Table:
         with self.reading() as ((db, _), generation):
-            found = self._read(db, generation, self._slots(db, ids), columns)
+            found = generation.read(db, self._slots(db, ids), columns)
         return item_rows(found, columns, self.description)
 
     def _vectors(self, ids: list[str]) -> Embeddings:
@@ -293,13 +301,10 @@ class SqliteIndex(AbstractIndex):
             vectors = generation.checked(db, view).vectors
             return vectors[np.asarray(self._slots(db, ids), dtype=np.int64)]
 
-    def _read(
-        self, db: Connection, generation: Generation, slots: list[int], columns: list[str]
-    ) -> list[dict[str, Any]]:
-        found, problems = generation.rows.read(db, slots, columns)
-        if problems:
-            raise generation.damaged("; ".join(problems))
-        return found
+    def _regions(self, ids: list[str]) -> list[Regions]:
+        with self.reading() as ((db, view), generation):
+            vectors = generation.checked(db, view).vectors
+            return [regions_of(generation, db, vectors, slot) for slot in self._slots(db, ids)]
 
     def _slots(self, db: Connection, ids: list[str]) -> list[int]:
         slots = RowFormat.slots(db, ids)

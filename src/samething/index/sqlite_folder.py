@@ -22,8 +22,8 @@ Stamp: TypeAlias = tuple[int, int]
 NO_STAMP: Final[Stamp] = (-1, -1)
 """That of no manifest."""
 
-FORMAT_VERSION: Final = 3
-"""Version 3 keeps codes; an index of floats is written as version 2, which earlier programs read."""
+FORMAT_VERSION: Final = 4
+"""Version 4 keeps regions, 3 codes; one with neither is written as version 2, which earlier programs read."""
 _ENGINE: Final = "sqlite"
 
 
@@ -76,6 +76,7 @@ def bound_to(description: IndexDescription) -> dict[str, Json]:
         "dim": description.dim,
         "extra_columns": dict(description.extra_columns),
         **({} if description.coder is None else {"codes": description.coder.to_json()}),
+        **({} if description.regions is None else {"regions": description.regions}),
     }
 
 
@@ -83,7 +84,7 @@ def new_manifest(description: IndexDescription, number: int) -> Manifest:
     """The manifest of an index. Its rows change, so their number is not in it."""
     return Manifest(
         kind="index",
-        format_version=2 if description.coder is None else FORMAT_VERSION,
+        format_version=FORMAT_VERSION if description.regions else 2 if description.coder is None else 3,
         made_from=bound_to(description),
         content={"generation": number},
     )
@@ -110,6 +111,7 @@ def read_description(folder: Path) -> tuple[IndexDescription, int]:
             model_fingerprint=str(made_from["model"]["fingerprint"]),
             extra_columns=dict(made_from["extra_columns"]),
             coder=Coder.from_json(made_from["codes"]) if "codes" in made_from else None,
+            regions=str(made_from["regions"]) if "regions" in made_from else None,
         )
         return description, int(manifest.content["generation"])
     except (KeyError, TypeError, ValueError, InputError) as error:

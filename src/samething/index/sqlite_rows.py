@@ -45,6 +45,10 @@ CREATE TABLE rows (slot INTEGER PRIMARY KEY, {columns}, vector_crc32 INTEGER NOT
 CREATE UNIQUE INDEX rows_id ON rows (id);
 CREATE INDEX rows_label ON rows (label);
 CREATE INDEX rows_domain ON rows (domain)"""
+_REGIONS: Final = """;
+CREATE TABLE regions (slot INTEGER PRIMARY KEY, row INTEGER NOT NULL, "left" REAL NOT NULL, top REAL NOT NULL,
+  "right" REAL NOT NULL, bottom REAL NOT NULL, vector_crc32 INTEGER NOT NULL, region_crc32 INTEGER NOT NULL);
+CREATE INDEX regions_row ON regions (row)"""
 
 
 def checksum(values: Sequence[Any]) -> int:
@@ -77,7 +81,8 @@ class RowFormat:
         self.kinds = {name: kind for name, kind in description.columns.items() if kind != "bytes"}
         """Columns of the table ``rows`` and their kinds, in order."""
         columns = ", ".join(f'"{name}" {_SQL_TYPES[kind]}' for name, kind in self.kinds.items())
-        self.statements = [part.strip() for part in _SCHEMA.format(columns=columns).split(";")]
+        schema = _SCHEMA.format(columns=columns) + (_REGIONS if description.regions else "")
+        self.statements = [part.strip() for part in schema.split(";")]
         """What makes the tables."""
         self.names = ", ".join(f'"{name}"' for name in self.kinds)
         self._places = {name: place for place, name in enumerate(self.kinds)}

@@ -8,27 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Final
 
 import numpy as np
 from PIL import Image
 
 from samething.arrays import unit
 from samething.files import Json
+from samething.images.parts import WINDOWS, cut_out
 from samething.rerank.second_look import Embed, Evidence, Shown
-
-WINDOWS: Final[tuple[tuple[float, float, float, float], ...]] = tuple(
-    (
-        column * (1 - side) / (count - 1),
-        row * (1 - side) / (count - 1),
-        column * (1 - side) / (count - 1) + side,
-        row * (1 - side) / (count - 1) + side,
-    )
-    for side, count in ((0.5, 3), (0.36, 4))
-    for row in range(count)
-    for column in range(count)
-)
-"""Left, top, right and bottom in shares of the sides: 9 of half the sides, 16 of a third and a bit."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,13 +39,7 @@ class Regions:
 
     def keep(self, image: Image.Image) -> bytes:
         """The windows' vectors in int8, each with its scale: 25 · (d + 4) bytes."""
-        width, height = image.size
-        boxes = [
-            (round(left * width), round(top * height), round(right * width), round(bottom * height))
-            for left, top, right, bottom in WINDOWS
-        ]
-        parts = [image.crop((x, y, max(x + 1, right), max(y + 1, bottom))) for x, y, right, bottom in boxes]
-        vectors = self.embed(parts)
+        vectors = self.embed(cut_out(image, WINDOWS))
         scales = np.abs(vectors).max(axis=1).astype("<f4") / 127
         levels = np.round(vectors / scales[:, None]).astype(np.int8)
         return b"".join((scales.tobytes(), levels.tobytes()))

@@ -22,6 +22,7 @@ from samething.search.matches import Match, Matches
 from samething.search.model_choice import model_for
 from samething.search.near_duplicates import Duplicates, near_duplicates
 from samething.search.queries import query_images
+from samething.search.region_choice import named, require_regions_of, require_same
 from samething.search.remembered import (
     SearchDecoding,
     nearby,
@@ -66,6 +67,7 @@ def index(
     exclude: list[str] | None = None,
     max_megapixels: float | None = None,
     decoding: SearchDecoding | None = None,
+    regions: str | None = None,
     yes: Annotated[bool, cyclopts.Parameter(negative=())] = False,
 ) -> Searcher:
     """Make or grow a searchable index of folders of images, or of catalogs.
@@ -93,13 +95,17 @@ def index(
         max_megapixels: leave out larger images; by default 89, and 358 of JPEG files.
         decoding: scaled (the default of a new index folder) unpacks of a large JPEG file only as much as its
             neighbours need; exact unpacks all. The index keeps to it, for queries and samething index sync.
+        regions: also find things inside bigger images: keep vectors of parts of each image besides the whole.
+            The parts are a grid of 25, the catalog's boxes, up to 8 proposals that stand out, or what a
+            detector finds, NAME.onnx (docs/second-look.md). What that takes is said after the first images.
         yes: fetch the weights of a model from the hub without asking, where none is named or on this disk.
 
     Returns:
         The searcher over the index.
 
     Raises:
-        InputError: no images, no model can be had, or an index that is decoded in the other way.
+        InputError: no images, no model can be had, or an index that is decoded in the other way or has other
+            regions.
         FingerprintError: the index was made by another model.
     """
     if not source:
@@ -108,6 +114,7 @@ def index(
             expected="one or more folders or catalogs",
             next_step="samething index FOLDER",
         )
+    noted = None if regions is None else named(regions)
     plain = [
         Collection(Path(place), domain, root, tuple(exclude or ()))
         for place in source
@@ -119,15 +126,19 @@ def index(
     known = [KnownVectors(embedder, Path(place)) for place in source if is_feature_folder(Path(place))]
     collections = [*plain, *(part.collection for part in known)]
     files += [file for part in known for file in part.collection.files(part.collection.key(output))]
+    require_regions_of(files, noted, is_known=bool(known))
     identity = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
     if exists_index(output):
         opened = open_index(output, **identity)
+        require_same(noted, opened)
         files, kinds = fitted(files, opened.description.columns)
         embedder = dataclasses.replace(embedder, decoding=_kept_decoding(opened, decoding))
     else:
         files, kinds = fitted(files, {})
         extra = {**CAPTURE_COLUMNS, **kinds, **FILE_COLUMNS}
-        opened = create_index(output, dim=embedder.dim, **identity, extra_columns=extra, coder=embedder.coder)
+        opened = create_index(
+            output, dim=embedder.dim, **identity, extra_columns=extra, coder=embedder.coder, regions=noted
+        )
         embedder = dataclasses.replace(embedder, decoding=_new_decoding(opened, decoding))
     opened.add_columns(kinds)
     remember_model(opened, model, embedder)
@@ -140,7 +151,7 @@ def index(
 def _new_decoding(index: AbstractIndex, wanted: SearchDecoding | None) -> SearchDecoding:
     """How a new index decodes its images: it must be able to note it, so that queries do the same."""
     if Path(index.location).is_dir():
-        return wanted or "scaled"
+        return wanted or ("scaled" if index.description.regions is None else "exact")
     return _kept_decoding(index, wanted)
 
 
@@ -322,6 +333,7 @@ def rebuild(
     source: list[Path] | None = None,
     domain: str = "default",
     decoding: SearchDecoding | None = None,
+    regions: str | None = None,
 ) -> Searcher:
     """Embed all images of an index anew with another model, then let the result take the index's place.
 
@@ -334,6 +346,7 @@ def rebuild(
         source: the folders and catalogs to take the images from, instead of the files that the index knows.
         domain: domain of the images of folders named with --source.
         decoding: as for samething index; by default as in a new index.
+        regions: as for samething index, or none; by default as they are.
 
     Returns:
         The searcher over the new index.
@@ -344,6 +357,7 @@ def rebuild(
     from samething.search.syncing import known_rows
 
     old = open_index(index)
+    noted = old.description.regions if regions is None else None if regions == "none" else named(regions)
     collections = [Collection(place, domain) for place in source or ()]
 
     def there() -> list[Source]:
@@ -352,12 +366,14 @@ def rebuild(
 
     files = there()
     model = model_for(model, index, files, dim=None, yes=False)
-    embedder = dataclasses.replace(Embedder.load(model), decoding=_new_decoding(old, decoding))
+    embedder = Embedder.load(model)
     identity = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
-    remember_model(old, model, embedder)
     capture = CAPTURE_COLUMNS if Path(old.location).is_dir() else {}
     old.add_columns({**capture, **fitted(files, {**capture, **old.description.columns})[1]})
-    successor = Searcher(embedder, old.beside(dim=embedder.dim, **identity, coder=embedder.coder))
+    new = old.beside(dim=embedder.dim, **identity, coder=embedder.coder, regions=noted)
+    embedder = dataclasses.replace(embedder, decoding=_new_decoding(new, decoding))
+    remember_model(old, model, embedder)
+    successor = Searcher(embedder, new)
     added = 0
     while True:
         # anew, since what came in between is not in the successor

@@ -326,7 +326,9 @@ def is_blank(row: Mapping[str, Any]) -> bool:
         return all(high - low <= _ONE_COLOUR for low, high in bands)  # type: ignore[operator]
 
 
-_KEPT: Final = ("label", "domain", "size_bytes", "modified", "mark", "box", "collection", "metadata")
+_KEPT: Final = (
+    "label", "domain", "size_bytes", "modified", "mark", "box", "region", "collection", "metadata",
+)  # fmt: skip
 
 
 def _file_to_json(file: Source) -> dict[str, Json]:
@@ -340,8 +342,8 @@ def files_of(text: str) -> list[Source]:
     """The files of a row, from its column ``files``."""
     found = []
     for value in json.loads(text):
-        box = value.pop("box", None)
-        found.append(Source(value.pop("path"), None if box is None else Box(*box), **value))
+        boxes = {name: Box(*value.pop(name)) for name in ("box", "region") if name in value}
+        found.append(Source(value.pop("path"), **boxes, **value))
     return found
 
 

@@ -85,6 +85,12 @@ class SecondLook:
             raise InputError(
                 f"a budget of {budget_ms} ms", expected="more than 0", next_step="leave it out to look at all"
             )
+        if rerank == "regions" and index.description.regions is not None:
+            raise InputError(
+                "the second look at regions in an index that has regions",
+                expected="another second look: the search compares the regions already",
+                next_step="leave it out, or take geometry",
+            )
         if isinstance(rerank, str):
             rerank = reranker_of(rerank, embedder.embed, embedder.fingerprint)
         noted = index.notes(TRUST).get(_note(index, rerank))

@@ -22,6 +22,7 @@ from samething.errors import InputError, needed
 from samething.files import Json, plain_cell
 from samething.images import ImageLike, is_url
 from samething.pages import write_page
+from samething.search.region_choice import label_at
 
 Band: TypeAlias = Literal["the same", "perhaps", "no match"]
 BANDS: Final[Mapping[Band, tuple[float, str]]] = {
@@ -48,6 +49,7 @@ _NOT_METADATA: Final = frozenset(
         "domains",
         "added",
         "evidence",
+        "place",
     }
 )
 
@@ -72,6 +74,9 @@ class Match:
     """Other places with the same image."""
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further columns of the index."""
+    place: tuple[float, float, float, float] | None = None
+    """The part of it that is more like the query than the whole, in an index with regions: left, top, right
+    and bottom as shares of its sides. None: the whole is."""
     evidence: Mapping[str, Json] | None = None
     """What a second look found (:meth:`SecondLook.at`); None where there was none."""
 
@@ -90,14 +95,16 @@ class Match:
     def of(cls, hit: Mapping[str, Any], *, rank: int, probability: float | None) -> Match:
         """A row of the index with its score as a match; what has no value is left out of ``metadata``."""
         path = hit["path"] or ""
+        label, domain = label_at(hit) or (hit["label"] or "", hit["domain"] or "")
         return cls(
             rank=rank,
             score=hit["score"],
             path=path,
-            label=hit["label"] or "",
-            domain=hit["domain"] or "",
+            label=label,
+            domain=domain,
             id=hit["id"],
             probability=probability,
+            place=hit.get("place"),
             evidence=hit.get("evidence"),
             copies=tuple(other for other in hit.get("paths") or () if other != path),
             metadata={
@@ -109,6 +116,18 @@ class Match:
         """Plain values."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {**values, "band": self.band, "copies": list(self.copies), "metadata": dict(self.metadata)}
+
+    @property
+    def where(self) -> str:
+        """The part of the image that was found, in words; empty where it is the whole.
+
+        >>> Match(1, 0.9, "a.jpg", "", "", place=(0.25, 0.0, 0.75, 0.4)).where
+        'at 25–75 % of the width, 0–40 % of the height'
+        """
+        if self.place is None:
+            return ""
+        left, top, right, bottom = (round(100 * share) for share in self.place)
+        return f"at {left}–{right} % of the width, {top}–{bottom} % of the height"
 
     @property
     def verified(self) -> str:
@@ -175,7 +194,8 @@ class Matches:
         """A line a match, with a heading."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(("rank", "score", "probability", "band", "label", "domain", "path", "copies"))
+        heading = ("rank", "score", "probability", "band", "label", "domain", "path", "copies", "place")
+        writer.writerow(heading)
         for match in self.matches:
             probability = "" if match.probability is None else f"{match.probability:.4f}"
             writer.writerow(
@@ -183,6 +203,7 @@ class Matches:
                     *(match.rank, f"{match.score:.6f}", probability, match.band or ""),
                     *map(plain_cell, (match.label, match.domain, match.path)),
                     json.dumps(match.copies, ensure_ascii=False),
+                    "" if match.place is None else json.dumps([round(share, 4) for share in match.place]),
                 )
             )
         return stream.getvalue()
@@ -218,7 +239,7 @@ class Matches:
                 lines.append(Text(band, style="bold"))
             for match in matches:
                 chance = "" if match.probability is None else f"  {match.probability:4.0%}"
-                shows = "  ".join(filter(None, (match.label, match.domain, match.verified)))
+                shows = "  ".join(filter(None, (match.label, match.domain, match.where, match.verified)))
                 lines.append(Text(f"{match.rank:>3}  {match.score:.3f}{chance}  {shows}", **_WHOLE))
                 lines.append(_path_of(match))
         if not self.matches:

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 from rich.markup import escape
 
-from samething.arrays import Embeddings, Float
+from samething.arrays import Float
 from samething.calibration import Calibration, Calibrator
 from samething.embedder import Embedder
-from samething.errors import FingerprintError, ImageError, InputError, SamethingError
-from samething.images import Box, ImageLike, Source, in_threads
-from samething.images.reading import NUM_DECODERS
+from samething.errors import FingerprintError, InputError, SamethingError
+from samething.images import Box, ImageLike, Source
 from samething.index import AbstractIndex, Where, open_index
-from samething.index.sqlite_rows import chunks
-from samething.progress import progress_bar
 from samething.rerank.second_look import NUM_CANDIDATES
 from samething.search.collection import (
     UPLOADED,
     Collection,
     fitted,
-    is_blank,
-    looks_of,
     uploaded_files,
 )
 from samething.search.feature_vectors import KnownVectors
@@ -35,12 +29,13 @@ from samething.search.looking_again import Rerank, SecondLook
 from samething.search.matches import Match, Matches
 from samething.search.model_choice import model_beside
 from samething.search.queries import called, query_images, together, vectors_of_label
+from samething.search.region_choice import as_kept
 from samething.search.remembered import COLLECTIONS, embedder_of, nearby, remembered_collections
-from samething.search.syncing import Changes, Plan, known_rows, make_plan
+from samething.search.storing import carried_out
+from samething.search.syncing import Changes, known_rows, make_plan
 from samething.search.view_calibration import CALIBRATIONS
 
 _MAX_LOOKED_FOR: Final = 24
-_ROWS_A_WRITE: Final = 256
 
 Combine = Literal["mean", "max"]
 
@@ -268,13 +263,15 @@ class Searcher:
                 held.append(error.given)
         files, kinds = fitted(files, self.index.description.columns)
         self.index.add_columns(kinds)
+        files = as_kept(files, self.index.description.regions)
         going = {*listed, *forgotten, *([UPLOADED] if collections is None else [])}
         plan = make_plan(
             rows, files, may_go=lambda file: file.collection in going, hold={} if drop else listed
         )
         changes = dataclasses.replace(plan.changes, held=(*held, *plan.changes.held))
-        done = self._carry_out(dataclasses.replace(plan, changes=changes), (), on_progress)
-        return done.with_passed_over(list(listed.values()))
+        plan = dataclasses.replace(plan, changes=changes)
+        done = carried_out(plan, self.index, self.embedder, on_progress=on_progress)
+        return dataclasses.replace(self, changes=done).with_passed_over(list(listed.values()))
 
     def require_collections(self, given: Sequence[Collection] = ()) -> None:
         """Refuse to sync an index that follows nothing.
@@ -299,90 +296,10 @@ class Searcher:
             drop: whether all others leave the index.
             known: where to take vectors from instead of embedding.
         """
+        files = as_kept(files, self.index.description.regions)
         plan = make_plan(known_rows(self.index), files, may_go=lambda file: drop)
-        return self._carry_out(plan, known, None)
-
-    def _carry_out(
-        self,
-        plan: Plan,
-        known: Sequence[KnownVectors],
-        on_progress: Callable[[int, int], object] | None,
-    ) -> Searcher:
-        unreadable = list(plan.changes.unreadable)
-        blank: list[str] = []
-        num_added = self._embed(plan, unreadable, blank, known, on_progress or (lambda done, total: None))
-        for part in chunks(list(plan.changed), _ROWS_A_WRITE):
-            self.index.amend(part, lambda name, row: plan.changed[name].of(name, row))
-        changes = dataclasses.replace(
-            plan.changes, num_added=num_added, unreadable=tuple(unreadable), blank=tuple(blank)
-        )
+        changes = carried_out(plan, self.index, self.embedder, known=known)
         return dataclasses.replace(self, changes=changes)
-
-    def _embed(
-        self,
-        plan: Plan,
-        unreadable: list[tuple[str, str]],
-        blank: list[str],
-        known: Sequence[KnownVectors],
-        on_progress: Callable[[int, int], object],
-    ) -> int:
-        num_added, num_done = 0, 0
-        if not plan.new:
-            return num_added
-        with progress_bar("images") as progress:
-            task = progress.add_task("index", total=len(plan.new))
-            for names in chunks(list(plan.new), _ROWS_A_WRITE):
-                on_progress(num_done, len(plan.new))
-                part = [(name, plan.new[name].found) for name in names]
-                vectors, looks = self._embedded(part, unreadable, known)
-                if looks:
-                    self.index.amend(
-                        list(looks),
-                        functools.partial(_with_looks, plan, looks),
-                        vectors=np.concatenate(vectors),
-                        model_fingerprint=self.embedder.fingerprint,
-                    )
-                num_added += len(looks)
-                num_done += len(part)
-                blank += [plan.new[name].found[0].location for name in looks if is_blank(looks[name])]
-                progress.advance(task, len(part))
-        on_progress(num_done, num_done)
-        return num_added
-
-    def _embedded(
-        self,
-        part: list[tuple[str, list[Source]]],
-        unreadable: list[tuple[str, str]],
-        known: Sequence[KnownVectors],
-    ) -> tuple[list[Embeddings], dict[str, dict[str, Any]]]:
-        """Vectors and looks of images, in the same order; from features where there are any."""
-        vectors: list[Embeddings] = []
-        looks_of_all: dict[str, dict[str, Any]] = {}
-        seen_as = functools.partial(looks_of, columns=self.index.description.columns)
-
-        for source in known:
-            here = [(name, files) for name, files in part if name in source]
-            part = [(name, files) for name, files in part if name not in source]
-            made = []
-            seen = in_threads(
-                lambda entry: seen_as(self.embedder.unpacked(entry[1][0])), here, num_threads=NUM_DECODERS
-            )
-            for (name, files), looks in zip(here, seen, strict=True):
-                if isinstance(looks, ImageError):
-                    unreadable.extend((file.location, looks.reason) for file in files)
-                else:
-                    made.append(name)
-                    looks_of_all[name] = looks
-            if made:
-                vectors.append(source.vectors(made))
-        sources = [files[0] for _, files in part]
-        for batch in self.embedder.embed_stream(sources, keep=seen_as):
-            for position, error in batch.unreadable.items():
-                unreadable += [(file.location, error.reason) for file in part[position][1]]
-            for position, looks in zip(batch.positions, batch.kept, strict=True):
-                looks_of_all[part[position][0]] = looks
-            vectors.append(batch.vectors)
-        return vectors, looks_of_all
 
     # ---- what it says of itself
 
@@ -440,9 +357,3 @@ class Searcher:
                 "to give up a folder or catalog: --forget PLACE"
             )
         return "\n".join(lines)
-
-
-def _with_looks(
-    plan: Plan, looks: Mapping[str, dict[str, Any]], name: str, row: Mapping[str, Any] | None
-) -> dict[str, Any] | None:
-    return plan.new[name].of(name, row, looks[name])

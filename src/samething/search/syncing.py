@@ -86,15 +86,20 @@ class FileChange:
             looks: columns that say what the image shows; by default as they are.
         """
         row = row or {}
-        files = {place_of(file): file for file in files_of(row.get("files") or "[]")}
-        of_tables = {name for file in files.values() for name in file.metadata}
+        before = files_of(row.get("files") or "[]")
+        files = self.files(before)
+        if looks is None:
+            of_tables = {name for file in before for name in file.metadata}
+            looks = {name: row[name] for name in _LOOKS if name in row and name not in of_tables}
+        return {**looks, **row_of(name, files)} if files else None
+
+    def files(self, before: Sequence[Source]) -> list[Source]:
+        """The files of a row as they are to be."""
+        files = {place_of(file): file for file in before}
         for file in self.gone:
             if files.get(place_of(file)) == file:
                 del files[place_of(file)]
-        files |= {place_of(file): file for file in self.found}
-        if looks is None:
-            looks = {name: row[name] for name in _LOOKS if name in row and name not in of_tables}
-        return {**looks, **row_of(name, list(files.values()))} if files else None
+        return list((files | {place_of(file): file for file in self.found}).values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,8 +179,14 @@ def make_plan(
         if not any((file.collection, folder) in held for folder in ["", *folders_above(file.location)]):
             changes[name].gone.append(file)
     changed = {name: change for name, change in changes.items() if name in rows}
+    new = {name: change for name, change in changes.items() if name not in rows}
+    for name, change in list(changed.items()):
+        files = change.files(rows[name])
+        if files and {file.region for file in files} != {file.region for file in rows[name]}:
+            new[name] = FileChange(files, change.gone)  # other parts of it are to be embedded
+            del changed[name]
     return Plan(
-        new={name: change for name, change in changes.items() if name not in rows},
+        new=new,
         changed=dict(sorted(changed.items(), key=lambda entry: not entry[1].found)),
         changes=Changes(
             num_kept=num_kept,

@@ -171,6 +171,8 @@ function tile(match) {
   picture.alt = match.label || match.path;
   picture.loading = "lazy";
   go.append(picture);
+  const place = placeOf(match);
+  if (place && match.metadata.width) go.append(framed(place, match.metadata.width, match.metadata.height));
   const text = element("div", "text");
   const name = element(match.label ? "a" : "span", "name", match.label || match.path.split("/").pop());
   if (match.label) {
@@ -194,100 +196,6 @@ function tile(match) {
   more.addEventListener("click", () => lookCloser(match));
   made.append(go, text, more);
   return made;
-}
-
-// what a second look found, in words; empty where that is nothing
-function agreement(match) {
-  const found = match.evidence;
-  if (!found || !found.agreeing) return "";
-  return `${found.verified ? "✓ verified: " : ""}${found.agreeing} points agree`;
-}
-
-// the picture looked for and the match side by side, with lines between places that agree
-async function drawWhy(match) {
-  const why = byId("closer-why");
-  const found = match.evidence;
-  const shown = byId("stage").hidden ? byId("looked-for").querySelectorAll("img")[found && found.image] : found && !found.image && byId("query");
-  const is_there = Boolean(found && found.points.length && shown);
-  why.replaceChildren();
-  why.toggleAttribute("hidden", !is_there);
-  byId("closer-picture").hidden = is_there;
-  if (!is_there) return;
-  const other = new Image();
-  other.src = `images/${encodeURIComponent(match.id)}?side=1200`;
-  why.dataset.id = match.id;
-  await Promise.all([shown.decode(), other.decode()]);
-  if (why.dataset.id !== match.id) return; // another one was looked at meanwhile
-  const [left, top, right, bottom] = state.crop || [0, 0, shown.naturalWidth, shown.naturalHeight];
-  const [width, height] = [shown.naturalWidth, shown.naturalHeight];
-  const scale = height / other.naturalHeight; // both equally high, with a gap
-  const start = width * 1.03;
-  const svg = (name, values) => {
-    const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const [key, value] of Object.entries(values)) made.setAttribute(key, value);
-    return made;
-  };
-  why.setAttribute("viewBox", `0 0 ${start + other.naturalWidth * scale} ${height}`);
-  why.replaceChildren(
-    svg("image", { href: shown.src, x: 0, y: 0, width, height }),
-    svg("image", { href: other.src, x: start, y: 0, width: other.naturalWidth * scale, height }),
-  );
-  for (const [x, y, u, v] of found.points) {
-    const [x1, y1] = [left + x * (right - left), top + y * (bottom - top)];
-    const [x2, y2] = [start + u * other.naturalWidth * scale, v * height];
-    why.append(svg("line", { x1, y1, x2, y2 }));
-    for (const [cx, cy] of [[x1, y1], [x2, y2]]) why.append(svg("circle", { cx, cy, r: height / 140 }));
-  }
-}
-
-function lookCloser(match) {
-  drawWhy(match);
-  const { taken, latitude, longitude } = match.metadata;
-  const facts = [
-    ["Score", match.score.toFixed(4)],
-    ["Second look", agreement(match)],
-    ["Same thing", match.probability === null ? null : `${(match.probability * 100).toFixed(1)} %`],
-    ["Domain", match.domain],
-    ["Size", match.metadata.width ? `${match.metadata.width} × ${match.metadata.height}` : null],
-    ["Taken", typeof taken === "number" ? new Date(taken * 1000).toISOString().slice(0, 16).replace("T", " ") : taken],
-    ["Place", latitude === undefined ? null : `${latitude}, ${longitude}`],
-    ["Path", match.path],
-    ["Copies", match.copies.length ? match.copies.join("\n") : null],
-  ];
-  const known = new Set(["width", "height", "sha256", "size_bytes", "modified", "taken", "latitude", "longitude"]);
-  for (const [name, value] of Object.entries(match.metadata)) if (!known.has(name)) facts.push([name, String(value)]);
-  fillFacts(byId("closer-facts"), facts);
-  byId("closer-label").textContent = match.label || match.path.split("/").pop();
-  byId("closer-picture").src = `images/${encodeURIComponent(match.id)}?side=1200`;
-  byId("closer-picture").alt = match.label || match.path;
-  byId("closer-original").href = `images/${encodeURIComponent(match.id)}`;
-  byId("closer-similar").onclick = () => {
-    byId("closer").close();
-    location.hash = linkTo("similar", match.id);
-  };
-  byId("closer-all").hidden = !match.label;
-  byId("closer-all").href = linkTo("label", match.label);
-  byId("closer-delete").hidden = !(state.info && state.info.can_change);
-  byId("closer-delete").onclick = async () => {
-    if (!confirm("Delete this picture from the index?")) return;
-    byId("closer").close();
-    try {
-      await ask("delete", {
-        method: "POST",
-        headers: { "Content-Type": "application/json" },
-        body: JSON.stringify({ ids: [match.id] }),
-      });
-      search();
-    } catch (error) {
-      complain(error);
-    }
-  };
-  byId("closer").showModal();
-}
-
-function fillFacts(list, facts) {
-  const rows = facts.filter(([, value]) => value !== null && value !== undefined && value !== "");
-  list.replaceChildren(...rows.flatMap(([name, value]) => [element("dt", "", name), element("dd", "", value)]));
 }
 
 // ---- the crop, in pixels of the picture itself

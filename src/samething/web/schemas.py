@@ -53,6 +53,10 @@ class MatchAnswer(pydantic.BaseModel):
     band: str | None = pydantic.Field(description="the same, perhaps, or no match; if calibrated")
     copies: list[str] = pydantic.Field(description="other places with the same image")
     metadata: dict[str, Any]
+    place: list[float] | None = pydantic.Field(
+        description="the part of it that is more like the query than the whole, in an index with regions: "
+        "left, top, right, bottom as shares of the sides"
+    )
     evidence: dict[str, Any] | None = pydantic.Field(
         description="what a second look found, if one was asked for"
     )

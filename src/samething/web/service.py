@@ -16,22 +16,25 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from samething.arrays import Float
+from samething.arrays import Embeddings
 from samething.errors import FingerprintError, ImageError, InputError
 from samething.files import Json
 from samething.images import Box, Source
 from samething.images.addresses import scheme_of
 from samething.images.apart import Decoders
 from samething.images.decoding import decoded
-from samething.index import Where
+from samething.images.parts import cut_out
+from samething.index import Regions, Where
+from samething.index.sqlite_rows import chunks
 from samething.rerank import available, require_known
 from samething.search import Matches, Searcher
 from samething.search.collection import FILE_COLUMNS, files_of, looks_of
 from samething.search.looking_again import SecondLook
 from samething.search.queries import require_one_to_crop
+from samething.search.region_choice import chooser
 from samething.search.searcher import Combine
 from samething.search.syncing import FileChange
-from samething.web.batching import Batcher, BusyError
+from samething.web.batching import MAX_BATCH, Batcher, BusyError
 from samething.web.fetching import fetch_public
 from samething.web.first_view import overview_of
 from samething.web.guards import Limits
@@ -273,10 +276,12 @@ class Service:
         known = self._overview
         if known is not None and now - known[0] < _OVERVIEW_S:
             return known[1]
+        index = self.searcher.index
+        has_regions = index.description.regions is not None
         found = {
-            **overview_of(self.searcher.index),
+            **overview_of(index),
             "allow_urls": self.allow_urls,
-            "rerankers": available(),
+            "rerankers": [name for name in available() if name != "regions" or not has_regions],
             "limits": dataclasses.asdict(self.limits),
         }
         self._overview = (now, found)
@@ -300,21 +305,33 @@ class Service:
                 next_step="start the server with --uploads FOLDER, or make the index again",
             )
         image = self._decoded(content, "the upload", least_side=searcher.embedder.least_side)
-        [future] = batcher.submit([searcher.embedder.prepare(image)])
-        try:
-            vector: Float[np.ndarray, " d"] = future.result(timeout=self.limits.timeout_s)
-        except TimeoutError:
-            future.cancel()
-            raise BusyError(batcher.num_waiting) from None
+        noted = index.description.regions
+        places = () if noted is None else chooser(noted)(image, [])
+        vectors = self._embedded(searcher, batcher, [image, *cut_out(image, places)])
         row_id, file = self.uploads.keep(index, content, label=label, domain=domain)
         index.amend(
             [row_id],
             lambda name, row: FileChange([file]).of(name, row, looks_of(image, index.description.columns)),
-            vectors=vector[None],
+            vectors=vectors[:1],
+            regions=None if noted is None else [Regions(places, vectors[1:])],
             model_fingerprint=searcher.embedder.fingerprint,
         )
         self._forget()
         return row_id
+
+    def _embedded(self, searcher: Searcher, batcher: Batcher, images: Sequence[Image.Image]) -> Embeddings:
+        """Vectors of some images, a few at a time among the queries that wait."""
+        deadline = time.monotonic() + self.limits.timeout_s
+        vectors = []
+        for part in chunks(images, min(MAX_BATCH, self.limits.max_waiting)):
+            futures = batcher.submit([searcher.embedder.prepare(image) for image in part])
+            try:
+                vectors += [future.result(timeout=deadline - time.monotonic()) for future in futures]
+            except TimeoutError:
+                for future in futures:
+                    future.cancel()
+                raise BusyError(batcher.num_waiting) from None
+        return np.stack(vectors)
 
     def delete(self, ids: Sequence[str]) -> list[str]:
         """Delete images from the index; the ids of those that were there.
