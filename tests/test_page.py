@@ -514,3 +514,33 @@ def test_a_public_server_asks_for_its_token(browser, address, images):
         expect(page.locator("#about")).to_contain_text("13 pictures")
         look_for(page, images / "thing 00 é" / "view 0.jpg")
         page.wait_for_function(ALL_LOADED)
+
+
+def test_a_thing_in_a_bigger_image_is_framed(browser, line, images, tmp_path):
+    """A frame on the tile where the thing is, and in the closer view; none where the whole image is found."""
+    ground = Image.new("RGB", (300, 200), "white")
+    ground.paste(Image.open(images / "thing 01 é" / "view 0.jpg"), (180, 40))
+    (tmp_path / "scenes").mkdir()
+    ground.save(tmp_path / "scenes" / "scene.png")
+    made = index(tmp_path / "scenes", model=line / "model", output=tmp_path / "index", regions="proposals")
+    with (
+        running(create_app(made)) as address,
+        new_page(browser, address, viewport={"width": 1280, "height": 850}) as page,
+    ):
+        page.goto(address)
+        look_for(page, images / "thing 01 é" / "view 0.jpg")
+        frame = page.locator(".tile .place rect")
+        expect(frame).to_have_count(1)
+        found = asked(address, images / "thing 01 é" / "view 0.jpg").json()["matches"][0]["place"]
+        assert float(frame.get_attribute("x")) == pytest.approx(300 * found[0])
+        inner, outer = frame.bounding_box(), page.locator(".tile img").bounding_box()
+        middle = (inner["x"] + inner["width"] / 2 - outer["x"]) / outer["width"]
+        assert middle == pytest.approx((found[0] + found[2]) / 2, abs=0.02) and middle > 0.5
+        page.locator(".tile .more").click()
+        expect(page.locator("#closer-why rect")).to_have_count(1)
+        expect(page.locator("#closer-why image")).to_have_count(1)
+        expect(page.locator("#closer-facts")).to_contain_text("Found at")
+        page.keyboard.press("Escape")
+        look_for(page, tmp_path / "scenes" / "scene.png")
+        expect(page.locator(".tile .score").first).to_have_text(CLOSE)
+        expect(frame).to_have_count(0)

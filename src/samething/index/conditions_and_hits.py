@@ -125,10 +125,11 @@ class Hits:
         rows: list[dict[str, Any]],
         columns: list[str],
         description: IndexDescription,
-        places: Sequence[Place | None] | None = None,
+        places: Sequence[Place | None],
     ) -> Hits:
-        """Hits whose metadata become a table when that is asked for."""
-        return cls(ids, scores, lambda: item_rows(rows, columns, description), rows, places)
+        """Hits whose metadata become a table when that is asked for; ``places`` count with regions alone."""
+        shown = None if description.regions is None else places
+        return cls(ids, scores, lambda: item_rows(rows, columns, description), rows, shown)
 
     @property
     def items(self) -> Table:

@@ -222,7 +222,7 @@ class MilvusIndex(AbstractIndex):
             [item_of(found[name]) for name, _, _ in hits],
             columns,
             self.description,
-            None if self.description.regions is None else [place for _, _, place in hits],
+            [place for _, _, place in hits],
         )
 
     def _nearest(self, queries: Queries, k: int, chosen: str) -> list[list[_Scored]]:

@@ -265,8 +265,8 @@ class SqliteIndex(AbstractIndex):
             chosen = generation.matching(db, view, where) if where else None
             k = min(k, view.num_rows if chosen is None else len(chosen))
             if k == 0 or len(queries) == 0:
-                ids, places = np.empty((len(queries), k), object), None if view.rows is None else []
-                return Hits.of_rows(ids, ids.astype(float), [], columns, self.description, places)
+                ids = np.empty((len(queries), k), dtype=object)
+                return Hits.of_rows(ids, ids.astype(float), [], columns, self.description, [])
             if chosen is not None:
                 chosen = view.with_regions(chosen)
             is_few = chosen is None and len(queries) < _MANY_QUERIES
@@ -274,7 +274,7 @@ class SqliteIndex(AbstractIndex):
                 ids, scores, slots = graph.search(db, generation, view, queries, k)
             else:
                 ids, scores, slots = nearest_rows(db, generation, view, queries, k, chosen)
-            rows, places, found = [{"id": name} for name in ids.ravel()], None, slots.ravel()
+            rows, places, found = [{"id": name} for name in ids.ravel()], [], slots.ravel()
             if view.rows is not None:
                 places = sqlite_regions.places(db, found, view.rows[found])
                 found = view.rows[found]

@@ -22,7 +22,7 @@ from samething.search.matches import Match, Matches
 from samething.search.model_choice import model_for
 from samething.search.near_duplicates import Duplicates, near_duplicates
 from samething.search.queries import query_images
-from samething.search.region_choice import named, require_regions_of, require_same
+from samething.search.region_choice import named, require_regions, require_same
 from samething.search.remembered import (
     SearchDecoding,
     nearby,
@@ -104,8 +104,7 @@ def index(
         The searcher over the index.
 
     Raises:
-        InputError: no images, no model can be had, or an index that is decoded in the other way or has other
-            regions.
+        InputError: no images, no model can be had, or an index with another decoding or other regions.
         FingerprintError: the index was made by another model.
     """
     if not source:
@@ -126,26 +125,42 @@ def index(
     known = [KnownVectors(embedder, Path(place)) for place in source if is_feature_folder(Path(place))]
     collections = [*plain, *(part.collection for part in known)]
     files += [file for part in known for file in part.collection.files(part.collection.key(output))]
-    require_regions_of(files, noted, is_known=bool(known))
-    identity = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
-    if exists_index(output):
-        opened = open_index(output, **identity)
-        require_same(noted, opened)
-        files, kinds = fitted(files, opened.description.columns)
-        embedder = dataclasses.replace(embedder, decoding=_kept_decoding(opened, decoding))
-    else:
-        files, kinds = fitted(files, {})
-        extra = {**CAPTURE_COLUMNS, **kinds, **FILE_COLUMNS}
-        opened = create_index(
-            output, dim=embedder.dim, **identity, extra_columns=extra, coder=embedder.coder, regions=noted
-        )
-        embedder = dataclasses.replace(embedder, decoding=_new_decoding(opened, decoding))
-    opened.add_columns(kinds)
+    opened, files, decoding = _opened(output, embedder, files, decoding, noted, has_features=bool(known))
+    embedder = dataclasses.replace(embedder, decoding=decoding)
     remember_model(opened, model, embedder)
     remember_collections(opened, collections)
     searcher = Searcher(embedder, opened).update_files(files, known=known).with_passed_over(collections)
     calibrate(opened, embedder)
     return searcher
+
+
+def _opened(
+    output: str | Path,
+    embedder: Embedder,
+    files: list[Source],
+    decoding: SearchDecoding | None,
+    regions: str | None,
+    *,
+    has_features: bool,
+) -> tuple[AbstractIndex, list[Source], SearchDecoding]:
+    """An index, made where there is none; the files with values that fit its columns; how it decodes."""
+    identity = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
+    if exists_index(output):
+        opened = open_index(output, **identity)
+        require_same(regions, opened)
+        require_regions(opened.description.regions, files=None, has_features=has_features)
+        files, kinds = fitted(files, opened.description.columns)
+        decoding = _kept_decoding(opened, decoding)
+    else:
+        require_regions(regions, files=files, has_features=has_features)
+        files, kinds = fitted(files, {})
+        extra = {**CAPTURE_COLUMNS, **kinds, **FILE_COLUMNS}
+        opened = create_index(
+            output, dim=embedder.dim, **identity, extra_columns=extra, coder=embedder.coder, regions=regions
+        )
+        decoding = _new_decoding(opened, decoding)
+    opened.add_columns(kinds)
+    return opened, files, decoding
 
 
 def _new_decoding(index: AbstractIndex, wanted: SearchDecoding | None) -> SearchDecoding:

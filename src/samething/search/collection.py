@@ -342,8 +342,8 @@ def files_of(text: str) -> list[Source]:
     """The files of a row, from its column ``files``."""
     found = []
     for value in json.loads(text):
-        boxes = {name: Box(*value.pop(name)) for name in ("box", "region") if name in value}
-        found.append(Source(value.pop("path"), **boxes, **value))
+        value |= {name: Box(*value[name]) for name in ("box", "region") if name in value}
+        found.append(Source(value.pop("path"), **value))
     return found
 
 

@@ -115,7 +115,9 @@ class Match:
     def to_json(self) -> dict[str, Json]:
         """Plain values."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {**values, "band": self.band, "copies": list(self.copies), "metadata": dict(self.metadata)}
+        place = None if self.place is None else list(self.place)
+        own = {"band": self.band, "copies": list(self.copies), "place": place}
+        return {**values, **own, "metadata": dict(self.metadata)}
 
     @property
     def where(self) -> str:

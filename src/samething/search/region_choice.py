@@ -56,24 +56,24 @@ def named(regions: str) -> str:
     return f"{file_sha256(Path(regions))} {Path(regions).resolve()}"
 
 
-def require_regions_of(files: Sequence[Source], noted: str | None, *, is_known: bool) -> None:
+def require_regions(noted: str | None, *, files: Sequence[Source] | None, has_features: bool) -> None:
     """Refuse images that give no regions.
 
     Args:
-        files: the images.
         noted: the way to choose regions; None: there are none.
-        is_known: whether vectors of some come from a feature folder.
+        files: the images of a new index; None: it is there already.
+        has_features: whether vectors of some come from a feature folder.
 
     Raises:
         InputError: they come from features, which are of whole images; or a catalog without boxes.
     """
-    if noted is not None and is_known:
+    if noted is not None and has_features:
         raise InputError(
-            "--regions and a feature folder",
+            "a feature folder for an index with regions",
             expected="images: features are of whole ones",
             next_step="index the catalog or the folder of the images",
         )
-    if noted == BOXES and not any(file.box for file in files):
+    if noted == BOXES and files is not None and not any(file.box for file in files):
         raise InputError(
             "--regions boxes, and images without boxes",
             expected="a catalog with the columns box_left, box_top, box_right and box_bottom",

@@ -137,12 +137,11 @@ def make_plan(
     """
     known: dict[str, tuple[str, Source]] = {}
     doubled: list[tuple[str, Source]] = []  # two processes saw one file change at the same time
-    for name, files in rows.items():
-        for file in files:
-            if place_of(file) in known:
-                doubled.append((name, file))
-            else:
-                known[place_of(file)] = name, file
+    for name, file in ((name, file) for name, files in rows.items() for file in files):
+        if place_of(file) in known:
+            doubled.append((name, file))
+        else:
+            known[place_of(file)] = name, file
     present = {place_of(file): file for file in found}
     content_of = {
         place: known[place][0]  # in the order of the files

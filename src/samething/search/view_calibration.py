@@ -78,14 +78,14 @@ def by_views(index: AbstractIndex, embedder: Embedder, count: int) -> Calibratio
         originals = index.vectors(ids)
         hits = index.search(vectors, min(_NEIGHBOURS, count), columns=["id"])
         for place, name in enumerate(ids):
-            scores = {hit["id"]: hit["score"] for hit in hits.of(place)}
-            mine = scores.pop(name, -1.0)  # one that is not found is not the first
-            if not scores:
+            near = {hit["id"]: hit["score"] for hit in hits.of(place)}
+            mine = near.pop(name, -1.0)  # one that is not found is not the first
+            if not near:
                 continue
-            wrong = index.vectors(scores) @ originals[place] < NEAR_DUPLICATE
+            wrong = index.vectors(near) @ originals[place] < NEAR_DUPLICATE
             if wrong.any():
                 own.append(mine)
-                other.append(float(np.array(list(scores.values()))[wrong].max()))
+                other.append(float(np.array(list(near.values()))[wrong].max()))
     is_first: Bool[np.ndarray, " n"] = np.array(own) >= np.array(other)
     if len(own) < LEAST_VIEWS or is_first.mean() < LEAST_FOUND:
         return None
