@@ -109,7 +109,7 @@ def test_the_answer_says_where_in_every_form(line, images, tmp_path, capsys):
     assert best.place == place and Path(best.path).name == "1.png"
     written = json.loads((tmp_path / "found.json").read_text())["matches"][0]
     assert written["place"] == list(place)
-    [row, *_] = csv.DictReader((tmp_path / "found.csv").open())
+    [row, *_] = csv.DictReader((tmp_path / "found.csv").read_text().splitlines())
     assert json.loads(row["place"]) == pytest.approx(place, abs=1e-4)
     left, _, right, _ = (round(100 * share) for share in place)
     assert f"at {left}–{right} % of the width" in best.where
