@@ -64,7 +64,8 @@ def overlap(one: Place, other: Place) -> float:
 def centre_inside(one: Place, other: Place) -> bool:
     """Whether the centre of one part lies in the other.
 
-    >>> centre_inside((0.0, 0.0, 0.5, 1.0), (0.0, 0.0, 1.0, 1.0)), centre_inside((0, 0, 1, 1), (0, 0, 0.4, 1))
+    >>> whole = (0.0, 0.0, 1.0, 1.0)
+    >>> centre_inside((0.0, 0.0, 0.5, 1.0), whole), centre_inside(whole, (0.0, 0.0, 0.4, 1.0))
     (True, False)
     """
     across, down = (one[0] + one[2]) / 2, (one[1] + one[3]) / 2

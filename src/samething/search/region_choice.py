@@ -136,7 +136,7 @@ def label_at(hit: Mapping[str, Any]) -> tuple[str, str] | None:
     return None
 
 
-def place_of_box(box: Sequence[float], sides: tuple[int, int]) -> Place | None:
+def place_of_box(box: Sequence[int | float], sides: tuple[int, int]) -> Place | None:
     """A box in pixels as shares of the sides; None where it holds nothing of the image."""
     width, height = sides
     left, right = (min(max(x / width, 0.0), 1.0) for x in box[::2])
