@@ -17,31 +17,14 @@ from pathlib import Path
 import numpy as np
 import rich
 
+from samething.bench import ADAPTED
 from samething.cli import run_script
 from samething.datasets import catalog
 from samething.demo import demo_features
 from samething.errors import InputError
 from samething.evaluation import evaluate, evaluate_embeddings
 from samething.features import FeatureSet, features
-from samething.training import TrainConfig, train
-
-CONFIG = TrainConfig(
-    loss="normface",
-    scale=16.0,
-    embedding_dim=512,
-    standardise=False,
-    dropout=0.0,
-    optimiser="adam",
-    learning_rate=1e-3,
-    schedule="constant",
-    warmup=0.0,
-    weight_decay=1e-6,
-    batch_size=128,
-    epochs=2.0,
-    validate_every=2.0,
-    keep="last",
-)
-"""Whether its authors warm up or lower the rate is not stated; this does neither."""
+from samething.training import train
 
 
 def main(
@@ -65,7 +48,7 @@ def main(
     """
     output.mkdir(parents=True, exist_ok=True)
     if demo:
-        rich.print(train(demo_features(demo_folder), output=output / "run", config=CONFIG))
+        rich.print(train(demo_features(demo_folder), output=output / "run", config=ADAPTED))
         rich.print(evaluate(output / "run"))
         return
     if data_root is None:
@@ -78,7 +61,7 @@ def main(
         listed = output / f"{key}.parquet"
         catalog(dataset=key, data_root=data_root, output=listed)
         features(listed, backbone=backbone, output=output / f"{key}-features")
-    run = train(output / "uned-features", output=output / "run", config=CONFIG)
+    run = train(output / "uned-features", output=output / "run", config=ADAPTED)
     tested = FeatureSet.open(output / "ilias_core-features")
     adapted = []
     for number, shard in enumerate(distractors):  # a shard at a time, as the search reads them

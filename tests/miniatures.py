@@ -341,6 +341,70 @@ def guiec(root: Path) -> None:
         image(root / "guiec" / name)
 
 
+def _matlab(path: Path, images: list[str], queries: list[str], answers: list[dict[str, object]]) -> None:
+    """Cells and a struct array, as MATLAB writes them."""
+    fields = list(answers[0])
+    gnd = np.empty((1, len(answers)), dtype=[(name, object) for name in fields])
+    for number, answer in enumerate(answers):
+        for name in fields:
+            gnd[name][0, number] = np.atleast_2d(np.asarray(answer[name], np.float64))
+
+    def cells(names: list[str]) -> np.ndarray:
+        found = np.empty((len(names), 1), dtype=object)
+        found[:, 0] = names
+        return found
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scipy.io.savemat(path, {"imlist": cells(images), "qimlist": cells(queries), "gnd": gnd})
+
+
+def _revisited(root: Path, name: str) -> None:
+    images, queries = (
+        [f"all_souls_{number:06d}" for number in range(6)],
+        ["christ_church_000001", "magdalen_2"],
+    )
+    answers = [
+        {"bbx": [5.5, 2.0, 50.0, 35.0], "easy": [1, 2], "hard": [3], "junk": [4]},
+        {"bbx": [0.0, 0.0, 30.0, 30.0], "easy": [], "hard": [5], "junk": [1, 6]},
+    ]
+    _matlab(root / name / f"gnd_{name}.mat", images, queries, answers)
+    for number, image_name in enumerate([*images, *queries]):
+        image(root / name / "jpg" / f"{image_name}.jpg", number)
+
+
+def roxford(root: Path) -> None:
+    _revisited(root, "roxford5k")
+
+
+def rparis(root: Path) -> None:
+    _revisited(root, "rparis6k")
+
+
+def instre(root: Path) -> None:
+    images = [f"INSTRE-S1/01a_canada_book/{number:03d}.jpg" for number in range(3)] + ["INSTRE-M/a/001.jpg"]
+    queries = ["INSTRE-S1/01a_canada_book/010.jpg", "INSTRE-S2/b/001.jpg"]
+    answers = [{"ok": [1, 2, 3], "bbx": [10, 5, 20, 30]}, {"ok": [4], "bbx": [0, 0, 40, 40]}]
+    _matlab(root / "instre" / "gnd_instre.mat", images, queries, answers)
+    for number, name in enumerate([*images, *queries]):
+        image(root / "instre" / name, number)
+
+
+def forb(root: Path) -> None:
+    gallery = [f"{kind}/database/{number}.jpg" for kind in ("currency", "logos", "oods") for number in (0, 1)]
+    text(root / "forb/metadata/all_database_images.txt", "\n".join(gallery) + "\n")
+    queries = []
+    for kind, answers in {"currency": [[0], [0, 1]], "logos": [[1]]}.items():
+        lines = []
+        for number, right in enumerate(answers):
+            queries.append(f"{kind}/query/{number}.jpg")
+            names = [f"{kind}/database/{place}.jpg" for place in right]
+            entry = {"query_id": number + 1, "query_image": queries[-1], "groundtruth_images": names}
+            lines.append(json.dumps({**entry, "difficulty": "easy"}))
+        text(root / "forb/metadata" / f"{kind}_gt.ndjson", "\n".join(lines) + "\n")
+    for number, name in enumerate([*gallery, *queries]):
+        image(root / "forb" / name, number)
+
+
 BUILDERS = {
     name: function
     for name, function in list(globals().items())

@@ -15,8 +15,8 @@ SOURCE = ROOT / "src" / "samething"
 ORDER = [
     "errors", "configuration", "progress", "arrays", "files", "checksums", "images", "catalog", "pages",
     "datasets", "metrics", "statistics", "calibration", "retrieval", "rerank", "backbones", "features",
-    "losses", "heads", "sampling", "training", "curate", "evaluation", "leaderboard", "study", "embedder",
-    "export", "index", "search", "web", "fit", "demo", "cli",
+    "losses", "heads", "sampling", "training", "curate", "evaluation", "leaderboard", "bench", "study",
+    "embedder", "export", "index", "search", "web", "fit", "demo", "cli",
 ]  # fmt: skip
 # functions that are commands: their parameters are options
 COMMANDS = {

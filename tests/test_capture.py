@@ -33,8 +33,9 @@ def exif_of(
     exif = Image.Exif()
     exif[ExifTags.Base.Make], exif[ExifTags.Base.Model] = make, model
     exif[ExifTags.Base.DateTime] = "2031:01:01 00:00:00"  # when a program changed the file
-    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = moment
-    places = exif.get_ifd(ExifTags.IFD.GPSInfo)
+    places: dict[int, object] = {}  # get_ifd of the lowest Pillow would hand out a copy
+    exif[ExifTags.IFD.Exif] = {ExifTags.Base.DateTimeOriginal: moment}
+    exif[ExifTags.IFD.GPSInfo] = places
     for tag, (side, parts) in ((1, latitude), (3, longitude)):
         places[tag] = side
         places[tag + 1] = tuple(TiffImagePlugin.IFDRational(round(part * 100), 100) for part in parts)
@@ -82,7 +83,7 @@ def test_what_cameras_write(options, expected):
 
 def test_a_place_of_zero_parts_is_no_place():
     exif = exif_of()
-    exif.get_ifd(ExifTags.IFD.GPSInfo)[2] = tuple(TiffImagePlugin.IFDRational(1, 0) for _ in range(3))
+    exif[ExifTags.IFD.GPSInfo][2] = tuple(TiffImagePlugin.IFDRational(1, 0) for _ in range(3))
     assert "latitude" not in capture_of(lambda: exif)
 
 

@@ -17,7 +17,7 @@ from fake_hub import fake_hub
 from line import ENVIRONMENT
 from samething.backbones.backbone_table import BACKBONES, RECOMMENDED
 from samething.embedder import Embedder
-from samething.errors import InputError
+from samething.errors import ArtefactError, InputError
 from samething.images import decode, prepare
 from samething.search import find, index, rebuild, sync
 from samething.search.model_choice import choose_model
@@ -265,3 +265,10 @@ def test_it_is_off_where_it_cannot_be_told(images, tmp_path):
         Image.new("RGB", (64, 64), colour).save(plain / f"{number}.png")
     same = index(plain, model=NAME, output=tmp_path / "plain index")
     assert same.calibration == (None, None)
+
+
+def test_a_search_before_there_is_an_index_says_how_to_make_one(tmp_path, images):
+    """It said "expected: a index folder", and to look for the command in a list of thirty."""
+    with pytest.raises(ArtefactError) as caught:
+        find(next(images.rglob("*.jpg")), index=tmp_path / "index")
+    assert "a finished index folder" in str(caught.value) and "samething index FOLDER" in str(caught.value)

@@ -15,6 +15,9 @@ from samething.errors import ImageError, MissingExtraError
 from samething.images import Box, Preprocessing, decode, least_side, prepare, read_pixels
 from scenes import photographs
 
+for module in ("torch", "simplejpeg"):
+    pytest.importorskip(module, reason="the fast way is decoded with simplejpeg and resized with torch")
+
 LARGEST_DIFFERENCE = 2  # of 255; stated in docs/benchmarks.md and in read_pixels
 PHOTOGRAPHS = sorted(
     path for path in Path(skimage.data.__file__).parent.iterdir() if path.suffix in (".jpg", ".png")

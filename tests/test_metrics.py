@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from samething.errors import InputError
 from samething.metrics import (
     average_precision,
+    measure,
     modified_mean_precision_at_k,
     precision_at_k,
     recall_at_k,
@@ -68,6 +69,27 @@ def test_metrics_equal_counting(case):
     expected = np.array([brute_force(row, k) for row in rows]).T
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
     np.testing.assert_array_equal(relevance_from_ranks(ranks, counts, k=k), relevance[:, :k])
+
+
+def revisited_precision(ranking):
+    """AP as the revisited benchmarks' own program takes it, from rank 0 on; and 1 over the first rank."""
+    places = [rank for rank, hit in enumerate(ranking) if hit]
+    total = 0.0
+    for number, rank in enumerate(places):
+        before = 1.0 if rank == 0 else number / rank
+        total += (before + (number + 1) / (rank + 1)) / 2 / len(places)
+    return total if places else math.nan, 1 / (places[0] + 1) if places else math.nan
+
+
+@given(rankings())
+def test_the_boards_metrics_equal_their_programs(case):
+    rows, k = case
+    relevance = np.array(rows)
+    found = measure(["map-trapezoid", f"mrr@{k}"], np.nonzero(relevance)[1] + 1, relevance.sum(axis=1))
+    expected = np.array([revisited_precision(row) for row in rows])
+    np.testing.assert_allclose(found["map-trapezoid"], expected[:, 0])
+    in_k = np.where(expected[:, 1] < 1 / k, 0.0, expected[:, 1])
+    np.testing.assert_allclose(found[f"mrr@{k}"], in_k)
 
 
 def test_a_hit_behind_the_number_of_relevant_entries_does_not_count_for_mmp():

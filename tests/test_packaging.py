@@ -1,11 +1,17 @@
 """What the container, the site and the workflows say is what the package has."""
 
+import email
+import functools
 import re
+import shutil
 import subprocess
+import sys
 import tomllib
+import zipfile
 
 import pytest
 
+import samething
 from line import README, ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -68,3 +74,51 @@ def test_the_workflows_run_targets_that_exist():
 def test_every_page_is_in_the_sites_menu():
     menu = set(re.findall(r": ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.M))
     assert menu == {page.name for page in (ROOT / "docs").glob("*.md")}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The package's wheel, built from a copy of the source."""
+    place = tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, place)
+    shutil.copytree(ROOT / "src", place / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    build = "import setuptools.build_meta as backend; backend.build_wheel('dist')"
+    subprocess.run([sys.executable, "-c", build], cwd=place, check=True, capture_output=True, timeout=120)
+    (built,) = (place / "dist").glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_all_that_the_package_reads(wheel):
+    """A page, a table or a template that is not in it is missed only by those who install it."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        said = email.message_from_bytes(archive.read(metadata))
+    source = {
+        path.relative_to(ROOT / "src").as_posix()
+        for path in (ROOT / "src" / "samething").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert names == source
+    assert said["Version"] == samething.__version__ and said["License-Expression"] == "Apache-2.0"
+    assert said["Requires-Python"] == ">=3.11" and said.get_all("Project-URL") and said["Keywords"]
+    assert "# samething" in said.get_payload() and "Typing :: Typed" in said.get_all("Classifier")
+    assert {*said.get_all("Provides-Extra")} == {*PROJECT["optional-dependencies"]}
+
+
+@pytest.mark.slow
+def test_the_wheel_serves_and_searches_in_an_empty_environment(wheel, line, tmp_path):
+    """With its core alone: no torch, no checkout on the path."""
+    run = functools.partial(
+        subprocess.run, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=900
+    )
+    run([sys.executable, "-m", "venv", "empty"])
+    python = next(tmp_path.glob("empty/*/python*"))
+    run([python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{wheel}[serve]"])
+    program = [python.parent / "samething"]
+    run([*program, "index", line / "my-images", "--model", line / "model"])
+    query = line / "some-image.jpg"
+    assert "my-images" in run([*program, "find", query]).stdout
+    looks = "import samething.web as web, samething.pages; print(web.create_app)"
+    assert "create_app" in run([python, "-c", looks]).stdout

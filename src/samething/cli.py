@@ -54,6 +54,9 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "evaluate": Command(
         "samething.evaluation:evaluate", "Measure retrieval on instances never seen in training."
     ),
+    "bench": Command(
+        "samething.bench:bench", "Measure a backbone on a public board, from its images to a file of results."
+    ),
     "leaderboard": Command(
         "samething.leaderboard:leaderboard", "Show published results of the benchmarks beside one's own."
     ),

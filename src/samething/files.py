@@ -291,8 +291,9 @@ def read_manifest(folder: Path, *, kind: str | None = None, format_version: int 
     if not folder.is_dir():
         raise ArtefactError(
             f"{folder} does not exist",
-            expected=f"a {called} folder",
-            next_step="check the path, or make one first: samething --help lists the commands",
+            expected=f"a finished {called} folder",
+            next_step="check the path, or make one first: "
+            + ("samething index FOLDER" if kind == "index" else "samething --help lists the commands"),
         )
     if not is_finished(folder):
         raise ArtefactError(

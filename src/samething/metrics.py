@@ -19,7 +19,8 @@ from samething.arrays import Bool, Int, NumRelevant, PerQuery, Relevance
 from samething.errors import InputError
 
 Metric: TypeAlias = str
-"""``mmp@K``, ``r@K``, ``p@K``, ``map@K``, ``map``, ``map@r`` or ``r-precision``."""
+"""One of ``mmp@K``, ``r@K``, ``p@K``, ``mrr@K``, ``map@K``, ``map``, ``map@r``, ``map-trapezoid`` and
+``r-precision``."""
 
 
 def modified_mean_precision_at_k(relevance: Relevance, num_relevant: NumRelevant, *, k: int) -> PerQuery:
@@ -79,6 +80,20 @@ def precision_at_k(relevance: Relevance, num_relevant: NumRelevant, *, k: int) -
     return np.where(num_relevant > 0, first.sum(axis=1) / k, np.nan)
 
 
+def reciprocal_rank_at_k(relevance: Relevance, num_relevant: NumRelevant, *, k: int) -> PerQuery:
+    """RR@k, whose mean over queries is MRR@k: 1 over the rank of the first hit, 0 without one in k ranks.
+
+    Voorhees, *The TREC-8 Question Answering Track Report*, 1999. Arguments and errors as in
+    :func:`modified_mean_precision_at_k`.
+
+    >>> reciprocal_rank_at_k(np.array([[False, True, True], [False, False, False]]), np.array([2, 1]), k=3)
+    array([0.5, 0. ])
+    """
+    first = _first_ranks(relevance, num_relevant, k)
+    best = np.where(first.any(axis=1), 1 / (first.argmax(axis=1) + 1), 0.0)
+    return np.where(num_relevant > 0, best, np.nan)
+
+
 def average_precision(
     ranks: Int[np.ndarray, " p"], num_relevant: NumRelevant, *, k: int | NumRelevant | None = None
 ) -> PerQuery:
@@ -110,6 +125,24 @@ def average_precision(
     gains = np.where(ranks <= deepest[query], position / ranks, 0.0)
     sums = np.bincount(query, weights=gains, minlength=len(num_relevant))
     return _share(sums, np.minimum(num_relevant, deepest))
+
+
+def trapezoid_precision(ranks: Int[np.ndarray, " p"], num_relevant: NumRelevant) -> PerQuery:
+    """AP as the Oxford and Paris benchmarks take it: the area below precision over recall, by trapezoids.
+
+    Of the relevant entry at rank ``r``, the i-th of n, the trapezoid is ``((i - 1) / (r - 1) + i / r) / 2n``;
+    the first quotient is 1 at rank 1. Philbin et al., *Object Retrieval with Large Vocabularies and Fast
+    Spatial Matching*, CVPR 2007; kept by Radenović et al., *Revisiting Oxford and Paris*, CVPR 2018. Other
+    arguments and errors as in :func:`average_precision`, whose values are higher unless the ranking is
+    perfect.
+
+    >>> trapezoid_precision(np.array([1, 3, 2]), np.array([2, 0, 1]))
+    array([0.79166667,        nan, 0.25      ])
+    """
+    query, position = _owners(ranks, num_relevant)
+    before = np.where(ranks > 1, (position - 1) / np.maximum(ranks - 1, 1), 1.0)
+    sums = np.bincount(query, weights=(before + position / ranks) / 2, minlength=len(num_relevant))
+    return _share(sums, num_relevant)
 
 
 def r_precision(ranks: Int[np.ndarray, " p"], num_relevant: NumRelevant) -> PerQuery:
@@ -188,7 +221,8 @@ def _owners(
 
 # ---- by name
 
-_SHAPE: Final = re.compile(r"(mmp|r|p|map)@([1-9][0-9]{0,5})")
+_SHAPE: Final = re.compile(r"(mmp|r|p|mrr|map)@([1-9][0-9]{0,5})")
+_OF_RANKS: Final = {"map-trapezoid": trapezoid_precision, "r-precision": r_precision}
 
 
 def require_metric(metric: str) -> None:
@@ -197,10 +231,11 @@ def require_metric(metric: str) -> None:
     Raises:
         InputError: it is none.
     """
-    if metric not in ("map", "map@r", "r-precision") and not _SHAPE.fullmatch(metric):
+    if metric not in ("map", "map@r", *_OF_RANKS) and not _SHAPE.fullmatch(metric):
         raise InputError(
             f"metric {metric!r}",
-            expected="mmp@K, r@K, p@K or map@K with a number of ranks K, map, map@r or r-precision",
+            expected="mmp@K, r@K, p@K, mrr@K or map@K with a number of ranks K, map, map@r, map-trapezoid or "
+            "r-precision",
             next_step="for instance --metrics mmp@5 r@1 map@100",
         )
 
@@ -213,13 +248,14 @@ def measure(
     >>> measure(["r@2"], np.array([2, 5]), np.array([2]))
     {'r@2': array([1.])}
     """
-    of_nearest = {"mmp": modified_mean_precision_at_k, "r": recall_at_k, "p": precision_at_k}
+    of_nearest = {"mmp": modified_mean_precision_at_k, "r": recall_at_k, "p": precision_at_k,
+                  "mrr": reciprocal_rank_at_k}  # fmt: skip
     found: dict[Metric, PerQuery] = {}
     for metric in metrics:
         require_metric(metric)
         name, _, depth = metric.partition("@")
-        if metric == "r-precision":
-            found[metric] = r_precision(ranks, num_relevant)
+        if metric in _OF_RANKS:
+            found[metric] = _OF_RANKS[metric](ranks, num_relevant)
         elif name == "map":
             k = num_relevant if depth == "r" else int(depth) if depth else None
             found[metric] = average_precision(ranks, num_relevant, k=k)
@@ -235,7 +271,7 @@ def title_of(metric: Metric) -> str:
     >>> [title_of(metric) for metric in ("mmp@5", "r@1", "map@1000", "map@r", "r-precision")]
     ['mMP@5', 'R@1', 'mAP@1000', 'MAP@R', 'R-precision']
     """
-    if metric in ("map@r", "r-precision"):
-        return {"map@r": "MAP@R", "r-precision": "R-precision"}[metric]
+    whole = {"map@r": "MAP@R", "r-precision": "R-precision", "map-trapezoid": "mAP (trapezoids)"}
     name, sign, depth = metric.partition("@")
-    return {"mmp": "mMP", "r": "R", "p": "MP", "map": "mAP"}[name] + sign + depth
+    parts = {"mmp": "mMP", "r": "R", "p": "MP", "mrr": "MRR", "map": "mAP"}
+    return whole[metric] if metric in whole else parts[name] + sign + depth

@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 
 from samething.datasets.dataset import Reader
 from samething.datasets.official import OfficialFiles, joined
-from samething.errors import needed
 
 
 def listed(where: str, folder: str, image: str, *label: str) -> Reader:
@@ -244,28 +243,12 @@ def read_cub_200(source: OfficialFiles) -> pa.Table:
 
 def read_cars196(source: OfficialFiles) -> pa.Table:
     """``cars_annos.mat``: the first 98 models for training, the others searched for among each other."""
-    matlab = needed("scipy.io.matlab", extra="train")
     where = "cars196/cars_annos.mat"
-    if not source.exists(where):
-        raise source.missing(where)
-    try:
-        annotations = np.atleast_1d(matlab.loadmat(source.path(where), squeeze_me=True)["annotations"])
+    expected = "annotations.relative_im_path and annotations.class"
+    with source.matlab(where, expected=expected) as content:
+        annotations = np.atleast_1d(content["annotations"])
         paths = [str(path) for path in annotations["relative_im_path"]]
         classes = np.asarray([int(number) for number in annotations["class"]])
-    except (
-        matlab.MatReadError,
-        KeyError,
-        ValueError,
-        TypeError,
-        IndexError,
-        NotImplementedError,
-        OSError,
-    ) as error:
-        raise source.malformed(
-            where,
-            f"cannot be read ({type(error).__name__}: {error})",
-            expected="a MATLAB file with annotations.relative_im_path and annotations.class",
-        ) from error
     role = np.where(classes <= 98, "train", "query+index").tolist()
     return source.rows(where, image=paths, folder="cars196/", label=classes.astype(str).tolist(), role=role)
 

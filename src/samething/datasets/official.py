@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from samething.datasets.dataset import Dataset, Part
-from samething.errors import ArtefactError, InputError
+from samething.errors import ArtefactError, InputError, needed
 from samething.files import Json
 from samething.images import IMAGE_SUFFIXES
 
@@ -179,6 +179,27 @@ class OfficialFiles:
             raise self.missing(relative) from error
         except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
             raise self.malformed(relative, f"cannot be read ({error})", expected=expected) from error
+
+    # ---- MATLAB
+
+    @contextlib.contextmanager
+    def matlab(self, relative: str, *, expected: str) -> Iterator[dict[str, Any]]:
+        """The variables of a MATLAB file, for a block that takes from them what was promised.
+
+        Raises:
+            ArtefactError: the file is missing.
+            InputError: it is none, or the block finds something else in it.
+            MissingExtraError: SciPy is not installed.
+        """
+        matlab = needed("scipy.io.matlab", extra="train")
+        if not self.exists(relative):
+            raise self.missing(relative)
+        amiss = (KeyError, ValueError, TypeError, IndexError, NotImplementedError, OSError)
+        try:
+            yield matlab.loadmat(self.path(relative), squeeze_me=True)
+        except (matlab.MatReadError, *amiss) as error:
+            found = f"cannot be read ({type(error).__name__}: {error})"
+            raise self.malformed(relative, found, expected=f"a MATLAB file with {expected}") from error
 
     # ---- JSON
 

@@ -18,6 +18,7 @@ from samething.catalog import BOX_COLUMNS, Catalog
 from samething.datasets.boxes import coco, read_deep_fashion2
 from samething.datasets.class_folders import class_folders, read_gpr1200, read_guiec
 from samething.datasets.dataset import Dataset, Part, Published, Reader
+from samething.datasets.ground_truth import read_forb, read_instre, revisited
 from samething.datasets.ilias import read_ilias, read_ilias_core, read_mini_ilias
 from samething.datasets.listing import Dropped, Listing
 from samething.datasets.lists import (
@@ -68,6 +69,10 @@ _READERS: Final[Mapping[str, Reader]] = {
     "cars196": read_cars196,
     "in_shop": read_in_shop,
     "guiec": read_guiec,
+    "roxford": revisited("roxford5k"),
+    "rparis": revisited("rparis6k"),
+    "instre": read_instre,
+    "forb": read_forb,
 }
 
 
@@ -220,8 +225,8 @@ def _is_read(where: Mapping[str, str], source: OfficialFiles, table: pa.Table) -
 
 
 def _without_repeats(table: pa.Table) -> tuple[pa.Table, list[Dropped]]:
-    """The rows without those that repeat another's image, box and role."""
-    keys = ["image", "role", *(name for name in BOX_COLUMNS if name in table.column_names)]
+    """The rows without those that repeat another's image, box, role and domain."""
+    keys = ["image", "role", "domain", *(name for name in BOX_COLUMNS if name in table.column_names)]
     rows = pa.array(np.arange(table.num_rows))
     first = (
         table.select(keys).append_column("row", rows).group_by(keys).aggregate([("row", "min")])["row_min"]

@@ -75,8 +75,10 @@ def evaluate(
         embeddings: a .npy of floats (n, d) in catalog order, instead of runs; any model's. Or UnED's
             descriptors (.json).
         catalog: with embeddings: the table img_path,label,domain,role; the images need not exist.
-        protocol: guiec, uned, ilias, metric-learning, or custom with --metrics: see docs/evaluation.md.
-        metrics: with the custom protocol: mmp@K, r@K, p@K, map@K, map, map@r, r-precision.
+        protocol: guiec, uned, ilias, metric-learning, board, revisited, or custom with --metrics: see
+            docs/evaluation.md.
+        metrics: with the custom protocol: mmp@K, r@K, p@K, mrr@K, map@K, map, map@r, map-trapezoid,
+            r-precision.
         distractors: with embeddings: .npy files of further index rows, which match nothing; read in blocks.
         json: write all numbers here.
         html: with runs: write a report with images and plots here, about the first run.

@@ -46,7 +46,7 @@ def evaluate_embeddings(
     """Search the index images of a catalog with its query images, by a protocol.
 
     A catalog may have a column ``labels``, a list of strings: further labels of the image in its domain. A
-    hit then shares one with the query.
+    hit then shares one with the query. Queries pass over entries that have their label in a column ``junk``.
 
     Args:
         embeddings: one row per catalog row, float16, float32 or float64; may be memory-mapped. Rows that are
@@ -118,8 +118,10 @@ def _ranks(
             refined = gain(queries, gallery, task.leave_out)
         queries, gallery = refined.queries, refined.gallery
         if refined.scores is not None:
+            if task.junk is not None:
+                refined.scores[task.junk.queries, task.junk.rows] = -np.inf
             return ranks_of_scores(refined.scores, task.relevant, leave_out=task.leave_out)
-    counter = counter_of(queries, gallery, task.relevant, leave_out=task.leave_out)
+    counter = counter_of(queries, gallery, task.relevant, leave_out=task.leave_out, junk=task.junk)
     for part in (gallery, *further):
         counter.count(part, show_progress=show_progress)
     return counter.ranks()

@@ -13,7 +13,9 @@ from samething.retrieval import Distance
 
 Scope: TypeAlias = Literal["merged", "per_domain"]
 """What a query is searched in: one gallery over all domains, or one per domain."""
-ProtocolName: TypeAlias = Literal["default", "guiec", "uned", "ilias", "metric-learning", "custom"]
+ProtocolName: TypeAlias = Literal[
+    "default", "guiec", "uned", "ilias", "metric-learning", "board", "revisited", "custom"
+]
 
 MEAN: Final = "mean"
 """Name of the row that is the mean over all; no domain may be called so."""
@@ -131,6 +133,13 @@ PROTOCOLS: Final[Mapping[str, Protocol]] = {
         metrics=("r@1", "r@2", "r@4", "r@8", "map@r", "r-precision"),
         scopes=("per_domain",),
     ),
+    "board": Protocol(
+        name="board",
+        metrics=("r@1", "r@10", "r@100", "mrr@10", "map", "map@r"),
+        scopes=("merged",),
+        mean="queries",
+    ),
+    "revisited": Protocol(name="revisited", metrics=("map-trapezoid", "r@1"), scopes=("per_domain",)),
 }
 """The protocols by name; ``custom`` is ``default`` with metrics of one's own."""
 

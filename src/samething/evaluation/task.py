@@ -17,6 +17,9 @@ from samething.retrieval import Relevant, TopK, exact_topk
 Role: TypeAlias = Literal["test", "val"]
 """``test``: the roles ``query``, ``index`` and ``query+index``; ``val``: validation among itself."""
 
+Pairs: TypeAlias = tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]
+"""Rows and the numbers of their labels, as many; a row with several labels has several pairs."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RetrievalTask:
@@ -29,6 +32,8 @@ class RetrievalTask:
     leave_out: Int[np.ndarray, " q"]
     """Place of each query's own image in the gallery, which it may not retrieve; -1 for none."""
     relevant: Relevant
+    junk: Relevant | None = None
+    """Entries that a query passes over, as if the gallery did not hold them; None for none."""
 
     @classmethod
     def of(cls, catalog: Catalog, role: Role) -> RetrievalTask:
@@ -37,31 +42,36 @@ class RetrievalTask:
         Raises:
             InputError: there are none, or a query has no label.
         """
-        return cls.between(*rows_by_role(catalog, role), label_pairs(catalog), len(catalog))
+        return cls.between(*rows_by_role(catalog, role), *label_pairs(catalog), len(catalog))
 
     @classmethod
     def between(
         cls,
         queries: Int[np.ndarray, " q"],
         gallery: Int[np.ndarray, " g"],
-        labels: tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]],
+        labels: Pairs,
+        junk: Pairs | None,
         num_rows: int,
     ) -> RetrievalTask:
         """Some queries in some gallery, with the ``label_pairs`` of their catalog of ``num_rows``."""
 
-        def own_labels(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def own_labels(rows: np.ndarray, pairs: Pairs = labels) -> Pairs:
             place = np.full(num_rows, -1, dtype=np.int64)
             place[rows] = np.arange(len(rows))
-            kept = place[labels[0]] >= 0
-            return place[labels[0][kept]], labels[1][kept]
+            kept = place[pairs[0]] >= 0
+            return place[pairs[0][kept]], pairs[1][kept]
 
         position = np.full(num_rows, -1, dtype=np.int64)
         position[gallery] = np.arange(len(gallery))
         leave_out = position[queries]
+        asked = own_labels(queries)
         relevant = Relevant.by_labels(
-            own_labels(queries), own_labels(gallery), num_queries=len(queries), leave_out=leave_out
+            asked, own_labels(gallery), num_queries=len(queries), leave_out=leave_out
         )
-        return cls(queries, gallery, leave_out, relevant)
+        passed = None
+        if junk is not None:
+            passed = Relevant.by_labels(asked, own_labels(gallery, junk), num_queries=len(queries))
+        return cls(queries, gallery, leave_out, relevant, passed)
 
     def answers(
         self, embeddings: Embeddings, *, asked: Embeddings | None = None, depth: int = 1
@@ -121,19 +131,17 @@ class TaskSet:
                 next_step="rename the domain in the catalog",
             )
         queries, gallery = rows_by_role(catalog, role)
-        labels = label_pairs(catalog)
+        pairs = (*label_pairs(catalog), len(catalog))
         names, domain_of_row = np.unique(catalog.strings("domain").astype(str), return_inverse=True)
         present, query_domains = np.unique(domain_of_row[queries], return_inverse=True)
-        merged = RetrievalTask.between(queries, gallery, labels, len(catalog)) if "merged" in scopes else None
+        merged = RetrievalTask.between(queries, gallery, *pairs) if "merged" in scopes else None
         per_domain: list[RetrievalTask] = []
         for number, domain in enumerate(present if "per_domain" in scopes else ()):
             own = queries[query_domains == number]
             own_gallery = gallery[domain_of_row[gallery] == domain]
             is_all = merged is not None and len(own) == len(queries) and len(own_gallery) == len(gallery)
             per_domain.append(
-                merged
-                if is_all and merged is not None
-                else RetrievalTask.between(own, own_gallery, labels, len(catalog))
+                merged if is_all and merged is not None else RetrievalTask.between(own, own_gallery, *pairs)
             )
         return cls(
             num_rows=len(catalog),
@@ -146,22 +154,31 @@ class TaskSet:
         )
 
 
-def label_pairs(catalog: Catalog) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
-    """Pairs of catalog row and label, by ascending row; labels are numbered by domain and name."""
-    if "labels" not in catalog.table.column_names:
-        return np.arange(len(catalog)), catalog.class_ids()
+def label_pairs(catalog: Catalog) -> tuple[Pairs, Pairs | None]:
+    """Pairs of catalog row and label, by ascending row; and those of the column ``junk``, if there is one.
+
+    Labels are numbered by domain and name.
+    """
+    names = catalog.table.column_names
+    if not {"labels", "junk"} & {*names}:
+        return (np.arange(len(catalog)), catalog.class_ids()), None
     domains, own = catalog.strings("domain"), catalog.strings("label")
     numbers: dict[tuple[str, str], int] = {}
-    rows, labels = [], []
-    for row, further in enumerate(catalog.table["labels"].to_pylist()):
-        # a label that several domains have is called domain/label in the column label
-        prefix = f"{domains[row]}/"
-        every = dict.fromkeys(str(name).removeprefix(prefix) for name in (own[row], *(further or ())))
-        for name in every:
-            if name:
-                rows.append(row)
-                labels.append(numbers.setdefault((domains[row], name), len(numbers)))
-    return np.array(rows, dtype=np.int64), np.array(labels, dtype=np.int64)
+
+    def pairs(column: str, *, with_own: bool) -> Pairs:
+        rows, labels = [], []
+        several = catalog.table[column].to_pylist() if column in names else [None] * len(catalog)
+        for row, further in enumerate(several):
+            # a label that several domains have is called domain/label in the column label
+            prefix, first = f"{domains[row]}/", [own[row]] if with_own else []
+            every = dict.fromkeys(str(name).removeprefix(prefix) for name in (*first, *(further or ())))
+            for name in every:
+                if name:
+                    rows.append(row)
+                    labels.append(numbers.setdefault((domains[row], name), len(numbers)))
+        return np.array(rows, dtype=np.int64), np.array(labels, dtype=np.int64)
+
+    return pairs("labels", with_own=True), pairs("junk", with_own=False) if "junk" in names else None
 
 
 def rows_by_role(catalog: Catalog, role: Role) -> tuple[Int[np.ndarray, " q"], Int[np.ndarray, " g"]]:

@@ -83,6 +83,7 @@ class RankCounter:
         gallery: rows that hold the relevant entries.
         relevant: which of them.
         leave_out: gallery row that each query may not retrieve; -1 for none.
+        junk: further rows that each query passes over, as if the gallery did not hold them.
         normalised: as in ``exact_topk``, and so are the next two.
         precision: float64 or float32.
         distance: euclidean only for a gallery that is counted whole: its scale comes from it.
@@ -99,6 +100,7 @@ class RankCounter:
         relevant: Relevant,
         *,
         leave_out: Int[np.ndarray, " q"] | None = None,
+        junk: Relevant | None = None,
         normalised: bool = False,
         memory_mib: int = 256,
         precision: Precision = "float64",
@@ -116,8 +118,11 @@ class RankCounter:
         self._query, self._row, self._score = query, rows[order], scores[order]
         self._ahead = np.zeros(len(rows), dtype=np.int64)
         self._starts = np.concatenate([[0], np.cumsum(relevant.counts)])
-        self._by_row = np.argsort(self._row, kind="stable")
-        self._rows_sorted = self._row[self._by_row]
+        # entries that are not counted: relevant ones are ranked among themselves by their order
+        passed = [(query, rows), *([] if junk is None else [(junk.queries, junk.rows)])]
+        self._passed_query, self._passed_row = (np.concatenate(part) for part in zip(*passed, strict=True))
+        by_row = np.argsort(self._passed_row, kind="stable")
+        self._passed_query, self._passed_row = self._passed_query[by_row], self._passed_row[by_row]
 
     def count(self, gallery: Gallery, *, show_progress: bool = False) -> None:
         """Meet the next gallery rows; they are numbered on from those met before.
@@ -136,12 +141,10 @@ class RankCounter:
                 memory_mib=self._memory_mib,
                 first_row=self._num_counted,
             ):
-                # relevant entries are ranked among themselves by their order
-                inside = slice(*np.searchsorted(self._rows_sorted, [columns.start, columns.stop]))
-                relevant = self._by_row[inside]
-                query = self._query[relevant]
-                relevant = relevant[(query >= own.start) & (query < own.stop)]
-                scores[self._query[relevant] - own.start, self._row[relevant] - columns.start] = -np.inf
+                inside = slice(*np.searchsorted(self._passed_row, [columns.start, columns.stop]))
+                query, row = self._passed_query[inside], self._passed_row[inside]
+                mine = (query >= own.start) & (query < own.stop)
+                scores[query[mine] - own.start, row[mine] - columns.start] = -np.inf
                 for number, row in enumerate(scores, start=own.start):
                     start, stop = self._starts[number], self._starts[number + 1]
                     if start < stop:
