@@ -15,7 +15,8 @@ from rich.markup import escape
 from samething.datasets import DATASETS, Part
 from samething.datasets import catalog as list_images
 from samething.errors import FingerprintError, InputError
-from samething.evaluation import Comparison, protocol_of
+from samething.evaluation import Comparison
+from samething.evaluation.protocols import protocol_of
 from samething.features import Estimate, FeatureSet, features
 from samething.files import write_json
 from samething.training.config import TrainConfig
