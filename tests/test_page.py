@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from samething.calibration import Calibration
+from samething.images.parts import overlap
 from samething.search import Searcher, index
 from samething.search.collection import Collection
 from samething.web import Limits, create_app
@@ -544,3 +545,9 @@ def test_a_thing_in_a_bigger_image_is_framed(browser, line, images, tmp_path):
         look_for(page, tmp_path / "scenes" / "scene.png")
         expect(page.locator(".tile .score").first).to_have_text(CLOSE)
         expect(frame).to_have_count(0)
+        page.locator("#propose").click()  # the thing in it is what stands out
+        expect(page.locator("#uncrop")).to_be_visible()
+        left, top, right, bottom = page.evaluate("state.crop")
+        found = (float(left), float(top), float(right), float(bottom))
+        assert overlap(found, (180.0, 40.0, 276.0, 136.0)) > 0.5
+        expect(frame).to_have_count(1)

@@ -205,6 +205,7 @@ function setCrop(box) {
   byId("crop").hidden = !box;
   byId("uncrop").hidden = !box;
   byId("crop-hint").hidden = Boolean(box) || byId("stage").hidden;
+  byId("propose").hidden = byId("stage").hidden;
 }
 
 function drawCrop(a, b) {
@@ -254,6 +255,24 @@ stage.addEventListener("pointerup", () => {
 });
 stage.addEventListener("pointercancel", () => { dragged = null; byId("crop").hidden = !state.crop; });
 byId("uncrop").addEventListener("click", () => { setCrop(null); search(); });
+
+// the parts that stand out, one after the other
+byId("propose").addEventListener("click", async () => {
+  try {
+    const form = new FormData();
+    form.append("image", state.files ? state.files[0] : await wholePicture(state.similar), "image");
+    const { boxes } = await ask("standing-out", { method: "POST", body: form });
+    const before = boxes.findIndex((box) => String(box) === String(state.crop));
+    if (!boxes.length) return;
+    const [left, top, right, bottom] = boxes[(before + 1) % boxes.length];
+    const { naturalWidth: width, naturalHeight: height } = byId("query");
+    drawCrop({ x: left / width, y: top / height }, { x: right / width, y: bottom / height });
+    setCrop([left, top, right, bottom]);
+    search();
+  } catch (error) {
+    complain(error);
+  }
+});
 
 if (matchMedia("(max-width: 860px)").matches) byId("filters").open = false; // results first on a small screen
 

@@ -258,6 +258,13 @@ async def search(
     return Answer(plain(found))
 
 
+@_asking.post("/standing-out", summary="Parts of an image that stand out, to look for one of them")
+async def standing_out(request: fastapi.Request, image: UploadFile) -> Response:
+    """Boxes for ``crop``, the clearest first, at most 8: left, top, right and bottom in pixels."""
+    found = await run_in_threadpool(_service(request).standing_out, await image.read())
+    return Answer({"boxes": [list(box) for box in found]})
+
+
 @_asking.get(
     "/similar/{row_id}", response_model=SearchAnswer, summary="What looks like an image of the index"
 )

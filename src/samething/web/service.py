@@ -23,12 +23,12 @@ from samething.images import Box, Source
 from samething.images.addresses import scheme_of
 from samething.images.apart import Decoders
 from samething.images.decoding import decoded
-from samething.images.parts import cut_out
+from samething.images.parts import cut_out, standing_out
 from samething.index import Regions, Where
 from samething.index.sqlite_rows import chunks
 from samething.rerank import available, require_known
 from samething.search import Matches, Searcher
-from samething.search.collection import FILE_COLUMNS, files_of, looks_of
+from samething.search.collection import FILE_COLUMNS, THUMBNAIL_SIDE, files_of, looks_of
 from samething.search.looking_again import SecondLook
 from samething.search.queries import require_one_to_crop
 from samething.search.region_choice import chooser
@@ -167,6 +167,19 @@ class Service:
         least_side = searcher.embedder.least_side
         image = self._decoded(content, "the upload", box=crop, least_side=least_side)
         return image, searcher.embedder.prepare(image)
+
+    def standing_out(self, content: bytes) -> list[Box]:
+        """Parts of an image that stand out, the clearest first, in pixels of the upright image.
+
+        Raises:
+            ImageError: it is no image, or too large.
+        """
+        image = self._decoded(content, "the upload", least_side=THUMBNAIL_SIDE)
+        width, height = image.info.get("full_size", image.size)
+        return [
+            Box(int(left * width), int(top * height), int(right * width), int(bottom * height))
+            for left, top, right, bottom in standing_out(image)
+        ]
 
     def second_look(self, searcher: Searcher, rerank: str | None) -> SecondLook | None:
         """A second look of half the time of a request, at images that this server may read; None: none.
