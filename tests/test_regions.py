@@ -17,6 +17,8 @@ from samething.errors import ArtefactError, InputError
 from samething.images.parts import WINDOWS, cut_out, overlap, standing_out
 from samething.search import Searcher, backup, compact, find, index, rebuild, region_choice, sync, verify
 from samething.search.region_choice import chooser
+from samething.web import Limits
+from samething.web.service import Service
 from scenes import photographs
 
 
@@ -236,6 +238,26 @@ def test_a_detector_of_ones_own(line, images, tmp_path):
     for wrong in ("squares", str(tmp_path / "none.onnx")):
         with pytest.raises(InputError):
             index(images, model=line / "model", output=tmp_path / "w2", regions=wrong)
+
+
+def test_an_upload_gets_regions(line, images, tmp_path):
+    """Also where fewer images may wait than it has parts: they are sent a few at a time."""
+    made = index(images, model=line / "model", output=tmp_path / "index", regions="proposals")
+    turned = Image.open(images / "0.png").transpose(Image.Transpose.ROTATE_90)
+    turned.save(tmp_path / "turned.png")
+    content = (tmp_path / "turned.png").read_bytes()
+    service = Service(made, limits=Limits(max_waiting=2))
+    try:
+        row_id = service.add(content, label="new", domain="things")
+        [own] = made.index.regions([row_id])
+        assert own.places == standing_out(turned) and len(own.places) > 2
+        best = made.find(cut_out(turned, own.places[1:2])[0], k=1).matches[0]
+        assert (best.id, best.place, best.label) == (row_id, own.places[1], "new")
+        box = service.standing_out(content)[0]
+        assert np.array(box) / 240 == pytest.approx(np.array(own.places[0]), abs=0.01)
+        assert sync(tmp_path / "index").changes.num_kept == 6
+    finally:
+        service.close()
 
 
 def test_a_second_look_at_regions_is_refused_where_the_search_has_them(line, images, tmp_path):
