@@ -358,7 +358,7 @@ def _matlab(path: Path, images: list[str], queries: list[str], answers: list[dic
     scipy.io.savemat(path, {"imlist": cells(images), "qimlist": cells(queries), "gnd": gnd})
 
 
-def _revisited(root: Path, name: str) -> None:
+def _revisited(base: Path, name: str) -> None:
     images, queries = (
         [f"all_souls_{number:06d}" for number in range(6)],
         ["christ_church_000001", "magdalen_2"],
@@ -367,9 +367,9 @@ def _revisited(root: Path, name: str) -> None:
         {"bbx": [5.5, 2.0, 50.0, 35.0], "easy": [1, 2], "hard": [3], "junk": [4]},
         {"bbx": [0.0, 0.0, 30.0, 30.0], "easy": [], "hard": [5], "junk": [1, 6]},
     ]
-    _matlab(root / name / f"gnd_{name}.mat", images, queries, answers)
+    _matlab(base / name / f"gnd_{name}.mat", images, queries, answers)
     for number, image_name in enumerate([*images, *queries]):
-        image(root / name / "jpg" / f"{image_name}.jpg", number)
+        image(base / name / "jpg" / f"{image_name}.jpg", number)
 
 
 def roxford(root: Path) -> None:

@@ -326,7 +326,7 @@ class Catalog:
     def problems(self, *, check_files: bool = True) -> list[Problem]:
         """What is wrong with the catalog, in row order.
 
-        Errors: a missing file, an empty path or label, the same path (with the same box and role) twice, an
+        Errors: a missing file, an empty path or label, the same path (of one box, role and domain) twice, an
         empty box. Warnings: the same image (by SHA-256 and box) under two labels.
 
         Args:
@@ -334,9 +334,9 @@ class Catalog:
         """
         found: list[Problem] = []
         labels, images, hashes = self.strings("label"), self.strings("image"), self.strings("sha256")
-        # an image may be trained on and stand in an index, as in UnED's part of the Met
-        boxes, roles = self.boxes, self.strings("role")
-        first_row_of_path: dict[tuple[str, Box | None, str], int] = {}
+        # an image may be trained on and stand in an index (UnED's Met), or in the index of several domains
+        boxes, uses = self.boxes, list(zip(self.strings("role"), self.strings("domain"), strict=True))
+        first_row_of_path: dict[tuple[str, Box | None, tuple[str, str]], int] = {}
         first_row_of_hash: dict[tuple[str, Box | None], int] = {}
         for row, (image, label, sha256) in enumerate(zip(images, labels, hashes, strict=True)):
             if not label.strip():
@@ -346,7 +346,7 @@ class Catalog:
                 continue
             box = boxes[row]
             place = image if is_url(image) else os.path.normpath(image)
-            first = first_row_of_path.setdefault((place, box, roles[row]), row)
+            first = first_row_of_path.setdefault((place, box, uses[row]), row)
             if first != row:
                 found.append(Problem(row, "error", f"{image} is listed twice (first in row {first})"))
             if box is not None and (box.left >= box.right or box.top >= box.bottom):
