@@ -155,7 +155,7 @@ def test_listing_all_rows_compares_them(index: AbstractIndex) -> None:
 def test_a_failed_compaction_gives_the_disk_back(index: AbstractIndex, monkeypatch) -> None:
     """What it had written stayed on a disk that was full."""
     with monkeypatch.context() as patch:
-        patch.setattr("samething.index.sqlite._ROWS_A_COPY", "many")
+        patch.setattr("samething.index.row_changes._ROWS_A_COPY", "many")
         with pytest.raises(TypeError):
             index.compact()
     assert len(list(Path(index.location).glob("rows-*.sqlite"))) == 1
