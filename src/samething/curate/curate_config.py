@@ -15,6 +15,8 @@ from samething.errors import InputError
 
 Duplicates: TypeAlias = Literal["none", "exact", "perceptual", "embedding"]
 
+Verify: TypeAlias = Literal["pixels", "geometry"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CurateConfig:
@@ -55,6 +57,9 @@ class CurateConfig:
     """Cosine of the features from which two images are candidates, in (0, 1]."""
     closeness: float = 0.95
     """Correlation of the pixels that makes a candidate the same image, up to 1; 0 takes every candidate."""
+    verify: Verify = "pixels"
+    """What confirms a candidate: its pixels as they lie (pixels), or also places that agree, under crop,
+    perspective and overlays (geometry); needs the extra rerank."""
     conflicts: Conflicts = "exact"
     """The same image under two labels of a data set: drop both if the files are equal (exact), also if they
     look the same (all), or only report them."""
@@ -80,6 +85,12 @@ class CurateConfig:
                 f"--duplicates {self.duplicates} --noise {self.noise} without features",
                 expected="a feature folder of the images",
                 next_step="make one with samething features CATALOG, and give it with --features",
+            )
+        if self.verify == "geometry" and (self.duplicates in ("none", "exact") or self.closeness == 0):
+            raise InputError(
+                f"verify geometry with --duplicates {self.duplicates} and closeness {self.closeness}",
+                expected="candidates that are to be confirmed",
+                next_step="--duplicates embedding finds most of them; perceptual finds few crops",
             )
         if self.against and self.duplicates == "none":
             raise InputError(

@@ -16,8 +16,10 @@ from samething.curate.curated import Curation
 from samething.curate.draws import draws_of
 from samething.curate.duplicates import RELATIONS
 from samething.curate.ledger import MEANINGS, Ledger
-from samething.curate.pairs import Pairs
-from samething.pages import Cell, Table, Thumbnail, as_drawn, image_url, new_axes, write_page
+from samething.curate.pairs import METHODS, Pairs
+from samething.curate.same_image import made_of_each_other
+from samething.images import decode
+from samething.pages import Cell, Table, Thumbnail, as_drawn, image_url, new_axes, pair_url, write_page
 
 NUM_SAMPLES: Final = 9
 """Images shown of each domain."""
@@ -149,10 +151,12 @@ class _Page:
         for number, name in enumerate(RELATIONS):
             own = np.flatnonzero(relation == number)
             chosen: list[int] = []
-            for method in (2, 1, 0):
+            for method in reversed(range(len(METHODS))):
                 of_method = own[pairs.method[own] == method]
                 order = np.argsort(np.nan_to_num(pairs.closeness[of_method], nan=1.0), kind="stable")
-                chosen += of_method[order[: NUM_PAIRS // 3 if method else NUM_PAIRS - len(chosen)]].tolist()
+                chosen += of_method[
+                    order[: NUM_PAIRS // len(METHODS) if method else NUM_PAIRS - len(chosen)]
+                ].tolist()
             shown = [
                 {
                     "images": sorted(
@@ -160,12 +164,22 @@ class _Page:
                         key=operator.attrgetter("kind"),  # the right one first
                     ),
                     "text": pairs.found_by(pair),
+                    "drawn": self.drawn(pairs, pair),
                 }
                 for pair in chosen
             ]
             if shown:
                 found.append({"name": name, "number": len(own), "why": _EXPLANATIONS[name], "pairs": shown})
         return found
+
+    def drawn(self, pairs: Pairs, pair: int) -> str:
+        """Both images of a pair that geometry found, with the places that agree."""
+        if METHODS[pairs.method[pair]] != "geometry":
+            return ""
+        rows = (int(pairs.first[pair]), int(pairs.second[pair]))
+        [copy] = made_of_each_other(lambda row: decode(self.images.source(row)), [rows])
+        points = () if copy is None else copy.evidence.points
+        return pair_url(self.images.source(rows[0]), self.images.source(rows[1]), points)
 
     def doubtful(self, training: np.ndarray) -> list[list[Thumbnail]]:
         """Some images dropped for their label, each beside others of its class."""

@@ -17,10 +17,10 @@ import pyarrow as pa
 from samething.arrays import Bool, Embeddings, Float32, Int
 from samething.curate.hashes import Hashes
 from samething.curate.near_hashes import HashPairs, differing_bits, in_buckets, near_pairs
-from samething.curate.same_image import DecodeRow, pair_similarities
+from samething.curate.same_image import DecodeRow, made_of_each_other, pair_similarities
 from samething.retrieval import pairs_above
 
-Method: TypeAlias = Literal["exact", "perceptual", "embedding"]
+Method: TypeAlias = Literal["exact", "perceptual", "embedding", "geometry"]
 METHODS: Final[Sequence[Method]] = get_args(Method)
 
 FARTHEST_BITS: Final = 22
@@ -37,9 +37,11 @@ class Pairs:
     method: Int[np.ndarray, " p"]
     """What found it, as an index into :data:`METHODS`."""
     score: Float32[np.ndarray, " p"]
-    """Bits that differ for ``perceptual``, cosine for ``embedding``, 0 for ``exact``."""
+    """Bits that differ for ``perceptual``, cosine for ``embedding``, 0 for ``exact``, places that agree for
+    ``geometry``."""
     closeness: Float32[np.ndarray, " p"]
-    """Correlation of the pixels; 1 for ``exact``, NaN where the pixels were not compared."""
+    """Correlation of the pixels; 1 for ``exact``, NaN where the pixels were not compared; for ``geometry`` as
+    :func:`~samething.rerank.laid_over.laid_over` takes it."""
 
     def __len__(self) -> int:
         return len(self.first)
@@ -67,7 +69,12 @@ class Pairs:
         method, score, closeness = METHODS[self.method[number]], self.score[number], self.closeness[number]
         if method == "exact":
             return "the same file"
-        text = f"{score:.0f} of 64 bits differ" if method == "perceptual" else f"cosine {score:.3f}"
+        texts = {
+            "perceptual": f"{score:.0f} of 64 bits differ",
+            "embedding": f"cosine {score:.3f}",
+            "geometry": f"{score:.0f} places agree",
+        }
+        text = texts[method]
         return text if np.isnan(closeness) else f"{text}, pixels {closeness:.3f}"
 
     def take(self, chosen: Bool[np.ndarray, " p"] | Int[np.ndarray, " k"]) -> Pairs:
@@ -133,6 +140,7 @@ def perceptual_pairs(
     bits: int,
     closeness: float,
     mirrored: bool,
+    geometry: bool = False,
     memory_mib: int = 256,
 ) -> Pairs:
     """Pairs of contents whose perceptual hashes are near, confirmed on their pixels.
@@ -144,6 +152,7 @@ def perceptual_pairs(
         bits: bits of 64 that may differ in a candidate.
         closeness: correlation of the pixels that confirms it; 0 confirms every candidate.
         mirrored: whether an image and its mirror image count as one.
+        geometry: whether candidates whose pixels do not agree are also confirmed by places that agree.
         memory_mib: ceiling in MiB of the search for candidates.
     """
     rows = contents.row_of[hashes.is_hashed[contents.row_of]]
@@ -158,7 +167,7 @@ def perceptual_pairs(
         parts.append(_spread(rows, other_numbers, numbers, near, is_mirrored=name == "mirrored"))
     columns = (np.concatenate(column) for column in zip(*parts, strict=True))
     first, second, distance, is_mirrored = _each_once(*columns)
-    return _confirmed(first, second, 1, distance, is_mirrored, decode_row, closeness)
+    return _confirmed(first, second, 1, distance, is_mirrored, decode_row, closeness, geometry)
 
 
 def embedding_pairs(
@@ -170,6 +179,7 @@ def embedding_pairs(
     similarity: float,
     closeness: float,
     mirrored: bool,
+    geometry: bool = False,
     memory_mib: int = 512,
 ) -> tuple[Pairs, int]:
     """Pairs of rows whose embeddings are near, confirmed on their pixels.
@@ -177,11 +187,12 @@ def embedding_pairs(
     Args:
         rows: rows that have an embedding, ascending, one of each content.
         embeddings: of those rows.
-        hashes: of all rows; candidates whose hashes have nothing in common are not looked at.
+        hashes: of all rows; without ``geometry`` those with nothing in common are passed over.
         decode_row: the image of a row.
         similarity: cosine that makes a candidate.
         closeness: correlation of the pixels that confirms it; 0 confirms every candidate.
         mirrored: whether an image and its mirror image count as one.
+        geometry: whether candidates whose pixels do not agree are also confirmed by places that agree.
         memory_mib: ceiling in MiB of the search for candidates.
 
     Returns:
@@ -201,11 +212,12 @@ def embedding_pairs(
     turned = differing_bits(hashes.mirrored[first], own[second])
     is_mirrored = (turned < bits) & mirrored
     bits = np.where(is_mirrored, turned, bits)
-    alike = (bits <= FARTHEST_BITS) | ~hashes.is_hashed[first] | ~hashes.is_hashed[second]
+    alike = (bits <= FARTHEST_BITS) | geometry | ~hashes.is_hashed[first] | ~hashes.is_hashed[second]
     first, second, negative, is_mirrored = _each_once(
         first[alike], second[alike], -near.cosine[alike], is_mirrored[alike]
     )
-    return _confirmed(first, second, 2, -negative, is_mirrored, decode_row, closeness), near.num_crowded
+    found = _confirmed(first, second, 2, -negative, is_mirrored, decode_row, closeness, geometry)
+    return found, near.num_crowded
 
 
 def _spread(
@@ -268,8 +280,9 @@ def _confirmed(
     is_mirrored: np.ndarray,
     decode_row: DecodeRow,
     closeness: float,
+    geometry: bool,
 ) -> Pairs:
-    """The candidates whose pixels agree."""
+    """The candidates whose pixels agree, and with ``geometry`` those of which one was made of the other."""
     pairs = Pairs(
         first,
         second,
@@ -281,7 +294,20 @@ def _confirmed(
         return pairs
     candidates = zip(first.tolist(), second.tolist(), is_mirrored.tolist(), strict=True)
     seen = pair_similarities(decode_row, candidates, least=closeness)
-    return dataclasses.replace(pairs, closeness=seen).take(seen >= closeness)
+    same = dataclasses.replace(pairs, closeness=seen).take(seen >= closeness)
+    if not geometry:
+        return same
+    others = pairs.take((seen < closeness) & ~is_mirrored)
+    copies = made_of_each_other(decode_row, zip(others.first.tolist(), others.second.tolist(), strict=True))
+    is_copy = np.array([copy is not None for copy in copies], bool)
+    found = [copy for copy in copies if copy is not None]
+    confirmed = dataclasses.replace(
+        others.take(is_copy),
+        method=np.full(len(found), METHODS.index("geometry")),
+        score=np.array([copy.evidence.num_agreeing for copy in found], np.float32),
+        closeness=np.array([copy.closeness for copy in found], np.float32),
+    )
+    return Pairs.joined([same, confirmed])
 
 
 def row_ranks(

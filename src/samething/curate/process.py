@@ -205,6 +205,7 @@ class _Process:
                     bits=config.bits,
                     closeness=config.closeness,
                     mirrored=config.mirrored,
+                    geometry=config.verify == "geometry",
                     memory_mib=config.memory_mib,
                 )
             )
@@ -226,6 +227,7 @@ class _Process:
             similarity=self.config.similarity,
             closeness=self.config.closeness,
             mirrored=self.config.mirrored,
+            geometry=self.config.verify == "geometry",
             memory_mib=self.config.memory_mib,
         )
         if num_crowded:

@@ -18,6 +18,8 @@ from PIL import Image
 from samething.arrays import Float, Float32
 from samething.errors import ImageError
 from samething.progress import progress_bar
+from samething.rerank import Shown
+from samething.rerank.laid_over import Copy, copy_check
 
 DecodeRow: TypeAlias = Callable[[int], Image.Image]
 """From a row to its image; raises ImageError where it cannot be read."""
@@ -89,6 +91,22 @@ def pair_similarities(
     with progress_bar("pairs", disable=not pairs) as progress:
         found += (similarity(*pair) for pair in progress.track(pairs, description="comparing"))
     return np.asarray(found, np.float32)
+
+
+def made_of_each_other(decode_row: DecodeRow, pairs: Iterable[tuple[int, int]]) -> list[Copy | None]:
+    """Whether one image of each pair was made of the other, also under crop, perspective and overlays.
+
+    Args:
+        decode_row: the image of a row.
+        pairs: two rows; sorted by the first, so that images are decoded seldom.
+
+    Raises:
+        MissingExtraError: OpenCV is not installed.
+    """
+    pairs = list(pairs)
+    check = copy_check(lambda row: Shown("", lambda: decode_row(row), np.zeros(0, np.float32)))
+    with progress_bar("pairs", disable=not pairs) as progress:
+        return [check(*pair) for pair in progress.track(pairs, description="verifying")]
 
 
 @dataclasses.dataclass(frozen=True)

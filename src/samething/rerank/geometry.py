@@ -2,7 +2,9 @@
 
 SIFT (Lowe, *Distinctive Image Features from Scale-Invariant Keypoints*, IJCV 2004) as RootSIFT
 (Arandjelović and Zisserman, *Three things everyone should know to improve object retrieval*, CVPR 2012);
-pairs that are each other's nearest and clearly nearer than the next (Lowe's ratio); a homography by MAGSAC
+bright points are compared with bright ones alone, and dark ones with dark (Bay, Ess, Tuytelaars and Van Gool,
+*Speeded-Up Robust Features*, CVIU 2008), at half the cost; pairs that are each other's nearest and clearly
+nearer than the next (Lowe's ratio); a homography by MAGSAC
 (Barath, Noskova, Ivashechkin and Matas, *MAGSAC++, a Fast, Reliable and Accurate Robust Estimator*, CVPR
 2020), all by OpenCV.
 """
@@ -18,9 +20,10 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from samething.arrays import Float, Int, unit
+from samething.arrays import Bool, Float, Int, UInt8, unit
 from samething.errors import needed
 from samething.files import Json
+from samething.rerank.four_bits import packed, unpacked
 from samething.rerank.second_look import Evidence, Shown
 
 _SIDE: Final = 640
@@ -34,6 +37,9 @@ _STEPS: Final = 16
 _RATIO: Final = 0.8
 _PIXELS: Final = 4.0
 """How far a place may be from where the homography has it."""
+_SURE: Final = 0.999
+"""Of a homography's finding: probability that no better one is there."""
+_MOST_DRAWS: Final = 1000
 _MOST_SCALE: Final = 16.0
 """Between both images, by which a homography may enlarge or shrink; others are no view of a thing."""
 LEAST_POINTS: Final = 8
@@ -51,26 +57,28 @@ class _Points:
     """x and y, in its pixels."""
     descriptors: Float[np.ndarray, "m 48"]
     """Of unit length."""
+    is_bright: Bool[np.ndarray, " m"]
+    """Brighter than what is around it, or darker."""
 
     def to_bytes(self) -> bytes:
-        """Sides and places as uint16 (places in 1/65,535 of the sides), descriptors in 4 bits a number."""
+        """Sides and places as uint16 (places in 1/65,535 of the sides), descriptors in 4 bits a number.
+
+        The last bit of y says whether the point is bright.
+        """
         shares = np.round(self.places / self.size * 65535).clip(0, 65535).astype("<u2")
-        levels = (np.floor(self.descriptors * _STEPS).clip(-8, 7) + 8).astype(np.uint8)
-        packed = levels[:, 0::2] | levels[:, 1::2] << 4
-        return b"".join(part.tobytes() for part in (np.array(self.size, "<u2"), shares, packed))
+        shares[:, 1] = shares[:, 1] & 0xFFFE | self.is_bright
+        sides = np.array(self.size, "<u2")
+        return sides.tobytes() + shares.tobytes() + packed(self.descriptors, steps=_STEPS)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> _Points:
         """The inverse of :meth:`to_bytes`, each number in the middle of its level."""
-        half = _NUM_NUMBERS // 2
-        count = (len(content) - 4) // (4 + half)
+        count = (len(content) - 4) // (4 + _NUM_NUMBERS // 2)
         width, height = np.frombuffer(content, "<u2", 2).tolist()
         shares = np.frombuffer(content, "<u2", 2 * count, 4).reshape(count, 2)
-        packed = np.frombuffer(content, np.uint8, half * count, 4 + 4 * count).reshape(count, half)
-        levels = np.empty((count, _NUM_NUMBERS), np.float32)
-        levels[:, 0::2], levels[:, 1::2] = packed & 15, packed >> 4
         places = (shares / 65535 * (width, height)).astype(np.float32)
-        return cls((width, height), places, unit(levels - np.float32(7.5)))
+        descriptors = unpacked(content[4 + 4 * count :], _NUM_NUMBERS)
+        return cls((width, height), places, descriptors, (shares[:, 1] & 1).astype(bool))
 
 
 @functools.cache
@@ -111,7 +119,7 @@ class Geometry:
     def made_from(self) -> Json:
         """Settings, and the version of OpenCV: another one may find other points."""
         version = ".".join(_cv2().__version__.split(".")[:2])
-        return {"geometry": [1, _SIDE, _NUM_POINTS, _NUM_NUMBERS, _STEPS], "opencv": version}
+        return {"geometry": [2, _SIDE, _NUM_POINTS, _NUM_NUMBERS, _STEPS], "opencv": version}
 
     def keep(self, image: Image.Image) -> bytes:
         """Places and descriptors, 4 to 16,804 bytes."""
@@ -145,14 +153,46 @@ def _points_of(image: Image.Image) -> _Points:
     places = np.array([found[place].pt for place in order], np.float32).reshape(-1, 2)
     descriptors = np.zeros((0, 128), np.float32) if rows is None else np.asarray(rows[order], np.float32)
     length = np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-9)
-    return _Points(grey.shape[::-1], places, unit(np.sqrt(descriptors / length) @ _waves()))
+    descriptors = unit(np.sqrt(descriptors / length) @ _waves())
+    sizes = np.array([found[place].size for place in order])
+    return _Points(grey.shape[::-1], places, descriptors, _is_bright(grey, places, sizes))
+
+
+def _is_bright(
+    grey: UInt8[np.ndarray, "height width"], places: Float[np.ndarray, "m 2"], sizes: Float[np.ndarray, " m"]
+) -> Bool[np.ndarray, " m"]:
+    """Whether a point of some size, in pixels, is brighter than what is around it."""
+    cv2 = _cv2()
+    found = np.zeros(len(places), bool)
+    levels = np.round(2 * np.log2(np.maximum(sizes / 2, 1))).astype(int)  # half octaves of its blur
+    for level in np.unique(levels).tolist():
+        own = levels == level
+        size = [max(1, round(side / 2 ** (level // 2))) for side in grey.shape[::-1]]
+        small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+        blur = 2 ** (level % 2 / 2)
+        above = cv2.GaussianBlur(small, (0, 0), blur) - cv2.GaussianBlur(small, (0, 0), 1.6 * blur)
+        x, y = ((places[own] + 0.5) * (np.array(size) / grey.shape[::-1]) - 0.5).astype(np.float32).T
+        found[own] = cv2.remap(above, x[:, None], y[:, None], cv2.INTER_LINEAR)[:, 0] > 0
+    return found
 
 
 def _pairs(one: _Points, other: _Points) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
-    """Points that are each other's nearest, clearly nearer than the next one."""
-    if min(len(one.places), len(other.places)) < LEAST_POINTS:
-        return np.zeros(0, int), np.zeros(0, int)
-    cosines = one.descriptors @ other.descriptors.T
+    """Points of one brightness that are each other's nearest, clearly nearer than the next one."""
+    parts = []
+    for is_bright in (False, True):
+        ours, theirs = (np.flatnonzero(points.is_bright == is_bright) for points in (one, other))
+        if len(ours) and len(theirs) > 1:
+            rows, columns = _nearest(one.descriptors[ours], other.descriptors[theirs])
+            parts.append(np.stack([ours[rows], theirs[columns]]))
+    pairs = np.concatenate([np.zeros((2, 0), int), *parts], axis=1)
+    found, others = pairs[:, np.argsort(pairs[0])]
+    return found, others
+
+
+def _nearest(
+    ours: Float[np.ndarray, "m 48"], theirs: Float[np.ndarray, "r 48"]
+) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
+    cosines = ours @ theirs.T
     rows = np.arange(len(cosines))
     nearest = cosines.argmax(axis=1)
     best = cosines[rows, nearest]
@@ -178,8 +218,11 @@ def agreeing(
         return nothing
     cv2 = _cv2()
     source, target = places[ours], others[theirs]
+    # draws of four pairs among which surely one is of the least that must agree
+    share = math.comb(LEAST_POINTS, 4) / math.comb(len(ours), 4)
+    draws = math.ceil(math.log(1 - _SURE) / math.log(1 - share)) if share < 1 else 1
     matrix, mask = cv2.findHomography(
-        source, target, cv2.USAC_MAGSAC, _PIXELS, maxIters=1000, confidence=0.999
+        source, target, cv2.USAC_MAGSAC, _PIXELS, maxIters=min(draws, _MOST_DRAWS), confidence=_SURE
     )
     if matrix is None:
         return nothing

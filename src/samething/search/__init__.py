@@ -17,7 +17,7 @@ from samething.progress import Terminal
 from samething.search.collection import CAPTURE_COLUMNS, FILE_COLUMNS, Collection, fitted
 from samething.search.conditions import conditions
 from samething.search.feature_vectors import KnownVectors, is_feature_folder
-from samething.search.looking_again import Prepared, prepare
+from samething.search.looking_again import Prepared, SecondLook, prepare
 from samething.search.matches import Match, Matches
 from samething.search.model_choice import model_for
 from samething.search.near_duplicates import Duplicates, near_duplicates
@@ -321,21 +321,33 @@ def find(
 
 
 def duplicates(
-    index: str | Path = "index", *, min_score: float = 0.95, output: Path | None = None
+    index: str | Path = "index",
+    *,
+    min_score: float | None = None,
+    verify: Literal["geometry"] | None = None,
+    output: Path | None = None,
 ) -> Duplicates:
     """Group the near-duplicates of a whole index.
 
     Args:
         index: the index folder, or the URL of a distributed engine.
-        min_score: similarity from which two images count as near-duplicates, at most 1.
+        min_score: similarity from which two images count as near-duplicates, at most 1; by default 0.95, and
+            0.6 where candidates are verified.
+        verify: geometry: candidates count only where one was made of the other, also by cropping, in
+            perspective, or with something laid over it; needs the extra rerank.
         output: also write the groups here, as JSON.
 
     Raises:
         InputError: a similarity out of range.
+        MissingExtraError: OpenCV is not installed.
     """
     from samething.files import write_json
 
-    found = near_duplicates(open_index(nearby(index)), min_score=min_score)
+    opened = open_index(nearby(index))
+    look = None if verify is None else SecondLook.without_model(opened, verify)
+    if min_score is None:
+        min_score = 0.95 if look is None else 0.6
+    found = near_duplicates(opened, min_score=min_score, look=look)
     if output is not None:
         write_json(output, found.to_json())
     return found

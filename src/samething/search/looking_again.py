@@ -97,6 +97,16 @@ class SecondLook:
         trust = Trust.untaught(rerank.weights) if noted is None else Trust.from_json(noted)
         return cls(rerank, index, trust, Kept.beside(index.location), budget_ms, read)
 
+    @classmethod
+    def without_model(cls, index: AbstractIndex, name: str) -> SecondLook:
+        """A second look that embeds nothing, and compares the index's own images.
+
+        Raises:
+            MissingExtraError: a package that it needs is not installed.
+        """
+        reranker = reranker_of(name, lambda images: np.empty((len(images), 0), np.float32), None)
+        return cls(reranker, index, Trust.untaught(reranker.weights), Kept.beside(index.location))
+
     def asking(self, images: Sequence[Image.Image], vectors: Embeddings) -> SecondLook:
         """This for a query of some images, with their vectors."""
         asked = [
