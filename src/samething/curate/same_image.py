@@ -104,7 +104,11 @@ def made_of_each_other(decode_row: DecodeRow, pairs: Iterable[tuple[int, int]]) 
         MissingExtraError: OpenCV is not installed.
     """
     pairs = list(pairs)
-    check = copy_check(lambda row: Shown("", lambda: decode_row(row), np.zeros(0, np.float32)))
+
+    def shown(row: int) -> Shown:
+        return Shown("", lambda: decode_row(row), np.zeros(0, np.float32))
+
+    check = copy_check(shown)
     with progress_bar("pairs", disable=not pairs) as progress:
         return [check(*pair) for pair in progress.track(pairs, description="verifying")]
 
