@@ -86,6 +86,13 @@ def score(metric, ranking):
         return float(any(ranking[: int(metric[2:])]))
     if metric.startswith("p@"):
         return sum(ranking[: int(metric[2:])]) / int(metric[2:])
+    if metric.startswith("mrr@"):
+        first = ranking.index(True)
+        return 1 / (first + 1) if first < int(metric[4:]) else 0.0
+    if metric == "map-trapezoid":
+        places = [place for place, hit in enumerate(ranking) if hit]
+        heights = [(n / p if p else 1.0, (n + 1) / (p + 1)) for n, p in enumerate(places)]
+        return sum(left + right for left, right in heights) / 2 / positives
     if metric == "r-precision":
         return sum(ranking[:positives]) / positives
     if metric == "map":
