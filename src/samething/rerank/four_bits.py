@@ -15,7 +15,7 @@ _LEVELS: Final = np.stack([np.arange(256) & 15, np.arange(256) >> 4], axis=1).as
 def packed(rows: Float[np.ndarray, "n d"], *, steps: int) -> bytes:
     """Unit vectors of an even number of dimensions in 16 levels a number, ``steps`` levels per unit."""
     levels = (np.floor(rows * steps).clip(-8, 7) + 8).astype(np.uint8)
-    return (levels[:, 0::2] | levels[:, 1::2] << 4).tobytes()
+    return bytes((levels[:, 0::2] | levels[:, 1::2] << 4).tobytes())
 
 
 def unpacked(content: bytes, num_dims: int) -> Float[np.ndarray, "n d"]:
