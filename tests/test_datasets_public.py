@@ -530,6 +530,10 @@ MALFORMED = [
     ("cub_200", "CUB_200_2011/image_class_labels.txt", "1 1\n2 100\n3 bird\n", "has the class 'bird'"),
     ("cub_200", "CUB_200_2011/images.txt", "1 a b\n", "line 1 is '1 a b'"),
     ("cars196", "cars196/cars_annos.mat", "no MATLAB file", "cannot be read"),
+    ("roxford", "roxford5k/gnd_roxford5k.mat", "no MATLAB file", "cannot be read"),
+    ("rparis", "rparis6k/gnd_rparis6k.mat", "", "cannot be read"),
+    ("instre", "instre/gnd_instre.mat", "no MATLAB file", "cannot be read"),
+    ("forb", "forb/metadata/currency_gt.ndjson", '{"query_image": "a.jpg"}', "line 1 is"),
     (
         "in_shop",
         "in_shop/Eval/list_eval_partition.txt",
