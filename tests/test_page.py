@@ -26,6 +26,7 @@ from web_server import asked, running
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")
 expect = playwright.expect
+expect.set_options(timeout=60_000)  # a busy machine is no fault of the page
 
 TOKEN = "a secret of some length"
 SCRIPT = "<img src=x onerror=alert(1)>"
