@@ -195,7 +195,8 @@ def test_self_is_left_out_by_row_where_it_is_not_rank_one(tmp_path, protocol):
         for label, role in (("y", "index"), ("y", "index"), ("x", "query+index"), ("x", "index"))
     ]
     result = evaluate_embeddings(np.ones((4, 2)), catalog_of(rows, tmp_path), protocol=protocol)
-    place = {"r@1": 0.0, "r@2": 0.0, "r@4": 1.0, "r@8": 1.0, "mmp@5": 0.0, "map@r": 0.0, "r-precision": 0.0}
+    place = {"r@1": 0.0, "r@2": 0.0, "mmp@5": 0.0, "map@r": 0.0, "r-precision": 0.0}
+    place |= {"r@4": 1.0, "r@8": 1.0, "r@10": 1.0, "r@100": 1.0, "map-trapezoid": (0 / 2 + 1 / 3) / 2}
     for metric in protocol.metrics:
         expected = place.get(metric, 1 / 3)
         assert result.value(metric, domain="cars") == pytest.approx(expected, abs=1e-12)
