@@ -7,7 +7,7 @@ LOWEST := .lowest
 EXTRAS := serve remote milvus map watch
 QUICK := beartype hypothesis jaxtyping pytest pytest-xdist httpx milvus-lite scikit-image scikit-learn scipy
 # what an old package does at its import is no fault of ours; test_pins.py is about constraints.txt, which is not used here
-OLD_HINTS := ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning
+OLD_HINTS := -W ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning -W ignore:numpy.core._multiarray_umath:DeprecationWarning
 COMMA := ,
 SPACE := $(subst ,, )
 BIN := $(VENV)/bin
@@ -41,7 +41,7 @@ test-lowest:  ## an environment at the lowest versions that pyproject.toml allow
 	rm -rf $(LOWEST) && $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python tests/lowest.py $(EXTRAS) > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/lowest.txt ".[$(subst $(SPACE),$(COMMA),$(EXTRAS))]" $(QUICK)
-	$(LOWEST)/bin/python -m pytest -n 2 --quick --ignore tests/test_pins.py --doctest-ignore-import-errors -W $(OLD_HINTS)
+	$(LOWEST)/bin/python -m pytest -n 2 --quick --ignore tests/test_pins.py --doctest-ignore-import-errors $(OLD_HINTS)
 
 test-pythons: $(VENV)/.dev  ## test-torch-free with every Python from 3.11 that is here
 	@for python in python3.11 python3.12 python3.13 python3.14; do \

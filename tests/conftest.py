@@ -31,6 +31,8 @@ HEAVY = {
     "pymilvus",
     "playwright",
     "transformers",
+    "optuna",
+    "samething_demo",
 }
 
 
@@ -86,3 +88,9 @@ def pytest_ignore_collect(collection_path, config):
     if config.getoption("--quick") and collection_path.suffix == ".py":
         return True if _imports(collection_path) & HEAVY else None
     return None
+
+
+def pytest_collection_modifyitems(config, items):
+    """With ``--quick`` no test is run that needs packages of the extras train or demo."""
+    if config.getoption("--quick"):
+        items[:] = [item for item in items if not item.get_closest_marker("heavy")]

@@ -169,6 +169,7 @@ def test_imports_without_torch(module):
     assert heavy.strip() == "[]"
 
 
+@pytest.mark.heavy
 def test_imports_have_no_effects(tmp_path):
     """No logging set-up, no folder made, no environment touched by importing any module."""
     names = [

@@ -29,6 +29,7 @@ def turned(tmp_path):
     return tmp_path, decode(tmp_path / "a.jpg")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("decoding", ["exact", "fast", "scaled"])
 def test_the_box_is_cut_from_the_upright_image(turned, decoding):
     root, upright = turned
@@ -42,6 +43,7 @@ def test_the_box_is_cut_from_the_upright_image(turned, decoding):
         assert difference <= {"exact": 0, "fast": 2, "scaled": 60}[decoding]
 
 
+@pytest.mark.heavy
 def test_a_box_beyond_the_edge_is_cut_and_one_outside_refused(turned):
     root, upright = turned
     source = Source(str(root / "a.jpg"), Box(-20, 10, upright.width + 9, 50))

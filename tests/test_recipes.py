@@ -11,6 +11,8 @@ import pytest
 from samething.errors import SamethingError
 from scenes import feature_folder
 
+pytestmark = pytest.mark.heavy
+
 RECIPES = {path.stem: path for path in sorted((Path(__file__).parent.parent / "recipes").glob("*.py"))}
 SMALL = {
     "leave_one_domain_out": {"seeds": 1, "few": (5,)},

@@ -14,6 +14,8 @@ from samething.evaluation.analysis import Analysis, ShownHit, ShownQuery
 from samething.evaluation.run_report import write_report
 from scenes import photographs
 
+pytestmark = pytest.mark.heavy
+
 NASTY = '<script>alert("x")</script> & \'"é'
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 

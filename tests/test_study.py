@@ -243,6 +243,7 @@ def kill_after(monkeypatch, num_trials):
     monkeypatch.setattr(StudyFolder, "_append", dying)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("out_of_domain", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_study_datasets_resumes_to_the_same_result(features, tmp_path, monkeypatch, out_of_domain):
     options = {**SMALL, "seeds": 1, "cap": (0, 3), "budget": 40, "leave_one_domain_out": out_of_domain}
@@ -263,6 +264,7 @@ def test_study_datasets_resumes_to_the_same_result(features, tmp_path, monkeypat
     assert len(looks) == 1
 
 
+@pytest.mark.heavy
 def test_what_study_datasets_chose_can_be_used(features, tmp_path):
     study.datasets(features, output=tmp_path / "out", **SMALL, seeds=1, budget=40)
     recipe = json.loads((tmp_path / "out" / "chosen.json").read_text())
@@ -300,6 +302,7 @@ def test_study_losses_resumes_to_the_same_result(features, tmp_path, monkeypatch
     assert len(search.trials) == 3 and search.trials[0].params == defaults_of("arcface")
 
 
+@pytest.mark.heavy
 def test_every_loss_is_searched_within_its_bounds():
     from samething.losses import LOSSES
 
@@ -310,6 +313,7 @@ def test_every_loss_is_searched_within_its_bounds():
             assert low <= defaults[name] <= high, loss
 
 
+@pytest.mark.heavy
 def test_study_backbones_by_the_command_line(features, tmp_path):
     other = feature_folder(tmp_path / "wide", num_classes=36, num_domains=3, width=64, seed=0)
     arguments = ["study", "backbones", str(features), str(other.folder)]
@@ -340,6 +344,7 @@ def test_study_datasets_refuses_what_cannot_be_asked(features, tmp_path, options
         study.datasets(features, output=tmp_path / "out", **{"budget": 40, **SMALL, **options})
 
 
+@pytest.mark.heavy
 def test_an_unknown_loss_is_refused(features, tmp_path):
     with pytest.raises(InputError, match="triplet"):
         study.losses(features, output=tmp_path / "out", loss=("triplet",))
