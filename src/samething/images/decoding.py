@@ -337,7 +337,7 @@ def _scaled_to_8_bits(image: Image.Image, name: str) -> Image.Image:
 def thumbnail(image: Image.Image, *, longer_side: int) -> bytes:
     """A JPEG of the image whose longer side is at most ``longer_side`` pixels."""
     small = image.copy()
-    small.thumbnail((longer_side, longer_side), Image.Resampling.LANCZOS, reducing_gap=1.5)
+    small.thumbnail((longer_side, longer_side), Image.Resampling.BICUBIC, reducing_gap=1.0)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()

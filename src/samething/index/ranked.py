@@ -13,7 +13,7 @@ import samething.index.sqlite_regions as sqlite_regions
 from samething.arrays import Float, Int, Queries, Shaped
 from samething.index.description import vector_crc32
 from samething.index.generation import Generation
-from samething.index.sqlite_rows import Connection, Slots
+from samething.index.sqlite_rows import Connection, Slots, at_slots
 from samething.index.view import View
 from samething.retrieval import nearest_units
 
@@ -90,12 +90,11 @@ def _best_of_each(rows: Slots, values: Float[np.ndarray, " n"], slots: Slots) ->
 
 def _ids(db: Connection, generation: Generation, view: View, slots: Slots) -> list[str]:
     names: list[str] = []
+    whole = at_slots(db, "id, vector_crc32", slots.tolist())
     for slot in slots.tolist():
-        name, check = "", None
+        name, check = whole.get(slot, ("", None))
         if view.rows is not None and view.rows[slot] != slot:
             name, _, check = sqlite_regions.at(db, slot) or ("", None, None)
-        elif found := db.execute("SELECT id, vector_crc32 FROM rows WHERE slot = ?", (slot,)).fetchone():
-            name, check = found
         if vector_crc32([name], view.kept[slot : slot + 1]) != [check]:
             raise generation.damaged(f"the vector of {name or f'slot {slot}'!r} is not what was written")
         names.append(name)

@@ -180,11 +180,12 @@ class RowFormat:
         """Columns of rows, in the order of the slots, and a sentence for each that is damaged."""
         found: dict[int, dict[str, Any]] = {}
         problems: list[str] = []
+        stored = at_slots(db, f"{self.names}, row_crc32", slots)
         for slot in dict.fromkeys(slots):
-            row = db.execute(f"SELECT {self.names}, row_crc32 FROM rows WHERE slot = ?", (slot,)).fetchone()
+            row = stored.get(slot)
             if row is None or StoredRow(row[:-1], None).row_crc32 != row[-1]:
                 problems.append(f"the row of {row[0]!r} is damaged" if row else f"slot {slot} has no row")
-                row = [None] * (len(self.kinds) + 1)
+                row = (None,) * (len(self.kinds) + 1)
             found[slot] = {
                 name: self.value(name, row[self._places[name]]) for name in columns if name != "thumbnail"
             }
@@ -279,6 +280,17 @@ class RowFormat:
             if checksum(row[:3]) != row[3]
         ]
         return num_rows, problems
+
+
+def at_slots(db: Connection, columns: str, slots: Iterable[int]) -> dict[int, tuple[Any, ...]]:
+    """Columns of the rows in slots, of those that there are."""
+    return {
+        slot: tuple(values)
+        for part in chunks(list(dict.fromkeys(slots)), _MOST_VALUES)
+        for slot, *values in db.execute(
+            f"SELECT slot, {columns} FROM rows WHERE slot IN ({', '.join('?' * len(part))})", part
+        )
+    }
 
 
 def _stored(value: Any, kind: str) -> Any:
