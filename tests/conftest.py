@@ -1,6 +1,7 @@
 """Shapes and dtypes in signatures are checked in every test run."""
 
 import ast
+import functools
 import os
 import shutil
 from pathlib import Path
@@ -75,6 +76,7 @@ def line_copy(line, tmp_path):
     return shutil.copytree(line, tmp_path / "copy with space ü")
 
 
+@functools.cache
 def _imports(path: Path) -> set[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
@@ -91,6 +93,10 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """With ``--quick`` no test is run that needs packages of the extras train or demo."""
+    """With ``--quick`` no test or example is run that needs packages of the extras train or demo."""
     if config.getoption("--quick"):
-        items[:] = [item for item in items if not item.get_closest_marker("heavy")]
+        items[:] = [
+            item
+            for item in items
+            if not item.get_closest_marker("heavy") and not _imports(item.path) & HEAVY
+        ]

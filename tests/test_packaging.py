@@ -2,6 +2,7 @@
 
 import email
 import functools
+import os
 import re
 import shutil
 import subprocess
@@ -114,7 +115,7 @@ def test_the_wheel_serves_and_searches_in_an_empty_environment(wheel, line, tmp_
         subprocess.run, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=900
     )
     run([sys.executable, "-m", "venv", "empty"])
-    python = next(tmp_path.glob("empty/*/python*"))
+    python = tmp_path / "empty" / ("Scripts" if os.name == "nt" else "bin") / "python"
     run([python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{wheel}[serve]"])
     program = [python.parent / "samething"]
     run([*program, "index", line / "my-images", "--model", line / "model"])
