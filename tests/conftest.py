@@ -96,7 +96,5 @@ def pytest_collection_modifyitems(config, items):
     """With ``--quick`` no test or example is run that needs packages of the extras train or demo."""
     if config.getoption("--quick"):
         items[:] = [
-            item
-            for item in items
-            if not item.get_closest_marker("heavy") and not _imports(item.path) & HEAVY
+            item for item in items if not item.get_closest_marker("heavy") and not _imports(item.path) & HEAVY
         ]
