@@ -79,6 +79,9 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "index backup": Command("samething.search:backup", "Copy an index while it is in use."),
     "index restore": Command("samething.search:restore", "Bring an index back from a copy."),
     "index rebuild": Command("samething.search:rebuild", "Make an index anew with another model."),
+    "tokens": Command(
+        "samething.export.token_graph:tokens", "Write a backbone's patches as a graph for a second look."
+    ),
     "find": Command("samething.search:find", "Find the same thing as in an image."),
     "duplicates": Command("samething.search:duplicates", "Group the near-duplicates of an index."),
     "verify": Command("samething.search:verify", "Compare any artefact with its checksums."),

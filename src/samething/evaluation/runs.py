@@ -164,7 +164,7 @@ class OpenedRuns:
         """A re-ranker on a run's test images, taught on its validation images."""
         run, features = self.runs[number], self.features[number]
         model = {"backbone": dict(features.backbone), "run": run.manifest.fingerprint}
-        reranker = reranker_of(rerank, _embed(run, features), model)
+        reranker = reranker_of(rerank, _embed(run, features), model, run.folder)
         self.catalog.require_files()
         is_validation = self.catalog.has_role("val")
         validation = self.catalog.take(is_validation)

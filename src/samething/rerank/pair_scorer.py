@@ -6,12 +6,12 @@ import dataclasses
 import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from PIL import Image
 
-from samething.errors import ArtefactError, InputError, first_line
+from samething.errors import InputError
 from samething.files import Json, file_sha256
 from samething.rerank.second_look import Evidence, Shown
 
@@ -53,26 +53,15 @@ class PairScorer:
             yield Evidence((max(0.0, float(score)),))
 
     @classmethod
-    def of_onnx(cls, graph: Path) -> PairScorer:
+    def of_graph(cls, graph: Path, session: Any) -> PairScorer:
         """A graph of two inputs, uint8 or float32 (b, 3, height, width), and one output (b,) or (b, 1).
 
         Its first input is the query, its second the candidate. The images are squashed to the inputs' size,
         and scaled to [0, 1] where they are floats.
 
         Raises:
-            ArtefactError: it cannot be read.
             InputError: it has other inputs.
         """
-        import onnxruntime
-
-        try:
-            session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime has a dozen kinds of its own
-            raise ArtefactError(
-                f"{graph} cannot be loaded ({first_line(error)})",
-                expected="an ONNX graph that scores pairs of images",
-                next_step="export it again",
-            ) from error
         inputs = session.get_inputs()
         sides = [tuple(given.shape[1:]) for given in inputs]
         is_image = [len(own) == 3 and all(isinstance(side, int) for side in own) for own in sides]

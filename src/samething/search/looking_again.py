@@ -73,7 +73,8 @@ class SecondLook:
         Args:
             index: the index.
             embedder: its model.
-            rerank: a name of ``RERANKERS``, or a re-ranker.
+            rerank: a name of ``RERANKERS``, ``tokens`` where the model's folder has its graph, the path of a
+                graph, or a re-ranker.
             budget_ms: begin to look at no further image after this time; None: look at all.
             read: how an image of the index is read.
 
@@ -92,7 +93,7 @@ class SecondLook:
                 next_step="leave it out, or take geometry",
             )
         if isinstance(rerank, str):
-            rerank = reranker_of(rerank, embedder.embed, embedder.fingerprint)
+            rerank = reranker_of(rerank, embedder.embed, embedder.fingerprint, embedder.folder)
         noted = index.notes(TRUST).get(_note(index, rerank))
         trust = Trust.untaught(rerank.weights) if noted is None else Trust.from_json(noted)
         return cls(rerank, index, trust, Kept.beside(index.location), budget_ms, read)

@@ -294,7 +294,11 @@ class Service:
         found = {
             **overview_of(index),
             "allow_urls": self.allow_urls,
-            "rerankers": [name for name in available() if name != "regions" or not has_regions],
+            "rerankers": [
+                name
+                for name in available(self.searcher.embedder.folder)
+                if name != "regions" or not has_regions
+            ],
             "limits": dataclasses.asdict(self.limits),
         }
         self._overview = (now, found)

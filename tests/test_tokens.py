@@ -1,0 +1,183 @@
+"""Tokens of patches as a second look: likeness, the trained part, the graph, what is kept."""
+
+import numpy as np
+import pytest
+import safetensors.torch
+import scipy.special
+import timm
+import torch
+from PIL import Image, ImageEnhance
+
+from samething.backbones import load_backbone
+from samething.datasets import catalog
+from samething.errors import InputError
+from samething.export.token_graph import tokens
+from samething.images import prepare
+from samething.rerank import Kept, Shown, Tokens, reranker_of, second_look
+from samething.rerank.four_bits import packed, unpacked
+from samething.rerank.tokens import MOST_TOKENS, TokenSettings, likeness, transport
+from samething.training.token_head import Components, TokenHead, chamfer, compared, sinkhorn, train_token_head
+from scenes import write_things
+
+
+def settings(kind="sinkhorn", **changes):
+    given = {"preprocessing": {}, "likeness": kind, "temperature": 0.1, "nowhere": 0.2, "baseline": 0.0}
+    return TokenSettings(**{**given, **changes})
+
+
+def weighted(rng, count, dims=8):
+    rows = rng.standard_normal((count, dims))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True) * rng.uniform(0.1, 1, (count, 1))
+
+
+def by_hand(one, other, *, temperature=0.1, nowhere=0.2, steps=10):
+    """Both kinds of likeness, pair by pair of tokens and in logarithms."""
+    cosines = [[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in other] for a in one]
+    left, right = ([float(np.linalg.norm(token)) for token in tokens] for tokens in (one, other))
+    nearest = sum(weight * max(row) for weight, row in zip(left, cosines, strict=True)) / sum(left)
+    kernel = np.array([[*row, nowhere] for row in cosines] + [[nowhere] * (len(other) + 1)]) / temperature
+    of_rows, of_columns = np.log([*left, sum(right)]), np.log([*right, sum(left)])
+    v = np.zeros(len(of_columns))
+    for _ in range(steps):
+        u = of_rows - scipy.special.logsumexp(kernel + v, axis=1)
+        v = of_columns - scipy.special.logsumexp(kernel + u[:, None], axis=0)
+    moved = np.exp(kernel + u[:, None] + v)[:-1, :-1]
+    return nearest, float((moved * cosines).sum() / min(sum(left), sum(right)))
+
+
+def test_likeness_is_that_of_an_independent_writing_and_of_training():
+    """In numpy for searching, in torch for training, and by hand: three writings, one number."""
+    rng = np.random.default_rng(0)
+    for n, m in ((5, 9), (12, 3), (1, 1)):
+        one, other = weighted(rng, n), weighted(rng, m)
+        expected = by_hand(one, other)
+        tensors = [torch.from_numpy(side)[None] for side in (one, other)]
+        trained = (chamfer(*tensors), sinkhorn(*tensors, torch.tensor(0.2, dtype=torch.float64), 0.1))
+        for kind, wanted, own in zip(("chamfer", "sinkhorn"), expected, trained, strict=True):
+            assert likeness(one, other, settings(kind)) == pytest.approx(wanted, abs=1e-9)
+            assert own.item() == pytest.approx(wanted, abs=1e-9)
+
+
+def test_transport_moves_what_is_there_and_leaves_what_belongs_nowhere():
+    rng = np.random.default_rng(1)
+    one = weighted(rng, 6)
+    other = np.concatenate([one[:3], weighted(rng, 20)])
+    lengths = [np.linalg.norm(side, axis=1) for side in (one, other)]
+    cosines = (one / lengths[0][:, None]) @ (other / lengths[1][:, None]).T
+    moved = transport(cosines, *lengths, settings(temperature=0.02, nowhere=0.7))
+    assert (moved >= 0).all() and (moved.sum(axis=0) <= lengths[1] + 1e-9).all()
+    np.testing.assert_allclose(moved[range(3), range(3)], lengths[0][:3], rtol=0.1)
+    assert moved[3:].sum() < 0.05 * lengths[0][3:].sum()
+    assert likeness(np.zeros((2, 8)), one, settings()) == 0.0
+
+
+def test_gradients_are_those_of_differences():
+    torch.manual_seed(0)
+    one, other = (torch.randn(2, side, 5, dtype=torch.float64, requires_grad=True) for side in (3, 4))
+    nowhere = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(chamfer, (one, other))
+    assert torch.autograd.gradcheck(lambda a, b, c: sinkhorn(a, b, c, 0.3), (one, other, nowhere))
+
+
+@pytest.mark.parametrize("kind", ["chamfer", "sinkhorn"])
+def test_training_finds_out_what_of_a_token_tells_instances_apart(kind):
+    """Half of the numbers are noise, larger than the quarter that says something: R@1 of other instances.
+
+    300 instances teach; from 32 the map of 16,384 numbers learned their noise by heart, and nothing else.
+    """
+    rng = np.random.default_rng(0)
+    classes = np.repeat(np.arange(332), 2)
+    own = rng.standard_normal((332, 4, 128))[classes] * (np.arange(128) < 32) * 0.5
+    rows = own + rng.standard_normal((664, 4, 128)) * (np.arange(128) >= 64)
+    rows += 0.1 * rng.standard_normal(rows.shape)
+    components = torch.from_numpy(rows.astype(np.float32))
+    given = {"likeness": kind, "temperature": 0.1}
+
+    def first_right(steps):
+        head = train_token_head(components[:600], classes[:600], steps=steps, **given)
+        with torch.inference_mode():
+            found = head(components[600:])
+            likenesses = compared(head, found, found, kind, 0.1).fill_diagonal_(-1)
+        assert found.norm(dim=2).max() <= 1 + 1e-6
+        return float((classes[600:][likenesses.argmax(dim=1).numpy()] == classes[600:]).mean())
+
+    before, after = first_right(0), first_right(80)
+    assert before < 0.5 < 0.8 < after
+    with pytest.raises(InputError, match="two images"):
+        train_token_head(components[::2], classes[::2], steps=1, **given)
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    """A tiny transformer with random weights, and a catalog of things."""
+    folder = tmp_path_factory.mktemp("tokens")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = timm.create_model("test_vit", num_classes=0)
+    safetensors.torch.save_file(network.state_dict(), folder / "w.safetensors")
+    write_things(folder / "p", num_things=6)
+    catalog(folder / "p", domain="things", output=folder / "c.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("chamfer", 0), ("sinkhorn", 3)])
+def test_a_graph_of_tokens_knows_an_image_again(vit, tmp_path, kind, steps):
+    """What is kept is bounded and the same each time; there are as many tokens as the network has patches."""
+    written = tokens(
+        vit / "c.parquet", backbone="timm:test_vit", weights=vit / "w.safetensors",
+        output=tmp_path / "tokens.onnx", likeness=kind, steps=steps,
+    )  # fmt: skip
+    look = reranker_of(str(written.path), lambda images: np.zeros((0, 2), np.float32), "m")
+    assert isinstance(look, Tokens) and look.settings == written.settings
+    folders = sorted((vit / "p").iterdir())
+    images = [Image.open(folder / f"view {view}.jpg").convert("RGB") for view in (0, 1) for folder in folders]
+    content = look.keep(images[0])
+    assert content == look.keep(images[0]) and len(content) == 65 * written.num_tokens <= 65 * MOST_TOKENS
+    backbone = load_backbone("timm:test_vit", weights=vit / "w.safetensors")
+    pixels = prepare(images[0], backbone.preprocessing)[None]
+    [ours] = look.session.run(None, {"pixels": pixels})
+    normalised = (torch.from_numpy(pixels).float() / 255 - backbone.mean) / backbone.std
+    with torch.inference_mode():
+        patches = backbone.network.forward_features(normalised)[:, backbone.network.num_prefix_tokens :]
+    assert ours.shape == (1, patches.shape[1], 128) and np.linalg.norm(ours, axis=2).max() <= 1 + 1e-5
+    shown = [
+        Shown(str(number), lambda own=own: own, np.zeros(2, np.float32)) for number, own in enumerate(images)
+    ]
+    for number, image in enumerate(images[: len(folders)]):
+        darker = Shown("", lambda image=image: ImageEnhance.Brightness(image).enhance(0.9), shown[0].vector)
+        found = [one.numbers[0] for one in second_look(look, darker, shown, Kept(tmp_path / "kept"))]
+        assert int(np.argmax(found)) == number and found[number] > 0 == min(found)
+
+
+def test_directions_in_four_bits_stay_what_they_were():
+    rows = weighted(np.random.default_rng(0), 50, 128)
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    after = unpacked(packed(rows, steps=32), 128)
+    assert (after * rows).sum(axis=1).min() > 0.98 and unpacked(b"", 48).shape == (0, 48)
+
+
+def test_components_are_the_directions_of_most_variance():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((300, 150)) * np.linspace(3, 0.1, 150)
+    found = Components.of(torch.from_numpy(rows.astype(np.float32)))(
+        torch.from_numpy(rows.astype(np.float32))
+    )
+    left = np.linalg.svd(rows - rows.mean(axis=0), compute_uv=False)[:128]
+    np.testing.assert_allclose(np.linalg.norm(found.numpy(), axis=0), left, rtol=1e-3)
+    narrow = Components.of(torch.randn(40, 6))
+    assert narrow(torch.randn(2, 3, 6)).shape == (2, 3, 128)
+    assert TokenHead()(narrow(torch.randn(2, 3, 6))).shape == (2, 3, 128)
+
+
+def test_a_backbone_without_patches_is_refused(vit, tmp_path):
+    with pytest.raises(InputError, match="patches"):
+        tokens(vit / "c.parquet", backbone="python:test_tokens:blind", output=tmp_path / "t.onnx")
+
+
+def blind():
+    """A backbone whose network gives a feature alone."""
+    from samething.backbones import Backbone
+    from samething.images import Preprocessing
+
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten())
+    return Backbone(network, name="blind", width=48, preprocessing=Preprocessing(size=32))
