@@ -1,22 +1,33 @@
 """Tokens of patches as a second look: likeness, the trained part, the graph, what is kept."""
 
+import dataclasses
+import json
+import shutil
+import sqlite3
+
 import numpy as np
+import onnx
 import pytest
 import safetensors.torch
 import scipy.special
 import timm
 import torch
+from fastapi.testclient import TestClient
 from PIL import Image, ImageEnhance
 
 from samething.backbones import load_backbone
 from samething.datasets import catalog
-from samething.errors import InputError
+from samething.errors import ArtefactError, InputError
+from samething.evaluation import evaluate
 from samething.export.token_graph import tokens
-from samething.images import prepare
+from samething.images import Preprocessing
+from samething.images import prepare as prepared
 from samething.rerank import Kept, Shown, Tokens, reranker_of, second_look
 from samething.rerank.four_bits import packed, unpacked
-from samething.rerank.tokens import MOST_TOKENS, TokenSettings, likeness, transport
+from samething.rerank.tokens import METADATA, MOST_TOKENS, TokenSettings, likeness, transport
+from samething.search import Searcher, find, index, prepare
 from samething.training.token_head import Components, TokenHead, chamfer, compared, sinkhorn, train_token_head
+from samething.web import create_app
 from scenes import write_things
 
 
@@ -120,9 +131,13 @@ def vit(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "steps"), [("chamfer", 0), ("sinkhorn", 3)])
 def test_a_graph_of_tokens_knows_an_image_again(vit, tmp_path, kind, steps):
-    """What is kept is bounded and the same each time; there are as many tokens as the network has patches."""
+    """What is kept is bounded and the same each time; there are as many tokens as the network has patches.
+
+    The baseline was that of tokens before they were kept in 4 bits: no image reached it then.
+    """
     written = tokens(
         vit / "c.parquet", backbone="timm:test_vit", weights=vit / "w.safetensors",
         output=tmp_path / "tokens.onnx", likeness=kind, steps=steps,
@@ -134,7 +149,7 @@ def test_a_graph_of_tokens_knows_an_image_again(vit, tmp_path, kind, steps):
     content = look.keep(images[0])
     assert content == look.keep(images[0]) and len(content) == 65 * written.num_tokens <= 65 * MOST_TOKENS
     backbone = load_backbone("timm:test_vit", weights=vit / "w.safetensors")
-    pixels = prepare(images[0], backbone.preprocessing)[None]
+    pixels = prepared(images[0], backbone.preprocessing)[None]
     [ours] = look.session.run(None, {"pixels": pixels})
     normalised = (torch.from_numpy(pixels).float() / 255 - backbone.mean) / backbone.std
     with torch.inference_mode():
@@ -147,6 +162,76 @@ def test_a_graph_of_tokens_knows_an_image_again(vit, tmp_path, kind, steps):
         darker = Shown("", lambda image=image: ImageEnhance.Brightness(image).enhance(0.9), shown[0].vector)
         found = [one.numbers[0] for one in second_look(look, darker, shown, Kept(tmp_path / "kept"))]
         assert int(np.argmax(found)) == number and found[number] > 0 == min(found)
+
+
+def patches_graph(path, **changes):
+    """A graph of 16 tokens, random directions of an image's patches, as samething tokens writes them."""
+    kernel = np.random.default_rng(0).standard_normal((128, 3, 16, 16)).astype(np.float32) / 40
+    nodes = [
+        onnx.helper.make_node("Cast", ["pixels"], ["floats"], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("Mul", ["floats", "scale"], ["small"]),
+        onnx.helper.make_node("Conv", ["small", "kernel"], ["maps"], strides=[16, 16]),
+        onnx.helper.make_node("Reshape", ["maps", "flat"], ["rows"]),
+        onnx.helper.make_node("Transpose", ["rows"], ["vectors"], perm=[0, 2, 1]),
+    ]
+    constants = {"scale": np.float32(1 / 255), "kernel": kernel, "flat": np.array([0, 128, -1])}
+    graph = onnx.helper.make_graph(
+        nodes, "patches",
+        [onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.UINT8, [None, 3, 64, 64])],
+        [onnx.helper.make_tensor_value_info("vectors", onnx.TensorProto.FLOAT, [None, 16, 128])],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )  # fmt: skip
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    told = {**dataclasses.asdict(settings("chamfer", baseline=0.3)), **changes}
+    told["preprocessing"] = Preprocessing(size=64, resize="squash").to_json()
+    onnx.helper.set_model_props(model, {METADATA: json.dumps(told)})
+    onnx.save(model, path)
+
+
+def test_tokens_beside_a_model_are_a_second_look_by_name(line, tmp_path, monkeypatch):
+    """One answer in Python, by find, prepare and the server; a model without them says what to write."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = shutil.copytree(line / "model", tmp_path / "model")
+    images = write_things(tmp_path / "images", num_things=3)
+    made, image = tmp_path / "index", images / "thing 01 é" / "view 2.jpg"
+    searcher = index(images, model=model, output=made)
+    graph = model / "tokens.onnx"
+    with pytest.raises(InputError, match="without tokens") as refused:
+        searcher.find(image, rerank="tokens")
+    assert f"samething tokens CATALOG --backbone NAME --output {graph}" in str(refused.value)
+    with TestClient(create_app(searcher), base_url="http://localhost") as client:
+        assert "tokens" not in client.get("/info").json()["rerankers"]
+    patches_graph(graph)
+    expected = searcher.find(image, k=5, rerank="tokens")
+    assert all(match.evidence["by"].startswith("tokens.onnx ") for match in expected.matches)
+    assert expected.matches[0].evidence["added"] > 0.5
+    ids = [match.id for match in expected.matches]
+    assert [match.id for match in find(image, index=made, k=5, rerank="tokens").matches] == ids
+    with TestClient(create_app(searcher), base_url="http://localhost") as client:
+        assert "tokens" in client.get("/info").json()["rerankers"]
+        given = {"files": [("image", ("i", image.read_bytes()))], "data": {"k": 5, "rerank": "tokens"}}
+        answer = client.post("/search", **given).json()
+    assert [match["id"] for match in answer["matches"]] == ids
+    ready = prepare(made, rerank="tokens")
+    assert ready.num_kept == len(searcher.index) and not ready.unreadable
+    [size] = sqlite3.connect(made / "second-look.sqlite").execute("SELECT max(length(content)) FROM kept")
+    assert size == (16 * 65,)
+    assert "tokens.onnx" in Searcher.open(made).find(image, rerank="tokens").matches[0].evidence["by"]
+    # another graph in its place: nothing that was kept by the first is taken for the second's
+    first = reranker_of("tokens", searcher.embedder.embed, "m", graph.parent)
+    patches_graph(graph, likeness="sinkhorn")
+    second = reranker_of("tokens", searcher.embedder.embed, "m", graph.parent)
+    assert second.settings.likeness == "sinkhorn" and second.made_from != first.made_from
+    patches_graph(graph, unknown=1)
+    with pytest.raises(ArtefactError, match="samething tokens"):
+        searcher.find(image, rerank="tokens")
+
+
+def test_a_run_without_tokens_is_refused_with_the_place_where_they_belong(line, monkeypatch):
+    monkeypatch.chdir(line)
+    with pytest.raises(InputError, match="without tokens") as refused:
+        evaluate(line / "run", rerank=("tokens",), baselines=False)
+    assert f"--output {line / 'run' / 'tokens.onnx'}" in str(refused.value)
 
 
 def test_directions_in_four_bits_stay_what_they_were():

@@ -159,7 +159,7 @@ def _baseline(
     settings: TokenSettings,
     seed: int,
 ) -> float:
-    """Likeness that 99 of 100 pairs of different instances do not reach, of up to 48 images as they are kept."""
+    """Likeness, as kept, that 99 of 100 pairs of different instances do not reach, of up to 48 images."""
     chosen = np.random.default_rng(seed + 1).permutation(len(classes))[:48]
     with torch.inference_mode():
         found = head(components[torch.from_numpy(chosen)].float()).numpy()

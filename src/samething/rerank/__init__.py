@@ -119,7 +119,7 @@ def require_known(name: str) -> None:
 
 
 def available(folder: Path | None = None) -> list[str]:
-    """Names of the re-rankers whose packages are installed, ``tokens`` where a model's folder has its graph."""
+    """Re-rankers whose packages are installed; ``tokens`` where the folder of a model has its graph."""
     found = [TOKENS] if folder is not None and (folder / GRAPH).is_file() else []
     for name in RERANKERS:
         with contextlib.suppress(MissingExtraError):
