@@ -72,7 +72,7 @@ def likeness(
     cosines = directions[0] @ directions[1].T
     if settings.likeness == "chamfer":
         return float(cosines.max(axis=1) @ lengths[0] / lengths[0].sum())
-    return float((transport(cosines, *lengths, settings) * cosines).sum() / total)
+    return float((transport(cosines, lengths[0], lengths[1], settings) * cosines).sum() / total)
 
 
 def transport(
@@ -163,7 +163,7 @@ def content_of(tokens: Float[np.ndarray, "n 128"]) -> bytes:
     chosen = np.sort(np.argsort(-lengths, kind="stable")[:MOST_TOKENS])
     directions = tokens[chosen] / np.maximum(lengths[chosen], 1e-12)[:, None]
     weights = np.round(lengths[chosen] * 255).clip(0, 255).astype(np.uint8)
-    return weights.tobytes() + packed(directions, steps=_STEPS)
+    return b"".join((weights.tobytes(), packed(directions, steps=_STEPS)))
 
 
 def tokens_of(content: bytes) -> Float[np.ndarray, "n 128"]:

@@ -73,7 +73,8 @@ class TokenHead(nn.Module):
         lengths = components.norm(dim=2, keepdim=True)
         distinct = lengths / lengths.amax(dim=1, keepdim=True).clamp(min=1e-6)
         weights = distinct * 2 * torch.sigmoid(self.weigh(components / lengths.clamp(min=1e-6)))
-        return nn.functional.normalize(components + components @ self.change, dim=2) * weights.clamp(max=1)
+        found: Tensor = nn.functional.normalize(components + components @ self.change, dim=2)
+        return found * weights.clamp(max=1)
 
 
 class TokenNetwork(nn.Module):
@@ -205,6 +206,6 @@ def train_token_head(
             wanted = torch.arange(len(pairs))
             loss = nn.functional.cross_entropy(logits, wanted) + nn.functional.cross_entropy(logits.T, wanted)
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
     return head.eval()
