@@ -73,8 +73,9 @@ class TokenHead(nn.Module):
         lengths = components.norm(dim=2, keepdim=True)
         distinct = lengths / lengths.amax(dim=1, keepdim=True).clamp(min=1e-6)
         weights = distinct * 2 * torch.sigmoid(self.weigh(components / lengths.clamp(min=1e-6)))
-        found: Tensor = nn.functional.normalize(components + components @ self.change, dim=2)
-        return found * weights.clamp(max=1)
+        directions = nn.functional.normalize(components + components @ self.change, dim=2)
+        weighted: Tensor = directions * weights.clamp(max=1)
+        return weighted
 
 
 class TokenNetwork(nn.Module):
