@@ -19,7 +19,7 @@ def in_usual_colours(image: Image.Image, profile: bytes | None) -> Image.Image:
     """An RGB or CMYK image in sRGB where its profile is an unusual one; else the image as it is, in RGB."""
     transform = unusual(profile, image.mode)
     if transform is None:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
     return ImageCms.applyTransform(image, transform) or image
 
 

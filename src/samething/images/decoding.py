@@ -336,8 +336,10 @@ def _scaled_to_8_bits(image: Image.Image, name: str) -> Image.Image:
 
 def thumbnail(image: Image.Image, *, longer_side: int) -> bytes:
     """A JPEG of the image whose longer side is at most ``longer_side`` pixels."""
-    small = image.copy()
-    small.thumbnail((longer_side, longer_side), Image.Resampling.BICUBIC, reducing_gap=1.0)
+    scale = min(1, longer_side / max(image.size))
+    sides = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    # not Image.thumbnail, which needs a copy
+    small = image.resize(sides, Image.Resampling.BICUBIC, reducing_gap=1.0)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()

@@ -42,10 +42,10 @@ def check_scans(content: bytes, name: str) -> None:
     Raises:
         ImageError: it has more than 100 scans.
     """
-    # Quick, but also counts what lies in previews and behind the image. NumPy takes a fifth of the time of
+    # Quick, but also counts what lies in previews and behind the image. NumPy takes a seventh of the time of
     # bytes.count, which was a twentieth of the time of indexing a phone's photograph.
     starts = sum(
-        int(np.count_nonzero(np.frombuffer(content, ">u2", (len(content) - at) // 2, at) == 0xFFDA))
+        int(np.count_nonzero(np.frombuffer(content, "<u2", (len(content) - at) // 2, at) == 0xDAFF))
         for at in (0, 1)
     )
     if starts > MAX_SCANS and len(_scans(content).headers) > MAX_SCANS:
