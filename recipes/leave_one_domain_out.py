@@ -41,6 +41,8 @@ from samething.training.loop import run_training
 METRICS = ("mmp@5", "r@1")
 DIMENSIONS, BITS = (16, 32, 64, 128, 256, 512), (32, 16, 8, 4, 1)
 REFERENCES = ("backbone", "PCA, 64 x float32", "plain, 64 x float32")
+FEW = ("backbone", "PCA, 512 x int4", "discriminants, 512 x int4", "universal, 512 x int4")
+"""What is compared when few instances are trained on, the last with the others."""
 Trained = Callable[[dict[str, Any], int], Head]
 
 
@@ -78,16 +80,20 @@ def main(
             next_step="give features of further catalogs, or --demo",
         )
     (output / "values").mkdir(parents=True, exist_ok=True)
+    left_out: dict[str, list[tuple[str, ...]]] = {"unseen": [(name,) for name in domains], "seen": [()]}
     measured = {
-        title: [measured_without(found, left_out, seeds, output) for left_out in parts]
-        for title, parts in {"unseen": [(domain,) for domain in domains], "seen": [()]}.items()
+        title: [measured_without(found, part, seeds, output) for part in parts]
+        for title, parts in left_out.items()
     }
-    curve = {num: measured_on_few(found, num, seeds, output) for num in few}
+    curves = {
+        title: {num: [measured_on_few(found, part, num, seeds, output) for part in parts] for num in few}
+        for title, parts in left_out.items()
+    }
     text = "\n".join(
         [
             *(line for title in measured for line in table(title, measured[title], domains)),
             *surface(measured),
-            *few_table(curve),
+            *(line for title in curves for line in few_table(title, curves[title])),
         ]
     )
     write_text(output / "table.md", text)
@@ -154,24 +160,30 @@ def measured_without(
     found: FeatureSet, left_out: tuple[str, ...], seeds: int, output: Path
 ) -> dict[str, np.ndarray]:
     """Name -> (metrics, queries), of heads trained without some domains, on their queries (or on all)."""
-    catalog, domain = found.catalog, found.catalog.strings("domain").astype(str)
-    used = ~np.isin(domain, left_out) & catalog.has_role("train", "val")
-    asked = np.isin(domain, left_out) if left_out else np.ones(len(domain), dtype=bool)
+    used, asked = divided(found, left_out)
     return measured(found, used, asked, seeds, output, "-".join(left_out) or "none", with_surface=True)
 
 
-def measured_on_few(found: FeatureSet, num: int, seeds: int, output: Path) -> dict[str, np.ndarray]:
-    """Name -> (metrics, queries), of heads trained on a few instances of all domains; draws are the seeds."""
+def divided(found: FeatureSet, left_out: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Which images may be trained on without some domains, and whose test queries count: theirs, or all."""
+    catalog, domain = found.catalog, found.catalog.strings("domain").astype(str)
+    asked = np.isin(domain, left_out) if left_out else np.ones(len(domain), dtype=bool)
+    return ~np.isin(domain, left_out) & catalog.has_role("train", "val"), asked
+
+
+def measured_on_few(
+    found: FeatureSet, left_out: tuple[str, ...], num: int, seeds: int, output: Path
+) -> dict[str, np.ndarray]:
+    """As :func:`measured_without`, of heads trained on a few instances; the draws are the seeds."""
     catalog, ids = found.catalog, found.catalog.class_ids()
-    every = np.ones(len(catalog), dtype=bool)
+    open_to_all, asked = divided(found, left_out)
+    drawn_from = np.unique(ids[open_to_all & catalog.has_role("train")])
     values: dict[str, list[np.ndarray]] = {}
     for seed in range(seeds):
-        known = np.unique(ids[catalog.has_role("train")])
-        drawn = np.random.default_rng(seed).permutation(known)[:num]
+        drawn = np.random.default_rng(seed).permutation(drawn_from)[:num]
         used = np.isin(ids, drawn) & catalog.has_role("train")
-        names = ["PCA, 512 x int4", "discriminants, 512 x int4", "universal, 512 x int4"]
-        part = measured(found, used, every, 1, output, f"few-{num}-{seed}", only=names)
-        for name, own in part.items():
+        title = f"few-{num}-{seed}-{'-'.join(left_out) or 'none'}"
+        for name, own in measured(found, used, asked, 1, output, title, only=FEW).items():
             values.setdefault(name, []).append(own)
     domains = values.pop("domains")[0]
     return {"domains": domains, **{name: np.mean(own, axis=0) for name, own in values.items()}}
@@ -185,7 +197,7 @@ def measured(
     output: Path,
     title: str,
     *,
-    only: list[str] | None = None,
+    only: tuple[str, ...] = (),
     with_surface: bool = False,
 ) -> dict[str, np.ndarray]:
     """Name -> (metrics, queries), means over seeds; the domains of the queries under ``domains``.
@@ -197,7 +209,7 @@ def measured(
         seeds: heads of each that is random.
         output: folder of the study.
         title: of the file that keeps the values.
-        only: names of the heads that are measured; by default all.
+        only: names of the heads that are measured, beside the backbone; by default all.
         with_surface: the closed form also with fewer numbers and bits.
     """
     kept = output / "values" / f"{title}.npz"
@@ -220,7 +232,7 @@ def measured(
 
     values: dict[str, np.ndarray] = {}
     for name, (head_of, is_random, codes) in heads_of(trained, training).items():
-        if only is None or name in only:
+        if not only or name in only:
             each = []
             for seed in range(seeds if is_random else 1):
                 head = head_of(seed)
@@ -231,8 +243,7 @@ def measured(
                         for dim, bits, vectors in narrowed(head.embed(rows), head.embed(training))
                     }
             values[name] = np.mean(each, axis=0)
-    if only is None:
-        values["backbone"] = scores(rows)
+    values["backbone"] = scores(rows)
     np.savez(kept, **values)
     return values
 
@@ -267,13 +278,16 @@ def table(title: str, parts: list[dict[str, np.ndarray]], domains: list[str]) ->
         cells = [f"{100 * np.nanmean(values[0][groups == number]):.1f}" for number in range(len(domains))]
         cells += [f"{100 * domain_mean(row, groups):.1f}" for row in values]
         for reference in REFERENCES:
-            other = paired_difference(values[0], concatenated(parts, reference)[0], groups)
-            low, high = 100 * other.low, 100 * other.high
-            cells.append(
-                "" if name == reference else f"{100 * other.difference:+.1f} ({low:+.1f} to {high:+.1f})"
-            )
+            other = concatenated(parts, reference)[0]
+            cells.append("" if name == reference else difference(values[0], other, groups))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return [*lines, ""]
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray) -> str:
+    """Paired, in points, with its 95 % interval."""
+    found = paired_difference(ours, theirs, groups)
+    return f"{100 * found.difference:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
 
 
 def surface(measured: dict[str, list[dict[str, np.ndarray]]]) -> list[str]:
@@ -297,15 +311,16 @@ def surface(measured: dict[str, list[dict[str, np.ndarray]]]) -> list[str]:
     return [*lines, ""]
 
 
-def few_table(curve: dict[int, dict[str, np.ndarray]]) -> list[str]:
+def few_table(title: str, curve: dict[int, list[dict[str, np.ndarray]]]) -> list[str]:
     """mMP@5 on the mean over domains by the number of instances trained on."""
-    lines = ["| instances | PCA, 512 x int4 | discriminants | universal | minus PCA |", "| --- " * 5 + "|"]
-    for num, values in curve.items():
-        groups = np.unique(values["domains"], return_inverse=True)[1]
-        plain, start, end = (values[name][0] for name in values if name != "domains")
-        other = paired_difference(end, plain, groups)
-        cells = [f"{100 * domain_mean(each, groups):.1f}" for each in (plain, start, end)]
-        cells.append(f"{100 * other.difference:+.1f} ({100 * other.low:+.1f} to {100 * other.high:+.1f})")
+    end, *others = reversed(FEW)
+    heading = [f"{title}, instances", *FEW, *(f"{end.split(',')[0]} minus {name}" for name in others)]
+    lines = ["| " + " | ".join(heading) + " |", "| --- " * len(heading) + "|"]
+    for num, each in curve.items():
+        groups = np.unique(concatenated(each, "domains"), return_inverse=True)[1]
+        values = {name: concatenated(each, name)[0] for name in FEW}
+        cells = [f"{100 * domain_mean(values[name], groups):.1f}" for name in FEW]
+        cells += [difference(values[end], values[name], groups) for name in others]
         lines.append(f"| {num} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 

@@ -67,7 +67,7 @@ def test_heads_of_one_boards_training_images_are_measured_on_another(trees, bird
     other = bench("in_shop", data_root=trees / "in_shop", backbone=NAME, output=tmp_path / "other",
                   train_on=tmp_path / "features", dims=(2,))  # fmt: skip
     assert list(other.comparison.dimensions.values()) == [96, 2, 2]
-    with pytest.raises(FingerprintError, match="--views pad"):
+    with pytest.raises(FingerprintError, match="--views whole"):
         bench("mini_ilias", data_root=trees / "mini_ilias", backbone=NAME, output=tmp_path / "third",
               train_on=tmp_path / "features")  # fmt: skip
 

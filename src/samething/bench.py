@@ -59,8 +59,8 @@ class PublicBoard:
 
 BOARDS: Final[Mapping[str, PublicBoard]] = {
     "uned": PublicBoard(dataset="uned", protocol="uned"),
-    "mini_ilias": PublicBoard(dataset="mini_ilias", protocol="ilias", views="pad", listed="ilias"),
-    "ilias": PublicBoard(dataset="ilias", protocol="ilias", views="pad", listed="ilias_100m"),
+    "mini_ilias": PublicBoard(dataset="mini_ilias", protocol="ilias", views="whole", listed="ilias"),
+    "ilias": PublicBoard(dataset="ilias", protocol="ilias", views="whole", listed="ilias_100m"),
     "guiec": PublicBoard(dataset="guiec", protocol="guiec"),
     **{key: PublicBoard(dataset=key) for key in ("gpr1200", "sop", "in_shop", "cub_200", "cars196", "forb")},
     **{key: PublicBoard(dataset="uned", domain=key) for key in ("rp2k", "met", "gldv2")},
@@ -114,6 +114,8 @@ def bench(
     dims: tuple[int, ...] = (64, 512),
     train_on: Path | None = None,
     adapt: bool = True,
+    views: str | None = None,
+    sizes: tuple[int, ...] = (),
     weights: Path | None = None,
     dry_run: bool = False,
 ) -> Benched | Plan:
@@ -132,6 +134,9 @@ def bench(
         dims: numbers that the feature is brought to.
         train_on: a feature folder of the same backbone whose train images the heads are fitted to.
         adapt: fit heads; --no-adapt measures the frozen feature alone, and reads no training images.
+        views: how an image is brought to the input size, as for samething features; by default the board's
+            own way (ILIAS: whole), or else the backbone's.
+        sizes: other sides of the input than the backbone's own, in pixels.
         weights: a checkpoint on this disk, instead of the backbone's own source.
         dry_run: say what is missing, and what the features would take in time, memory and disk.
 
@@ -153,7 +158,8 @@ def bench(
         list_images(dataset=row.dataset, data_root=data_root, part=part, domain=row.domain, output=place)
         return place
 
-    options: dict[str, Any] = {"backbone": backbone, "weights": weights, "views": row.views}
+    views = views or row.views
+    options: dict[str, Any] = {"backbone": backbone, "weights": weights, "views": views, "sizes": sizes}
     options["output"] = folder / "features"
     if dry_run:
         missing = tuple(DATASETS[row.dataset].missing(Path(data_root)))
@@ -169,7 +175,7 @@ def bench(
     if teacher.backbone != own.backbone:
         raise FingerprintError(
             f"{train_on} holds features of {teacher.backbone['name']}, prepared in another way",
-            expected=f"features of {own.backbone['name']} with --views {row.views}",
+            expected=f"features of {own.backbone['name']} with --views {views}",
             next_step="extract them with the same backbone, weights and views",
         )
     return _measured(board, own, teacher, folder, dims if adapt else ())

@@ -28,7 +28,15 @@ from samething.backbones.transformers_networks import (
     transformers_network,
     transformers_settings,
 )
-from samething.backbones.views import CanvasNetwork, Combine, Member, canvas_preprocessing, named_views
+from samething.backbones.views import (
+    CanvasNetwork,
+    Combine,
+    Member,
+    canvas_preprocessing,
+    named_views,
+    patch_side,
+    whole_patches,
+)
 from samething.errors import ArtefactError, InputError, SamethingError, first_line
 from samething.files import Json
 from samething.images import Preprocessing, ResizePolicy
@@ -95,7 +103,7 @@ def load_backbone(
     if sizes:
         options["sizes"] = list(sizes)
     first = members[0]
-    if len(members) == 1 and len(first.views) == 1:
+    if len(members) == 1 and len(first.views) == 1 and first.views[0].resize != "longer_side":
         return Backbone(
             first.networks[0],
             name=name,
@@ -145,8 +153,8 @@ class _Source:
     """None where only the loaded network knows it."""
     width: int | None = None
 
-    def network(self, weights: Path | None, size: int | None) -> nn.Module:
-        """The network with its weights, for another side of the input than its own where one is given."""
+    def network(self, weights: Path | None, size: int | None, any_shape: bool) -> nn.Module:
+        """The network with its weights, for another side of the input than its own, or for any shape."""
         if isinstance(self.loader, Backbone):
             return self.loader.network
         if self.loader == "open_clip":
@@ -160,6 +168,7 @@ class _Source:
                 self.identifier,
                 projection=self.projection,
                 size=size,
+                any_shape=any_shape,
                 pretrained=True,
                 checkpoint=weights,
             )
@@ -264,12 +273,13 @@ def _load_member(
     own = source.preprocessing
     if own is not None:
         named_views(views, own)  # a wrong name is told before anything is fetched
+    whole = views == "whole" or resize == "longer_side"
     networks: list[nn.Module] = []
     prepared: list[Preprocessing] = []
     for size in sizes or (None,):
         try:
             with hub_access() if source.hub and weights is None else contextlib.nullcontext():
-                network = source.network(weights, size)
+                network = source.network(weights, size, whole)
                 if own is None:
                     own = (
                         timm_settings(network)
@@ -288,9 +298,8 @@ def _load_member(
             networks.append(pooled)
             prepared.append(view)
     width = source.width if pooling == "own" else None
-    if width is None:
-        with torch.inference_mode():
-            shape = networks[0].eval()(torch.zeros(1, 3, *prepared[0].shape)).shape
+    if width is None or whole:
+        shape = _feature_shape(networks[0], prepared[0], name)
         if len(shape) != 2:
             raise InputError(
                 f"{name} gives {'×'.join(map(str, shape[1:]))} numbers per image",
@@ -299,6 +308,32 @@ def _load_member(
             )
         width = int(shape[1])
     return Member(tuple(networks), tuple(prepared), combine, width, source.licence)
+
+
+def _feature_shape(network: nn.Module, view: Preprocessing, name: str) -> torch.Size:
+    """The shape of the feature of one image; of an image twice as high as wide where any must be computed.
+
+    Raises:
+        InputError: the network computes images of one shape only, and has to compute any.
+    """
+    side, whole = view.size, view.resize == "longer_side"
+    pixels = torch.zeros(1, 3, side, side)
+    if whole:
+        pixels = whole_patches(pixels[..., : side // 2 + 1], patch_side(network))
+    try:
+        with torch.inference_mode():
+            found: torch.Tensor = network.eval()(pixels)
+    except Exception as error:  # each architecture has its own
+        if not whole:
+            raise
+        raise InputError(
+            f"views='whole' with {name}, which cannot compute {pixels.shape[2]}×{pixels.shape[3]} pixels "
+            f"({type(error).__name__}: {first_line(error)})",
+            expected="a network for images of any shape: a convolutional one, or a vision transformer of "
+            "timm whose positions can be resampled",
+            next_step="choose another backbone, or --views pad, which fills the image up to a square",
+        ) from error
+    return found.shape
 
 
 def _unreachable(name: str, hub: str, error: Exception) -> ArtefactError:

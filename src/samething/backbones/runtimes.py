@@ -214,6 +214,9 @@ class Trials:
             return
         path = graph_path(self.backbone)
         for name in ("openvino", "openvino-bfloat16", "onnxruntime"):
+            if self.backbone.preprocessing.any_shape:
+                self.left_out[name] = "images of any shape have no graph"
+                continue
             best = self.rates[fastest(self.rates, self.cosines)]
             # measured at 5 to 90 million parameters, others in proportion
             export_s = 1.0 if path.is_file() else 6.0 + 30 * self.backbone.num_parameters / 1e9

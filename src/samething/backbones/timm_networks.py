@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ def timm_network(
     *,
     projection: bool = False,
     size: int | None = None,
+    any_shape: bool = False,
     pretrained: bool = False,
     checkpoint: Path | None = None,
 ) -> nn.Module:
@@ -29,6 +31,7 @@ def timm_network(
         name: ARCHITECTURE or ARCHITECTURE.TAG.
         projection: keep the projection (timm's classifier) that CLIP's weights come with.
         size: side of the input, where it is not the architecture's own.
+        any_shape: resample a transformer's positions for every shape of input, whatever ``size`` says.
         pretrained: with the weights that timm knows; otherwise random.
         checkpoint: a file in timm's layout instead.
 
@@ -38,7 +41,7 @@ def timm_network(
         MissingExtraError: timm is not installed.
     """
     if checkpoint is None:
-        return _built(name, projection, size, pretrained=pretrained)
+        return _built(name, projection, size, any_shape, pretrained=pretrained)
     if not checkpoint.is_file():
         raise ArtefactError(
             f"{checkpoint} does not exist",
@@ -54,7 +57,9 @@ def timm_network(
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 overlay = {"file": str(checkpoint)}
-                network = _built(name, projection, size, pretrained=True, pretrained_cfg_overlay=overlay)
+                network = _built(
+                    name, projection, size, any_shape, pretrained=True, pretrained_cfg_overlay=overlay
+                )
             digests.append(
                 {key: hashlib.sha256(bytes_of(value)).digest() for key, value in network.state_dict().items()}
             )
@@ -76,17 +81,23 @@ def timm_network(
     return network
 
 
-def _built(name: str, projection: bool, size: int | None, **options: Any) -> nn.Module:
+def _built(name: str, projection: bool, size: int | None, any_shape: bool, **options: Any) -> nn.Module:
     if not projection:
         options["num_classes"] = 0
-    network: Any = needed("timm", extra="train").create_model(name, **options)
+    timm = needed("timm", extra="train")
+    if any_shape:
+        with torch.device("meta"):
+            kind = type(timm.create_model(name))
+        if "dynamic_img_size" in inspect.signature(kind).parameters:
+            options["dynamic_img_size"] = True
+    network: Any = timm.create_model(name, **options)
     if name.startswith("samvit"):
         # SAM's neck narrows its tokens to 256 numbers for the mask decoder; features come before it
         network.neck = nn.Identity()
         network.num_features = network.head_hidden_size = network.pos_embed.shape[-1]
     if name.startswith("convnext_large_mlp") and not projection:
         network.head.pre_logits = nn.Identity()  # the hidden layer belongs to the projection
-    if size is not None:
+    if size is not None and not any_shape:
         _resize_input(network, size, name=name)
     result: nn.Module = network
     return result

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ VIEWS: Final[Mapping[str, _View]] = {
     "own": lambda own: own,
     "squash": lambda own: dataclasses.replace(own, resize="squash"),
     "pad": lambda own: dataclasses.replace(own, resize="longer_side_pad"),
+    "whole": lambda own: dataclasses.replace(own, resize="longer_side", interpolation="bicubic"),
     "crop": _cut(0.5, 0.5),
     "start": _cut(0.0, 0.0),
     "end": _cut(1.0, 1.0),
@@ -48,6 +49,7 @@ VIEWS: Final[Mapping[str, _View]] = {
 }
 """Name of a view to how its pixels are prepared, from the backbone's own preprocessing.
 
+``whole`` is ILIAS' (Kordopatis-Zilos et al. 2025): the longer side to the input size, and nothing filled up.
 ``crop``, ``start`` and ``end`` are squares of the whole shorter side, at the middle and at both ends of the
 longer one; ``zoom`` and the corners are squares of three quarters of the shorter side.
 """
@@ -67,7 +69,7 @@ def named_views(views: str, own: Preprocessing) -> tuple[Preprocessing, ...]:
     ['short_side_crop', 'longer_side_pad', 'squash']
 
     Raises:
-        InputError: an unknown name.
+        InputError: an unknown name, or whole among others.
     """
     names = "+".join(PRESETS.get(name, name) for name in views.split("+")).split("+")
     unknown = [name for name in names if name not in VIEWS]
@@ -76,6 +78,12 @@ def named_views(views: str, own: Preprocessing) -> tuple[Preprocessing, ...]:
             f"views={views!r}: {', '.join(map(repr, unknown))}",
             expected=f"names joined by +, of {', '.join((*VIEWS, *PRESETS))}",
             next_step="for instance --views crop+pad",
+        )
+    if "whole" in names and len(names) > 1:
+        raise InputError(
+            f"views={views!r}",
+            expected="whole alone: its network takes any shape, that of other views one",
+            next_step="give --views whole, with several --sizes for several resolutions",
         )
     return tuple(VIEWS[name](own) for name in names)
 
@@ -117,7 +125,7 @@ class CanvasNetwork(nn.Module):
         unique = list(dict.fromkeys(network for member in members for network in member.networks))
         self.networks = nn.ModuleList(unique)
         self._combines = [member.combine for member in members]
-        self._plan: list[list[tuple[int, int, int]]] = []  # of each member: network, top, side
+        self._plan: list[list[tuple[int, int, Preprocessing]]] = []  # of each member: network, top, view
         self.width = sum(
             member.width * (len(member.views) if member.combine == "keep" else 1) for member in members
         )
@@ -125,8 +133,8 @@ class CanvasNetwork(nn.Module):
         for number, member in enumerate(members):
             plan = []
             for network, view in zip(member.networks, member.views, strict=True):
-                plan.append((unique.index(network), top, view.size))
-                top += view.size
+                plan.append((unique.index(network), top, view))
+                top += view.shape[0]
             self._plan.append(plan)
             for kind in ("mean", "std"):
                 values = torch.tensor([getattr(view, kind) for view in member.views])
@@ -138,11 +146,60 @@ class CanvasNetwork(nn.Module):
         for number, (plan, combine) in enumerate(zip(self._plan, self._combines, strict=True)):
             means, stds = getattr(self, f"mean_{number}"), getattr(self, f"std_{number}")
             described = [
-                self.networks[network]((canvas[:, :, top : top + side, :side] - mean) / std).float()
-                for (network, top, side), mean, std in zip(plan, means, stds, strict=True)
+                self._described(network, canvas[:, :, top:], view, mean, std)
+                for (network, top, view), mean, std in zip(plan, means, stds, strict=True)
             ]
             features.append(torch.cat(described, 1) if combine == "keep" else sum(described) / len(described))
         if len(features) > 1:
             length = (self.width / len(features)) ** 0.5
             features = [length * nn.functional.normalize(feature, dim=1) for feature in features]
         return torch.cat(features, 1)
+
+    def _described(
+        self,
+        number: int,
+        canvas: Float[Tensor, "b 3 height width"],
+        view: Preprocessing,
+        mean: Float[Tensor, "3 1 1"],
+        std: Float[Tensor, "3 1 1"],
+    ) -> Float[Tensor, "b w"]:
+        """Features of the view at the top of a canvas."""
+        network, side = self.networks[number], view.size
+        pixels = (canvas[:, :, :side, :side] - mean) / std
+        if view.resize != "longer_side":
+            features: Tensor = network(pixels)
+            return features.float()
+        sides = (255 * canvas[:, :, side, 0]).round().long()  # as images.preparing.with_its_sides says them
+        shapes = torch.stack([(256 * sides[:, 0] + sides[:, 1]).clamp(1, side), sides[:, 2]], 1)
+        order, found = [], []
+        for shape in shapes.unique(dim=0):
+            (rows,) = (shapes == shape).all(1).nonzero(as_tuple=True)
+            shorter, is_wide = shape.tolist()
+            tall, wide = (shorter, side) if is_wide else (side, shorter)
+            order.append(rows)
+            found.append(network(whole_patches(pixels[rows, :, :tall, :wide], patch_side(network))).float())
+        return torch.cat(found)[torch.cat(order).argsort()]
+
+
+def whole_patches(pixels: Float[Tensor, "b 3 _ _"], patch: int) -> Float[Tensor, "b 3 _ _"]:
+    """Images with zeros around them, up to a whole number of patches each way; left and top get the less.
+
+    >>> whole_patches(torch.ones(1, 3, 2, 4), 4)[0, 0].tolist()[:2]
+    [[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]
+    """
+    around: list[int] = []
+    for side in (pixels.shape[3], pixels.shape[2]):
+        more = -side % patch
+        around += [more // 2, more - more // 2]
+    return nn.functional.pad(pixels, around)
+
+
+def patch_side(network: Any) -> int:
+    """Side in pixels of the patches that a transformer cuts its input into; 1 of convolutional networks."""
+    config = getattr(getattr(network, "model", None), "config", None)  # of transformers
+    if hasattr(config, "num_attention_heads"):
+        return int(getattr(config, "patch_size", 1))
+    inner = getattr(network, "network", None) or getattr(network, "trunk", network)  # pooled, or open_clip's
+    if inner is not network:
+        return patch_side(inner)
+    return int(network.patch_embed.patch_size[0]) if hasattr(network, "patch_embed") else 1

@@ -75,6 +75,12 @@ def write_files(output: Path, source: Source, form: Form, *, name: str, toleranc
             expected="features of one view: this form prepares images by itself",
             next_step="use --format folder without --preprocessing-inside, or features of one view",
         )
+    if preprocessing.any_shape:
+        raise InputError(
+            "features of --views whole",
+            expected="features of images of one shape: a model's graph computes no other",
+            next_step="extract features with --views pad, train on them, and export that",
+        )
     pixels = prepared_images(source.features.catalog, preprocessing, NUM_CHECKED)
     if len(pixels) < 2:  # the images may have moved since; noise still compares the arithmetic
         shape = (NUM_CHECKED, 3, *preprocessing.shape)

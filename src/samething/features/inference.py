@@ -216,7 +216,8 @@ def choose_accelerator(
             continue
         if device == "cuda" and dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported():
             continue
-        compiled = device == "cuda" and num_images >= COMPILE_FROM_IMAGES
+        pays = num_images >= COMPILE_FROM_IMAGES and not backbone.preprocessing.any_shape
+        compiled = device == "cuda" and pays
         accelerator = Accelerator(
             backbone, batch_size=batch_size, device=device, dtype=dtype, compiled=compiled
         )

@@ -13,7 +13,7 @@ from samething.arrays import Pixels, UInt8
 from samething.errors import InputError
 from samething.images.source import Box
 
-ResizePolicy: TypeAlias = Literal["short_side_crop", "squash", "longer_side_pad"]
+ResizePolicy: TypeAlias = Literal["short_side_crop", "squash", "longer_side_pad", "longer_side"]
 
 Decoding: TypeAlias = Literal["exact", "fast", "scaled"]
 
@@ -34,7 +34,8 @@ class Preprocessing:
     """Side of the square input, in pixels."""
     resize: ResizePolicy = "short_side_crop"
     """``short_side_crop``: shorter side to ``size / crop_fraction``, then the central square;
-    ``squash``: both sides to ``size``; ``longer_side_pad``: longer side to ``size``, the rest filled."""
+    ``squash``: both sides to ``size``; ``longer_side_pad``: longer side to ``size``, the rest filled;
+    ``longer_side``: the same, but its network is given the image alone (:func:`with_its_sides`)."""
     crop_fraction: float = 1.0
     """Share of the resized shorter side that the central crop keeps, in (0, 1]; for ``short_side_crop``."""
     interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
@@ -90,7 +91,12 @@ class Preprocessing:
         """Height and width of a prepared image, in pixels."""
         if self.views:
             return sum(view.shape[0] for view in self.views), max(view.shape[1] for view in self.views)
-        return self.size, self.size
+        return self.size + (self.resize == "longer_side"), self.size
+
+    @property
+    def any_shape(self) -> bool:
+        """Whether a network is to compute each image in its own shape, which has no graph."""
+        return any(view.resize == "longer_side" for view in self.views)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, for fingerprints and configuration files.
@@ -174,6 +180,10 @@ def layout_of(width: int, height: int, preprocessing: Preprocessing) -> Layout:
     size = preprocessing.size
     if preprocessing.resize == "squash":
         return Layout(None, (size, size), (0, 0))
+    if preprocessing.resize == "longer_side":
+        share = min(width, height) / max(width, height)
+        shorter = max(1, int(size * share))  # rounded down, as ILIAS' authors do
+        return Layout(None, (size, shorter) if width > height else (shorter, size), (0, 0))
     if preprocessing.resize == "longer_side_pad":
         scale = size / max(width, height)
         resized = max(1, round(width * scale)), max(1, round(height * scale))
@@ -195,7 +205,9 @@ def layout_of(width: int, height: int, preprocessing: Preprocessing) -> Layout:
 def laid_out(
     resized: UInt8[np.ndarray, "tall wide 3"], layout: Layout, preprocessing: Preprocessing
 ) -> Pixels:
-    """Cut the square out of the resized image, or put the image into it; uint8 (3, size, size)."""
+    """Cut the square out of the resized image, or put the image into it; uint8 (3, *preprocessing.shape)."""
+    if preprocessing.resize == "longer_side":
+        return with_its_sides(resized[:, ::-1] if preprocessing.flip else resized)
     size, (left, top) = preprocessing.size, layout.offset
     if left >= 0 and top >= 0:
         square = resized[top : top + size, left : left + size]
@@ -207,6 +219,19 @@ def laid_out(
     if preprocessing.flip:
         square = square[:, ::-1]
     return np.ascontiguousarray(square.transpose(2, 0, 1))
+
+
+def with_its_sides(resized: UInt8[np.ndarray, "tall wide 3"]) -> Pixels:
+    """An image in the top left of a square of its longer side, a row below it; uint8 (3, size + 1, size).
+
+    The row's first pixel is the shorter side in pixels, as two bytes, and 1 where that is the height.
+    """
+    tall, wide = resized.shape[:2]
+    size = max(tall, wide)
+    pixels = np.zeros((3, size + 1, size), np.uint8)
+    pixels[:, :tall, :wide] = resized.transpose(2, 0, 1)
+    pixels[:, size, 0] = *divmod(min(tall, wide), 256), tall < wide
+    return pixels
 
 
 def canvas(views: Sequence[UInt8[np.ndarray, "3 _ _"]], preprocessing: Preprocessing) -> Pixels:
