@@ -19,6 +19,7 @@ from samething.evaluation import Comparison
 from samething.evaluation.protocols import protocol_of
 from samething.features import Estimate, FeatureSet, features
 from samething.files import write_json
+from samething.leaderboard import BOARDS as PUBLISHED
 from samething.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ ADAPTED: Final = TrainConfig(
 class PublicBoard:
     """Which images a board asks for, and how it is measured."""
 
-    dataset: str
+    dataset: str | None
+    """None: a table of one's own images."""
     protocol: str = "board"
     domain: str | None = None
     """The domain of a data set of several; None for all."""
@@ -65,6 +67,7 @@ BOARDS: Final[Mapping[str, PublicBoard]] = {
     **{key: PublicBoard(dataset=key) for key in ("gpr1200", "sop", "in_shop", "cub_200", "cars196", "forb")},
     **{key: PublicBoard(dataset="uned", domain=key) for key in ("rp2k", "met", "gldv2")},
     **{key: PublicBoard(dataset=key, protocol="revisited") for key in ("roxford", "rparis", "instre")},
+    "custom": PublicBoard(dataset=None),
 }
 """The boards by name."""
 
@@ -81,7 +84,10 @@ class Benched:
     """3 where images could not be read."""
 
     def __rich__(self) -> Group:
-        said = f"samething leaderboard {escape(str(self.file))} shows it beside published results"
+        file = escape(str(self.file))
+        said = f"all numbers: {file}"
+        if (BOARDS[self.board].listed or self.board) in PUBLISHED:
+            said = f"samething leaderboard {file} shows it beside published results"
         return Group(self.comparison, said)
 
 
@@ -96,9 +102,11 @@ class Plan:
     """Of the features, where the images are there to measure on."""
 
     def __rich__(self) -> Group:
-        dataset = DATASETS[BOARDS[self.board].dataset]
-        size = "of unknown size" if dataset.gigabytes is None else f"{dataset.gigabytes:,g} GB"
-        parts: list[RenderableType] = [escape(f"{self.board}: {dataset.title}, {size} on disk")]
+        parts: list[RenderableType] = [escape(f"{self.board}: one's own images")]
+        if key := BOARDS[self.board].dataset:
+            dataset = DATASETS[key]
+            size = "of unknown size" if dataset.gigabytes is None else f"{dataset.gigabytes:,g} GB"
+            parts = [escape(f"{self.board}: {dataset.title}, {size} on disk")]
         if self.missing:
             parts += [escape(f"to get it: {dataset.get} (from {dataset.source}; licence: {dataset.licence})"),
                       escape(f"missing: {', '.join(self.missing)}")]  # fmt: skip
@@ -127,8 +135,10 @@ def bench(
 
     Args:
         board: uned, mini_ilias, ilias, guiec, gpr1200, sop, in_shop, cub_200, cars196, forb, rp2k, met, gldv2
-            (these three in UnED's split), roxford, rparis or instre. samething datasets says how to get each.
-        data_root: folder that holds the folders of all data sets.
+            (these three in UnED's split), roxford, rparis, instre, or custom. samething datasets says how to get
+            each.
+        data_root: folder that holds the folders of all data sets; for custom the table of the images itself,
+            as for samething catalog, whose column role says query and index (and train).
         backbone: a name that samething backbones lists; see samething features.
         output: folder for everything; the results are OUTPUT/BOARD.json.
         dims: numbers that the feature is brought to.
@@ -155,14 +165,17 @@ def bench(
     part: Part = "all" if adapt and train_on is None else "test"
 
     def listed(place: Path) -> Path:
-        list_images(dataset=row.dataset, data_root=data_root, part=part, domain=row.domain, output=place)
+        if row.dataset is None:
+            list_images(Path(data_root), output=place)
+        else:
+            list_images(dataset=row.dataset, data_root=data_root, part=part, domain=row.domain, output=place)
         return place
 
     views = views or row.views
     options: dict[str, Any] = {"backbone": backbone, "weights": weights, "views": views, "sizes": sizes}
     options["output"] = folder / "features"
     if dry_run:
-        missing = tuple(DATASETS[row.dataset].missing(Path(data_root)))
+        missing = tuple(DATASETS[row.dataset].missing(Path(data_root))) if row.dataset else ()
         if missing:
             return Plan(board=board, missing=missing, estimate=None)
         with tempfile.TemporaryDirectory() as place:

@@ -69,8 +69,7 @@ def features(
         pooling: another way from tokens to a feature than the backbone's own.
         views: how an image is brought to the input size, if not as the backbone's own way: crop, squash, pad,
             start, end, zoom, mirror or a corner such as top-left. Several joined by + are several views, as
-            are aspect, crops and five. whole keeps an image's own shape, its longer side as long as the
-            input; for networks that allow it, and not for export.
+            are aspect, crops and five; whole keeps an image's own shape, if the network can, not for export.
         combine: average the features of views and sizes, or keep them side by side.
         sizes: other sides of the input than the backbone's own, in pixels; several are views.
         decoding: exact decodes and resizes with Pillow, as the backbones' own libraries do; fast with code
