@@ -149,7 +149,8 @@ class CanvasNetwork(nn.Module):
                 self._described(network, canvas[:, :, top:], view, mean, std)
                 for (network, top, view), mean, std in zip(plan, means, stds, strict=True)
             ]
-            features.append(torch.cat(described, 1) if combine == "keep" else sum(described) / len(described))
+            average = sum(described[1:], described[0]) / len(described)
+            features.append(torch.cat(described, 1) if combine == "keep" else average)
         if len(features) > 1:
             length = (self.width / len(features)) ** 0.5
             features = [length * nn.functional.normalize(feature, dim=1) for feature in features]
@@ -170,7 +171,7 @@ class CanvasNetwork(nn.Module):
             features: Tensor = network(pixels)
             return features.float()
         sides = (255 * canvas[:, :, side, 0]).round().long()  # as images.preparing.with_its_sides says them
-        shapes = torch.stack([(256 * sides[:, 0] + sides[:, 1]).clamp(1, side), sides[:, 2]], 1)
+        shapes: Any = torch.stack([(256 * sides[:, 0] + sides[:, 1]).clamp(1, side), sides[:, 2]], 1)
         order, found = [], []
         for shape in shapes.unique(dim=0):
             (rows,) = (shapes == shape).all(1).nonzero(as_tuple=True)
