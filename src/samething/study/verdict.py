@@ -55,9 +55,12 @@ def verdict_on(run: Run, features: FeatureSet, folder: Path) -> Verdict:
     try:
         opened = OpenedRuns.open([run.folder])
     except InputError:
-        few = "Whether the head is better cannot be told: no images were set aside for the test."
+        few = (
+            "Whether the head is better cannot be told: no images were set aside for the test. So the "
+            "backbone's feature as it is is exported."
+        )
         more = "Label more things, with two images each or more: a fifth of them is then kept for the test."
-        return Verdict("head", (few,), (more,), None)
+        return Verdict("backbone", (few,), (more,), None)
     comparison = opened.compare(protocol_of("default"))
     points = _curve(run, features, folder / "learning_curve.json")
     name = opened.names[0]
@@ -123,7 +126,7 @@ def sentences_of(
         rather = (
             "the backbone's feature as it is" if kept == "backbone" else f"{kept} of the backbone's feature"
         )
-        sentences.append(f"On the validation images the head is not surely better, so {rather} is exported.")
+        sentences.append(f"On the images that decide the head is not surely better, so {rather} is exported.")
     return tuple(sentences)
 
 
