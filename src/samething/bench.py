@@ -135,8 +135,8 @@ def bench(
 
     Args:
         board: uned, mini_ilias, ilias, guiec, gpr1200, sop, in_shop, cub_200, cars196, forb, rp2k, met, gldv2
-            (these three in UnED's split), roxford, rparis, instre, or custom for a table of one's own. samething
-            datasets says how to get each of the others.
+            (these three in UnED's split), roxford, rparis, instre, or custom for a table
+            of one's own. samething datasets says how to get each of the others.
         data_root: folder that holds the folders of all data sets; for custom the table of the images itself,
             as for samething catalog, whose column role says query and index (and train).
         backbone: a name that samething backbones lists; see samething features.
