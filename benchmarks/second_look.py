@@ -2,7 +2,7 @@
 
     python benchmarks/second_look.py demo/features --domains photo object logo
     python benchmarks/second_look.py photos/features --things-against-photographs --domains package
-    python benchmarks/second_look.py photos/features demo/features --planted package photo
+    python benchmarks/second_look.py photos/features demo/features --planted package photo --model demo/model
 
 Takes feature folders of one backbone; its features as they are, of unit length, make the first search. What
 evidence is worth is learned on validation images and measured on test images of other things. Tables go to
@@ -30,10 +30,12 @@ from samething.arrays import unit
 from samething.backbones.loading import load_from_metadata
 from samething.catalog import Catalog
 from samething.cli import run_script
+from samething.embedder import Embedder
 from samething.evaluation import Comparison
 from samething.evaluation.looked_again import LookedAgain
 from samething.features import FeatureSet
 from samething.images import decode, prepare
+from samething.images.parts import cut_out, standing_out
 from samething.pages import new_axes
 from samething.rerank import Kept, Shown, Trust, reranker_of, second_look
 from samething.rerank.second_look import NUM_CANDIDATES
@@ -41,6 +43,7 @@ from samething.statistics import paired_difference
 
 SHARES = (0.05, 0.1, 0.2, 0.35, 0.5)
 SIDES = (640, 480)
+INDEXED = "proposals in the index"
 
 
 def main(
@@ -49,6 +52,7 @@ def main(
     rerank: tuple[str, ...] = ("geometry",),
     things_against_photographs: bool = False,
     planted: tuple[str, str] | None = None,
+    model: str | None = None,
     most: int = 60,
     curve: Path | None = None,
 ) -> None:
@@ -61,6 +65,7 @@ def main(
         things_against_photographs: the catalog has no roles: the first image of each thing, by name, is clean
             and in the gallery; a third of the things is for validation, photographs of the others ask.
         planted: instead, domains of things to plant and of photographs to plant them in.
+        model: for planted things: a model that embeds, through onnxruntime; else the features' backbone does.
         most: planted things.
         curve: where to draw what was found of planted things, as .svg or .png.
     """
@@ -72,10 +77,15 @@ def main(
         with torch.inference_mode():
             return unit(backbone(torch.from_numpy(pixels)).float().numpy(), np.float32)
 
-    looks = [reranker_of(name, embed, dict(found[0].backbone)) for name in rerank]
+    if model is not None:
+        embedder = Embedder.load(model)
+        looks = [reranker_of(name, embedder.embed, embedder.fingerprint, embedder.folder) for name in rerank]
+    else:
+        looks = [reranker_of(name, embed, dict(found[0].backbone)) for name in rerank]
     if planted is not None:
         catalogs = [each.catalog.take(each.catalog.strings("domain") == name)
                     for name in planted for each in found if name in each.catalog.domains]  # fmt: skip
+        embed = embed if model is None else embedder.embed
         rich.print(planted_table(catalogs[0], catalogs[1], embed, looks, most, curve))
         return
     catalog, rows = found[0].catalog, np.asarray(found[0].rows, np.float32)
@@ -182,15 +192,19 @@ def planted_table(
     grounds = [decode(photographs.source(row)).resize(SIDES) for row in rows]
     starts = range(0, most + 1 - len(asked), len(asked))
     others = [_shown(image, embed) for image in grounds[most:]]
-    table = Table("share of the area", "first search", *(look.name for look in looks), "all together")
+    table = Table(
+        "share of the area", "first search", INDEXED, *(look.name for look in looks), "all together"
+    )
     curves: dict[str, list[float]] = {}
+    parts: dict[str, np.ndarray] = {}
     for share in SHARES:
         rng = np.random.default_rng(round(1000 * share))
         found: dict[str, list[bool]] = {}
         for start in starts:
             scenes = [scene(*pair, share, rng) for pair in zip(queries, grounds[start:most], strict=False)]
             gallery = [_shown(one, embed) for one in scenes] + others
-            for name, scores in _scores(asked, gallery, looks).items():
+            parts |= {one.key: _parts(one.image(), embed) for one in gallery if one.key not in parts}
+            for name, scores in _scores(asked, gallery, looks, parts).items():
                 found.setdefault(name, []).extend(scores.argmax(axis=1) == np.arange(len(asked)))
         cells = []
         for name, right in found.items():
@@ -215,10 +229,19 @@ def planted_table(
     return table
 
 
-def _scores(asked: Sequence[Shown], gallery: Sequence[Shown], looks: Sequence[Any]) -> dict[str, np.ndarray]:
-    """Scores of a gallery's images for each query, by the first search, by each look, and by all of them."""
+def _parts(image: Image.Image, embed: Any) -> np.ndarray:
+    """Vectors of the parts that an index keeps with ``--regions proposals``, and that of the whole."""
+    return np.asarray(embed([image, *cut_out(image, standing_out(image))]))
+
+
+def _scores(
+    asked: Sequence[Shown], gallery: Sequence[Shown], looks: Sequence[Any], parts: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Scores of a gallery's images per query: the first search's, with regions, each look's, all looks'."""
     cosines = np.array([[one.vector @ query.vector for one in gallery] for query in asked])
-    sums = {name: cosines.copy() for name in ("first search", *(look.name for look in looks), "all")}
+    best = [(parts[one.key] @ np.stack([query.vector for query in asked]).T).max(axis=0) for one in gallery]
+    sums = {"first search": cosines, INDEXED: np.maximum(cosines, np.stack(best, axis=1))}
+    sums |= {name: cosines.copy() for name in (*(look.name for look in looks), "all")}
     for number, query in enumerate(asked):
         order = np.argsort(-cosines[number])[:NUM_CANDIDATES]
         for look in looks:
