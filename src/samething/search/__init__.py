@@ -332,7 +332,7 @@ def duplicates(
     Args:
         index: the index folder, or the URL of a distributed engine.
         min_score: similarity from which two images count as near-duplicates, at most 1; by default 0.95, and
-            0.6 where candidates are verified.
+            0.4 where candidates are verified.
         verify: geometry: candidates count only where one was made of the other, also by cropping, in
             perspective, or with something laid over it; needs the extra rerank.
         output: also write the groups here, as JSON.
@@ -346,7 +346,7 @@ def duplicates(
     opened = open_index(nearby(index))
     look = None if verify is None else SecondLook.without_model(opened, verify)
     if min_score is None:
-        min_score = 0.95 if look is None else 0.6
+        min_score = 0.95 if look is None else 0.4
     found = near_duplicates(opened, min_score=min_score, look=look)
     if output is not None:
         write_json(output, found.to_json())
