@@ -20,6 +20,7 @@ ORDER = [
 ]  # fmt: skip
 # functions that are commands: their parameters are options
 COMMANDS = {
+    "bench",
     "catalog",
     "curate",
     "features",
