@@ -93,8 +93,14 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """With ``--quick`` no test or example is run that needs packages of the extras train or demo."""
+    """With ``--quick`` no test or example is run that needs packages of the extras train or demo.
+
+    One process makes the line at the very beginning, and no other waits for it.
+    """
     if config.getoption("--quick"):
         items[:] = [
             item for item in items if not item.get_closest_marker("heavy") and not _imports(item.path) & HEAVY
         ]
+    with_line = [item for item in items if "line" in getattr(item, "fixturenames", ())]
+    others = [item for item in items if "line" not in getattr(item, "fixturenames", ())]
+    items[:] = with_line[:1] + others + with_line[1:]

@@ -266,6 +266,7 @@ def test_the_fingerprint_does_not_depend_on_memory_layout(lite):
     lite.network.to(memory_format=torch.contiguous_format)
 
 
+@pytest.mark.slow
 def test_onnx_equals_torch_at_any_batch(lite, pixels, tmp_path):
     graph = write_onnx(lite, tmp_path / "größe 1.onnx", size=lite.preprocessing.size)
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])

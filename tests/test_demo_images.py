@@ -483,6 +483,7 @@ def test_a_line_drawing_has_no_colour() -> None:
     assert drawn[1][..., 3].max() == 255
 
 
+@pytest.mark.slow
 def test_a_brand_is_no_icon_and_mixed_families_give_brands_only() -> None:
     found = find_symbols(None)
     names = {

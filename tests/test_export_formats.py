@@ -53,6 +53,7 @@ np.save(target, rows)
 """
 
 
+@pytest.mark.slow
 def test_the_challenges_submission(tiny, vectors, tmp_path):
     written(tiny, "guiec", format="guiec")
     archive = tiny / "guiec" / "submission.zip"

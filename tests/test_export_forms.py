@@ -43,6 +43,7 @@ def vectors(tiny):
     return Embedder.load(tiny / "full").embed(photographs())
 
 
+@pytest.mark.slow
 def test_float16_halves_the_file_and_hardly_changes_a_vector(tiny, vectors):
     made = written(tiny, "float16", precision="float16")
     half, full = (tiny / name / "model.onnx" for name in ("float16", "full"))
@@ -70,6 +71,7 @@ def test_whole_numbers_are_smaller_and_find_nearly_the_same(tiny, vectors):
     assert all(speed > 0 for speed in made.parity.images_per_s)
 
 
+@pytest.mark.slow
 def test_a_prefix_is_the_first_numbers_at_unit_length(tiny, vectors):
     made = written(tiny, "prefix", dim=5)
     expected = vectors[:, :5] / np.linalg.norm(vectors[:, :5], axis=1, keepdims=True)
@@ -210,6 +212,7 @@ def test_resizing_inside_the_graph(tiny, vectors):
 # ---- quality
 
 
+@pytest.mark.slow
 def test_a_form_that_loses_too_much_is_refused_and_can_be_allowed(tiny, monkeypatch):
     target = tiny / "too short"
     options = {"output": target, "weights": tiny / "w.safetensors", "dim": 1, "tolerance": -1.0}
@@ -362,6 +365,7 @@ def test_an_average_is_the_mean_of_the_weights_and_needs_one_start(tiny, vectors
         written(tiny, "refused soup", average=(tiny / "other start",))
 
 
+@pytest.mark.slow
 def test_half_the_way_from_the_start(tiny):
     written(tiny, "wise", interpolate=0.25)
     run = Run.open(tiny / "run")
@@ -382,6 +386,7 @@ def test_a_head_that_an_earlier_version_joined_or_shortened_is_not_averaged(tiny
     assert written(tiny, "alone", run="joined").config["embedding_dim"] == 16
 
 
+@pytest.mark.slow
 def test_the_metrics_are_those_of_the_form(tiny):
     """What the card says is measured with the vectors of the written model, not with those of the run."""
     made = written(tiny, "prefix 2", dim=2)

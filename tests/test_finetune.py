@@ -94,6 +94,7 @@ def test_a_locked_head_stays_while_the_backbone_learns(vit):
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
 def test_lora_is_merged_into_the_weights_it_adapts(vit):
     run = tuned(vit, "lora", lora_rank=2, unfreeze="2")
     before, after = states(vit, "lora")

@@ -112,6 +112,7 @@ def test_the_numbers_of_a_run_are_those_of_its_embeddings(line, tmp_path):
 # ---- bad input
 
 
+@pytest.mark.slow
 def test_an_unreadable_image_ends_with_status_3_everywhere(line_copy):
     (line_copy / "my-images" / "thing 00 é" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing more")
     good = (line_copy / "my-images" / "thing 00 é" / "view 0.jpg").read_bytes()

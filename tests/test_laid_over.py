@@ -105,6 +105,7 @@ def test_curation_confirms_candidates_by_places_that_agree():
     assert "places agree, pixels" in pairs.found_by(0)
 
 
+@pytest.mark.slow
 def test_the_report_draws_the_places_that_agree(tmp_path):
     """Candidates by hash whose pixels differ were passed over; the page shows what confirmed them."""
     rows = []

@@ -185,7 +185,7 @@ def test_the_best_may_lie_in_groups_of_their_own():
 
 
 @pytest.mark.parametrize("precision", [pytest.param("float64", marks=pytest.mark.slow), "float32"])
-@pytest.mark.parametrize("memory_mib", [8, 32])
+@pytest.mark.parametrize("memory_mib", [8, pytest.param(32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("collapsed", [False, True])
 def test_the_ceiling_holds(precision, memory_mib, collapsed):
     gallery = np.random.default_rng(3).standard_normal((10_000, 64)).astype(np.float16)

@@ -243,8 +243,9 @@ def kill_after(monkeypatch, num_trials):
     monkeypatch.setattr(StudyFolder, "_append", dying)
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
-@pytest.mark.parametrize("out_of_domain", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("out_of_domain", [False, True])
 def test_study_datasets_resumes_to_the_same_result(features, tmp_path, monkeypatch, out_of_domain):
     options = {**SMALL, "seeds": 1, "cap": (0, 3), "budget": 40, "leave_one_domain_out": out_of_domain}
     whole = study.datasets(features, output=tmp_path / "whole", **options)
