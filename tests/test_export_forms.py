@@ -84,6 +84,7 @@ def test_a_prefix_is_the_first_numbers_at_unit_length(tiny, vectors):
             written(tiny, f"prefix {dim}", dim=dim)
 
 
+@pytest.mark.slow
 def test_vectors_kept_in_fewer_bytes(tiny, vectors):
     made = written(tiny, "codes int8", codes="int8")
     embedder = Embedder.load(tiny / "codes int8")

@@ -83,6 +83,7 @@ def test_a_second_index_of_the_same_folder_keeps_every_image(line_copy):
     assert (first.returncode, again.returncode) == (0, 0)
 
 
+@pytest.mark.slow
 def test_ten_lines_of_python_as_written(line_copy):
     for made in ("run", "model", "index"):  # the ten lines train with other options
         shutil.rmtree(line_copy / made)

@@ -137,7 +137,10 @@ def expected_numbers(protocol, rows, vectors, distractors, scope):
     [
         *PROTOCOLS.values(),
         Protocol(name="custom", metrics=("map@3", "p@2", "r@3", "mmp@2", "map", "map@r", "r-precision")),
-        Protocol(name="custom", metrics=("map@2",), distance="euclidean", mean="queries"),
+        pytest.param(
+            Protocol(name="custom", metrics=("map@2",), distance="euclidean", mean="queries"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda protocol: protocol.name,
 )
