@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import importlib.metadata
 import io
 import os
 import shutil
@@ -492,7 +493,8 @@ def test_the_command_in_a_process_of_its_own(things, tmp_path):
     assert done.returncode == 3, done.stderr
     assert "images dropped: 1" in done.stdout
     assert "furniture" in done.stdout
-    assert not done.stderr.strip()
+    # rich before 15 ends a bar that nobody sees by an empty line
+    assert done.stderr == ("" if int(importlib.metadata.version("rich").split(".")[0]) >= 15 else "\n")
     assert len(Catalog.read(tmp_path / "catalog.parquet")) == 30
     done = subprocess.run([*program, "--help"], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0

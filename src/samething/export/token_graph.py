@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +22,7 @@ from samething.files import atomic_path, require_writable
 from samething.images import decode, in_threads, prepare
 from samething.progress import progress_bar
 from samething.rerank.tokens import (
+    BYTES_PER_TOKEN,
     METADATA,
     MOST_TOKENS,
     Likeness,
@@ -56,7 +56,7 @@ class TokenGraph:
     def __rich__(self) -> str:
         return (
             f"{self.path}: {self.num_tokens} tokens per image, "
-            f"{65 * min(self.num_tokens, MOST_TOKENS):,} bytes kept of each\n"
+            f"{BYTES_PER_TOKEN * min(self.num_tokens, MOST_TOKENS):,} bytes kept of each\n"
             f"use it with: samething find IMAGE --rerank {self.path}"
         )
 
@@ -104,7 +104,7 @@ def tokens(
     rows = np.sort(np.random.default_rng(seed).permutation(rows)[:most_images])
     plain = TokenNetwork(network, nn.Identity(), nn.Identity())
     extracted = _extracted(plain, images, rows)
-    first = list(islice(extracted, _FITTED_TO))
+    first = list(itertools.islice(extracted, _FITTED_TO))
     if not first:
         raise InputError(
             f"no image of {catalog} can be read", expected="images", next_step="check where they are"

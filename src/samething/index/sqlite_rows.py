@@ -142,17 +142,11 @@ class RowFormat:
 
     def remove(self, db: Connection, slots: Sequence[int]) -> None:
         """Remove rows; what their slots hold stays in the file."""
-        rows = [StoredRow(values, None) for slot in slots for values in self._raw(db, [slot])]
+        found = at_slots(db, self.names, slots)
+        rows = [StoredRow(found[slot], None) for slot in slots if slot in found]
         db.executemany("DELETE FROM members WHERE (name, text, slot) = (?, ?, ?)", self._members(slots, rows))
         for table in ("rows", "blobs"):
             db.executemany(f"DELETE FROM {table} WHERE slot = ?", [(slot,) for slot in slots])
-
-    def _raw(self, db: Connection, slots: Sequence[int]) -> list[tuple[Any, ...]]:
-        return [
-            row
-            for slot in slots
-            for row in db.execute(f"SELECT {self.names} FROM rows WHERE slot = ?", (slot,))
-        ]
 
     def _members(self, slots: Sequence[int], rows: Sequence[StoredRow]) -> set[tuple[int, str, int]]:
         return {

@@ -31,6 +31,8 @@ METADATA: Final = "samething.tokens"
 NUM_DIMS: Final = 128
 MOST_TOKENS: Final = 256
 """Of the largest weight: with 65 bytes a token an image takes 16,640 at most."""
+BYTES_PER_TOKEN: Final = 1 + NUM_DIMS // 2
+"""A weight in a byte, and a direction in 4 bits a number."""
 SINKHORN_STEPS: Final = 10
 _STEPS: Final = 32
 """Levels per unit: a number of a 128-dimensional direction is seldom beyond a quarter."""
@@ -168,6 +170,6 @@ def content_of(tokens: Float[np.ndarray, "n 128"]) -> bytes:
 
 def tokens_of(content: bytes) -> Float[np.ndarray, "n 128"]:
     """The tokens again, as they are compared."""
-    count = len(content) // (1 + NUM_DIMS // 2)
+    count = len(content) // BYTES_PER_TOKEN
     weights = np.frombuffer(content, np.uint8, count).astype(np.float32) / 255
     return unpacked(content[count:], NUM_DIMS) * weights[:, None]
