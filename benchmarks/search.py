@@ -2,6 +2,7 @@
 
     python benchmarks/search.py query --rows 100000 1000000   # latency and recall
     python benchmarks/search.py query --rows 100000 --dim 512 --exact   # 2,048 bytes or 256
+    python benchmarks/search.py large --rows 10000000         # one tuned index, opened by another process
     python benchmarks/search.py changes --rows 1000000        # what a change costs an open searcher
     python benchmarks/search.py sync --images 100000        # bringing an unchanged folder up to date
 
@@ -9,6 +10,8 @@ Query: vectors around 35,000 centres, and queries around the same centres. Each 
 answers the same queries in turns (a slice of them a round), with one client and with eight threads.
 Recall@5 is the share of the five nearest rows, by float64, that an engine returns. The floor is the bytes
 of the float32 vectors over the rate at which this machine reads memory, measured between the rounds.
+
+Large: an index is filled and tuned to 0.98, then a new process opens it and answers queries that are no rows.
 
 Changes: one handle asks without end, another adds or deletes rows; the first question after it is timed.
 
@@ -22,8 +25,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import multiprocessing
 import os
 import re
+import resource
 import sqlite3
 import statistics
 import sys
@@ -37,7 +42,7 @@ from typing import Any
 
 import numpy as np
 
-from samething.index import SqliteIndex, create_index, open_index
+from samething.index import AbstractIndex, SqliteIndex, create_index, open_index
 from samething.retrieval import exact_topk, nearest_units
 from samething.retrieval.codes import Coder, StoredCodes
 
@@ -83,11 +88,16 @@ def filled_index(folder: Path, rows: np.ndarray, codes: StoredCodes = "float32")
     coder = None if codes == "float32" else Coder.fit(clustered(20_000, 3, rows.shape[1]), codes)
     index = create_index(folder, dim=rows.shape[1], **IDENTITY, coder=coder)
     assert isinstance(index, SqliteIndex)
+    add_rows(index, rows)
+    return index
+
+
+def add_rows(index: AbstractIndex, rows: np.ndarray, first: int = 0) -> None:
+    """Rows named by their numbers, which begin with ``first``."""
     for start in range(0, len(rows), 50_000):
         part = rows[start : start + 50_000]
-        numbers = range(start, start + len(part))
+        numbers = range(first + start, first + start + len(part))
         index.add(part, [{"id": f"{n:09d}", "path": f"/images/{n}.jpg", "label": str(n)} for n in numbers])
-    return index
 
 
 def by_index(index: SqliteIndex, columns: list[str]) -> Ask:
@@ -215,6 +225,53 @@ def compare_queries(
 
 def _ms(seconds: list[float], percentile: int) -> str:
     return f"{1e3 * np.percentile(seconds, percentile):.2f}"
+
+
+# ---- one large index
+
+
+def compare_large(num_rows: int, *, num_queries: int, scratch: Path) -> None:
+    """Print what tuning costs, and what a process that opens the index waits for and holds in memory."""
+    queries = clustered(num_queries, 2)
+    index = create_index(scratch / "index", dim=DIM, **IDENTITY)
+    scores, truth = np.zeros((num_queries, 0), np.float32), np.zeros((num_queries, 0), np.int64)
+    started = time.perf_counter()
+    for start in range(0, num_rows, 500_000):
+        rows = clustered(min(500_000, num_rows - start), 10 + start)
+        add_rows(index, rows, start)
+        top = exact_topk(queries, rows, K, normalised=True)
+        scores, truth = np.hstack([scores, top.scores]), np.hstack([truth, top.indices + start])
+        best = np.argsort(-scores, axis=1)[:, :K]
+        scores, truth = (np.take_along_axis(each, best, 1) for each in (scores, truth))
+    print(f"\n{num_rows:,} rows written in {time.perf_counter() - started:.0f} s", flush=True)
+    started = time.perf_counter()
+    assert isinstance(index, SqliteIndex)
+    print(index.tune(0.98, k=K).__rich__())
+    print(f"tuned in {time.perf_counter() - started:.0f} s", flush=True)
+    index.close()
+    for columns in ([], ["path", "label"]):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            pool.apply(answer_alone, (scratch / "index", queries, truth, columns))
+
+
+def answer_alone(folder: Path, queries: np.ndarray, truth: np.ndarray, columns: list[str]) -> None:
+    """Print what a new process that opens an index measures."""
+    marks = [time.perf_counter()]
+    with open_index(folder) as index:
+        marks.append(time.perf_counter())
+        assert isinstance(index, SqliteIndex)
+        ask = by_index(index, columns)
+        ask(queries[0])
+        marks.append(time.perf_counter())
+        times, answers, _ = latencies(ask, queries, 1)
+    share = np.mean([len(set(a) & set(b)) / K for a, b in zip(answers, truth.tolist(), strict=True)])
+    opening, first = np.diff(marks)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(
+        f"columns {columns}: opened in {opening:.2f} s, first answer after {first:.2f} s more, "
+        f"p50 {_ms(times, 50)} ms, p95 {_ms(times, 95)} ms, recall@5 {share:.4f}, memory {used:.2f} GB",
+        flush=True,
+    )
 
 
 # ---- changes
@@ -373,17 +430,24 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parts = parser.add_subparsers(dest="part", required=True)
-    query, changes, sync = (parts.add_parser(name) for name in ("query", "changes", "sync"))
+    query, large, changes, sync = (parts.add_parser(name) for name in ("query", "large", "changes", "sync"))
+    large.add_argument("--rows", type=int, nargs="+", default=[10_000_000])
     for part in (query, changes):
         part.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
         part.add_argument("--dim", type=int, default=DIM)
     query.add_argument("--exact", action="store_false", dest="graphs", help="leave graphs out")
-    query.add_argument("--queries", type=int, dest="num_queries", default=300)
+    for part in (query, large):
+        part.add_argument("--queries", type=int, dest="num_queries", default=300)
     sync.add_argument("--images", type=int, nargs="+", dest="rows", default=[100_000])
     for part in (query, changes, sync):
         part.add_argument("--rounds", type=int, default=5)
     asked = vars(parser.parse_args(arguments))
-    compare = {"query": compare_queries, "changes": compare_changes, "sync": compare_syncs}[asked.pop("part")]
+    compare: Callable[..., None] = {
+        "query": compare_queries,
+        "large": compare_large,
+        "changes": compare_changes,
+        "sync": compare_syncs,
+    }[asked.pop("part")]
     for size in asked.pop("rows"):
         with tempfile.TemporaryDirectory() as scratch:
             compare(size, **asked, scratch=Path(scratch))

@@ -2,8 +2,10 @@
 
 FAISS links each vector, of 8 bits per dimension, with some near ones (Malkov and Yashunin, *Efficient and
 robust approximate nearest neighbor search using hierarchical navigable small world graphs*, TPAMI 2020).
-What the graph finds is ranked again by the exact search, so scores are those of the exact search. Rows newer
-than the graph are searched exactly beside it, deleted ones are left out, and a filter makes a search exact.
+Very many vectors, whose links would take hours, are put into lists around centres instead, of which a search
+reads the nearest (Jégou, Douze and Schmid, *Product quantization for nearest neighbor search*, TPAMI 2011).
+What either finds is ranked again by the exact search, so scores are those of the exact search. Rows newer
+than it are searched exactly beside it, deleted ones are left out, and a filter makes a search exact.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -28,6 +30,12 @@ from samething.retrieval import nearest_units
 from samething.retrieval.codes import CodedRows
 
 LEAST_ROWS: Final = 1000
+LARGEST_GRAPH: Final = 2_000_000
+"""More rows are kept in lists: 5,000 a second are linked, and fewer as the graph outgrows the caches."""
+_LISTS_PER_ROOT: Final = 4
+"""Lists per square root of the number of rows, as FAISS advises: 4 to 16."""
+_ROWS_PER_CENTRE: Final = 40
+"""Rows that a centre is learnt from; with fewer FAISS warns."""
 _LINKS: Final = 32
 _BREADTH_OF_BUILDING: Final = 40
 _LARGEST_BREADTH: Final = 4096
@@ -55,7 +63,7 @@ class RecallReport:
     num_slots: int
     """Slots of the file of vectors then; rows beyond are searched exactly."""
     breadth: int
-    """Candidates that a search keeps; 0: exact search, because no breadth reached the target."""
+    """Candidates that a search keeps, or lists that it reads; 0: exact search, since none were enough."""
     latency_ms: float
     """Median of a query."""
     exact_latency_ms: float
@@ -64,12 +72,15 @@ class RecallReport:
     """Of the graph's file."""
     tried: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Breadth -> lower bound, for all that were tried."""
+    structure: Literal["graph", "lists"] = "graph"
+    """What is searched."""
 
     def __rich__(self) -> str:
         """In words."""
-        way = (
-            f"graph, {self.breadth} candidates" if self.breadth else "exact search, since no graph reached it"
+        found_by = (
+            f"graph, {self.breadth} candidates" if self.structure == "graph" else f"{self.breadth} lists"
         )
+        way = found_by if self.breadth else "exact search, since nothing faster reached it"
         return (
             f"{way}: recall@{self.k} {self.recall:.4f}, with 95 % confidence at least {self.lower_bound:.4f} "
             f"(asked for {self.target:g}), {self.latency_ms:.2f} ms per query; exact search "
@@ -78,7 +89,7 @@ class RecallReport:
 
 
 class Graph:
-    """A graph of the vectors of a generation, its nodes named by their slots.
+    """A graph, or lists, of the vectors of a generation, named by their slots.
 
     Args:
         path: its file.
@@ -119,9 +130,12 @@ class Graph:
 
 
 def candidates(nodes: Any, query: Float[np.ndarray, " d"], num: int, *, breadth: int) -> Slots:
-    """Slots of about the ``num`` nearest nodes of a graph, each once."""
+    """Slots of about the ``num`` nearest nodes, each once; found with ``breadth`` candidates, or lists."""
     faiss = _faiss()
-    options = faiss.SearchParametersHNSW(efSearch=max(breadth, num))
+    if isinstance(nodes, faiss.IndexIVF):
+        options = faiss.SearchParametersIVF(nprobe=breadth)
+    else:
+        options = faiss.SearchParametersHNSW(efSearch=max(breadth, num))
     num_threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(
         1
@@ -141,7 +155,7 @@ def tuned_graph(
     k: int,
     num_queries: int,
 ) -> RecallReport:
-    """Build a graph, choose how broadly it is searched, and write it to a file.
+    """Build a graph or lists, choose how broadly they are searched, and write them to a file.
 
     The queries are rows that the graph does not hold yet: asking for its own nodes would be too easy.
 
@@ -170,12 +184,7 @@ def tuned_graph(
     random = np.random.default_rng(0)
     sample = np.sort(random.choice(slots, min(num_queries, len(slots) // 10), replace=False))
     rest = np.setdiff1d(slots, sample, assume_unique=True)
-    graph = faiss.IndexHNSWSQ(
-        vectors.shape[1], faiss.ScalarQuantizer.QT_8bit, _LINKS, faiss.METRIC_INNER_PRODUCT
-    )
-    graph.hnsw.efConstruction = _BREADTH_OF_BUILDING
-    graph.train(vectors[random.choice(slots, min(len(slots), _ROWS_AT_A_TIME), replace=False)])
-    nodes = faiss.IndexIDMap(graph)
+    nodes = _trained(vectors, slots, random)
     _add(nodes, vectors, rest)
     expected, exact_ms = _expected(searched, sample, rest, k)
     tried: dict[str, float] = {}
@@ -211,6 +220,7 @@ def tuned_graph(
         exact_latency_ms=exact_ms,
         sha256=file_sha256(path) if is_reached else "",
         tried=tried,
+        structure="lists" if isinstance(nodes, faiss.IndexIVF) else "graph",
     )
 
 
@@ -234,6 +244,26 @@ def lower_bound(recall: float, num_queries: int) -> float:
         + spread / 2
         - _Z95 * math.sqrt(recall * (1 - recall) / num_queries + spread**2 / (4 * _Z95**2))
     ) / (1 + spread)
+
+
+def _trained(vectors: Float[np.ndarray, "n d"] | CodedRows, slots: Slots, random: np.random.Generator) -> Any:
+    """Room for the vectors of some slots, of 8 bits per dimension: a graph, or lists if they are many."""
+    faiss, dim = _faiss(), vectors.shape[1]
+    is_large = len(slots) > LARGEST_GRAPH
+    num_lists = int(_LISTS_PER_ROOT * len(slots) ** 0.5)
+    num_learnt = _ROWS_PER_CENTRE * num_lists if is_large else _ROWS_AT_A_TIME
+    learnt = vectors[np.sort(random.choice(slots, min(len(slots), num_learnt), replace=False))]
+    kind, product = faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
+    if is_large:
+        centres = faiss.IndexFlatIP(dim)
+        lists = faiss.IndexIVFScalarQuantizer(centres, dim, num_lists, kind, product, False)
+        lists.cp.spherical = True
+        lists.train(learnt)
+        return lists
+    graph = faiss.IndexHNSWSQ(dim, kind, _LINKS, product)
+    graph.hnsw.efConstruction = _BREADTH_OF_BUILDING
+    graph.train(learnt)
+    return faiss.IndexIDMap(graph)
 
 
 def _add(nodes: Any, vectors: Float[np.ndarray, "n d"] | CodedRows, slots: Slots) -> None:
