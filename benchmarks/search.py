@@ -390,7 +390,7 @@ def compare_syncs(num_images: int, *, rounds: int, scratch: Path) -> None:
     files = collection.files()
     for start in range(0, num_images, 20_000):
         part = files[start : start + 20_000]
-        names = [hashlib.sha256(Path(file.path).read_bytes()).hexdigest() for file in part]
+        names = [hashlib.sha256(Path(file.location).read_bytes()).hexdigest() for file in part]
         index.add(
             clustered(len(part), start),
             [row_of(name, [file]) for name, file in zip(names, part, strict=True)],
