@@ -16,11 +16,12 @@ from samething.cli import build_app
 from samething.curate.curate_config import CurateConfig
 from samething.errors import ArtefactError, FingerprintError, InputError
 from samething.features import FeatureSet
-from samething.study import Gain, StudyFolder, select
-from samething.study.data_mix import mixed_rows
+from samething.statistics import Estimate
+from samething.study import StudyFolder, select
+from samething.study.backbone_comparison import pareto_front
+from samething.study.data_mix import Terms, mixed_rows
 from samething.study.loss_search import defaults_of, search_space
 from samething.study.questions import Questions
-from samething.study.study_report import pareto_front
 from samething.training import TrainConfig
 from scenes import feature_folder
 
@@ -118,7 +119,7 @@ def by_force(parts, score):
 def comparing(score):
     def compare(first, second):
         gain = score(first) - (score(second) if second else 0.0)
-        return Gain(gain, gain, gain)
+        return Estimate(gain, gain, gain)
 
     return compare
 
@@ -132,7 +133,7 @@ def test_greedy_choice_is_the_best_where_gains_add_up(gains):
 
     mix, steps = select(list(values), comparing(score))
     assert score(mix) == score(by_force(list(values), score))
-    assert all(step.gain.difference > 0 for step in steps[1:] if step.kind == "add")
+    assert all(step.gain.value > 0 for step in steps[1:] if step.kind == "add")
 
 
 @given(st.lists(st.sets(st.integers(0, 7), min_size=1, max_size=4), min_size=1, max_size=5))
@@ -162,7 +163,9 @@ def test_the_backward_check_drops_what_was_overtaken():
 
 def test_it_stops_at_a_gain_that_is_unsure_or_too_small():
     def unsure(first, second):
-        return Gain(1.0, 0.5, 1.5) if second is None else Gain(0.2 * (len(first) > 1) or -0.2, -0.1, 0.5)
+        return (
+            Estimate(1.0, 0.5, 1.5) if second is None else Estimate(0.2 * (len(first) > 1) or -0.2, -0.1, 0.5)
+        )
 
     mix, steps = select(["a", "b"], unsure)
     assert mix == ("a",) and steps[-1].kind == "stop"
@@ -196,14 +199,14 @@ def test_a_mix_keeps_to_its_budget_caps_and_groups(budget, cap, groups):
     ]  # fmt: skip
     catalog = Catalog.from_rows(rows, root=Path("/"))
     mix = [(group, cap) for group in sorted(groups)]
-    kept = mixed_rows(catalog, mix, by="domain", budget=budget, share="proportional")
+    kept = mixed_rows(catalog, mix, Terms(budget=budget))
     labels, counts = np.unique(catalog.strings("label")[kept].astype(str), return_counts=True)
     assert len(kept) <= budget and np.all(np.diff(kept) > 0)
     assert set(catalog.strings("domain")[kept]) <= groups
     assert catalog.has_role("train")[kept].all()
     assert not cap or counts.max(initial=0) <= cap
     assert counts.min(initial=2) >= 2
-    without = mixed_rows(catalog, mix, by="domain", budget=budget, share="equal", without="x")
+    without = mixed_rows(catalog, mix, Terms(budget=budget, share="equal"), without="x")
     assert "x" not in set(catalog.strings("domain")[without])
     assert len(labels) <= 5 * len(groups)
 

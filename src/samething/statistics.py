@@ -6,6 +6,7 @@ Values are one number per query, NaN for a query that cannot be answered; means 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -25,6 +26,21 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
+
+
+def percent(value: float, low: float | None = None, high: float = math.nan, *, sign: bool = False) -> str:
+    """A share in per cent, with the ends of its interval in brackets; with ``sign``, a difference of shares.
+
+    >>> percent(0.5, 0.41, 0.6), percent(0.012, sign=True), percent(math.nan)
+    ('50.0 (41.0–60.0)', '+1.2', '–')
+    >>> percent(0.012, -0.001, 0.02, sign=True)
+    '+1.2 (-0.1 to +2.0)'
+    """
+    if math.isnan(value):
+        return "–"
+    form, to = ("{:+.1f}", " to ") if sign else ("{:.1f}", "–")
+    text = form.format(100 * value)
+    return text if low is None else f"{text} ({form.format(100 * low)}{to}{form.format(100 * high)})"
 
 
 def domain_mean(values: PerQuery, domains: Int[np.ndarray, " q"]) -> float:
@@ -151,6 +167,11 @@ class PairedDifference:
     p_value: float = float("nan")
     """Two-sided: how often a difference at least as large comes about when each query's two values are
     swapped at random."""
+
+    @property
+    def estimate(self) -> Estimate:
+        """The difference with its interval."""
+        return Estimate(self.difference, self.low, self.high)
 
     @property
     def is_sure(self) -> bool:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from samething.study.backbone_comparison import backbones
 from samething.study.data_study import datasets
-from samething.study.greedy import Gain, Step, select
+from samething.study.greedy import Step, select
 from samething.study.loss_search import losses
 from samething.study.study_folder import StudyFolder
 from samething.study.study_report import StudyResult
 
-__all__ = ["Gain", "Step", "StudyFolder", "StudyResult", "backbones", "datasets", "losses", "select"]
+__all__ = ["Step", "StudyFolder", "StudyResult", "backbones", "datasets", "losses", "select"]

@@ -10,33 +10,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from samething.arrays import PerQuery
 from samething.errors import InputError
 from samething.features import FeatureSet
-from samething.pages import Table
+from samething.pages import Table, as_drawn, new_axes
 from samething.progress import progress_bar
-from samething.study.questions import (
-    Questions,
-    baseline_head,
-    means_of_seeds,
-    percent,
-    short_training,
-    trained_head,
-)
+from samething.statistics import percent
+from samething.study.contest import Contender, Contest
+from samething.study.questions import Questions, baseline_head, short_training, trained_head
 from samething.study.study_folder import StudyFolder
 from samething.study.study_report import (
-    Point,
     StudyResult,
-    bubble_figure,
     conclude,
     domain_table,
-    pareto_front,
     queries_said,
     said_of_others,
     shown,
 )
 
 if TYPE_CHECKING:
+    from samething.heads import Head
     from samething.training import TrainConfig
 
 WAYS: Final[Mapping[str, str]] = {
@@ -81,31 +73,48 @@ def backbones(
     config = short_training(epochs, dim, loss="normface", num_centers=1)
     made_from = {
         "study": "backbones",
+        "test": "scores of every seed",
         "features": {name: found.manifest.fingerprint for name, found in feature_sets.items()},
         "dim": dim,
         "seeds": seeds,
         "config": config.to_json(),
     }
+    contenders = [
+        _contender(name, found, way, seeds, config) for name, found in feature_sets.items() for way in WAYS
+    ]
+    first = next(iter(feature_sets.values()))
     with StudyFolder.claimed(Path(output), made_from) as folder:
-        on_val: dict[tuple[str, str], PerQuery] = {}
-        with progress_bar("backbones") as bar:
-            for name in bar.track(feature_sets, description="validation"):
-                on_val |= _asked(folder, name, feature_sets[name], "val", seeds, config)
-        first = next(iter(feature_sets.values()))
-        val, test = Questions.of(first, "val"), Questions.of(first, "test")
-        winner = max(feature_sets, key=lambda name: val.mean(on_val[name, "probe"]))
+        contest = Contest(folder, Questions.of(first, "val"), Questions.of(first, "test"))
+        with progress_bar("validation") as bar:
+            task = bar.add_task("embeddings", total=len(contenders))
+            on_val = {}
+            for one in contenders:
+                on_val[one.name] = contest.on_validation(one)
+                bar.advance(task)
+
+        def probed(name: str) -> float:
+            return contest.val.mean(on_val[f"probe {name}"].mean(axis=0))
+
+        winner = max(feature_sets, key=probed)
         chosen = {"backbone": winner, "way": "probe", "dim": dim, "config": config.to_json()}
+        on_test = contest.on_test(contenders, chosen)
+        return _concluded(contest, feature_sets, on_val, on_test, chosen)
 
-        def measure() -> dict[str, PerQuery]:
-            measured = {}
-            for name, found in feature_sets.items():
-                for (_, way), values in _asked(folder, name, found, "test", seeds, config).items():
-                    measured[f"{way} {name}"] = values
-            return measured
 
-        seen = folder.tested(chosen, measure)
-        on_test = {(name, way): seen[f"{way} {name}"] for name in feature_sets for way in WAYS}
-        return _concluded(folder, feature_sets, (val, test), (on_val, on_test), chosen)
+def _contender(name: str, found: FeatureSet, way: str, num_seeds: int, config: TrainConfig) -> Contender:
+    """A backbone asked in one way; only the linear probe has several seeds."""
+
+    def head(seed: int, work: Path) -> Head | None:
+        if way == "full":
+            return None
+        if way == "probe":
+            train = np.flatnonzero(found.catalog.has_role("train"))
+            return trained_head(found, train, dataclasses.replace(config, seed=config.seed + seed), work)
+        return baseline_head(found, "average" if way == "average" else "pca", config.embedding_dim)
+
+    seeds = range(num_seeds if way == "probe" else 1)
+    tried = {"backbone": name, "way": way}
+    return Contender(name=f"{way} {name}", tried=tried, features=found, head=head, seeds=seeds)
 
 
 def _of_one_catalog(folders: Sequence[Path]) -> dict[str, FeatureSet]:
@@ -139,55 +148,14 @@ def _of_one_catalog(folders: Sequence[Path]) -> dict[str, FeatureSet]:
     return named
 
 
-def _asked(
-    folder: StudyFolder,
-    name: str,
-    found: FeatureSet,
-    part: str,
-    num_seeds: int,
-    config: TrainConfig,
-) -> dict[tuple[str, str], PerQuery]:
-    """Scores of one backbone in all ways. Those of validation are kept in the log, those of test are not:
-
-    the one look at the test is a line of its own.
-    """
-    questions = Questions.of(found, "val" if part == "val" else "test")
-    train = np.flatnonzero(found.catalog.has_role("train"))
-
-    def embedded(way: str, seed: int, work: Path) -> np.ndarray:
-        if way == "full":
-            return questions.rows
-        if way == "probe":
-            head = trained_head(found, train, dataclasses.replace(config, seed=config.seed + seed), work)
-        else:
-            head = baseline_head(found, "average" if way == "average" else "pca", config.embedding_dim)
-        return head.embed(questions.rows)
-
-    def scored(way: str, seed: int) -> PerQuery:
-        if part == "val":
-            return folder.scores(
-                {"part": "val", "backbone": name, "way": way, "seed": seed},
-                lambda work: questions.scores(embedded(way, seed, work)),
-            )
-        return questions.scores(embedded(way, seed, folder.folder / "runs" / f"test-{name}-{seed}"))
-
-    return {
-        (name, way): means_of_seeds(
-            {seed: scored(way, seed) for seed in range(num_seeds if way == "probe" else 1)}
-        )[0]
-        for way in WAYS
-    }
-
-
 def _concluded(
-    folder: StudyFolder,
+    contest: Contest,
     feature_sets: Mapping[str, FeatureSet],
-    parts: tuple[Questions, Questions],
-    scores: tuple[Mapping[tuple[str, str], PerQuery], Mapping[tuple[str, str], PerQuery]],
+    on_val: Mapping[str, np.ndarray],
+    on_test: Mapping[str, np.ndarray],
     chosen: Mapping[str, Any],
 ) -> StudyResult:
-    (val, test), (on_val, on_test) = parts, scores
-    dim, best = chosen["dim"], chosen["backbone"]
+    test, dim, best = contest.test, chosen["dim"], chosen["backbone"]
     rows: list[dict[str, Any]] = []
     for name, found in feature_sets.items():
         content = found.manifest.content
@@ -197,38 +165,33 @@ def _concluded(
             {
                 "backbone": name, "way": way, "width": found.rows.shape[1] if way == "full" else dim,
                 "parameters": parameters, "images_per_second": rate,
-                **val.row(on_val[name, way]), **test.row(on_test[name, way], on_test[name, "full"]),
+                **contest.val.row(on_val[f"{way} {name}"]),
+                **test.row(on_test[f"{way} {name}"], on_test[f"full {name}"]),
             }
             for way in WAYS
         ]  # fmt: skip
     probe = next(row for row in rows if row["backbone"] == best and row["way"] == "probe")
-    over_pca = test.difference(on_test[best, "probe"], on_test[best, "pca"])
-    probes = {name: on_test[name, "probe"] for name in feature_sets}
-    others = {name: test.difference(probes[name], probes[best]).high for name in probes if name != best}
+    means = {name: values.mean(axis=0) for name, values in on_test.items()}
+    ours = means[f"probe {best}"]
+    others = {
+        name: test.difference(means[f"probe {name}"], ours).high for name in feature_sets if name != best
+    }
+    over_pca = test.difference(ours, means[f"pca {best}"]).estimate
     findings = [
         f"Best linear probe on validation: {best}; on test {shown(probe, 'test')} % mMP@5 at {dim} numbers, "
-        f"{percent(over_pca.difference, (over_pca.low, over_pca.high), sign=True)} points against its PCA at "
-        "the same size.",
+        f"{percent(*over_pca, sign=True)} points against its PCA at the same size.",
         said_of_others(others),
     ]
     if any(math.isnan(row["images_per_second"]) for row in rows):
         findings.append("Images per second are not recorded in these feature folders: shown as –.")
     named = [{**row, "way": WAYS[row["way"]]} for row in rows]
-    result = StudyResult(
-        folder=folder.folder,
-        title="Backbones",
-        facts={
-            "backbones": ", ".join(feature_sets),
-            "queries": queries_said(val, test),
-            "domains": ", ".join(test.domains),
-        },
-        findings=findings,
-        tables=[_table(named, best=rows.index(probe)), domain_table(named, test, ["backbone", "way"])],
-        rows=rows,
-        chosen=chosen,
-        num_new=folder.num_new,
-    )
-    return conclude(folder, result, _figures(rows), recipe=chosen)
+    facts = {
+        "backbones": ", ".join(feature_sets),
+        "queries": queries_said(contest),
+        "domains": ", ".join(test.domains),
+    }
+    tables = [_table(named, best=rows.index(probe)), domain_table(named, test, ["backbone", "way"])]
+    return conclude(contest.folder, "Backbones", facts, findings, tables, rows, _figures(rows), chosen=chosen)
 
 
 def _table(rows: Sequence[Mapping[str, Any]], *, best: int) -> Table:
@@ -248,7 +211,8 @@ def _table(rows: Sequence[Mapping[str, Any]], *, best: int) -> Table:
             for row in rows
         ],
         note="In brackets 95 % bootstrap intervals over queries. Linear probe: a linear map trained with "
-        "NormFace on the training images, mean over seeds. Chosen on validation, looked at once on test.",
+        "NormFace on the training images, mean over seeds ± their standard deviation. "
+        "Chosen on validation, looked at once on test.",
         featured=best,
     )  # fmt: skip
 
@@ -260,14 +224,52 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ("Score against size", "parameters", "parameters of the backbone", 1),
         ("Score against speed", "images_per_second", "images per second; area: parameters", -1),
     ):
-        known = [row for row in rows if not math.isnan(row[key])]
-        if not known:
-            continue
-        front = pareto_front([sign * row[key] for row in known], [row["val"] for row in known])
-        areas = [1.0 if math.isnan(row["parameters"]) else row["parameters"] for row in known]
-        points = [
-            Point(row["backbone"], WAYS[row["way"]], row[key], row["test"], is_on_front, area)
-            for row, is_on_front, area in zip(known, front, areas, strict=True)
-        ]
-        figures[title] = bubble_figure(points, x_label=label, y_label="test mMP@5 %")
+        if known := [row for row in rows if not math.isnan(row[key])]:
+            front = pareto_front([sign * row[key] for row in known], [row["val"] for row in known])
+            figures[title] = _bubbles(known, front, key, label)
     return figures
+
+
+def _bubbles(rows: Sequence[Mapping[str, Any]], front: Sequence[bool], key: str, label: str) -> Any:
+    """Test scores, x logarithmic: a number per backbone, a colour per way, the front filled and joined."""
+    from matplotlib.lines import Line2D
+
+    figure, axes = new_axes(10.0, 4.6, xlabel=label, ylabel="test mMP@5 %")
+    numbers = {name: str(place) for place, name in enumerate(dict.fromkeys(r["backbone"] for r in rows), 1)}
+    colours = {way: f"C{place}" for place, way in enumerate(dict.fromkeys(row["way"] for row in rows))}
+    areas = [1.0 if math.isnan(row["parameters"]) else row["parameters"] for row in rows]
+    joined = []
+    for row, area, is_on_front in zip(rows, areas, front, strict=True):
+        colour, place = colours[row["way"]], (row[key], 100 * row["test"])
+        fill, ink, order = (colour, "white", 4) if is_on_front else ("white", "black", 2)
+        size = 60 + 240 * area / max(areas)
+        axes.scatter(*place, s=size, facecolor=fill, edgecolor=colour, zorder=order)
+        name = numbers[row["backbone"]]
+        axes.annotate(name, place, ha="center", va="center", fontsize=8, zorder=order + 1, color=ink)
+        joined += [place] if is_on_front else []
+    axes.plot(*zip(*sorted(joined), strict=True), "k", linewidth=0.8, zorder=1)
+    axes.set_xscale("log")
+    axes.margins(x=0.12, y=0.12)
+    handles = [Line2D([], [], ls="", marker="o", color=colour) for colour in colours.values()]
+    handles += [Line2D([], [], ls="", marker=f"${number}$", color="black") for number in numbers.values()]
+    axes.legend(
+        handles, [as_drawn(name) for name in (*map(WAYS.get, colours), *numbers)], loc="center left",
+        bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False,
+    )  # fmt: skip
+    return figure
+
+
+def pareto_front(costs: Sequence[int | float], scores: Sequence[int | float]) -> list[bool]:
+    """Points that no other one beats: none costs less and scores as much, or costs as much and scores more.
+
+    >>> pareto_front([1, 2, 3, 3], [0.5, 0.4, 0.6, 0.7])
+    [True, False, False, True]
+    """
+    pairs = list(zip(costs, scores, strict=True))
+    return [
+        not any(
+            other_cost <= cost and other_score >= score and (other_cost, other_score) != (cost, score)
+            for other_cost, other_score in pairs
+        )
+        for cost, score in pairs
+    ]

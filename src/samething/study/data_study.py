@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import cyclopts
-import numpy as np
 
 from samething.features import FeatureSet
 from samething.pages import Table, bars_figure, lines_figure
 from samething.progress import progress_bar
-from samething.study.data_mix import Mixer, Part, Terms, named
-from samething.study.greedy import Gain, Step, select
-from samething.study.questions import Questions, means_of_seeds, percent, short_training
+from samething.statistics import Estimate, percent
+from samething.study.contest import Contest
+from samething.study.data_mix import Mixer, Part, Terms, mixed_rows, named
+from samething.study.greedy import Step, select
+from samething.study.questions import Questions, short_training
 from samething.study.study_folder import StudyFolder
 from samething.study.study_report import StudyResult, conclude, domain_cells, shown
 
@@ -29,11 +30,11 @@ class Findings:
 
     mix: tuple[Part, ...]
     steps: Sequence[Step[Part]]
-    alone: Mapping[str, Gain]
+    alone: Mapping[str, Estimate]
     """Score of each group alone, without a cap."""
-    marginal: Mapping[str, tuple[Gain, dict[str, float]]]
+    marginal: Mapping[str, tuple[Estimate, dict[str, float]]]
     """Gain of each group: the mix with it minus the mix without it; in all, and a domain."""
-    substitutions: Sequence[tuple[Part, Part, Gain]]
+    substitutions: Sequence[tuple[Part, Part, Estimate]]
     """A part of the mix, what took its place, and the gain of that."""
     curves: Mapping[str, Sequence[tuple[float, float, float, float]]]
     """Chosen and everything: (budget, score, low, high)."""
@@ -82,7 +83,6 @@ def datasets(
         FingerprintError: the folder is of another study or of other features.
     """
     found = FeatureSet.open(Path(features))
-    test = Questions.of(found, "test")
     terms = Terms(
         by=by,
         budget=int(found.catalog.has_role("train").sum()) // 2 if budget is None else budget,
@@ -101,24 +101,18 @@ def datasets(
         "config": config.to_json(),
     }
     with StudyFolder.claimed(Path(output), made_from) as folder:
-        mixer = Mixer.of(found, folder, config, terms)
+        contest = Contest(folder, Questions.of(found, "val"), Questions.of(found, "test"))
+        mixer = Mixer.of(contest, found, config, terms)
         with progress_bar("looks") as bar:
             findings = _found(mixer, min_gain, bar)
-        chosen = {
-            "groups": [{by: group, "most_images_per_class": cap or None} for group, cap in findings.mix],
-            "by": by,
-            "budget_images": terms.budget,
-        }
-        mixes = {"chosen": findings.mix, "everything": mixer.everything}
-        seen = folder.tested(chosen, lambda: mixer.tested(mixes, test))
-        return _concluded(mixer, test, findings, seen, chosen)
+        return _concluded(mixer, findings)
 
 
 def _found(mixer: Mixer, min_gain: float, bar: Any) -> Findings:
     """Everything that is asked on validation images, in order; what is in the log is not asked again."""
-    task = bar.add_task("selection", total=None)
+    task, val = bar.add_task("selection", total=None), mixer.contest.val
 
-    def compare(first: Sequence[Part], second: Sequence[Part] | None) -> Gain:
+    def compare(first: Sequence[Part], second: Sequence[Part] | None) -> Estimate:
         gain = mixer.compare(first, second)
         bar.advance(task)
         return gain
@@ -139,11 +133,11 @@ def _found(mixer: Mixer, min_gain: float, bar: Any) -> Findings:
         with_it = mix
         if group not in inside:  # under the cap that does best beside the mix
             several = [(*mix, (group, cap)) for cap in mixer.terms.caps]
-            with_it = max(several, key=lambda one: mixer.val.mean(mixer.scores(one)))
+            with_it = max(several, key=lambda one: val.mean(mixer.scores(one).mean(axis=0)))
         without_it = tuple(part for part in mix if part[0] != group)
         if without_it:
-            of_domains = mixer.val.of_domains(mixer.scores(with_it) - mixer.scores(without_it))
-            marginal[group] = compare(with_it, without_it), of_domains
+            ahead = mixer.scores(with_it).mean(axis=0) - mixer.scores(without_it).mean(axis=0)
+            marginal[group] = compare(with_it, without_it), val.of_domains(ahead)
         bar.advance(task)
     announce("substitutions")
     substitutions = []
@@ -158,62 +152,46 @@ def _found(mixer: Mixer, min_gain: float, bar: Any) -> Findings:
     for share in BUDGET_SHARES:
         budget = max(4, round(share * mixer.terms.budget))
         for name, one in (("chosen", mix), ("everything", mixer.everything)):
-            values = mixer.scores(one, budget=budget)
-            curves[name].append((float(budget), mixer.val.mean(values), *mixer.val.interval(values)))
+            values = mixer.scores(one, budget=budget).mean(axis=0)
+            curves[name].append((float(budget), *val.estimate(values)))
             bar.advance(task)
     return Findings(mix, steps, alone, marginal, substitutions, curves)
 
 
-def _concluded(
-    mixer: Mixer,
-    test: Questions,
-    findings: Findings,
-    seen: Mapping[str, np.ndarray],
-    chosen: Mapping[str, Any],
-) -> StudyResult:
-    terms, val = mixer.terms, mixer.val
-    mixes = {"chosen": findings.mix, "everything": mixer.everything}
-    on_test = {
-        name: means_of_seeds({seed: seen[f"{name} {seed}"] for seed in range(terms.num_seeds)})[0]
-        for name in mixes
+def _concluded(mixer: Mixer, findings: Findings) -> StudyResult:
+    terms, contest, catalog = mixer.terms, mixer.contest, mixer.features.catalog
+    chosen = {
+        "groups": [{terms.by: group, "most_images_per_class": cap or None} for group, cap in findings.mix],
+        "by": terms.by,
+        "budget_images": terms.budget,
     }
+    mixes = {"chosen": findings.mix, "everything": mixer.everything}
+    on_test = contest.on_test([mixer.contender(mix, name) for name, mix in mixes.items()], chosen)
     compared = [
         {
-            "what": name, "num_images": len(mixer.rows(mix)), **val.row(mixer.scores(mix)),
-            **test.row(on_test[name], on_test["everything"]),
+            "what": name, "num_images": len(mixed_rows(catalog, mix, terms)),
+            **contest.val.row(mixer.scores(mix)), **contest.test.row(on_test[name], on_test["everything"]),
         }
         for name, mix in mixes.items()
     ]  # fmt: skip
-    ranking = sorted(findings.marginal, key=lambda group: -findings.marginal[group][0].difference)
-    gains = {group: findings.marginal[group][0] for group in ranking}
+    ranking = sorted(findings.marginal, key=lambda group: -findings.marginal[group][0].value)
     rows = compared + [
         {
-            "what": f"marginal gain of {group}", "val": gain.difference, "val_low": gain.low,
+            "what": f"marginal gain of {group}", "val": gain.value, "val_low": gain.low,
             "val_high": gain.high, **{f"val {name}": value for name, value in domains.items()},
         }
         for group, (gain, domains) in findings.marginal.items()
     ]  # fmt: skip
-    catalog = mixer.features.catalog
-    result = StudyResult(
-        folder=mixer.folder.folder,
-        title="Data sets",
-        facts={
-            "features": f"{mixer.features.backbone['name']}, "
-            f"fingerprint {mixer.features.manifest.fingerprint}",
-            "groups": f"{terms.by}: {', '.join(mixer.groups)}",
-            "budget": f"{terms.budget:,} of {int(catalog.has_role('train').sum()):,} training "
-            f"images, shared {terms.share}; the same number of steps for every mix",
-            "caps": ", ".join("none" if not cap else f"{cap} per class" for cap in terms.caps),
-            "asked": f"{len(val.domain_of):,} validation queries"
-            + (", each domain by heads trained without it" if terms.leave_one_domain_out else "")
-            + f"; {terms.num_seeds} seeds",
-        },
-        findings=_said(findings, compared, terms.budget),
-        tables=_tables(mixer, test, findings, compared, ranking),
-        rows=rows,
-        chosen=chosen,
-        num_new=mixer.folder.num_new,
-    )
+    facts = {
+        "features": f"{mixer.features.backbone['name']}, fingerprint {mixer.features.manifest.fingerprint}",
+        "groups": f"{terms.by}: {', '.join(mixer.groups)}",
+        "budget": f"{terms.budget:,} of {int(catalog.has_role('train').sum()):,} training "
+        f"images, shared {terms.share}; the same number of steps for every mix",
+        "caps": ", ".join("none" if not cap else f"{cap} per class" for cap in terms.caps),
+        "asked": f"{len(contest.val.domain_of):,} validation queries"
+        + (", each domain by heads trained without it" if terms.leave_one_domain_out else "")
+        + f"; {terms.num_seeds} seeds",
+    }
     figures = {
         "Score against budget, validation": lines_figure(
             findings.curves, x_label="training images, at most", y_label="validation mMP@5 %"
@@ -222,18 +200,21 @@ def _concluded(
     if ranking:
         figures["Marginal gain"] = bars_figure(
             ranking,
-            {"": [(gain.difference, gain.low, gain.high) for gain in gains.values()]},
+            {"": [findings.marginal[group][0] for group in ranking]},
             label="points of validation mMP@5 that the mix has with it rather than without",
         )
-    return conclude(mixer.folder, result, figures, recipe=_recipe(mixer, findings.mix, chosen))
+    said, tables = _said(findings, compared, terms.budget), _tables(mixer, findings, compared, ranking)
+    recipe = _recipe(mixer, findings.mix, chosen)
+    folder = contest.folder
+    return conclude(folder, "Data sets", facts, said, tables, rows, figures, chosen=chosen, recipe=recipe)
 
 
 def _recipe(mixer: Mixer, mix: Sequence[Part], chosen: Mapping[str, Any]) -> dict[str, Any]:
     """How to train on what was chosen, with chosen.parquet, the catalog for it, written."""
     terms, catalog = mixer.terms, mixer.features.catalog
     kept = ~catalog.has_role("train")
-    kept[mixer.rows(mix)] = True
-    catalog.take(kept).write(mixer.folder.folder / "chosen.parquet")
+    kept[mixed_rows(catalog, mix, terms)] = True
+    catalog.take(kept).write(mixer.contest.folder.folder / "chosen.parquet")
     caps = tuple(f"{group}={cap}" for group, cap in mix if cap) if terms.by == "dataset" else ()
     curate = {
         "min_images": [2],
@@ -262,21 +243,14 @@ def _said(findings: Findings, compared: Sequence[Mapping[str, Any]], budget: int
         "Every group was added: none was left out by the stop rule."
         if stop is None
         else f"The search stopped at {named(stop.part)}, which would have gained "
-        f"{_points(stop.gain, sign=True)} points.",
+        f"{percent(*stop.gain, sign=True)} points.",
     ]
 
 
-def _points(gain: Gain, *, sign: bool = False) -> str:
-    return percent(gain.difference, (gain.low, gain.high), sign=sign)
-
-
 def _tables(
-    mixer: Mixer,
-    test: Questions,
-    findings: Findings,
-    compared: Sequence[Mapping[str, Any]],
-    ranking: Sequence[str],
+    mixer: Mixer, findings: Findings, compared: Sequence[Mapping[str, Any]], ranking: Sequence[str]
 ) -> list[Table]:
+    val, test = mixer.contest.val, mixer.contest.test
     tables = [
         Table(
             "Chosen against everything, at the same budget",
@@ -288,14 +262,15 @@ def _tables(
                 ]
                 for row in compared
             ],
-            note="mMP@5; in brackets 95 % bootstrap intervals over queries, means over seeds. The test was "
+            note="mMP@5; in brackets 95 % bootstrap intervals over queries, means over seeds "
+            "± their standard deviation. The test was "
             "looked at once.",
         ),
         Table(
             "Decisions",
             ["decision", "part", "gain in points (the first: its score)"],
             [
-                [step.kind, named(step.part), _points(step.gain, sign=number > 0)]
+                [step.kind, named(step.part), percent(*step.gain, sign=number > 0)]
                 for number, step in enumerate(findings.steps)
             ],
             note="Of several candidates the best is shown, so its gain is flattered; the test says what "
@@ -303,13 +278,13 @@ def _tables(
         ),
         Table(
             "Ranking: what each is worth beside the mix, in points of validation mMP@5",
-            ["group", "in the mix", "alone %", "marginal gain", *mixer.val.domains],
+            ["group", "in the mix", "alone %", "marginal gain", *val.domains],
             [
                 [
                     group,
                     "yes" if group in {one for one, _ in findings.mix} else "no",
-                    _points(findings.alone[group]),
-                    _points(findings.marginal[group][0], sign=True),
+                    percent(*findings.alone[group]),
+                    percent(*findings.marginal[group][0], sign=True),
                     *(percent(value, sign=True) for value in findings.marginal[group][1].values()),
                 ]
                 for group in ranking
@@ -320,7 +295,10 @@ def _tables(
         Table(
             "Substitutions",
             ["instead of", "taken", "gain in points of validation mMP@5"],
-            [[named(old), named(new), _points(gain, sign=True)] for old, new, gain in findings.substitutions],
+            [
+                [named(old), named(new), percent(*gain, sign=True)]
+                for old, new, gain in findings.substitutions
+            ],
         ),
     ]  # fmt: skip
     return [table for table in tables if table.rows]

@@ -6,19 +6,12 @@ import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, Literal, TypeAlias, TypeVar
 
+from samething.statistics import Estimate
+
 Part = TypeVar("Part", bound=Hashable)
 
 
-@dataclasses.dataclass(frozen=True)
-class Gain:
-    """How much better one mix is than another, and how sure that is."""
-
-    difference: float
-    low: float
-    high: float
-
-
-Compare: TypeAlias = Callable[[tuple[Part, ...], tuple[Part, ...] | None], Gain]
+Compare: TypeAlias = Callable[[tuple[Part, ...], tuple[Part, ...] | None], Estimate]
 """Score of the first mix minus that of the second; the second is None for the first choice of all."""
 
 
@@ -29,7 +22,7 @@ class Step(Generic[Part]):
     kind: Literal["add", "drop", "stop"]
     part: Part
     """What was added or dropped; for ``stop`` the best of those that were not added."""
-    gain: Gain
+    gain: Estimate
     """Over the mix before."""
     mix: tuple[Part, ...]
     """The mix after it."""
@@ -62,7 +55,7 @@ def select(
     >>> value = {"a": 3.0, "b": 2.0, "c": -1.0}
     >>> def compare(first, second):
     ...     gain = sum(value[part] for part in first) - sum(value[part] for part in second or ())
-    ...     return Gain(gain, gain, gain)
+    ...     return Estimate(gain, gain, gain)
     >>> select(["c", "b", "a"], compare)[0]
     ('a', 'b')
     """
@@ -75,9 +68,9 @@ def select(
             break
         announce(f"adding to {len(mix)}")
         gains = [compare((*mix, part), mix or None) for part in left]
-        best = max(range(len(left)), key=lambda number: (gains[number].difference, -number))
+        best = max(range(len(left)), key=lambda number: (gains[number].value, -number))
         gain = gains[best]
-        if mix and (gain.difference < min_gain or gain.low <= 0):
+        if mix and (gain.value < min_gain or gain.low <= 0):
             steps.append(Step("stop", left[best], gain, mix))
             break
         mix = (*mix, left[best])
@@ -86,8 +79,8 @@ def select(
         announce(f"dropping from {len(mix)}")
         without = [tuple(part for part in mix if part != dropped) for dropped in mix]
         gains = [compare(smaller, mix) for smaller in without]
-        best = max(range(len(mix)), key=lambda number: (gains[number].difference, -number))
-        if gains[best].difference < 0:
+        best = max(range(len(mix)), key=lambda number: (gains[number].value, -number))
+        if gains[best].value < 0:
             break
         steps.append(Step("drop", mix[best], gains[best], without[best]))
         mix = without[best]

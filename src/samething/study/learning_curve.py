@@ -46,9 +46,9 @@ def _point(
     head: Head, rows: Int[np.ndarray, " n"], number: int, run: Run, features: FeatureSet, questions: Questions
 ) -> Point:
     """Of a head that was trained on some rows, its embeddings kept in the bytes that the run is kept in."""
-    tested = np.flatnonzero(features.catalog.has_role("query", "index", "query+index"))
+    tested = np.flatnonzero(questions.chosen)
     values = questions.scores(kept_embeddings(head, features.rows, tested, rows, run.config.codes))
-    return (float(number), questions.mean(values), *questions.interval(values))
+    return (float(number), *questions.estimate(values))
 
 
 def _labelled(features: FeatureSet) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:

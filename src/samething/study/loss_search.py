@@ -7,17 +7,19 @@ import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import cyclopts
 import numpy as np
 
-from samething.arrays import PerQuery
+from samething.arrays import Float
 from samething.errors import InputError
 from samething.features import FeatureSet
 from samething.pages import Table, bars_figure
 from samething.progress import progress_bar
-from samething.study.questions import Questions, means_of_seeds, percent, short_training, trained_head
+from samething.statistics import percent
+from samething.study.contest import Contender, Contest
+from samething.study.questions import Questions, short_training, trained_head
 from samething.study.study_folder import StudyFolder
 from samething.study.study_report import (
     StudyResult,
@@ -31,6 +33,7 @@ from samething.study.study_report import (
 if TYPE_CHECKING:
     import optuna
 
+    from samething.heads import Head
     from samething.training import TrainConfig
 
 SCALES: Final = (8.0, 64.0)
@@ -46,33 +49,32 @@ MARGINS: Final[Mapping[str, tuple[float, float]]] = {
 """Range of the search for m, in radians (cosface and adaface: of the cosine); dynm-arcface: its largest."""
 LARGEST_K: Final = 3
 
+PerSeed: TypeAlias = Float[np.ndarray, "_ _"]
+"""Scores of every query, a row per seed."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossStudy:
     """The parts of the study that do not change while it runs."""
 
     features: FeatureSet
-    folder: StudyFolder
+    contest: Contest
     config: TrainConfig
-    val: Questions
     losses: tuple[str, ...]
     num_trials: int
     num_seeds: int
     seed: int
 
-    def scores(self, loss: str, params: Mapping[str, Any], seed: int) -> PerQuery:
-        """Validation scores of a loss with some parameters, from one training seed."""
-        return self.folder.scores(
-            {"part": "val", "loss": loss, "params": dict(params), "seed": seed},
-            lambda work: self.val.scores(self.head(loss, params, seed, work).embed(self.val.rows)),
-        )
+    def contender(self, loss: str, params: Mapping[str, Any], seeds: Sequence[int]) -> Contender:
+        """Heads trained with a loss and some parameters, a seed each."""
 
-    def head(self, loss: str, params: Mapping[str, Any], seed: int, work: Path) -> Any:
-        """A head trained with a loss."""
-        config = dataclasses.replace(self.config, loss=loss, seed=seed, **params)
-        return trained_head(
-            self.features, np.flatnonzero(self.features.catalog.has_role("train")), config, work
-        )
+        def head(seed: int, work: Path) -> Head:
+            config = dataclasses.replace(self.config, loss=loss, seed=seed, **params)
+            train = np.flatnonzero(self.features.catalog.has_role("train"))
+            return trained_head(self.features, train, config, work)
+
+        tried = {"loss": loss, "params": dict(params)}
+        return Contender(name=loss, tried=tried, features=self.features, head=head, seeds=seeds)
 
 
 def losses(
@@ -129,33 +131,33 @@ def losses(
     }
     with StudyFolder.claimed(Path(output), made_from) as folder:
         study = LossStudy(
-            features=found, folder=folder, config=config, val=val, losses=compared,
+            features=found, contest=Contest(folder, val, test), config=config, losses=compared,
             num_trials=trials, num_seeds=seeds, seed=seed,
         )  # fmt: skip
-        return _concluded(study, test, *_best_of_each(study))
+        return _concluded(study, *_best_of_each(study))
 
 
-def _best_of_each(study: LossStudy) -> tuple[dict[str, dict[str, Any]], dict[str, dict[int, PerQuery]]]:
-    """Parameters of the best trial of each loss, and its validation scores from seeds of their own."""
-    best: dict[str, dict[str, Any]] = {}
-    values: dict[str, dict[int, PerQuery]] = {}
+def _best_of_each(study: LossStudy) -> tuple[list[Contender], dict[str, PerSeed]]:
+    """Each loss with the parameters of its best trial, and its validation scores from seeds of their own."""
     searches = {}
+    # seeds that the search has not seen, so that a lucky one is not chosen and then counted
+    seeds = range(study.seed + 1000, study.seed + 1000 + study.num_seeds)
     with progress_bar("trainings") as bar:
         task = bar.add_task("losses", total=len(study.losses) * (study.num_trials + study.num_seeds))
+
+        def advance() -> None:
+            bar.advance(task)
+
         for loss in study.losses:
             bar.update(task, description=loss)
-            searches[loss] = search = _searched(study, loss, lambda: bar.advance(task))
-            best[loss] = dict(search.best_trial.params)
-        for loss in study.losses:
-            values[loss] = {}
-            for repeat in range(study.num_seeds):
-                values[loss][repeat] = study.scores(loss, best[loss], _repeat_seed(study.seed, repeat))
-                bar.advance(task)
+            searches[loss] = _searched(study, loss, advance)
+        best = [study.contender(loss, searches[loss].best_trial.params, seeds) for loss in study.losses]
+        values = {one.name: study.contest.on_validation(one, advance) for one in best}
     # an Optuna journal, for its dashboard and plots, written anew from the log each time
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
-    target = study.folder.folder / "optuna.log"
+    target = study.contest.folder.folder / "optuna.log"
     target.unlink(missing_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -164,11 +166,6 @@ def _best_of_each(study: LossStudy) -> tuple[dict[str, dict[str, Any]], dict[str
             copy = optuna.create_study(direction="maximize", study_name=loss, storage=storage)
             copy.add_trials(search.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]))
     return best, values
-
-
-def _repeat_seed(seed: int, repeat: int) -> int:
-    """Seeds that the search has not seen, so that a lucky one is not chosen and then counted."""
-    return seed + 1000 + repeat
 
 
 def search_space(loss: str) -> dict[str, tuple[float, float]]:
@@ -216,71 +213,42 @@ def _searched(study: LossStudy, loss: str, advance: Any) -> optuna.Study:
         params: dict[str, Any] = {"num_centers": trial.suggest_int("num_centers", 1, LARGEST_K)}
         for name, (low, high) in search_space(loss).items():
             params[name] = trial.suggest_float(name, low, high, log=name == "scale")
-        values = study.scores(loss, params, study.seed)
-        search.tell(trial, study.val.mean(values))
-        advance()
+        values = study.contest.on_validation(study.contender(loss, params, [study.seed]), advance)
+        search.tell(trial, study.contest.val.mean(values[0]))
     return search
 
 
-def _concluded(
-    study: LossStudy,
-    test: Questions,
-    best: Mapping[str, Mapping[str, Any]],
-    values: Mapping[str, Mapping[int, PerQuery]],
-) -> StudyResult:
-    val = study.val
-    on_val = {loss: means_of_seeds(seeds) for loss, seeds in values.items()}
-    ranking = sorted(best, key=lambda loss: -val.mean(on_val[loss][0]))
-    winner = ranking[0]
-    chosen = {"loss": winner, "params": {loss: dict(best[loss]) for loss in ranking}}
-
-    def measure() -> dict[str, PerQuery]:
-        measured = {}
-        for loss in ranking:
-            for repeat in range(study.num_seeds):
-                work = study.folder.folder / "runs" / f"test-{loss}-{repeat}"
-                head = study.head(loss, best[loss], _repeat_seed(study.seed, repeat), work)
-                measured[f"{loss} {repeat}"] = test.scores(head.embed(test.rows))
-        return measured
-
-    seen = study.folder.tested(chosen, measure)
-    on_test = {
-        loss: means_of_seeds({n: seen[f"{loss} {n}"] for n in range(study.num_seeds)}) for loss in ranking
-    }
+def _concluded(study: LossStudy, best: Sequence[Contender], on_val: Mapping[str, PerSeed]) -> StudyResult:
+    contest, found = study.contest, study.features
+    ranked = sorted(best, key=lambda one: -contest.val.mean(on_val[one.name].mean(axis=0)))
+    params = {one.name: one.tried["params"] for one in ranked}
+    ranking = list(params)
+    chosen = {"loss": ranking[0], "params": params}
+    on_test = contest.on_test(ranked, chosen)
     rows = [
         {
-            "loss": loss, **{name: best[loss].get(name) for name in ("num_centers", "scale", "margin")},
-            **val.row(on_val[loss][0]), "val_spread": on_val[loss][1],
-            **test.row(on_test[loss][0], on_test[winner][0]), "test_spread": on_test[loss][1],
+            "loss": loss, **{name: params[loss].get(name) for name in ("num_centers", "scale", "margin")},
+            **contest.val.row(on_val[loss]), **contest.test.row(on_test[loss], on_test[ranking[0]]),
         }
         for loss in ranking
     ]  # fmt: skip
-    result = StudyResult(
-        folder=study.folder.folder,
-        title="Losses",
-        facts={
-            "features": f"{study.features.backbone['name']}, {study.features.rows.shape[1]} numbers, "
-            f"fingerprint {study.features.manifest.fingerprint}",
-            "budget": f"{study.num_trials} trials of {study.config.epochs:g} epochs for each loss, "
-            f"then {study.num_seeds} seeds",
-            "queries": queries_said(val, test),
-        },
-        findings=[
-            f"Best on validation: {winner}; on test it reaches "
-            f"{percent(rows[0]['test'], (rows[0]['test_low'], rows[0]['test_high']))} % mMP@5.",
-            said_of_others({row["loss"]: row["gain_high"] for row in rows[1:]}),
-        ],
-        tables=[_table(rows, study.num_seeds), domain_table(rows, test, ["loss"])],
-        rows=rows,
-        chosen=chosen,
-        num_new=study.folder.num_new,
+    facts = {
+        "features": f"{found.backbone['name']}, {found.rows.shape[1]} numbers, "
+        f"fingerprint {found.manifest.fingerprint}",
+        "budget": f"{study.num_trials} trials of {study.config.epochs:g} epochs for each loss, "
+        f"then {study.num_seeds} seeds",
+        "queries": queries_said(contest),
+    }
+    ends = [(row["test"], row["test_low"], row["test_high"]) for row in rows]
+    findings = [
+        f"Best on validation: {ranking[0]}; on test it reaches {percent(*ends[0])} % mMP@5.",
+        said_of_others({row["loss"]: row["gain_high"] for row in rows[1:]}),
+    ]
+    tables = [_table(rows, study.num_seeds), domain_table(rows, contest.test, ["loss"])]
+    bars = bars_figure(ranking, {"": ends}, label="test mMP@5 %, 95 % interval over queries")
+    return conclude(
+        contest.folder, "Losses", facts, findings, tables, rows, {"Test score": bars}, chosen=chosen
     )
-    bars = bars_figure(
-        ranking,
-        {"": [(row["test"], row["test_low"], row["test_high"]) for row in rows]},
-        label="test mMP@5 %, 95 % interval over queries",
-    )
-    return conclude(study.folder, result, {"Test score": bars}, recipe=chosen)
 
 
 def _table(rows: Sequence[Mapping[str, Any]], num_seeds: int) -> Table:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
-from samething.arrays import Embeddings, Float, Int, PerQuery
+from samething.arrays import Bool, Embeddings, Float, Int, PerQuery
 from samething.catalog import Catalog
 from samething.errors import InputError
 from samething.evaluation import evaluate_embeddings
 from samething.features import FeatureSet
 from samething.progress import without_progress
-from samething.statistics import PairedDifference, bootstrap_interval, domain_mean, paired_difference
+from samething.statistics import (
+    Estimate,
+    PairedDifference,
+    bootstrap_interval,
+    domain_mean,
+    paired_difference,
+)
 
 if TYPE_CHECKING:
     from samething.heads import Head
@@ -31,10 +35,10 @@ class Questions:
     """The queries of one part of a catalog, and the images they are searched among."""
 
     part: Literal["val", "test"]
-    rows: Float[np.ndarray, "p w"]
-    """Features of the part."""
+    chosen: Bool[np.ndarray, " n"]
+    """Which rows of the feature folder are of the part."""
     catalog: Catalog
-    """Its p images."""
+    """These images."""
     domains: tuple[str, ...]
     domain_of: Int[np.ndarray, " q"]
     """Domain of each query, as a position in ``domains``."""
@@ -47,10 +51,10 @@ class Questions:
             InputError: there are none, or instances of the part are trained on as well.
         """
         catalog = features.catalog
-        chosen = (
-            catalog.has_role("val") if part == "val" else catalog.has_role("query", "index", "query+index")
-        )
-        queries = catalog.has_role("val") if part == "val" else catalog.has_role("query", "query+index")
+        queries = chosen = catalog.has_role("val")
+        if part == "test":
+            queries = catalog.has_role("query", "query+index")
+            chosen = queries | catalog.has_role("index")
         if not queries.any():
             raise InputError(
                 f"no {'validation' if part == 'val' else 'test'} images in {features.folder}",
@@ -67,13 +71,7 @@ class Questions:
                 next_step="split the catalog by instance: samething catalog does",
             )
         names, domain_of = np.unique(catalog.strings("domain")[queries].astype(str), return_inverse=True)
-        return cls(
-            part,
-            np.asarray(features.rows[chosen]),
-            catalog.take(chosen),
-            tuple(map(str, names)),
-            domain_of.astype(np.int64),
-        )
+        return cls(part, chosen, catalog.take(chosen), tuple(map(str, names)), domain_of.astype(np.int64))
 
     def scores(self, embeddings: Embeddings) -> PerQuery:
         """mMP@5 of every query in one index over all domains; NaN where there is nothing to be found."""
@@ -86,9 +84,9 @@ class Questions:
         """Plain mean over domains."""
         return domain_mean(values, self.domain_of)
 
-    def interval(self, values: PerQuery) -> tuple[float, float]:
-        """95 % bootstrap interval of :meth:`mean` over queries."""
-        return bootstrap_interval(values, self.domain_of)
+    def estimate(self, values: PerQuery) -> Estimate:
+        """The mean with its 95 % bootstrap interval over queries."""
+        return Estimate(self.mean(values), *bootstrap_interval(values, self.domain_of))
 
     def of_domains(self, values: PerQuery) -> dict[str, float]:
         """Mean over the queries of each domain."""
@@ -99,18 +97,23 @@ class Questions:
         """First minus second, with a 95 % interval of the paired bootstrap."""
         return paired_difference(first, second, self.domain_of)
 
-    def row(self, values: PerQuery, against: PerQuery | None = None) -> dict[str, Any]:
-        """Columns of a result table: mean, ends of its interval, each domain.
+    def row(
+        self, values: Float[np.ndarray, "s q"], against: Float[np.ndarray, "_ q"] | None = None
+    ) -> dict[str, Any]:
+        """Columns of a result table: mean, ends of its interval, each domain, the spread over several seeds.
 
         Args:
-            values: of the queries.
+            values: of the queries, a row per seed.
             against: also the paired difference to these, as ``gain``.
         """
-        low, high = self.interval(values)
-        row = {self.part: self.mean(values), f"{self.part}_low": low, f"{self.part}_high": high}
-        row |= {f"{self.part} {name}": value for name, value in self.of_domains(values).items()}
+        part, mean = self.part, values.mean(axis=0)
+        found = self.estimate(mean)
+        row = {part: found.value, f"{part}_low": found.low, f"{part}_high": found.high}
+        row |= {f"{part} {name}": value for name, value in self.of_domains(mean).items()}
+        if len(values) > 1:
+            row[f"{part}_spread"] = float(np.std(np.nanmean(values, axis=1), ddof=1))
         if against is not None:
-            gain = self.difference(values, against)
+            gain = self.difference(mean, against.mean(axis=0))
             row |= {"gain": gain.difference, "gain_low": gain.low, "gain_high": gain.high}
         return row
 
@@ -155,25 +158,3 @@ def baseline_head(features: FeatureSet, kind: Literal["average", "pca"], dim: in
 
     train = np.asarray(features.rows[features.catalog.has_role("train")])
     return fitted_head(HeadConfig(kind=kind, embedding_dim=dim, standardise=kind == "pca"), train)
-
-
-def percent(value: float, ends: tuple[float, float] | None = None, *, sign: bool = False) -> str:
-    """A share in per cent, with the ends of its interval in brackets.
-
-    >>> percent(0.5, (0.41, 0.6)), percent(0.012, sign=True)
-    ('50.0 (41.0–60.0)', '+1.2')
-    """
-    if math.isnan(value):
-        return "–"
-    form = "{:+.1f}" if sign else "{:.1f}"
-    text = form.format(100 * value)
-    if ends is None:
-        return text
-    return f"{text} ({form.format(100 * ends[0])}{' to ' if sign else '–'}{form.format(100 * ends[1])})"
-
-
-def means_of_seeds(values: Mapping[int, PerQuery]) -> tuple[PerQuery, float]:
-    """Mean over seeds for each query, and the standard deviation of the seeds' plain query means."""
-    stacked = np.stack(list(values.values()))
-    spread = float(np.std(np.nanmean(stacked, axis=1), ddof=1)) if len(stacked) > 1 else 0.0
-    return stacked.mean(axis=0), spread

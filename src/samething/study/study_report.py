@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from samething.files import Json, atomic_path, write_json, write_text
-from samething.pages import Table, as_drawn, new_axes, write_page
-from samething.study.questions import Questions, percent
+from samething.pages import Table, write_page
+from samething.statistics import percent
+from samething.study.contest import Contest
+from samething.study.questions import Questions
 from samething.study.study_folder import StudyFolder
 
 
@@ -41,27 +43,6 @@ class StudyResult:
         parts += [f"## {table.title}\n\n{table.markdown()}" for table in self.tables]
         return "\n\n".join(parts) + "\n"
 
-    def write(self, figures: Mapping[str, Any]) -> None:
-        """Write the three files.
-
-        Args:
-            figures: matplotlib figures by their titles.
-        """
-        names = list(dict.fromkeys(name for row in self.rows for name in row))
-        table = pa.table({name: [row.get(name) for row in self.rows] for name in names})
-        with atomic_path(self.folder / "results.parquet") as partial:
-            pq.write_table(table, partial, compression="zstd")
-        write_text(self.folder / "report.md", self.markdown())
-        write_page(
-            self.folder / "report.html",
-            "study.html",
-            title=self.title,
-            facts=self.facts,
-            findings=self.findings,
-            tables=self.tables,
-            figures=figures,
-        )
-
     def __rich__(self) -> str:
         from rich.markup import escape
 
@@ -71,22 +52,42 @@ class StudyResult:
 
 
 def conclude(
-    folder: StudyFolder, result: StudyResult, figures: Mapping[str, Any], *, recipe: Mapping[str, Json]
+    folder: StudyFolder,
+    title: str,
+    facts: Mapping[str, str],
+    findings: Sequence[str],
+    tables: Sequence[Table],
+    rows: Sequence[Mapping[str, Any]],
+    figures: Mapping[str, Any],
+    *,
+    chosen: Mapping[str, Json],
+    recipe: Mapping[str, Json] | None = None,
 ) -> StudyResult:
-    """End a study: its report, chosen.json and, last, the manifest.
+    """End a study: results.parquet, report.md, report.html, chosen.json and, last, the manifest.
 
     Args:
         folder: the study's.
-        result: what it found.
+        title: of the report.
+        facts: what was asked, under which conditions.
+        findings: what came out, in sentences.
+        tables: of the report.
+        rows: the result table as numbers.
         figures: matplotlib figures by their titles.
-        recipe: content of chosen.json.
-
-    Returns:
-        The result.
+        chosen: what was chosen on validation images.
+        recipe: content of chosen.json, where that is more.
     """
-    result.write(figures)
-    write_json(folder.folder / "chosen.json", dict(recipe))
-    folder.finish({"chosen": dict(result.chosen), "num_trials": len(folder.trials)})
+    result = StudyResult(
+        folder.folder, title, facts, findings, tables, rows, chosen=chosen, num_new=folder.num_new
+    )
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = pa.table({name: [row.get(name) for row in rows] for name in names})
+    with atomic_path(result.folder / "results.parquet") as partial:
+        pq.write_table(table, partial, compression="zstd")
+    write_text(result.folder / "report.md", result.markdown())
+    values = {"title": title, "facts": facts, "findings": findings, "tables": tables, "figures": figures}
+    write_page(result.folder / "report.html", "study.html", **values)
+    write_json(result.folder / "chosen.json", dict(recipe or chosen))
+    folder.finish({"chosen": dict(chosen), "num_trials": len(folder.trials)})
     return result
 
 
@@ -96,7 +97,7 @@ def shown(row: Mapping[str, Any], part: str, *, sign: bool = False) -> str:
     >>> shown({"val": 0.5, "val_low": 0.4, "val_high": 0.6, "val_spread": 0.01}, "val")
     '50.0 (40.0–60.0) ±1.0'
     """
-    text = percent(row[part], (row[f"{part}_low"], row[f"{part}_high"]), sign=sign)
+    text = percent(row[part], row[f"{part}_low"], row[f"{part}_high"], sign=sign)
     return f"{text} ±{100 * row[f'{part}_spread']:.1f}" if f"{part}_spread" in row else text
 
 
@@ -114,9 +115,10 @@ def domain_table(rows: Sequence[Mapping[str, Any]], test: Questions, columns: Se
     )
 
 
-def queries_said(val: Questions, test: Questions) -> str:
+def queries_said(contest: Contest) -> str:
     """How many questions were asked."""
-    return f"{len(val.domain_of):,} of validation, {len(test.domain_of):,} of test, of unseen instances"
+    val, test = len(contest.val.domain_of), len(contest.test.domain_of)
+    return f"{val:,} of validation, {test:,} of test, of unseen instances"
 
 
 def said_of_others(upper_ends: Mapping[str, float]) -> str:
@@ -135,78 +137,3 @@ def said_of_others(upper_ends: Mapping[str, float]) -> str:
         return "All others are behind it on test for certain (95 % intervals of the paired differences)."
     said = "Not told apart from it on test (interval of the paired difference reaches 0), or better"
     return f"{said}: {', '.join(near)}."
-
-
-# ---- drawings
-
-
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """One thing of a bubble chart."""
-
-    name: str
-    series: str
-    """What has a colour of its own."""
-    x: float
-    score: float
-    """A share."""
-    is_on_front: bool
-    """Whether no other one beats it."""
-    area: float = 1.0
-    """Size of the bubble, relative to the others."""
-
-
-def bubble_figure(points: Sequence[Point], *, x_label: str, y_label: str) -> Any:
-    """Scores over a logarithmic axis: a number per thing, a colour per series, filled and joined in front."""
-    from matplotlib.lines import Line2D
-
-    figure, axes = new_axes(10.0, 4.6, xlabel=x_label, ylabel=y_label)
-    numbers = {name: str(number) for number, name in enumerate(dict.fromkeys(p.name for p in points), 1)}
-    colours = {series: f"C{number}" for number, series in enumerate(dict.fromkeys(p.series for p in points))}
-    largest = max(point.area for point in points)
-    for point in points:
-        colour = colours[point.series]
-        axes.scatter(
-            [point.x],
-            [100 * point.score],
-            s=60 + 240 * point.area / largest,
-            facecolor=colour if point.is_on_front else "white",
-            edgecolor=colour,
-            zorder=4 if point.is_on_front else 2,
-        )
-        axes.annotate(
-            numbers[point.name],
-            (point.x, 100 * point.score),
-            ha="center",
-            va="center",
-            fontsize=8,
-            zorder=5 if point.is_on_front else 3,
-            color="white" if point.is_on_front else "black",
-        )
-    front = sorted((point.x, point.score) for point in points if point.is_on_front)
-    axes.plot([x for x, _ in front], [100 * share for _, share in front], "k", linewidth=0.8, zorder=1)
-    axes.set_xscale("log")
-    axes.margins(x=0.12, y=0.12)
-    handles = [Line2D([], [], ls="", marker="o", color=colour) for colour in colours.values()]
-    handles += [Line2D([], [], ls="", marker=f"${number}$", color="black") for number in numbers.values()]
-    axes.legend(
-        handles, [as_drawn(name) for name in (*colours, *numbers)], loc="center left",
-        bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False,
-    )  # fmt: skip
-    return figure
-
-
-def pareto_front(costs: Sequence[int | float], scores: Sequence[int | float]) -> list[bool]:
-    """Points that no other one beats: none costs less and scores as much, or costs as much and scores more.
-
-    >>> pareto_front([1, 2, 3, 3], [0.5, 0.4, 0.6, 0.7])
-    [True, False, False, True]
-    """
-    pairs = list(zip(costs, scores, strict=True))
-    return [
-        not any(
-            other_cost <= cost and other_score >= score and (other_cost, other_score) != (cost, score)
-            for other_cost, other_score in pairs
-        )
-        for cost, score in pairs
-    ]

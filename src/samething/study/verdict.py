@@ -87,16 +87,17 @@ def _kept(run: Run, features: FeatureSet, on_test: PairedDifference) -> Kept:
         questions = Questions.of(features, "val")
     except InputError:
         return "head" if on_test.low > 0 else "backbone"
-    backbone = questions.scores(np.asarray(questions.rows, np.float32))
-    val, training = (np.flatnonzero(features.catalog.has_role(role)) for role in ("val", "train"))
+    val, training = np.flatnonzero(questions.chosen), np.flatnonzero(features.catalog.has_role("train"))
+    rows = np.asarray(features.rows[val])
+    backbone = questions.scores(rows.astype(np.float32))
     kept = kept_embeddings(run.head, features.rows, val, training, run.config.codes)
     if questions.difference(questions.scores(kept), backbone).low > 0:
         return "head"
     dim = run.head.embedding_dim
-    if dim >= questions.rows.shape[1] or dim > len(training):  # they would be no shorter, or not determined
+    if dim >= rows.shape[1] or dim > len(training):  # they would be no shorter, or not determined
         return "backbone"
     components = baseline_head(features, "pca", dim)
-    if questions.difference(questions.scores(components.embed(questions.rows)), backbone).high >= 0:
+    if questions.difference(questions.scores(components.embed(rows)), backbone).high >= 0:
         return "principal components"
     return "backbone"
 
