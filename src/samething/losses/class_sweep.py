@@ -266,8 +266,8 @@ class ClassSweep:
     # ---- the passes
 
     def other_logsumexp(self) -> Float[Tensor, " b"]:
-        """``ln Σ_{j≠y} exp(a·cos θ_j)`` of each row, for the margins that need it first."""
-        scale = self.margin.other_logsumexp_scale()
+        """``ln Σ_{j≠y} exp(scale·cos θ_j)`` of each row, for the margins that need it first."""
+        scale = float(self.margin.scale)
         logarithm = self._first_pass(None, scale, largest_logit=scale, masks=False).log()
         return (logarithm + self._shift_of_logits()).to(self.unit.dtype)
 

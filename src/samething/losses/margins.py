@@ -51,8 +51,8 @@ class BatchRows:
     labels: Int[Tensor, " b"]
     """Class numbers, 0 … C - 1."""
     other_logsumexp: Float[Tensor, " b"] | None = None
-    """``ln Σ_{j≠y} exp(a·cos θ_j)`` with a = :meth:`Margin.other_logsumexp_scale`, for margins with
-    ``needs_other_logsumexp``. Pieces over chunks of classes add up with ``torch.logaddexp``."""
+    """``ln Σ_{j≠y} exp(scale·cos θ_j)``, for margins with ``needs_other_logsumexp``. Pieces over chunks of
+    classes add up with ``torch.logaddexp``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Margin(nn.Module, abc.ABC):
     """
 
     needs_other_logsumexp: bool = False
-    """Whether :meth:`prepare` wants a statistic over all wrong classes, see :meth:`other_logsumexp_scale`."""
+    """Whether :meth:`prepare` wants a statistic over all wrong classes, ``other_logsumexp``."""
 
     keeps_other_cosines: bool = True
     """Whether :meth:`other_similarity` is the cosine itself, so that nothing needs computing."""
@@ -124,10 +124,6 @@ class Margin(nn.Module, abc.ABC):
         del context
         return 1.0
 
-    def other_logsumexp_scale(self) -> float:
-        """The factor a in ``ln Σ_{j≠y} exp(a·cos θ_j)``."""
-        return float(self.scale)
-
     def logits(
         self,
         cosines: Float[Tensor, "b c"],
@@ -148,7 +144,7 @@ class Margin(nn.Module, abc.ABC):
         statistic = None
         if self.needs_other_logsumexp and self.training:
             infinite = torch.full_like(targets, -math.inf)
-            others = put_targets(cosines.detach() * self.other_logsumexp_scale(), columns, infinite)
+            others = put_targets(cosines.detach() * self.scale, columns, infinite)
             statistic = torch.logsumexp(others, dim=1)
         with torch.no_grad():
             batch = BatchRows(

@@ -72,7 +72,7 @@ def share(rows: Rows) -> Rows:
     return rows[parts[rank()] : parts[rank() + 1]]
 
 
-def sum_gradients(loss: Tensor, optimiser: torch.optim.Optimizer) -> float:
+def sum_gradients(loss: Tensor, optimiser: torch.optim.Optimizer) -> Tensor:
     """Add up loss and gradients over the processes; returns the loss of the whole batch."""
     total = loss.detach().clone()
     if torch.distributed.is_initialized():
@@ -81,4 +81,4 @@ def sum_gradients(loss: Tensor, optimiser: torch.optim.Optimizer) -> float:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     torch.distributed.all_reduce(parameter.grad)
-    return float(total)
+    return total

@@ -166,8 +166,8 @@ class Finetuner(Trainer):
         exact = dataclasses.replace(self.backbone.preprocessing, decoding="exact")
         return prepared((sources[row] for row in rows.tolist()), exact, ahead=self.batch_size)
 
-    def _embeddings(self, inputs: Tensor, num_global: int) -> Float[Tensor, "b d"]:
-        embeddings: Tensor = self.head(self.backbone(inputs), self._dropout(num_global))
+    def _embeddings(self, inputs: Tensor, dropout: Float[Tensor, "b w"] | None) -> Float[Tensor, "b d"]:
+        embeddings: Tensor = self.head(self.backbone(inputs), dropout)
         return embeddings
 
     def _validation_embeddings(self) -> Float[np.ndarray, "v d"]:

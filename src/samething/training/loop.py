@@ -24,6 +24,7 @@ from samething.losses.fused_step import FusedMarginStep
 from samething.training.config import TrainConfig
 from samething.training.data import TrainingData
 from samething.training.distributed import is_first, share, world_size
+from samething.training.on_card import Recorded, RowsOnDevice
 from samething.training.optimisers import build_optimiser
 from samething.training.run import Run, write_head
 from samething.training.schedule import Schedule
@@ -73,6 +74,10 @@ class HeadTrainer(Trainer):
             start_classes(self.margin_head, self.head, features, data)
         self.head.to(self.device).train()
         self.margin_head.to(self.device).train()
+        # what a card would be waited for shows in the loss
+        self.margin_head.checks = self.device.type == "cpu"
+        if world_size() == 1:
+            self._full_step = Recorded(self._step, self.device)
         self.optimiser = build_optimiser(config, [*self.head.parameters(), *self.margin_head.parameters()])
         if FusedMarginStep.covers(self.margin_head):
             # gradients that are summed, clipped or ascended first must be there whole
@@ -102,6 +107,13 @@ class HeadTrainer(Trainer):
             )
 
     def _batches(self) -> Generator[tuple[Int[np.ndarray, " b"], Tensor], None, None]:
+        self.on_device = self.on_device or RowsOnDevice.if_they_fit(self.features, self.data, self.device)
+        if self.on_device is not None:
+            for batches, position in self._epochs_left():
+                places = torch.from_numpy(np.concatenate([share(batch) for batch in batches]))
+                parts = places.to(self.device).split([len(share(batch)) for batch in batches])
+                yield from zip(batches[position:], parts[position:], strict=True)
+            return
         with contextlib.closing(self.reader):
             for batches, position in self._epochs_left():
                 if self.config.sampling == "block-shuffled":  # a plan does not help random access
@@ -111,8 +123,8 @@ class HeadTrainer(Trainer):
                     rows = self.reader.rows(self.data.rows[share(batch)])
                     yield batch, torch.from_numpy(np.asarray(rows, np.float32))
 
-    def _embeddings(self, inputs: Tensor, num_global: int) -> Float[Tensor, "b d"]:
-        embeddings: Tensor = self.head(inputs, self._dropout(num_global))
+    def _embeddings(self, inputs: Tensor, dropout: Float[Tensor, "b w"] | None) -> Float[Tensor, "b d"]:
+        embeddings: Tensor = self.head(inputs, dropout)
         return embeddings
 
     def trained_head(self) -> Head:

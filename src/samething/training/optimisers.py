@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from samething.training.config import TrainConfig
 
@@ -17,17 +17,20 @@ def build_optimiser(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> 
     ``learning_rate × weight_decay`` beside the step (Loshchilov & Hutter 2019).
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    rate, decay = config.learning_rate, config.weight_decay
+    on_card, decay = trained[0].is_cuda, config.weight_decay
+    # a number would be part of a recorded step for ever
+    rate = torch.tensor(config.learning_rate, device=trained[0].device) if on_card else config.learning_rate
     if config.optimiser == "sgd":
-        return torch.optim.SGD(trained, lr=rate, weight_decay=decay, momentum=config.momentum)
-    if config.optimiser == "adam":
-        return torch.optim.Adam(trained, lr=rate, weight_decay=decay, fused=True)
-    return torch.optim.AdamW(trained, lr=rate, weight_decay=decay, fused=True)
+        return torch.optim.SGD(
+            trained, lr=rate, weight_decay=decay, momentum=config.momentum, fused=on_card or None
+        )
+    kind = torch.optim.Adam if config.optimiser == "adam" else torch.optim.AdamW
+    return kind(trained, lr=rate, weight_decay=decay, fused=True, capturable=on_card)
 
 
 def take_step(
-    optimiser: torch.optim.Optimizer, loss_and_gradients: Callable[[], float], config: TrainConfig
-) -> float:
+    optimiser: torch.optim.Optimizer, loss_and_gradients: Callable[[], Tensor], config: TrainConfig
+) -> Tensor:
     """One step; returns the loss before it.
 
     With ``sam_rho`` the gradient is taken where the loss is worst within that radius: at

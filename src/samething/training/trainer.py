@@ -9,7 +9,7 @@ import functools
 import io
 import os
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,12 +36,14 @@ from samething.files import (
 from samething.heads import Head
 from samething.losses import MarginHead
 from samething.losses.fused_step import FusedMarginStep
+from samething.losses.head import generator_for_step
 from samething.losses.matrix_products import bfloat16_slowdown
 from samething.progress import progress_bar, say
 from samething.sampling import epoch_batches
 from samething.training import distributed
 from samething.training.config import REMOVED, TrainConfig
 from samething.training.data import TrainingData
+from samething.training.on_card import RowsOnDevice
 from samething.training.optimisers import take_step
 from samething.training.run import (
     FORMAT_VERSION,
@@ -144,6 +146,8 @@ class Trainer(abc.ABC):
     """Moving average of the head's weights."""
     unfrozen: Unfrozen | None = None
     """The backbone that learns as well."""
+    on_device: RowsOnDevice | None = None
+    """The features, where they live on a card."""
 
     # what a concrete trainer says of itself
     title: str
@@ -173,6 +177,8 @@ class Trainer(abc.ABC):
         self.step = 0
         self.records: list[dict[str, Any]] = []
         self.losses: list[float] = []
+        self._under_way: list[Tensor] = []
+        self._full_step: Callable[..., Tensor] = self._step
         self.num_logged = 0
         self.best_score: float | None = None
         self.best: dict[str, dict[str, Tensor]] = {}
@@ -183,11 +189,12 @@ class Trainer(abc.ABC):
 
     @abc.abstractmethod
     def _batches(self) -> Generator[tuple[Int[np.ndarray, " b"], Tensor], None, None]:
-        """The batches that are left: rows of the training data, and this process's part of what is put in."""
+        """The batches that are left: rows of the training data, and this process's part of what is put in, or
+        its places in :attr:`on_device`."""
 
     @abc.abstractmethod
-    def _embeddings(self, inputs: Tensor, num_global: int) -> Float[Tensor, "b d"]:
-        """Embeddings of one process's part of a batch."""
+    def _embeddings(self, inputs: Tensor, dropout: Float[Tensor, "b w"] | None) -> Float[Tensor, "b d"]:
+        """Embeddings of one process's part of a batch, with factors for the features."""
 
     @abc.abstractmethod
     def _validation_embeddings(self) -> Float[np.ndarray, "v d"]:
@@ -223,19 +230,23 @@ class Trainer(abc.ABC):
             task = progress.tasks[0].id
             while self.step < self.num_steps and not self.stopped_early:
                 rows, inputs = next(batches)
-                self.losses.append(self._train_step(rows, inputs))
+                self._under_way.append(self._train_step(rows, inputs))
                 self.step += 1
-                if self.step % max(1, per_epoch // RECORDS_PER_EPOCH) == 0:
-                    rate = self.optimiser.param_groups[0]["lr"]
+                is_recorded = self.step % max(1, per_epoch // RECORDS_PER_EPOCH) == 0
+                is_validated = self.step % stride == 0 or self.step == self.num_steps
+                is_saved = is_validated or (between and self.step % between == 0)
+                if is_recorded or is_saved or self.device.type == "cpu":  # a card is not waited for
+                    self._look_at_losses()
+                if is_recorded:
+                    rate = float(self.optimiser.param_groups[0]["lr"])
                     self._record(learning_rate=rate, loss=float(np.mean(self.losses)))
                     progress.update(task, loss=f"loss {np.mean(self.losses):.3f}")
                     self.losses = []
-                if self.step % stride == 0 or self.step == self.num_steps:
+                if is_validated:
                     self._validate()
-                    self._save()
                     if self.best_score is not None:
                         progress.update(task, score=f"best mMP@5 {self.best_score:.1%}")
-                elif between and self.step % between == 0:
+                if is_saved:
                     self._save()
                 progress.advance(task, len(rows))
 
@@ -276,18 +287,36 @@ class Trainer(abc.ABC):
         for epoch in range(first, -(-self.num_steps // per_epoch)):
             yield self._epoch(epoch)[:per_epoch], position if epoch == first else 0
 
-    def _train_step(self, rows: Int[np.ndarray, " b"], inputs: Tensor) -> float:
-        inputs = inputs.to(self.device)
-        mine = distributed.share(rows)
-        labels = torch.from_numpy(self.data.classes[mine]).to(self.device)
-        rate, share = self.schedule.rate(self.step), len(mine) / len(rows)
+    def _train_step(self, rows: Int[np.ndarray, " b"], inputs: Tensor) -> Tensor:
+        """Take a step; returns its loss, which may still be under way on a card."""
+        labels = None
+        if self.on_device is None:
+            labels = torch.from_numpy(self.data.classes[distributed.share(rows)]).to(self.device)
+        rate = self.schedule.rate(self.step)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate * group.get("share", 1.0)
+            own = rate * group.get("share", 1.0)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(own)
+            else:
+                group["lr"] = own
+        take = self._full_step if len(rows) == self.batch_size else self._step
+        loss = take(inputs.to(self.device), labels, self._dropout(len(rows)), len(inputs) / len(rows))
+        if self.average is not None:
+            self.average.update_parameters(self.head)
+        return loss
 
-        def loss_and_gradients() -> float:
+    def _step(
+        self, inputs: Tensor, labels: Tensor | None, dropout: Tensor | None, share: float
+    ) -> Float[Tensor, ""]:
+        """What a card does in one go: on it, nothing here waits for a number."""
+        if self.on_device is not None:
+            inputs, labels = self.on_device.gathered(inputs)
+        assert labels is not None
+
+        def loss_and_gradients() -> Tensor:
             self.optimiser.zero_grad()
             with self._autocast():
-                embeddings = self._embeddings(inputs, len(rows))
+                embeddings = self._embeddings(inputs, dropout)
             if self.fused_step is not None:
                 loss, gradient = self.fused_step.loss_and_embedding_gradient(embeddings, labels, share=share)
                 embeddings.backward(gradient.to(embeddings.dtype))  # type: ignore[no-untyped-call]
@@ -297,16 +326,19 @@ class Trainer(abc.ABC):
                 loss.backward()
             return distributed.sum_gradients(loss, self.optimiser)
 
-        loss = take_step(self.optimiser, loss_and_gradients, self.config)
-        if not np.isfinite(loss):
-            raise InputError(
-                f"the loss is {loss} at step {self.step} of {self.title}",
-                expected="a finite loss; the last checkpoint is kept",
-                next_step=self.advice,
-            )
-        if self.average is not None:
-            self.average.update_parameters(self.head)
-        return loss
+        return take_step(self.optimiser, loss_and_gradients, self.config)
+
+    def _look_at_losses(self) -> None:
+        """Wait for the losses since the last record, and refuse one that is not finite."""
+        for step, loss in enumerate(map(float, self._under_way), start=self.step - len(self._under_way)):
+            if not np.isfinite(loss):
+                raise InputError(
+                    f"the loss is {loss} at step {step} of {self.title}",
+                    expected="a finite loss; the last checkpoint is kept",
+                    next_step=self.advice,
+                )
+            self.losses.append(loss)
+        self._under_way.clear()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
@@ -316,9 +348,13 @@ class Trainer(abc.ABC):
         if self.config.dropout == 0:
             return None
         keep = np.float32(1 - self.config.dropout)
-        rng = np.random.default_rng([*self.dropout_seed, self.step])
-        mask = torch.from_numpy(rng.random((num_global, self.head.width), dtype=np.float32) < keep)
-        return distributed.share(mask).to(self.device) / float(keep)
+        shape, seed = (num_global, self.head.width), [*self.dropout_seed, self.step]
+        if self.device.type == "cuda":  # drawn there: on the host it takes longer than the step
+            generator = generator_for_step(*seed, device=self.device)
+            numbers = torch.rand(shape, generator=generator, device=self.device)
+        else:
+            numbers = torch.from_numpy(np.random.default_rng(seed).random(shape, dtype=np.float32))
+        return distributed.share(numbers < keep) / float(keep)
 
     def _record(self, **values: float) -> None:
         steps, epochs = self.records_from
