@@ -89,15 +89,18 @@ def blocks_of(sizes):
         yield
 
 
-EVERY_BLOCK = pytest.mark.parametrize("sizes", [None, (1, 1), (1, 3), (2, 1), (3, 2)])
+# on a card torch multiplies and answers; the same lines run on its device "cpu"
+EVERY_BLOCK = pytest.mark.parametrize(
+    ("sizes", "device"), [*((s, None) for s in (None, (1, 1), (1, 3), (2, 1), (3, 2))), ((2, 3), "cpu")]
+)
 
 
 @EVERY_BLOCK
 @settings(max_examples=40, deadline=None)
 @given(case=searches(), k=st.integers(1, 12))
-def test_topk_equals_sorting(sizes, case, k):
+def test_topk_equals_sorting(device, sizes, case, k):
     with blocks_of(sizes):
-        found = exact_topk(case["queries"], case["gallery"], k, leave_out=case["leave_out"])
+        found = exact_topk(case["queries"], case["gallery"], k, leave_out=case["leave_out"], device=device)
     for query, row in enumerate(case["queries"]):
         expected = brute_ranking(row, case["gallery"], case["leave_out"][query])[:k]
         padding = k - len(expected)
@@ -110,9 +113,9 @@ def test_topk_equals_sorting(sizes, case, k):
 @EVERY_BLOCK
 @settings(max_examples=40, deadline=None)
 @given(case=searches())
-def test_ranks_equal_sorting(sizes, case):
+def test_ranks_equal_sorting(device, sizes, case):
     with blocks_of(sizes):
-        found, counts = positive_ranks(**case)
+        found, counts = positive_ranks(**case, device=device)
     expected = []
     for query, row in enumerate(case["queries"]):
         ranking = brute_ranking(row, case["gallery"], case["leave_out"][query])
@@ -268,13 +271,13 @@ def brute_euclidean(query, gallery, left_out, scale):
 @EVERY_BLOCK
 @settings(max_examples=25, deadline=None)
 @given(case=searches(), k=st.integers(1, 12))
-def test_euclidean_topk_and_ranks_equal_sorting(sizes, case, k):
+def test_euclidean_topk_and_ranks_equal_sorting(device, sizes, case, k):
     lengths = [math.hypot(*map(float, row)) for side in ("queries", "gallery") for row in case[side]]
     scale = 2.0 ** math.ceil(math.log2(max(lengths)))
     rows = {"queries": case["queries"], "gallery": case["gallery"], "leave_out": case["leave_out"]}
     with blocks_of(sizes):
-        found = exact_topk(**rows, k=k, distance="euclidean")
-        own_ranks, counts = positive_ranks(**case, distance="euclidean")
+        found = exact_topk(**rows, k=k, distance="euclidean", device=device)
+        own_ranks, counts = positive_ranks(**case, distance="euclidean", device=device)
     expected_ranks = []
     for query, row in enumerate(case["queries"]):
         ranking = brute_euclidean(row, case["gallery"], case["leave_out"][query], scale)
@@ -347,6 +350,49 @@ def test_torch_is_left_as_it_was_and_not_imported_for_small_jobs(monkeypatch):
     assert torch.get_float32_matmul_precision() == before
     monkeypatch.delitem(__import__("sys").modules, "torch")
     assert tiles._multiplication(1e6) is tiles._with_numpy
+
+
+# ---- on a device
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+@pytest.mark.parametrize("memory_mib", [1, 64])
+def test_a_device_finds_the_same_to_the_bit(memory_mib, distance):
+    """Of 3,000 rows, many are equal, so many that ties alone outnumber what groups can hold."""
+    rng = np.random.default_rng(5)
+    few = rng.standard_normal((30, 24)).astype(np.float32)
+    gallery = np.concatenate([few[rng.integers(0, 30, 2000)], np.tile(few[0], (1000, 1))])
+    queries = np.concatenate([few[:9], rng.standard_normal((50, 24)).astype(np.float32)])
+    labels = rng.integers(0, 40, 59), rng.integers(0, 40, 3000)
+    leave_out = rng.integers(-1, 3000, 59)
+    options = {"memory_mib": memory_mib, "distance": distance}
+    for k in (1, 5, 60):
+        ours, theirs = (
+            exact_topk(queries, gallery, k, leave_out=leave_out, device=device, **options)
+            for device in (None, "cpu")
+        )
+        assert ours.indices.tobytes() == theirs.indices.tobytes()
+        assert ours.scores.tobytes() == theirs.scores.tobytes()
+    ours, theirs = (
+        positive_ranks(queries, gallery, *labels, leave_out=leave_out, device=device, **options)[0]
+        for device in (None, "cpu")
+    )
+    assert ours.tolist() == theirs.tolist()
+    fast = exact_topk(queries[9:], gallery, 5, device="cpu", precision="float32", **options)
+    exact = exact_topk(queries[9:], gallery, 5, **options)
+    assert np.array_equal(gallery[fast.indices], gallery[exact.indices])  # of equal rows any may come first
+    np.testing.assert_allclose(fast.scores, exact.scores, rtol=0, atol=1e-6 if distance == "cosine" else 3e-5)
+
+
+def test_a_card_is_taken_for_big_jobs_alone_where_torch_is_loaded(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    small, big = np.ones((10, 64)), np.broadcast_to(np.float32(1), (1_000_000, 64))
+    options = {"precision": "float64", "distance": "cosine", "normalised": False}
+    assert scores.Scorer.of(small, big, **options).device is None
+    assert scores.Scorer.of(big, big, **options).device.type == "cuda"
+    monkeypatch.delitem(__import__("sys").modules, "torch")
+    assert scores.Scorer.of(big, big, **options).device is None
 
 
 # ---- relevance and streams

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
+import samething.retrieval.on_device as on_device
 import samething.retrieval.tiles as tiles
 from samething.arrays import Embeddings, Float, Float32, Gallery, Int, Queries, TopIndices, TopScores
 from samething.errors import InputError
@@ -48,6 +49,7 @@ def exact_topk(
     precision: Precision = "float64",
     distance: Distance = "cosine",
     show_progress: bool = False,
+    device: str | None = None,
 ) -> TopK:
     """The k gallery entries that are nearest to each query.
 
@@ -68,6 +70,8 @@ def exact_topk(
         precision: see :mod:`samething.retrieval`.
         distance: see :mod:`samething.retrieval`.
         show_progress: show a bar.
+        device: of torch, that multiplies; by default a card for big jobs, where torch is loaded and sees one,
+            and the processor else. In float64 the result is the same to the bit.
 
     Raises:
         InputError: a row is zero or not finite, or an argument is out of its range.
@@ -79,7 +83,9 @@ def exact_topk(
     if k < 1:
         raise InputError(f"k={k}", expected="at least 1", next_step="ask for one neighbour or more")
     require_search(leave_out, len(gallery), memory_mib)
-    scorer = Scorer.of(queries, gallery, precision=precision, distance=distance, normalised=normalised)
+    scorer = Scorer.of(
+        queries, gallery, precision=precision, distance=distance, normalised=normalised, device=device
+    )
     million = len(queries) * len(gallery) / 1e6
     with progress_bar("million pairs", disable=not show_progress or million < 1) as progress:
         task = progress.add_task("search", total=round(million))
@@ -87,23 +93,26 @@ def exact_topk(
         def on_pairs(num_pairs: int) -> None:
             progress.advance(task, num_pairs / 1e6)
 
-        if precision == "float32" and tiles.pays(len(gallery), k):
+        if precision == "float32" and scorer.device is None and tiles.pays(len(gallery), k):
             return TopK(*tiles.topk(queries, gallery, k, leave_out, scorer, memory_mib, on_pairs))
-        indices = np.full((len(queries), k), -1, dtype=np.int64)
-        scores = np.full((len(queries), k), -np.inf, dtype=precision)
+        best = tiles.Best.empty(len(queries), k, precision)
         for own, columns, tile in score_tiles(
             scorer, queries, gallery, leave_out=leave_out, memory_mib=memory_mib
         ):
-            for query, row in enumerate(tile, start=own.start):
-                found = _reaching(row, k)
-                # the entries met before come first: of equal ones they are the lower
-                rows = np.concatenate([indices[query], found + columns.start])
-                values = np.concatenate([scores[query], row[found]])
-                best = np.argsort(-values, kind="stable")[:k]
-                indices[query], scores[query] = rows[best], values[best]
-            on_pairs(tile.size)
-    indices[scores == -np.inf] = -1
-    return TopK(indices, scores)
+            if scorer.device is not None:
+                least = np.nextafter(best.scores[own, -1], np.inf)  # of equal ones those met before come first
+                query, column, score = on_device.reaching(tile, k, least)
+                best.merge(own.start + query, columns.start + column, score)
+            else:
+                for query, row in enumerate(tile, start=own.start):
+                    found = _reaching(row, k)
+                    rows = np.concatenate([best.rows[query], found + columns.start])
+                    values = np.concatenate([best.scores[query], row[found]])
+                    order = np.argsort(-values, kind="stable")[:k]
+                    best.rows[query], best.scores[query] = rows[order], values[order]
+            on_pairs(len(tile) * tile.shape[1])
+    best.rows[best.scores == -np.inf] = -1
+    return TopK(best.rows, best.scores)
 
 
 def _reaching(scores: Float[np.ndarray, " g"], k: int, *, margin: float = 0.0) -> Int[np.ndarray, " r"]:

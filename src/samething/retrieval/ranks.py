@@ -10,11 +10,13 @@ merit of the catalog's order. Embeddings that are all equal so have the worst ra
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from samething.arrays import Float, Gallery, Int, NumRelevant, Queries, counted
 from samething.progress import progress_bar
+from samething.retrieval.on_device import num_ahead
 from samething.retrieval.scores import (
     Distance,
     Precision,
@@ -84,10 +86,10 @@ class RankCounter:
         relevant: which of them.
         leave_out: gallery row that each query may not retrieve; -1 for none.
         junk: further rows that each query passes over, as if the gallery did not hold them.
-        normalised: as in ``exact_topk``, and so are the next two.
+        memory_mib: ceiling in MiB of the working memory beyond arguments and result.
         precision: float64 or float32.
         distance: euclidean only for a gallery that is counted whole: its scale comes from it.
-        memory_mib: ceiling in MiB of the working memory beyond arguments and result.
+        device: as in ``exact_topk``.
 
     Raises:
         InputError: as in ``exact_topk``.
@@ -101,16 +103,16 @@ class RankCounter:
         *,
         leave_out: Int[np.ndarray, " q"] | None = None,
         junk: Relevant | None = None,
-        normalised: bool = False,
         memory_mib: int = 256,
         precision: Precision = "float64",
         distance: Distance = "cosine",
+        device: str | None = None,
     ) -> None:
         query, rows = relevant.queries, relevant.rows
         require_search(leave_out, len(gallery), memory_mib)
         self._queries, self._leave_out, self._memory_mib = queries, leave_out, memory_mib
         self._scorer = Scorer.of(
-            queries, gallery, precision=precision, distance=distance, normalised=normalised
+            queries, gallery, precision=precision, distance=distance, normalised=False, device=device
         )
         self._num_counted = 0
         scores = pair_scores(self._scorer, queries, gallery, (query, rows), memory_mib=memory_mib)
@@ -145,12 +147,23 @@ class RankCounter:
                 query, row = self._passed_query[inside], self._passed_row[inside]
                 mine = (query >= own.start) & (query < own.stop)
                 scores[query[mine] - own.start, row[mine] - columns.start] = -np.inf
-                for number, row in enumerate(scores, start=own.start):
-                    start, stop = self._starts[number], self._starts[number + 1]
-                    if start < stop:
-                        self._ahead[start:stop] += _num_ahead(row, self._score[start:stop])
-                progress.advance(task, scores.size / 1e6)
+                self._add(own.start, scores)
+                progress.advance(task, len(scores) * scores.shape[1] / 1e6)
         self._num_counted += len(gallery)
+
+    def _add(self, first: int, tile: Any) -> None:
+        """Count in the scores of some queries from the ``first`` on."""
+        starts = self._starts[first : first + len(tile) + 1]
+        if isinstance(tile, np.ndarray):
+            for row, start, stop in zip(tile, starts, starts[1:], strict=False):
+                if start < stop:
+                    self._ahead[start:stop] += _num_ahead(row, self._score[start:stop])
+        elif starts[0] < starts[-1]:
+            counts = np.diff(starts)
+            is_one = np.arange(counts.max()) < counts[:, None]
+            relevant = np.full(is_one.shape, np.inf, self._score.dtype)
+            relevant[is_one] = self._score[starts[0] : starts[-1]]
+            self._ahead[starts[0] : starts[-1]] += num_ahead(tile, relevant)[is_one]
 
     def ranks(self) -> Int[np.ndarray, " p"]:
         """Ranks so far, counted from 1, one query after another, ascending in each."""

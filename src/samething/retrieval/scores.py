@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib
+import sys
 from collections.abc import Iterator
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
@@ -32,6 +35,9 @@ BYTES_PER_COORDINATE: Final = 64
 _LARGEST_BLOCK: Final = 65_536
 """Gallery entries of a tile."""
 
+_WORTH_A_CARD: Final = 1e11
+"""Operations of a search, seconds of a processor, that outweigh waking a card."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
@@ -43,6 +49,8 @@ class Scorer:
     """Rows have norm 1 already (cosine)."""
     scale: float = 1.0
     """euclidean: a power of two that no vector is longer than."""
+    device: Any = None
+    """The torch device that multiplies; None: numpy does."""
 
     @classmethod
     def of(
@@ -53,16 +61,31 @@ class Scorer:
         precision: Precision,
         distance: Distance,
         normalised: bool,
+        device: str | None = None,
     ) -> Scorer:
         """The scorer of a search, with the scale that its vectors need.
+
+        Args:
+            queries: what is asked.
+            gallery: what is searched.
+            precision: of the scores.
+            distance: what a score is.
+            normalised: rows have norm 1 already.
+            device: of torch, that multiplies; None: a card for big jobs, where torch is loaded and sees one.
 
         Raises:
             InputError: a row is not finite (euclidean).
         """
+        torch: Any = sys.modules.get("torch")
+        is_big = 2.0 * len(queries) * len(gallery) * queries.shape[1] >= _WORTH_A_CARD
+        if device is None and is_big and torch is not None and torch.cuda.is_available():
+            device = "cuda"
+        where = None if device is None else importlib.import_module("torch").device(device)
         if distance == "cosine":
-            return cls(precision, distance, normalised)
+            return cls(precision, distance, normalised, device=where)
         longest = max(_longest(queries, "queries"), _longest(gallery, "gallery"))
-        return cls(precision, distance, False, 2.0 ** np.ceil(np.log2(longest)) if longest > 0 else 1.0)
+        scale = 2.0 ** np.ceil(np.log2(longest)) if longest > 0 else 1.0
+        return cls(precision, distance, scale=scale, device=where)
 
     def prepare(self, rows: Float[np.ndarray, "b d"], start: int, name: str) -> Prepared:
         """Rows ready to be multiplied; ``start`` and ``name`` are for messages.
@@ -108,14 +131,15 @@ class Scorer:
             squares /= _HIGH**2
         return Prepared(parts, squares)
 
-    def scores(self, queries: Prepared, entries: Prepared, *, pairwise: bool = False) -> np.ndarray:
+    def scores(self, queries: Prepared, entries: Prepared, *, pairwise: bool = False) -> Any:
         """Every query with every entry, or pairwise the i-th with the i-th; higher is nearer.
 
-        In float64 both ways give the same bits.
+        In float64 both ways, and numpy and torch on any device, give the same bits. The scores are where the
+        rows are.
         """
 
-        def products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-            return np.asarray(np.einsum("nd,nd->n", one, other) if pairwise else one @ other.T)
+        def products(one: Any, other: Any) -> Any:
+            return np.einsum("nd,nd->n", one, other) if pairwise else one @ other.T
 
         scores = products(queries.parts[0], entries.parts[0])
         if self.precision == "float64":
@@ -130,7 +154,8 @@ class Scorer:
             scores -= entries.squares
         if self.precision == "float64":
             scores *= _SCORE_STEPS
-            np.rint(scores, out=scores)
+            # both round halves to even
+            (np.rint if isinstance(scores, np.ndarray) else sys.modules["torch"].round)(scores, out=scores)
             scores /= _SCORE_STEPS
         if self.distance == "euclidean":
             scores *= self.scale**2
@@ -141,14 +166,36 @@ class Scorer:
 class Prepared:
     """Rows ready to be multiplied."""
 
-    parts: Float[np.ndarray, "parts b d"]
-    """As they are in float32, in float64 as two parts of whole numbers (see the top of the file)."""
-    squares: Float[np.ndarray, " b"] | None
-    """Squared lengths in units of the scale, where the distance needs them."""
+    parts: Any
+    """As they are in float32, in float64 as two parts of whole numbers (see the top of the file):
+    (parts, b, d), of numpy or torch."""
+    squares: Any
+    """Squared lengths (b,) in units of the scale, where the distance needs them."""
 
-    def take(self, rows: Int[np.ndarray, " r"] | slice) -> Prepared:
-        """Some of the rows."""
-        return Prepared(self.parts[:, rows], None if self.squares is None else self.squares[rows])
+    def on(self, device: Any) -> Prepared:
+        """The same as tensors on a torch device; as it is for None."""
+        if device is None:
+            return self
+        torch = importlib.import_module("torch")
+        there = [
+            None if part is None else torch.from_numpy(part).to(device) for part in (self.parts, self.squares)
+        ]
+        return Prepared(*there)
+
+
+@contextlib.contextmanager
+def no_narrow_products() -> Iterator[None]:
+    """Where torch is in use, its float32 products are float32: a program may have allowed less."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    allowed = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(allowed)
 
 
 def require_directions(embeddings: Embeddings, rows: Int[np.ndarray, " r"]) -> None:
@@ -233,26 +280,31 @@ def score_tiles(
     leave_out: Int[np.ndarray, " q"] | None,
     memory_mib: int,
     first_row: int = 0,
-) -> Iterator[tuple[slice, slice, Float[np.ndarray, "b c"]]]:
+) -> Iterator[tuple[slice, slice, Any]]:
     """Scores of all queries with all entries, a tile at a time: all queries meet a part before the next one.
 
     Args:
-        scorer: how rows are compared.
+        scorer: how rows are compared, and where: tiles of a device are tensors there.
         queries: one row per query.
         gallery: entries, which are converted once.
         leave_out: entry that each query may not retrieve; its score is -inf.
-        memory_mib: ceiling in MiB of the working memory.
+        memory_mib: ceiling in MiB of the working memory; on a card, half of its free memory is.
         first_row: number of the gallery's first row.
 
     Yields:
         The queries, the numbered entries and their scores.
     """
+    device = scorer.device
+    if device is not None and device.type == "cuda":
+        memory_mib = max(1, sys.modules["torch"].cuda.mem_get_info(device)[0] // 2**21)
     num_rows, num_columns = _tile_sizes(len(queries), len(gallery), queries.shape[1], memory_mib)
     for columns in blocks(len(gallery), num_columns):
         start = first_row + columns.start
-        entries = scorer.prepare(gallery[columns], start, "gallery")
+        entries = scorer.prepare(gallery[columns], start, "gallery").on(device)
         for own in blocks(len(queries), num_rows):
-            scores = scorer.scores(scorer.prepare(queries[own], own.start, "queries"), entries)
+            asked = scorer.prepare(queries[own], own.start, "queries").on(device)
+            with no_narrow_products():
+                scores = scorer.scores(asked, entries)
             if leave_out is not None:
                 hidden = leave_out[own] - start
                 asked = np.flatnonzero((hidden >= 0) & (hidden < scores.shape[1]))

@@ -7,17 +7,17 @@ score so far, and in one of the k groups with the highest maxima; those few grou
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from samething.arrays import Bool, Float, Gallery, Int, Queries, TopIndices, TopScores
-from samething.retrieval.scores import BYTES_PER_COORDINATE, Prepared, Scorer, blocks
+from samething.retrieval.scores import BYTES_PER_COORDINATE, Prepared, Scorer, blocks, no_narrow_products
 
 GROUP: Final = 64
 """Gallery entries of which one maximum is kept."""
@@ -59,11 +59,12 @@ def topk(
     part_rows = min(part_rows, -(-len(gallery) // GROUP) * GROUP)
     buffer_rows = max(1, min(_BUFFER, memory // 32) // num_queries // GROUP) * GROUP
     multiply = _multiplication(2.0 * len(queries) * len(gallery) * width)
-    best = _Best.empty(len(queries), k, leave_out)
+    hidden = np.full(len(queries), -1) if leave_out is None else leave_out
+    best = Best.empty(len(queries), k, np.float32)
     part = np.zeros((part_rows, width), dtype=np.float32)
     buffer = np.empty(min(buffer_rows, part_rows) * num_queries, dtype=np.float32)
     maxima = np.empty((part_rows // GROUP) * num_queries, dtype=np.float32)
-    with _no_narrow_products():
+    with no_narrow_products():
         for rows in blocks(len(gallery), part_rows):
             num_rows = rows.stop - rows.start
             for own in blocks(num_rows, max(1, memory // 8 // (BYTES_PER_COORDINATE * width))):
@@ -83,7 +84,7 @@ def topk(
                     multiply(
                         part[columns], transposed, scores, max(0, columns.stop - num_rows), tops[own_groups]
                     )
-                best.meet(own, asked, part[:num_rows], rows.start, tops, memory // 8)
+                best.meet(own, asked, part[:num_rows], rows.start, tops, hidden, memory // 8)
                 on_pairs(count * num_rows)
     return best.finished(queries, scorer)
 
@@ -107,21 +108,6 @@ def _multiplication(operations: float) -> _Multiply:
     if "torch" in sys.modules or (operations >= _WORTH_TORCH and importlib.util.find_spec("torch")):
         return _with_torch
     return _with_numpy
-
-
-@contextlib.contextmanager
-def _no_narrow_products() -> Iterator[None]:
-    """Where torch is in use, its float32 products are float32: a program may have allowed less."""
-    torch: Any = sys.modules.get("torch")
-    if torch is None:
-        yield
-        return
-    allowed = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(allowed)
 
 
 def _with_numpy(
@@ -157,19 +143,17 @@ def _with_torch(
 
 
 @dataclasses.dataclass
-class _Best:
-    """The k best entries that every query has met."""
+class Best:
+    """The k best entries that every query has met, best first; -1 and -inf where there are fewer."""
 
     rows: Int[np.ndarray, "q k"]
     scores: Float[np.ndarray, "q k"]
-    leave_out: Int[np.ndarray, " q"]
 
     @classmethod
-    def empty(cls, num_queries: int, k: int, leave_out: Int[np.ndarray, " q"] | None) -> _Best:
+    def empty(cls, num_queries: int, k: int, dtype: DTypeLike) -> Best:
+        """Nothing met so far."""
         return cls(
-            np.full((num_queries, k), -1, dtype=np.int64),
-            np.full((num_queries, k), -np.inf, dtype=np.float32),
-            np.full(num_queries, -1) if leave_out is None else leave_out,
+            np.full((num_queries, k), -1, dtype=np.int64), np.full((num_queries, k), -np.inf, dtype=dtype)
         )
 
     def meet(
@@ -179,6 +163,7 @@ class _Best:
         entries: Float[np.ndarray, "c e"],
         first_row: int,
         maxima: Float[np.ndarray, "t b"],
+        leave_out: Int[np.ndarray, " q"],
         memory: int,
     ) -> None:
         """Look again at the groups that can hold one of a query's best; ``own`` are the queries' numbers."""
@@ -200,12 +185,12 @@ class _Best:
             scores = np.matmul(entries[inside], queries[query[pairs], :, None])[:, :, 0]
             asker = own.start + query[pairs]
             good = (scores > floor[query[pairs], None]) & (rows < len(entries))
-            good &= rows + first_row != self.leave_out[asker, None]
+            good &= rows + first_row != leave_out[asker, None]
             pair, place = np.nonzero(good)
             kept_query.append(asker[pair])
             kept_row.append(rows[pair, place] + first_row)
             kept_score.append(scores[pair, place])
-        self._merge(np.concatenate(kept_query), np.concatenate(kept_row), np.concatenate(kept_score))
+        self.merge(np.concatenate(kept_query), np.concatenate(kept_row), np.concatenate(kept_score))
 
     @staticmethod
     def _keep_highest(
@@ -225,9 +210,10 @@ class _Best:
         promising[:, many] = (is_highest | equal).T
         return np.asarray(lowest)
 
-    def _merge(
+    def merge(
         self, query: Int[np.ndarray, " p"], row: Int[np.ndarray, " p"], score: Float[np.ndarray, " p"]
     ) -> None:
+        """Take in further entries; of equal scores the lower row comes first."""
         k = self.rows.shape[1]
         asked = np.unique(query)
         query = np.concatenate([np.repeat(asked, k), query])
