@@ -355,8 +355,7 @@ def test_torch_is_left_as_it_was_and_not_imported_for_small_jobs(monkeypatch):
 # ---- on a device
 
 
-@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
-@pytest.mark.parametrize("memory_mib", [1, 64])
+@pytest.mark.parametrize(("distance", "memory_mib"), [("cosine", 1), ("euclidean", 64)])
 def test_a_device_finds_the_same_to_the_bit(memory_mib, distance):
     """Of 3,000 rows, many are equal, so many that ties alone outnumber what groups can hold."""
     rng = np.random.default_rng(5)

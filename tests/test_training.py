@@ -17,13 +17,16 @@ from samething.checksums import write_sealed
 from samething.cli import build_app
 from samething.errors import ArtefactError, FingerprintError, InputError
 from samething.evaluation import evaluate, evaluate_embeddings
+from samething.features.row_reader import RowReader
 from samething.files import read_manifest, write_manifest
 from samething.heads import HeadConfig, fitted_head
+from samething.losses import LOSSES
 from samething.losses.matrix_products import bfloat16_slowdown
 from samething.training import RECIPES, TrainConfig, train
 from samething.training.config import REMOVED, paper
 from samething.training.data import TrainingData
 from samething.training.loop import HeadTrainer
+from samething.training.on_card import RowsOnDevice
 from samething.training.optimisers import build_optimiser, take_step
 from samething.training.run import Run
 from samething.training.schedule import Schedule
@@ -125,6 +128,54 @@ def test_every_option_trains_and_resumes_to_the_same_weights(features, tmp_path,
     interrupted(features, tmp_path / "part", settings, after=2)
     part = train(features.folder, output=tmp_path / "part", **settings)
     assert same_weights(whole, part) and whole.records == part.records
+
+
+@pytest.mark.parametrize("options", [{}, {"optimiser": "adam", "sampling": "domain-balanced"}])
+def test_rows_on_a_device_train_to_the_weights_that_the_reader_gives(
+    features, tmp_path, monkeypatch, options
+):
+    """A card gathers batches from its own memory; the same lines on a CPU give the same weights, resumed too.
+
+    The size of the batch leaves a last one that is smaller."""
+    settings = {**QUICK, "batch_size": 20, **options}
+    read = train(features.folder, output=tmp_path / "read", **settings)
+    gathered = []
+
+    def on_this_device(*what):
+        gathered.append(RowsOnDevice(*what))
+        return gathered[-1]
+
+    monkeypatch.setattr(RowsOnDevice, "if_they_fit", on_this_device)
+    monkeypatch.setattr(RowReader, "rows", None)  # nothing is read batch by batch any more
+    interrupted(features, tmp_path / "part", settings, after=2)
+    part = train(features.folder, output=tmp_path / "part", **settings)
+    assert len(gathered) == 2
+    assert same_weights(read, part) and read.records == part.records
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, "adacos, dynamic"])
+def test_nothing_in_a_step_on_a_card_waits_for_a_number(features, tmp_path, loss):
+    """A step that looks at a number cannot be recorded as a CUDA graph: each looked at labels, at lengths of
+    rows and at the loss. Tensors without content ("meta") stand for a card: who asks them for a number fails.
+    """
+    name, _, dynamic = loss.partition(", ")
+    options = {"loss": name, "num_centers": 3, "loss_options": {"dynamic": True} if dynamic else {}}
+    trainer = HeadTrainer(
+        features, TrainingData.of(features), TrainConfig(embedding_dim=8, **options), tmp_path
+    )
+    meta = torch.device("meta")
+    trainer.head.to(meta)
+    trainer.margin_head.to(meta)
+    trainer.margin_head.checks = False  # as on a card
+    trainer.fused_step = None
+    trainer.optimiser = torch.optim.SGD([*trainer.head.parameters(), *trainer.margin_head.parameters()])
+    places = torch.empty(16, dtype=torch.int64, device=meta)
+    trainer.on_device = RowsOnDevice(features, trainer.data, meta)
+    taken = trainer._step(places, None, torch.empty(16, trainer.head.width, device=meta), 1.0)
+    assert taken.is_meta and trainer.margin_head.weight.grad.is_meta
+    trainer.margin_head.checks = True
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        trainer._step(places, None, None, 1.0)
 
 
 @pytest.mark.parametrize("slower", [13.0, 0.4])

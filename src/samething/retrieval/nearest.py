@@ -100,9 +100,10 @@ def exact_topk(
             scorer, queries, gallery, leave_out=leave_out, memory_mib=memory_mib
         ):
             if scorer.device is not None:
-                least = np.nextafter(best.scores[own, -1], np.inf)  # of equal ones those met before come first
-                query, column, score = on_device.reaching(tile, k, least)
-                best.merge(own.start + query, columns.start + column, score)
+                # of equal ones those met before come first
+                least = np.nextafter(best.scores[own, -1], np.inf)
+                queried, column, score = on_device.reaching(tile, k, least)
+                best.merge(own.start + queried, columns.start + column, score)
             else:
                 for query, row in enumerate(tile, start=own.start):
                     found = _reaching(row, k)

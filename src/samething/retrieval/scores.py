@@ -307,8 +307,8 @@ def score_tiles(
                 scores = scorer.scores(asked, entries)
             if leave_out is not None:
                 hidden = leave_out[own] - start
-                asked = np.flatnonzero((hidden >= 0) & (hidden < scores.shape[1]))
-                scores[asked, hidden[asked]] = -np.inf
+                hiding = np.flatnonzero((hidden >= 0) & (hidden < scores.shape[1]))
+                scores[hiding, hidden[hiding]] = -np.inf
             yield own, slice(start, first_row + columns.stop), scores
 
 

@@ -225,6 +225,7 @@ class Best:
         self.rows[asked], self.scores[asked] = row[chosen], score[chosen]
 
     def finished(self, queries: Queries, scorer: Scorer) -> tuple[TopIndices, TopScores]:
+        """Rows and scores in the scorer's own scale."""
         if scorer.distance == "euclidean":
             for own in blocks(len(queries), 4096):
                 squares = scorer.prepare(queries[own], own.start, "queries").squares

@@ -110,9 +110,10 @@ class HeadTrainer(Trainer):
         self.on_device = self.on_device or RowsOnDevice.if_they_fit(self.features, self.data, self.device)
         if self.on_device is not None:
             for batches, position in self._epochs_left():
-                places = torch.from_numpy(np.concatenate([share(batch) for batch in batches]))
-                parts = places.to(self.device).split([len(share(batch)) for batch in batches])
-                yield from zip(batches[position:], parts[position:], strict=True)
+                mine = [share(batch) for batch in batches[position:]]
+                places = torch.from_numpy(np.concatenate(mine)).to(self.device)
+                parts = torch.split(places, [len(part) for part in mine])
+                yield from zip(batches[position:], parts, strict=True)
             return
         with contextlib.closing(self.reader):
             for batches, position in self._epochs_left():

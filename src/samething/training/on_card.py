@@ -47,8 +47,8 @@ class RowsOnDevice:
         free = torch.cuda.mem_get_info(device)[0]
         if num_bytes > free / 2:
             say(
-                f"{num_bytes / 1e9:.1f} GB of features are more than half of the {free / 1e9:.1f} GB that are "
-                "free on the card: batches are read from the disk and copied there, which takes longer"
+                f"{num_bytes / 1e9:.1f} GB of features are more than half of the {free / 1e9:.1f} GB free on "
+                "the card: batches are read from the disk and copied there, which takes longer"
             )
             return None
         return cls(features, data, device)
@@ -90,7 +90,7 @@ class Recorded:
 
     def _record(self, inputs: tuple[Any, ...]) -> None:
         self._inputs = tuple(each.clone() if isinstance(each, Tensor) else each for each in inputs)
-        graph: Any = torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
+        graph: Any = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._loss = self._step(*self._inputs)

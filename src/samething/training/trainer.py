@@ -347,14 +347,14 @@ class Trainer(abc.ABC):
         """Factors for this process's part of a batch, from seed and step alone, whatever was resumed."""
         if self.config.dropout == 0:
             return None
-        keep = np.float32(1 - self.config.dropout)
+        keep = float(np.float32(1 - self.config.dropout))
         shape, seed = (num_global, self.head.width), [*self.dropout_seed, self.step]
         if self.device.type == "cuda":  # drawn there: on the host it takes longer than the step
             generator = generator_for_step(*seed, device=self.device)
             numbers = torch.rand(shape, generator=generator, device=self.device)
         else:
             numbers = torch.from_numpy(np.random.default_rng(seed).random(shape, dtype=np.float32))
-        return distributed.share(numbers < keep) / float(keep)
+        return distributed.share(numbers < keep) / keep
 
     def _record(self, **values: float) -> None:
         steps, epochs = self.records_from
