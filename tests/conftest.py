@@ -12,9 +12,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import filelock
 import hypothesis
 import pytest
-from jaxtyping import install_import_hook
+import jaxtyping._import_hook as shapes
 
-install_import_hook(["samething", "samething_demo"], "beartype.beartype")
+
+class OuterFunctions(shapes.JaxtypingTransformer):
+    """Functions inside of functions are left as they are: each call of the outer one would wrap them anew."""
+
+    def visit_FunctionDef(self, node):
+        body, node.body = node.body, []
+        super().visit_FunctionDef(node)
+        node.body = body
+        return node
+
+
+shapes.JaxtypingTransformer = OuterFunctions
+shapes.install_import_hook(["samething", "samething_demo"], "beartype.beartype")
 
 # how long an example takes says nothing on a machine that does other things too
 hypothesis.settings.register_profile("samething", deadline=None)
