@@ -11,14 +11,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import filelock
 import hypothesis
-import pytest
 import jaxtyping._import_hook as shapes
+import pytest
 
 
 class OuterFunctions(shapes.JaxtypingTransformer):
     """Functions inside of functions are left as they are: each call of the outer one would wrap them anew."""
 
-    def visit_FunctionDef(self, node):
+    def visit_FunctionDef(self, node):  # noqa: N802
         body, node.body = node.body, []
         super().visit_FunctionDef(node)
         node.body = body
