@@ -21,7 +21,7 @@ def shortest(coder: Coder, codes: np.ndarray) -> float:
     return float(coder.lengths(codes).min())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     kind=st.sampled_from(["int4", "int8"]),
     dim=st.integers(1, 40),

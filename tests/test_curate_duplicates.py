@@ -80,7 +80,7 @@ def test_flat_images_have_no_hash():
     st.lists(st.tuples(st.integers(0, 39), st.lists(st.integers(0, 63), max_size=16)), max_size=20),
     st.integers(0, 15),
 )
-@settings(max_examples=40)
+@settings(max_examples=15)
 def test_near_pairs_are_all_of_them(values, changes, distance):
     for place, bits in changes:
         if values:

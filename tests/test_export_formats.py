@@ -132,6 +132,7 @@ def test_sentence_transformers_encodes_to_the_same_vectors(tiny, vectors, tmp_pa
     np.testing.assert_allclose(Embedder.load(tiny / "sentences").embed(photographs()), vectors, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_folder_for_the_hub(tiny, vectors):
     from huggingface_hub import ModelCard
 

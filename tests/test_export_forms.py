@@ -115,7 +115,7 @@ def test_vectors_kept_in_fewer_bytes(tiny, vectors):
     [
         pytest.param(64, "float32", None, 64, marks=pytest.mark.slow),
         pytest.param(20, "int8", None, 16, marks=pytest.mark.slow),
-        (4, "int4", 8, 4),
+        pytest.param(4, "int4", 8, 4, marks=pytest.mark.slow),
     ],
 )
 def test_a_budget_of_bytes_chooses_numbers_and_bits(tiny, budget, codes, dim, num_bytes):

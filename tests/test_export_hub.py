@@ -44,6 +44,7 @@ except ArtefactError as error:
 """
 
 
+@pytest.mark.slow
 def test_the_hubs_client_uploads_it_and_the_embedder_loads_it_by_its_id(tiny, tmp_path):
     image = tmp_path / "image.png"
     photographs()[0].save(image)

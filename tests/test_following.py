@@ -97,6 +97,7 @@ def until(true: Callable[[], bool]) -> None:
 # ---- folders
 
 
+@pytest.mark.slow
 def test_a_watching_sync_keeps_what_others_index_and_outlives_compaction_and_rebuild(
     line, places, other_model
 ):
@@ -235,6 +236,7 @@ def test_what_is_excluded_from_now_on_goes_at_once(line, tmp_path):
     assert paths_in(done.index) == files_below(tmp_path / "a" / "new")
 
 
+@pytest.mark.slow
 def test_commands_that_write_an_index_anew_beside_each_other_lose_nothing(line, places, other_model):
     """A rebuild that was started beside a compaction left an index without a row in one of three tries."""
     place = places / "ix"

@@ -47,8 +47,8 @@ def difference(content: bytes, **options: object) -> int:
     ("resize", "interpolation"),
     [
         ("short_side_crop", "bicubic"),
-        ("squash", "bicubic"),
-        ("longer_side_pad", "bilinear"),
+        pytest.param("squash", "bicubic", marks=pytest.mark.slow),
+        pytest.param("longer_side_pad", "bilinear", marks=pytest.mark.slow),
         ("squash", "lanczos"),
     ],
 )

@@ -385,7 +385,12 @@ def everything(index: AbstractIndex) -> list[object]:
 
 
 @pytest.mark.parametrize(
-    ("name", "step"), [("vectors-1.f32", 37), ("vectors-1.int4", 7), ("rows-1.sqlite", 3499)]
+    ("name", "step"),
+    [
+        ("vectors-1.f32", 37),
+        pytest.param("vectors-1.int4", 7, marks=pytest.mark.slow),
+        ("rows-1.sqlite", 3499),
+    ],
 )
 def test_a_flipped_byte_is_never_served_in_silence(tmp_path: Path, name: str, step: int) -> None:
     """Many bytes of each file in turn: an answer is right or refused, and verify sees what matters."""

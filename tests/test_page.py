@@ -156,6 +156,7 @@ def test_a_result_leads_to_what_is_like_it_and_back(page, images):
     expect(page.locator("#drop")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_a_second_look_shows_why(page, images):
     """The points that agree, in words on the tile and as lines in the closer view."""
     look_for(page, images / "thing 01 é" / "view 0.jpg")
@@ -267,6 +268,7 @@ def test_a_calibrated_model_gives_bands_and_hides_nothing(browser, address, line
                 expect(page.locator(".results .band")).to_have_text(["No match: only the nearest"])
 
 
+@pytest.mark.slow
 def test_a_part_of_the_image(page, images):
     look_for(page, images / "thing 01 é" / "view 0.jpg")
     page.evaluate("""() => {
@@ -518,6 +520,7 @@ def test_a_public_server_asks_for_its_token(browser, address, images):
         page.wait_for_function(ALL_LOADED)
 
 
+@pytest.mark.slow
 def test_a_thing_in_a_bigger_image_is_framed(browser, line, images, tmp_path):
     """A frame on the tile where the thing is, and in the closer view; none where the whole image is found."""
     ground = Image.new("RGB", (300, 200), "white")

@@ -144,7 +144,7 @@ def expected_numbers(protocol, rows, vectors, distractors, scope):
     ],
     ids=lambda protocol: protocol.name,
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(case=cases())
 def test_protocols_equal_their_description(tmp_path_factory, protocol, case):
     rows, vectors, distractors = case

@@ -96,7 +96,7 @@ EVERY_BLOCK = pytest.mark.parametrize(
 
 
 @EVERY_BLOCK
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(case=searches(), k=st.integers(1, 12))
 def test_topk_equals_sorting(device, sizes, case, k):
     with blocks_of(sizes):
@@ -111,7 +111,7 @@ def test_topk_equals_sorting(device, sizes, case, k):
 
 
 @EVERY_BLOCK
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(case=searches())
 def test_ranks_equal_sorting(device, sizes, case):
     with blocks_of(sizes):
@@ -269,7 +269,7 @@ def brute_euclidean(query, gallery, left_out, scale):
 
 
 @EVERY_BLOCK
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(case=searches(), k=st.integers(1, 12))
 def test_euclidean_topk_and_ranks_equal_sorting(device, sizes, case, k):
     lengths = [math.hypot(*map(float, row)) for side in ("queries", "gallery") for row in case[side]]

@@ -127,7 +127,7 @@ def test_bytes_and_pixels_are_those_of_the_files(kind, files, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["memory", "tar", "parquet"])
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_features_are_those_of_the_files(kind, num_workers, files, tmp_path):
     save_tiny(tmp_path / "tiny.pth")
     options = {
