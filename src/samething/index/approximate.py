@@ -3,7 +3,8 @@
 FAISS links each vector, of 8 bits per dimension, with some near ones (Malkov and Yashunin, *Efficient and
 robust approximate nearest neighbor search using hierarchical navigable small world graphs*, TPAMI 2020).
 Very many vectors, whose links would take hours, are put into lists around centres instead, of which a search
-reads the nearest (Jégou, Douze and Schmid, *Product quantization for nearest neighbor search*, TPAMI 2011).
+reads the nearest, in 2 bits per dimension (Jégou, Douze and Schmid, *Product quantization for nearest
+neighbor search*, TPAMI 2011; scanned in registers as by André, Kermarrec and Le Scouarnec, VLDB 2015).
 What either finds is ranked again by the exact search, so scores are those of the exact search. Rows newer
 than it are searched exactly beside it, deleted ones are left out, and a filter makes a search exact.
 """
@@ -36,6 +37,8 @@ _LISTS_PER_ROOT: Final = 4
 """Lists per square root of the number of rows, as FAISS advises: 4 to 16."""
 _ROWS_PER_CENTRE: Final = 40
 """Rows that a centre is learnt from; with fewer FAISS warns."""
+_LISTED_CANDIDATES: Final = 200
+"""Fewest that lists are asked for: codes of 2 bits order them roughly, and the exact ranking decides."""
 _LINKS: Final = 32
 _BREADTH_OF_BUILDING: Final = 40
 _LARGEST_BREADTH: Final = 4096
@@ -133,7 +136,7 @@ def candidates(nodes: Any, query: Float[np.ndarray, " d"], num: int, *, breadth:
     """Slots of about the ``num`` nearest nodes, each once; found with ``breadth`` candidates, or lists."""
     faiss = _faiss()
     if isinstance(nodes, faiss.IndexIVF):
-        options = faiss.SearchParametersIVF(nprobe=breadth)
+        options, num = faiss.SearchParametersIVF(nprobe=breadth), max(num, _LISTED_CANDIDATES)
     else:
         options = faiss.SearchParametersHNSW(efSearch=max(breadth, num))
     num_threads = faiss.omp_get_max_threads()
@@ -247,20 +250,20 @@ def lower_bound(recall: float, num_queries: int) -> float:
 
 
 def _trained(vectors: Float[np.ndarray, "n d"] | CodedRows, slots: Slots, random: np.random.Generator) -> Any:
-    """Room for the vectors of some slots, of 8 bits per dimension: a graph, or lists if they are many."""
+    """Room for the vectors of some slots: a graph in 8 bits per dimension, or lists if they are many."""
     faiss, dim = _faiss(), vectors.shape[1]
     is_large = len(slots) > LARGEST_GRAPH
     num_lists = int(_LISTS_PER_ROOT * len(slots) ** 0.5)
     num_learnt = _ROWS_PER_CENTRE * num_lists if is_large else _ROWS_AT_A_TIME
     learnt = vectors[np.sort(random.choice(slots, min(len(slots), num_learnt), replace=False))]
-    kind, product = faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
+    product = faiss.METRIC_INNER_PRODUCT
     if is_large:
-        centres = faiss.IndexFlatIP(dim)
-        lists = faiss.IndexIVFScalarQuantizer(centres, dim, num_lists, kind, product, False)
+        num_parts = dim // 2 if dim % 2 == 0 else dim  # 4 bits each
+        lists = faiss.IndexIVFPQFastScan(faiss.IndexFlatIP(dim), dim, num_lists, num_parts, 4, product)
         lists.cp.spherical = True
         lists.train(learnt)
         return lists
-    graph = faiss.IndexHNSWSQ(dim, kind, _LINKS, product)
+    graph = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, _LINKS, product)
     graph.hnsw.efConstruction = _BREADTH_OF_BUILDING
     graph.train(learnt)
     return faiss.IndexIDMap(graph)
