@@ -27,7 +27,7 @@ from samething.training.config import REMOVED, paper
 from samething.training.data import TrainingData
 from samething.training.loop import HeadTrainer
 from samething.training.on_card import RowsOnDevice
-from samething.training.optimisers import build_optimiser, take_step
+from samething.training.optimisers import build_optimiser
 from samething.training.run import Run
 from samething.training.schedule import Schedule
 from samething.training.validation import validation_scores
@@ -100,10 +100,10 @@ def test_same_seed_same_run(features, tmp_path):
     "options",
     [
         pytest.param({"optimiser": "sgd", "learning_rate": 0.1}, marks=pytest.mark.slow),
-        {"optimiser": "adam", "sam_rho": 0.05},
+        {"optimiser": "adam", "gradient_clip": 1.0},
         pytest.param({"head": "batchnorm-linear", "standardise": False}, marks=pytest.mark.slow),
-        pytest.param({"head": "mlp", "hidden_dim": 32, "gradient_clip": 1.0}, marks=pytest.mark.slow),
-        pytest.param({"ema_decay": 0.9, "whiten": 0.5}, marks=pytest.mark.slow),
+        pytest.param({"head": "mlp", "hidden_dim": 32}, marks=pytest.mark.slow),
+        pytest.param({"whiten": 0.5}, marks=pytest.mark.slow),
         pytest.param({"precision": "bfloat16"}, marks=pytest.mark.slow),
         {"precision": "bfloat16", "num_centers": 3},
         {"matryoshka_dims": (2, 4)},
@@ -403,22 +403,6 @@ def test_warmup_units(features, tmp_path):
 
     assert steps(warmup=2.0) == 10
     assert steps(warmup=7.0, warmup_unit="steps") == 7
-
-
-def test_sharpness_aware_step_by_hand():
-    """On f(w) = w²/2 the gradient at w + rho·sign(w) is w + rho·sign(w)."""
-    weight = torch.nn.Parameter(torch.tensor([2.0]))
-    config = TrainConfig(optimiser="sgd", momentum=0.0, weight_decay=0.0, learning_rate=0.1, sam_rho=0.5)
-    optimiser = build_optimiser(config, [weight])
-
-    def loss_and_gradients():
-        optimiser.zero_grad()
-        loss = (weight**2).sum() / 2
-        loss.backward()
-        return loss.detach()
-
-    assert take_step(optimiser, loss_and_gradients, config) == 2.0
-    torch.testing.assert_close(weight.detach(), torch.tensor([2.0 - 0.1 * 2.5]))
 
 
 @pytest.mark.parametrize(("name", "coupled"), [("adam", True), ("adamw", False)])

@@ -60,12 +60,8 @@ class Standardise(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(()))
 
-    def fit(self, features: FeatureRows, rows: Int[np.ndarray, " m"] | None = None) -> None:
-        """Take mean and scale from training features; the scale is the root mean variance."""
-        self.set_to(*mean_and_covariance(features, rows, unit_length=True, power=self.power))
-
     def set_to(self, mean: Float[np.ndarray, " w"], covariance: Float[np.ndarray, "w w"]) -> None:
-        """Take the mean, and as the scale the root mean variance."""
+        """Take mean and covariance of training features; the scale is the root mean variance."""
         self.mean.copy_(torch.from_numpy(mean))
         self.scale.fill_(float(np.sqrt(max(np.trace(covariance) / len(mean), 1e-12))))
 
@@ -144,6 +140,7 @@ class Head(nn.Module):
             numbers = layer(numbers)
         return numbers
 
+    @torch.no_grad()
     def fit(self, features: FeatureRows, rows: Int[np.ndarray, " m"] | None = None) -> None:
         """Take what descent does not learn (standardisation, principal components) from training features.
 
@@ -151,24 +148,21 @@ class Head(nn.Module):
             features: float16 or float32 (n, w); may be a memory map that is larger than memory.
             rows: the rows that are training features; by default all.
         """
-        if isinstance(self.standardise, Standardise):
-            self.standardise.fit(features, rows)
-        if self.config.kind == "pca":
-            self._set_to_principal_components(features, rows)
-
-    @torch.no_grad()
-    def _set_to_principal_components(self, features: FeatureRows, rows: Int[np.ndarray, " m"] | None) -> None:
-        assert isinstance(self.projection, nn.Linear)
-        standardised = self.config.standardise
+        config = self.config
+        if not config.standardise and config.kind != "pca":
+            return
         mean, covariance = mean_and_covariance(
-            features, rows, unit_length=standardised, power=self.config.power
+            features, rows, unit_length=config.standardise, power=config.power
         )
-        components = principal_components(covariance, self.embedding_dim)
-        self.projection.weight.copy_(torch.from_numpy(components))
-        if self.projection.bias is not None:
-            # standardised features have mean zero already
-            centre = np.zeros_like(mean) if self.config.standardise else mean
-            self.projection.bias.copy_(torch.from_numpy(-components @ centre))
+        if isinstance(self.standardise, Standardise):
+            self.standardise.set_to(mean, covariance)
+            mean = np.zeros_like(mean)  # of standardised features
+        if config.kind == "pca":
+            assert isinstance(self.projection, nn.Linear)
+            components = principal_components(covariance, self.embedding_dim)
+            self.projection.weight.copy_(torch.from_numpy(components))
+            if self.projection.bias is not None:
+                self.projection.bias.copy_(torch.from_numpy(-components @ mean))
 
     @torch.no_grad()
     def embed(self, features: FeatureRows) -> Embeddings:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from samething.backbones.backbone_table import BACKBONES, BackboneRow
 
 if TYPE_CHECKING:
-    from samething.backbones.loading import load_backbone, load_from_metadata
+    from samething.backbones.loading import load_backbone, load_from_metadata, load_the_same
     from samething.backbones.network import Backbone, weights_fingerprint, write_onnx
     from samething.backbones.packaged import efficientnet_lite_state
 
@@ -22,13 +22,15 @@ __all__ = [
     "efficientnet_lite_state",
     "load_backbone",
     "load_from_metadata",
+    "load_the_same",
     "weights_fingerprint",
     "write_onnx",
 ]
 
 _ROOMS: Final = {
     "Backbone": "network", "efficientnet_lite_state": "packaged", "load_backbone": "loading",
-    "load_from_metadata": "loading", "weights_fingerprint": "network", "write_onnx": "network",
+    "load_from_metadata": "loading", "load_the_same": "loading", "weights_fingerprint": "network",
+    "write_onnx": "network",
 }  # fmt: skip
 
 

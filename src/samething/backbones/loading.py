@@ -38,7 +38,7 @@ from samething.backbones.views import (
     whole_patches,
 )
 from samething.errors import ArtefactError, InputError, SamethingError, first_line
-from samething.files import Json
+from samething.files import Json, require_same
 from samething.images import Preprocessing, ResizePolicy
 
 OFFLINE_ROW: Final = "efficientnet_lite0"
@@ -132,6 +132,22 @@ def load_from_metadata(description: Mapping[str, Json], *, weights: Path | None 
     backbone = load_backbone(description["name"], weights=weights, **description.get("options", {}))
     preprocessing = Preprocessing.from_json(description["preprocessing"])
     return backbone if preprocessing == backbone.preprocessing else backbone.with_preprocessing(preprocessing)
+
+
+def load_the_same(description: Mapping[str, Json], *, weights: Path | None) -> Backbone:
+    """The backbone that features were made with.
+
+    Raises:
+        FingerprintError: it is another one as it loads now.
+    """
+    backbone = load_from_metadata(description, weights=weights)
+    require_same(
+        dict(description),
+        backbone.metadata(),
+        what="the backbone as it loads now is not the one the features were made with",
+        next_step="give the checkpoint with --weights, or compute the features again",
+    )
+    return backbone
 
 
 # ---- one backbone

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from samething.backbones.backbone_table import BackboneRow
 
@@ -21,13 +22,17 @@ _WEIGHT_FILES: Final = (
 """Names that the hub's repositories give their weights; the last two list the pieces of large ones."""
 
 
-def hub_cache() -> Path | None:
-    """The hub client's cache folder; None if the client is not installed."""
+def _hub() -> Any:
+    """The settings of the hub's client; None if it is not installed."""
     if importlib.util.find_spec("huggingface_hub") is None:
         return None
-    from huggingface_hub import constants
+    return importlib.import_module("huggingface_hub.constants")
 
-    return Path(constants.HF_HUB_CACHE)
+
+def hub_cache() -> Path | None:
+    """The hub client's cache folder; None if the client is not installed."""
+    hub = _hub()
+    return None if hub is None else Path(hub.HF_HUB_CACHE)
 
 
 def weights_on_disk(row: BackboneRow) -> Path | None:
@@ -51,11 +56,8 @@ HUB_PATIENCE_S: Final = 3.0
 
 def hub_answers() -> bool:
     """Whether the model hub can be reached, asked once per process; False where its client is missing."""
-    if importlib.util.find_spec("huggingface_hub") is None:
-        return False
-    from huggingface_hub import constants
-
-    return not constants.HF_HUB_OFFLINE and _answers(str(constants.ENDPOINT))
+    hub = _hub()
+    return hub is not None and not hub.HF_HUB_OFFLINE and _answers(str(hub.ENDPOINT))
 
 
 @functools.cache
@@ -86,14 +88,13 @@ def hub_access() -> Iterator[None]:
     Otherwise they take what is on this disk at once, or fail at once: each would try again for most of a
     minute.
     """
-    if importlib.util.find_spec("huggingface_hub") is None:
+    hub = _hub()
+    if hub is None:
         yield
         return
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not hub_answers()
+    before = hub.HF_HUB_OFFLINE
+    hub.HF_HUB_OFFLINE = before or not hub_answers()
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before
+        hub.HF_HUB_OFFLINE = before

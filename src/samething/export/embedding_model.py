@@ -5,23 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from samething.arrays import Float, UInt8
-from samething.backbones import Backbone, load_from_metadata
+from samething.backbones import Backbone, load_the_same
 from samething.errors import InputError
 from samething.features import FeatureSet
-from samething.files import Json, require_same
+from samething.files import Json
 from samething.heads import Head
 from samething.retrieval.codes import StoredCodes
-from samething.training.run import Run
-
-TUNED_NAME: Final = "backbone.safetensors"
-"""Weights of a fine-tuned backbone in its run folder, in timm's layout."""
+from samething.training.run import BACKBONE_NAME, Run
 
 
 class UnitHead(nn.Module):
@@ -101,15 +97,8 @@ def backbone_of(run: Run, features: FeatureSet, *, weights: Path | None) -> Back
     Raises:
         FingerprintError: it is another one as it loads now.
     """
-    tuned = run.folder / TUNED_NAME
-    backbone = load_from_metadata(features.backbone, weights=tuned if tuned.exists() else weights)
-    require_same(
-        dict(features.backbone),
-        backbone.metadata(),
-        what="the backbone as it loads now is not the one the features were made with",
-        next_step="give the checkpoint with --weights, or compute the features again",
-    )
-    return backbone
+    tuned = run.folder / BACKBONE_NAME
+    return load_the_same(features.backbone, weights=tuned if tuned.exists() else weights)
 
 
 @torch.no_grad()

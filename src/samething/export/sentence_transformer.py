@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +17,9 @@ from samething.backbones import BACKBONES, Backbone
 from samething.backbones.loading import PACKAGED_ARCHITECTURE
 from samething.errors import InputError
 from samething.export.embedding_model import EmbeddingModel
-from samething.files import atomic_path, write_json
+from samething.files import write_json
 from samething.heads import BatchStandardise, Head, Standardise
+from samething.training.run import write_tensors
 
 _MODULES: Final = "sentence_transformers.sentence_transformer.modules"
 
@@ -36,7 +36,7 @@ def write_sentence_transformer(model: EmbeddingModel, output: Path) -> None:
         path = f"{len(modules)}_{kind}"
         write_json(output / path / "config.json", fields)
         if tensors:
-            _write_tensors(tensors, output / path / "model.safetensors")
+            write_tensors(output / path / "model.safetensors", tensors, metadata={"format": "pt"})
         modules.append((kind, path))
     rows = [
         {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -89,7 +89,7 @@ def _write_backbone(backbone: Backbone, folder: Path) -> None:
         },
     )
     state = {f"timm_model.{name}": value for name, value in backbone.network.state_dict().items()}
-    _write_tensors(state, folder / "model.safetensors")
+    write_tensors(folder / "model.safetensors", state, metadata={"format": "pt"})
 
 
 def timm_architecture(backbone: Backbone) -> str:
@@ -173,12 +173,3 @@ def _input_shift_and_scale(head: Head) -> tuple[Tensor, Tensor]:
             continue
         shift, scale = shift + scale * own_shift, scale * own_scale
     return shift, scale
-
-
-def _write_tensors(tensors: dict[str, Tensor], target: Path) -> None:
-    with atomic_path(target) as partial:
-        partial.write_bytes(
-            safetensors.torch.save(
-                {name: value.contiguous() for name, value in tensors.items()}, metadata={"format": "pt"}
-            )
-        )

@@ -9,7 +9,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import safetensors.torch
@@ -24,13 +24,11 @@ from samething.features import FeatureSet
 from samething.files import Json
 from samething.heads import Head, head_from_state, whitened_head
 from samething.training.data import TrainingData
-from samething.training.run import Run
+from samething.training.run import BACKBONE_NAME, START_NAME, Run
 from samething.training.starts import starting_head
 from samething.training.validation import validation_scores
 
 Soup: TypeAlias = Literal["uniform", "greedy"]
-START_HEAD: Final = "head-start.safetensors"
-"""The head that a fine-tuned run began with, in its folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,14 +149,14 @@ def average(
 
 def is_tuned(run: Run) -> bool:
     """Whether the run changed its backbone."""
-    return (run.folder / "backbone.safetensors").exists()
+    return (run.folder / BACKBONE_NAME).exists()
 
 
 def start_of(run: Run, features: FeatureSet) -> Head:
     """The head that a run began with."""
     if is_tuned(run):
-        require_whole(run.folder, run.manifest, [START_HEAD])
-        state = safetensors.torch.load_file(run.folder / START_HEAD)
+        require_whole(run.folder, run.manifest, [START_NAME])
+        state = safetensors.torch.load_file(run.folder / START_NAME)
         return head_from_state(dataclasses.asdict(run.head.config), run.head.width, state)
     data = TrainingData.of(features)
     head, _ = starting_head(features, data, run.config)

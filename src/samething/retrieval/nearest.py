@@ -18,8 +18,6 @@ from samething.progress import progress_bar
 from samething.retrieval.codes import CodedRows
 from samething.retrieval.scores import Distance, Precision, Scorer, blocks, require_search, score_tiles
 
-_GROUP: Final = 64
-"""Scores of which one maximum is taken while the best are sought."""
 _SCORES_AT_A_TIME: Final = 2**24
 """Scores of unit vectors in memory at once: 64 MiB."""
 _ROWS_AT_A_TIME: Final = 4096
@@ -118,12 +116,12 @@ def exact_topk(
 
 def _reaching(scores: Float[np.ndarray, " g"], k: int, *, margin: float = 0.0) -> Int[np.ndarray, " r"]:
     """Columns, ascending, among which are all whose score is at least the k-th highest less ``margin``."""
-    num_groups = len(scores) // _GROUP
+    num_groups = len(scores) // tiles.GROUP
     maxima = scores
     if num_groups >= k:
         # the k highest maxima are k scores, so the k-th highest score is not below the lowest of them;
         # a pass of maxima costs a fraction of selecting among all columns
-        maxima = scores[: num_groups * _GROUP].reshape(_GROUP, num_groups).max(axis=0)
+        maxima = scores[: num_groups * tiles.GROUP].reshape(tiles.GROUP, num_groups).max(axis=0)
     if len(maxima) <= k:
         return np.arange(len(scores))
     bound = np.partition(maxima, len(maxima) - k)[len(maxima) - k]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from samething.arrays import Float, Int
-
-_GROUP: Final = 64
+from samething.retrieval.tiles import GROUP
 
 
 def reaching(
@@ -24,12 +23,12 @@ def reaching(
     """
     torch = sys.modules["torch"]
     bounds = torch.from_numpy(least).to(tile.device)
-    num_groups = tile.shape[1] // _GROUP
+    num_groups = tile.shape[1] // GROUP
     if num_groups >= k:  # as in nearest
-        maxima = tile[:, : num_groups * _GROUP].unflatten(1, (_GROUP, num_groups)).amax(1)
+        maxima = tile[:, : num_groups * GROUP].unflatten(1, (GROUP, num_groups)).amax(1)
         bounds = torch.maximum(bounds, maxima.topk(k).values[:, -1])
     chosen = tile >= bounds[:, None]
-    crowded = (chosen.sum(1) > _GROUP * k).nonzero()[:, 0]
+    crowded = (chosen.sum(1) > GROUP * k).nonzero()[:, 0]
     if len(crowded):  # by ties: only k groups can reach their bound otherwise
         some = tile[crowded]
         last = some.topk(k).values[:, -1:]

@@ -57,8 +57,6 @@ class TrainConfig:
 
     optimiser: Literal["sgd", "adam", "adamw"] = "adamw"
     """adam adds the decay to the gradient (L2, as the paper does), adamw applies it by itself (decoupled)."""
-    sam_rho: float = 0.0
-    """Radius of sharpness-aware minimisation over the optimiser; 0 switches it off, the paper's is 0.05."""
     learning_rate: float = 1e-2
     """Highest learning rate."""
     final_learning_rate: float = 1e-5
@@ -75,8 +73,6 @@ class TrainConfig:
     """Momentum of sgd."""
     gradient_clip: float = 0.0
     """Largest norm of the whole gradient; 0 switches clipping off."""
-    ema_decay: float = 0.0
-    """Decay per step of the moving average of the head's weights, which is then the result; 0: none."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the matrix products; weights and optimiser stay float32."""
 
@@ -156,6 +152,8 @@ REMOVED: Final[Mapping[str, Json]] = {
     "margin_growth": [1.0, 1.0],
     "feature_sample_ratio": 1.0,
     "checkpoint_unit": "epochs",
+    "sam_rho": 0.0,
+    "ema_decay": 0.0,
 }
 """Options that earlier versions had, with their defaults. A run that used one is a head like any other; only
 training it again from its configuration is not possible."""
@@ -222,39 +220,28 @@ class FinetuneConfig:
 
 
 _LARGE: Final = 1e12
+_NOT_NEGATIVE: Final = (
+    "shrinkage", "learning_rate", "final_learning_rate", "warmup", "weight_decay", "gradient_clip", "epochs",
+    "checkpoint_every", "patience",
+)  # fmt: skip
 _RANGES: Final = (
-    ("num_centers", 1, _LARGE, "at least 1"),
-    ("embedding_dim", 1, _LARGE, "at least 1"),
+    *((name, 0, _LARGE, "at least 0") for name in _NOT_NEGATIVE),
+    *((name, 1, _LARGE, "at least 1") for name in ("num_centers", "embedding_dim", "hidden_dim")),
     ("whiten", 0, 1, "a power in [0, 1]"),
     ("power", 1e-9, 1, "a power in (0, 1]"),
-    ("shrinkage", 0, _LARGE, "at least 0"),
-    ("hidden_dim", 1, _LARGE, "at least 1"),
     ("dropout", 0, 1 - 1e-9, "a share in [0, 1), such as the paper's 0.2"),
-    ("sam_rho", 0, _LARGE, "at least 0"),
-    ("learning_rate", 0, _LARGE, "at least 0"),
-    ("final_learning_rate", 0, _LARGE, "at least 0"),
-    ("warmup", 0, _LARGE, "at least 0"),
-    ("weight_decay", 0, _LARGE, "at least 0"),
     ("momentum", 0, 1, "a share in [0, 1]"),
-    ("gradient_clip", 0, _LARGE, "at least 0"),
-    ("ema_decay", 0, 1, "a share in [0, 1]"),
-    ("epochs", 0, _LARGE, "at least 0"),
     ("batch_size", 2, _LARGE, "at least 2"),
     ("sampling_temperature", 1, _LARGE, "at least 1 (1: proportional to size; large: equal shares)"),
     ("class_sample_ratio", 1e-9, 1, "a share in (0, 1]"),
     ("validate_every", 1e-9, _LARGE, "above 0"),
-    ("checkpoint_every", 0, _LARGE, "at least 0"),
-    ("patience", 0, _LARGE, "at least 0"),
 )
 _TUNE_RANGES: Final = (
-    ("tune_epochs", 1e-9, _LARGE, "above 0"),
+    *((name, 0, _LARGE, "at least 0") for name in ("tune_learning_rate", "lora_rank", "lora_alpha")),
+    *((name, 1e-9, _LARGE, "above 0") for name in ("tune_epochs", "tune_validate_every")),
     ("tune_batch_size", 2, _LARGE, "at least 2"),
-    ("tune_learning_rate", 0, _LARGE, "at least 0"),
     ("backbone_rate", 0, 1, "a share in [0, 1]"),
     ("layer_decay", 1e-9, 1, "a factor in (0, 1]"),
-    ("lora_rank", 0, _LARGE, "at least 0"),
-    ("lora_alpha", 0, _LARGE, "at least 0"),
-    ("tune_validate_every", 1e-9, _LARGE, "above 0"),
 )
 
 

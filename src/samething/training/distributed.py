@@ -16,6 +16,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from samething.losses.processes import num_processes
+
 Rows = TypeVar("Rows", np.ndarray, Tensor)
 
 
@@ -40,11 +42,6 @@ def rank() -> int:
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
-def world_size() -> int:
-    """Number of processes."""
-    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-
-
 def is_first() -> bool:
     """Whether this process writes files and shows progress."""
     return rank() == 0
@@ -52,12 +49,8 @@ def is_first() -> bool:
 
 def writer(lock: AbstractContextManager[None]) -> AbstractContextManager[None]:
     """The lock for the process that writes; nothing for the others."""
-    return lock if is_first_by_environment() else contextlib.nullcontext()
-
-
-def is_first_by_environment() -> bool:
-    """Like :func:`is_first`, before the processes have joined."""
-    return int(os.environ.get("RANK", "0")) == 0
+    is_first = int(os.environ.get("RANK", "0")) == 0  # the processes may not have joined yet
+    return lock if is_first else contextlib.nullcontext()
 
 
 def wait_for_all() -> None:
@@ -68,7 +61,7 @@ def wait_for_all() -> None:
 
 def share(rows: Rows) -> Rows:
     """This process' consecutive part of a batch."""
-    parts = np.linspace(0, len(rows), world_size() + 1).astype(int)
+    parts = np.linspace(0, len(rows), num_processes() + 1).astype(int)
     return rows[parts[rank()] : parts[rank() + 1]]
 
 

@@ -21,28 +21,24 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
 import samething.features
 from samething.arrays import Float, Int, UInt8
-from samething.backbones import Backbone, load_from_metadata
+from samething.backbones import Backbone, load_from_metadata, load_the_same
 from samething.errors import FingerprintError, InputError
 from samething.features import FeatureSet
-from samething.files import atomic_path, require_same
 from samething.heads import Head, whitened_head
 from samething.images import prepared
 from samething.training.config import FinetuneConfig, TrainConfig
 from samething.training.data import TrainingData
 from samething.training.loop import HeadTrainer, run_training
-from samething.training.run import Run
+from samething.training.run import BACKBONE_NAME, START_NAME, Run, write_tensors
 from samething.training.schedule import Schedule
-from samething.training.trainer import Trainer, claimed
+from samething.training.trainer import Trainer, claimed, copied_state
 from samething.training.unfreezing import Unfrozen, unfreeze
 
-BACKBONE_NAME: Final = "backbone.safetensors"
-START_NAME: Final = "head-start.safetensors"
 HEAD_FIRST: Final = "head-first"
 _WARMUP_SHARE: Final = 0.05
 """Share of the steps in which the learning rate grows."""
@@ -74,13 +70,7 @@ def run_finetuning(
         if finished:
             return Run.open(folder)
         features.catalog.require_files()
-        backbone = load_from_metadata(features.backbone, weights=weights)
-        require_same(
-            dict(features.backbone),
-            backbone.metadata(),
-            what="the backbone as it loads now is not the one the features were made with",
-            next_step="give the checkpoint with --weights, or compute the features again",
-        )
+        backbone = load_the_same(features.backbone, weights=weights)
         run_training(features, config, folder / HEAD_FIRST, resume=True)
         tuner = Finetuner(features, data, config, tune, backbone, folder)
         tuner.run()
@@ -114,7 +104,7 @@ class Finetuner(Trainer):
         first.run()  # was finished: it only loads where it stood
         self.records_from = (first.step, first.num_steps / first.steps_per_epoch)
         self.start = first.learned()["head"]
-        self.head = first.trained_head().to(self.device).eval()
+        self.head = first.head.to(self.device).eval()
         self.margin_head = first.margin_head
         self.unfrozen = unfreeze(backbone.network, tune, seed=config.seed + 2)
         backbone.network = self.unfrozen.network
@@ -183,10 +173,7 @@ class Finetuner(Trainer):
 
     def learned(self) -> dict[str, dict[str, Tensor]]:
         """Copies of what learns of the backbone, and of the head's weights."""
-        return {"backbone": self.unfrozen.state_dict(), "head": self._head_state()}
-
-    def _head_state(self) -> dict[str, Tensor]:
-        return {name: value.detach().cpu().clone() for name, value in self.head.state_dict().items()}
+        return {"backbone": self.unfrozen.state_dict(), "head": copied_state(self.head)}
 
     def result(self) -> tuple[Backbone, Head]:
         """Backbone and head that the run is for: of the best validation, or the last; on the CPU."""
@@ -197,18 +184,13 @@ class Finetuner(Trainer):
         return self.backbone.cpu().eval(), self.head.cpu().eval()
 
 
-def _write_weights(target: Path, state: dict[str, Tensor]) -> None:
-    with atomic_path(target) as partial:
-        partial.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in state.items()}))
-
-
 def _finish(tuner: Finetuner, made_from: dict[str, Any]) -> None:
     """Write weights, extract the features of every image by the tuned backbone, and finish the run."""
     folder, before = tuner.folder, tuner.features
     num_trained = sum(p.numel() for group in tuner.unfrozen.groups for p in group[1])
     backbone, head = tuner.result()
-    _write_weights(folder / BACKBONE_NAME, backbone.network.state_dict())
-    _write_weights(folder / START_NAME, tuner.start)
+    write_tensors(folder / BACKBONE_NAME, backbone.network.state_dict())
+    write_tensors(folder / START_NAME, tuner.start)
     before.catalog.write(folder / "catalog.parquet")
     extracted = samething.features.features(
         folder / "catalog.parquet",

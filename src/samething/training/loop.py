@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from samething.arrays import Float, Int
 from samething.features import FeatureSet
@@ -21,15 +20,16 @@ from samething.files import Json
 from samething.heads import Head, whitened_head
 from samething.losses import LOSSES, MarginHead, build_margin
 from samething.losses.fused_step import FusedMarginStep
+from samething.losses.processes import num_processes
 from samething.training.config import TrainConfig
 from samething.training.data import TrainingData
-from samething.training.distributed import is_first, share, world_size
+from samething.training.distributed import is_first, share
 from samething.training.on_card import Recorded, RowsOnDevice
 from samething.training.optimisers import build_optimiser
-from samething.training.run import Run, write_head
+from samething.training.run import Run, write_tensors
 from samething.training.schedule import Schedule
 from samething.training.starts import reduction_score, start_classes, starting_head
-from samething.training.trainer import Trainer, claimed
+from samething.training.trainer import Trainer, claimed, copied_state
 from samething.training.validation import kept_embeddings
 
 
@@ -76,17 +76,14 @@ class HeadTrainer(Trainer):
         self.margin_head.to(self.device).train()
         # what a card would be waited for shows in the loss
         self.margin_head.checks = self.device.type == "cpu"
-        if world_size() == 1:
+        if num_processes() == 1:
             self._full_step = Recorded(self._step, self.device)
         self.optimiser = build_optimiser(config, [*self.head.parameters(), *self.margin_head.parameters()])
         if FusedMarginStep.covers(self.margin_head):
-            # gradients that are summed, clipped or ascended first must be there whole
-            in_one_go = world_size() == 1 and not config.gradient_clip and not config.sam_rho
+            # gradients that are summed or clipped first must be there whole
+            in_one_go = num_processes() == 1 and not config.gradient_clip
             optimiser = self.optimiser if in_one_go else None
             self.fused_step = FusedMarginStep(self.margin_head, optimiser, precision=config.precision)
-        if config.ema_decay:
-            moving = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
-            self.average = AveragedModel(self.head, multi_avg_fn=moving, use_buffers=True)
 
     def _build_margin_head(self) -> MarginHead:
         config, dim = self.config, self.head.embedding_dim
@@ -128,15 +125,9 @@ class HeadTrainer(Trainer):
         embeddings: Tensor = self.head(inputs, dropout)
         return embeddings
 
-    def trained_head(self) -> Head:
-        """The head as descent left it: averaged, if that is asked for."""
-        head = self.head if self.average is None else self.average.module
-        assert isinstance(head, Head)
-        return head
-
     def current_head(self) -> Head:
-        """The head as it would be used: averaged and whitened, if that is asked for."""
-        head, power = self.trained_head(), self.config.whiten
+        """The head as it would be used: whitened, if that is asked for."""
+        head, power = self.head, self.config.whiten
         return whitened_head(head, self.features.rows, power, rows=self.data.rows) if power else head
 
     def _validation_embeddings(self) -> Float[np.ndarray, "v d"]:
@@ -145,8 +136,7 @@ class HeadTrainer(Trainer):
 
     def learned(self) -> dict[str, dict[str, Tensor]]:
         """Copies of the head's weights."""
-        state = self.current_head().state_dict()
-        return {"head": {name: value.detach().cpu().clone() for name, value in state.items()}}
+        return {"head": copied_state(self.current_head())}
 
     def result(self) -> Head:
         """The head that the run is for: of the best validation, or the last; on the CPU."""
@@ -172,7 +162,7 @@ class HeadTrainer(Trainer):
         super()._save()
         if self.config.keep_checkpoints and is_first():
             name = f"head-{self.step:09d}.safetensors"
-            write_head(self.folder / "checkpoints" / name, self.current_head())
+            write_tensors(self.folder / "checkpoints" / name, self.current_head().state_dict())
 
 
 def _margin_options(config: TrainConfig) -> dict[str, Any]:

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import safetensors
 import safetensors.torch
 from rich.markup import escape
+from torch import Tensor
 
 from samething.checksums import require_whole
 from samething.errors import ArtefactError
@@ -33,6 +34,10 @@ from samething.training.config import TrainConfig
 
 KIND: Final = "run"
 FORMAT_VERSION: Final = 1
+BACKBONE_NAME: Final = "backbone.safetensors"
+"""Weights of a fine-tuned backbone, in timm's layout."""
+START_NAME: Final = "head-start.safetensors"
+"""The head that a fine-tuned run began with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,11 +147,13 @@ def write_records(folder: Path, records: list[dict[str, Any]]) -> None:
     write_text(folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
 
 
-def write_head(target: Path, head: Head) -> None:
-    """Write a head's tensors."""
+def write_tensors(
+    target: Path, state: Mapping[str, Tensor], *, metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors by name; a full disk is an OSError, as it is not from the library's own writer."""
     with atomic_path(target) as partial:
-        state = {name: tensor.contiguous() for name, tensor in head.state_dict().items()}
-        partial.write_bytes(safetensors.torch.save(state))  # a full disk is an OSError then
+        tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+        partial.write_bytes(safetensors.torch.save(tensors, metadata=metadata))
 
 
 def write_tensorboard(folder: Path, records: list[dict[str, Any]], num_written: int) -> int:

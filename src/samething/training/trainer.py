@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from rich.progress import Progress
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from samething.arrays import Float, Int
 from samething.checksums import checksums_of, read_sealed, write_sealed
@@ -44,14 +43,15 @@ from samething.training import distributed
 from samething.training.config import REMOVED, TrainConfig
 from samething.training.data import TrainingData
 from samething.training.on_card import RowsOnDevice
-from samething.training.optimisers import take_step
 from samething.training.run import (
+    BACKBONE_NAME,
     FORMAT_VERSION,
     KIND,
-    write_head,
+    START_NAME,
     write_plots,
     write_records,
     write_tensorboard,
+    write_tensors,
 )
 from samething.training.schedule import Schedule
 from samething.training.unfreezing import Unfrozen
@@ -62,13 +62,7 @@ RECORDS_PER_EPOCH: Final = 20
 _CHECKPOINT_VERSION: Final = 2
 _RESULTS: Final = ("manifest.json", "metrics.jsonl", "head.safetensors")
 _FOLDERS: Final = ("checkpoints", "plots", "tensorboard", "members")  # members: of earlier versions
-_FINETUNED: Final = (
-    "backbone.safetensors",
-    "head-start.safetensors",
-    "catalog.parquet",
-    "features",
-    "head-first",
-)
+_FINETUNED: Final = (BACKBONE_NAME, START_NAME, "catalog.parquet", "features", "head-first")
 _COUNTERS: Final = (
     "step",
     "records",
@@ -126,6 +120,11 @@ def _as_recorded(recorded: dict[str, Any], made_from: dict[str, Any]) -> dict[st
     return {**made_from, "config": {**config, **gone}}
 
 
+def copied_state(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Copies of a module's tensors, on the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+
+
 class Trainer(abc.ABC):
     """A run in the making: what is learned, and where it stands.
 
@@ -142,8 +141,6 @@ class Trainer(abc.ABC):
     schedule: Schedule
     fused_step: FusedMarginStep | None = None
     """The quick path for the class weights on a CPU; None where autograd has to do it."""
-    average: AveragedModel | None = None
-    """Moving average of the head's weights."""
     unfrozen: Unfrozen | None = None
     """The backbone that learns as well."""
     on_device: RowsOnDevice | None = None
@@ -300,10 +297,7 @@ class Trainer(abc.ABC):
             else:
                 group["lr"] = own
         take = self._full_step if len(rows) == self.batch_size else self._step
-        loss = take(inputs.to(self.device), labels, self._dropout(len(rows)), len(inputs) / len(rows))
-        if self.average is not None:
-            self.average.update_parameters(self.head)
-        return loss
+        return take(inputs.to(self.device), labels, self._dropout(len(rows)), len(inputs) / len(rows))
 
     def _step(
         self, inputs: Tensor, labels: Tensor | None, dropout: Tensor | None, share: float
@@ -313,20 +307,22 @@ class Trainer(abc.ABC):
             inputs, labels = self.on_device.gathered(inputs)
         assert labels is not None
 
-        def loss_and_gradients() -> Tensor:
-            self.optimiser.zero_grad()
+        self.optimiser.zero_grad()
+        with self._autocast():
+            embeddings = self._embeddings(inputs, dropout)
+        if self.fused_step is not None:
+            loss, gradient = self.fused_step.loss_and_embedding_gradient(embeddings, labels, share=share)
+            embeddings.backward(gradient.to(embeddings.dtype))  # type: ignore[no-untyped-call]
+        else:
             with self._autocast():
-                embeddings = self._embeddings(inputs, dropout)
-            if self.fused_step is not None:
-                loss, gradient = self.fused_step.loss_and_embedding_gradient(embeddings, labels, share=share)
-                embeddings.backward(gradient.to(embeddings.dtype))  # type: ignore[no-untyped-call]
-            else:
-                with self._autocast():
-                    loss = self.margin_head(embeddings, labels) * share
-                loss.backward()
-            return distributed.sum_gradients(loss, self.optimiser)
-
-        return take_step(self.optimiser, loss_and_gradients, self.config)
+                loss = self.margin_head(embeddings, labels) * share
+            loss.backward()
+        loss = distributed.sum_gradients(loss, self.optimiser)
+        if self.config.gradient_clip:
+            parameters = [each for group in self.optimiser.param_groups for each in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip)
+        self.optimiser.step()
+        return loss
 
     def _look_at_losses(self) -> None:
         """Wait for the losses since the last record, and refuse one that is not finite."""
@@ -380,8 +376,7 @@ class Trainer(abc.ABC):
     def _parts(self) -> dict[str, Any]:
         """What a checkpoint keeps the state of."""
         parts = {"head": self.head, "margin_head": self.margin_head, "optimiser": self.optimiser}
-        more = {"average": self.average, "backbone": self.unfrozen}
-        return {**parts, **{name: part for name, part in more.items() if part is not None}}
+        return parts if self.unfrozen is None else {**parts, "backbone": self.unfrozen}
 
     def _save(self) -> None:
         if not distributed.is_first():
@@ -417,7 +412,7 @@ class Trainer(abc.ABC):
 
     def finish(self, head: Head, made_from: dict[str, Any], **content: Json) -> None:
         """Write the head that the run is for, the records, the plots and, last, the manifest."""
-        write_head(self.folder / "head.safetensors", head)
+        write_tensors(self.folder / "head.safetensors", head.state_dict())
         write_records(self.folder, self.records)
         write_plots(self.folder, self.records)
         whole = {
