@@ -26,7 +26,7 @@ from samething.training import RECIPES, TrainConfig, train
 from samething.training.config import REMOVED, paper
 from samething.training.data import TrainingData
 from samething.training.loop import HeadTrainer
-from samething.training.on_card import RowsOnDevice
+from samething.training.on_card import Recorded, RowsOnDevice
 from samething.training.optimisers import build_optimiser
 from samething.training.run import Run
 from samething.training.schedule import Schedule
@@ -176,6 +176,14 @@ def test_nothing_in_a_step_on_a_card_waits_for_a_number(features, tmp_path, loss
     trainer.margin_head.checks = True
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         trainer._step(places, None, None, 1.0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a card can record it")
+def test_a_step_that_cannot_be_recorded_is_taken_plainly_and_said(capsys):
+    recorded = Recorded(lambda number: number * 2, torch.device("cuda"))
+    recorded._num_plain = 3  # it would be recorded now
+    assert [float(recorded(torch.tensor(value))) for value in (1.0, 4.0)] == [2.0, 8.0]
+    assert capsys.readouterr().err.count("cannot be recorded as a CUDA graph") == 1
 
 
 @pytest.mark.parametrize("slower", [13.0, 0.4])

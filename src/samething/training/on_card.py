@@ -79,19 +79,30 @@ class Recorded:
         """The loss of one step, which is taken."""
         if self._records and self._graph is None and self._num_plain >= _WARM_UP:
             self._record(inputs)
+        if not self._records:
+            return self._step(*inputs)
         if self._graph is None:
             self._num_plain += 1
-            return self._step(*inputs)
+            return self._beside(inputs)
         for own, given in zip(self._inputs, inputs, strict=True):
             if isinstance(own, Tensor):
                 own.copy_(given)
         self._graph.replay()
         return self._loss.clone()
 
+    def _beside(self, inputs: tuple[Any, ...]) -> Tensor:
+        """A plain call on a stream of its own: what the default stream has begun cannot be recorded."""
+        usual, own = torch.cuda.current_stream(), torch.cuda.Stream()
+        own.wait_stream(usual)
+        with torch.cuda.stream(own):
+            loss = self._step(*inputs)
+        usual.wait_stream(own)
+        return loss
+
     def _record(self, inputs: tuple[Any, ...]) -> None:
         self._inputs = tuple(each.clone() if isinstance(each, Tensor) else each for each in inputs)
-        graph: Any = torch.cuda.CUDAGraph()
         try:
+            graph: Any = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._loss = self._step(*self._inputs)
         except Exception as error:  # whatever a loss, an optimiser or a driver cannot record

@@ -326,7 +326,8 @@ class Trainer(abc.ABC):
 
     def _look_at_losses(self) -> None:
         """Wait for the losses since the last record, and refuse one that is not finite."""
-        for step, loss in enumerate(map(float, self._under_way), start=self.step - len(self._under_way)):
+        losses = torch.stack(self._under_way).tolist() if self._under_way else []
+        for step, loss in enumerate(losses, start=self.step - len(losses)):
             if not np.isfinite(loss):
                 raise InputError(
                     f"the loss is {loss} at step {step} of {self.title}",
