@@ -34,7 +34,8 @@ import torch
 from PIL import Image
 
 from samething.backbones import Backbone, load_backbone
-from samething.backbones.runtimes import Runtime, choose_runtime, parity_cosine
+from samething.backbones.runtimes import Runtime, choose_runtime
+from samething.backbones.sessions import parity_cosine
 from samething.catalog import Catalog
 from samething.features.inference import extract_features
 from samething.features.job import Job

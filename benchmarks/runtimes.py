@@ -25,14 +25,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from samething.backbones import Backbone, load_backbone
-from samething.backbones.runtimes import (
-    PARITY_COSINE,
-    Describe,
-    parity_cosine,
-    with_onnxruntime,
-    with_openvino,
-    with_torch,
-)
+from samething.backbones.runtimes import Extract, with_onnxruntime, with_openvino, with_torch
+from samething.backbones.sessions import PARITY_COSINE, parity_cosine
 from samething.images import Preprocessing, decode, prepare
 
 
@@ -56,8 +50,8 @@ def seconds(call: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
-def in_chunks(describe: Describe, images: torch.Tensor) -> np.ndarray:
-    return np.concatenate([describe(chunk) for chunk in images.split(8)])
+def in_chunks(extract: Extract, images: torch.Tensor) -> np.ndarray:
+    return np.concatenate([extract(chunk) for chunk in images.split(8)])
 
 
 def best_eager(backbone: Backbone, pixels: torch.Tensor) -> tuple[Callable[[], object], int]:
@@ -100,7 +94,7 @@ def bench(backbone: Backbone, rounds: int, batch: int) -> None:
     images = photographs(backbone)
     pixels = torch.cat([images] * (1 + batch // len(images)))[:batch].contiguous()
     eager, eager_batch = best_eager(backbone, pixels)
-    makers: dict[str, Callable[[], Describe]] = {
+    makers: dict[str, Callable[[], Extract]] = {
         "torch, channels last": lambda: with_torch(backbone, "cpu"),
         "torch bfloat16": lambda: with_torch(backbone, "cpu", torch.bfloat16),
         "ONNX Runtime": lambda: with_onnxruntime(backbone),

@@ -9,14 +9,8 @@ import torch
 import samething.backbones.runtimes as runtimes
 from samething.backbones import Backbone, load_backbone
 from samething.backbones.graphs import graph, graph_path
-from samething.backbones.runtimes import (
-    PARITY_COSINE,
-    Trials,
-    choose_runtime,
-    fastest,
-    parity_cosine,
-    reason_against,
-)
+from samething.backbones.runtimes import Trials, choose_runtime, reason_against
+from samething.backbones.sessions import PARITY_COSINE, fastest, parity_cosine
 from samething.errors import InputError
 from samething.images import prepare
 from scenes import photographs

@@ -20,7 +20,7 @@ from PIL import Image
 import samething
 import samething.backbones.loading
 from samething.backbones import load_backbone, load_from_metadata
-from samething.backbones.runtimes import PARITY_COSINE, parity_cosine
+from samething.backbones.sessions import PARITY_COSINE, parity_cosine
 from samething.catalog import Catalog
 from samething.errors import ArtefactError, FingerprintError, InputError, SamethingError
 from samething.features import FeatureSet, features

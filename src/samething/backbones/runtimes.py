@@ -7,9 +7,9 @@ features agree with torch's in float32.
 from __future__ import annotations
 
 import dataclasses
-import time
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ import torch
 from samething.arrays import Float, UInt8
 from samething.backbones.graphs import graph, graph_path
 from samething.backbones.network import Backbone
-from samething.errors import InputError, MissingExtraError, first_line, needed
+from samething.backbones.sessions import PARITY_COSINE, fastest, open_session, parity_cosine, seconds_of
+from samething.errors import InputError, MissingExtraError, first_line
 from samething.files import Json
 
 RuntimeName: TypeAlias = Literal[
@@ -26,9 +27,6 @@ RuntimeName: TypeAlias = Literal[
 
 Extract: TypeAlias = Callable[[torch.Tensor], np.ndarray]
 """From prepared pixels, uint8 (b, 3, height, width), to features, float32 (b, w)."""
-
-PARITY_COSINE: Final = 0.9998
-"""Least cosine between a runtime's features and torch's in float32, on the job's own images."""
 
 _SAMPLE_S: Final = 2.0
 """Time that computing the sample once may take with torch, in seconds."""
@@ -102,20 +100,6 @@ def choose_runtime(
     return Runtime(name, device, trials.candidates[name], measured)
 
 
-def fastest(rates: Mapping[str, float], cosines: Mapping[str, float]) -> str:
-    """The runtime of the highest rate among those whose features agree with torch's in float32.
-
-    Args:
-        rates: images per second.
-        cosines: least cosine to torch's features in float32.
-
-    >>> fastest({"torch": 10.0, "openvino": 20.0, "torch-bfloat16": 30.0},
-    ...         {"torch": 1.0, "openvino": 0.99999, "torch-bfloat16": 0.99})
-    'openvino'
-    """
-    return max((name for name in rates if cosines[name] >= PARITY_COSINE), key=rates.__getitem__)
-
-
 def reason_against(
     name: str, rates: Mapping[str, float], best: float, *, num_images: int | None, export_s: float
 ) -> str:
@@ -139,20 +123,6 @@ def reason_against(
     return ""
 
 
-def parity_cosine(ours: Float[np.ndarray, "b w"], theirs: Float[np.ndarray, "_ _"]) -> float:
-    """Least cosine between two runtimes' features of the same images; 0 where one is not finite.
-
-    >>> round(parity_cosine(np.array([[1.0, 0.0]]), np.array([[1.0, 1.0]])), 4)
-    0.7071
-    """
-    if ours.shape != theirs.shape:
-        return 0.0
-    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
-    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    cosines = (ours * theirs).sum(1) / np.maximum(norms, np.finfo(np.float64).tiny)
-    return float(np.nan_to_num(cosines, nan=0.0).min())
-
-
 class Trials:
     """Runtimes of a backbone, built, compared with torch in float32, and measured."""
 
@@ -167,12 +137,7 @@ class Trials:
         """Least cosine to torch's features in float32."""
         self.left_out: dict[str, str] = {}
         """Why a runtime was not used."""
-        # the first call is the slowest, so a second one tells how large the sample may be
-        once = float("inf")
-        for _ in range(2):
-            started = time.perf_counter()
-            self.candidates["torch"](sample[:1])
-            once = min(once, max(1e-4, time.perf_counter() - started))
+        once = seconds_of(lambda: self.candidates["torch"](sample[:1]), turns=2)
         self.sample = sample[: min(_MAX_SAMPLE, max(2, int(_SAMPLE_S / once)))]
         self.expected = self.candidates["torch"](self.sample)
 
@@ -201,11 +166,8 @@ class Trials:
         """Try what may pay for a job of this size."""
         self._measure("torch")
         # CPUs without bfloat16 emulate it many times slower, which two images tell
-        times = []
-        for extract in (self.candidates["torch"], with_torch(self.backbone, self.device, torch.bfloat16)):
-            started = time.perf_counter()
-            extract(self.sample[:2])
-            times.append(time.perf_counter() - started)
+        both = (self.candidates["torch"], with_torch(self.backbone, self.device, torch.bfloat16))
+        times = [seconds_of(functools.partial(extract, self.sample[:2]), turns=1) for extract in both]
         if times[1] < 2 * times[0]:  # the first call in bfloat16 also converts
             self.attempt("torch-bfloat16")
         else:
@@ -253,12 +215,7 @@ class Trials:
         """Images per second: the best of three calls after a first one."""
         extract = self.candidates[name]
         extract(self.sample)
-        best = float("inf")
-        for _ in range(3):
-            started = time.perf_counter()
-            extract(self.sample)
-            best = min(best, time.perf_counter() - started)
-        self.rates[name] = len(self.sample) / max(best, 1e-9)
+        self.rates[name] = len(self.sample) / seconds_of(lambda: extract(self.sample))
 
 
 # ---- the candidates
@@ -280,18 +237,7 @@ def with_torch(backbone: Backbone, device: str, dtype: torch.dtype = torch.float
 
 def with_onnxruntime(backbone: Backbone) -> Extract:
     """Extract features with ONNX Runtime on as many threads as torch has."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()  # knows of OMP_NUM_THREADS
-    with graph(backbone) as path:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-    def extract(pixels: UInt8[torch.Tensor, "b 3 height width"]) -> Float[np.ndarray, "b w"]:
-        features: np.ndarray = session.run(None, {"pixels": pixels.contiguous().numpy()})[0]
-        return features
-
-    return extract
+    return _with_graph(backbone, "cpu")
 
 
 def with_openvino(backbone: Backbone, *, bfloat16: bool = False) -> Extract:
@@ -301,26 +247,16 @@ def with_openvino(backbone: Backbone, *, bfloat16: bool = False) -> Extract:
         InputError: bfloat16 on a CPU that does not compute in it.
         MissingExtraError: OpenVINO is not installed.
     """
-    openvino = needed("openvino", extra="train")
-    core: Any = openvino.Core()
-    if bfloat16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise InputError(
-            "openvino-bfloat16 on a CPU that does not compute in bfloat16",
-            expected="a CPU with AVX-512 BF16, AMX or the like",
-            next_step="take another runtime, or auto",
-        )
-    settings = {
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
-        "ENABLE_CPU_PINNING": False,  # other processes decode images meanwhile
-    }
+    return _with_graph(backbone, "openvino-bfloat16" if bfloat16 else "openvino")
+
+
+def _with_graph(backbone: Backbone, device: str) -> Extract:
+    num_threads = torch.get_num_threads()  # knows of OMP_NUM_THREADS
     with graph(backbone) as path:
-        compiled = core.compile_model(core.read_model(path), "CPU", settings)
-    request = compiled.create_infer_request()
+        session = open_session(path, device, num_threads=num_threads, spinning=True)
 
     def extract(pixels: UInt8[torch.Tensor, "b 3 height width"]) -> Float[np.ndarray, "b w"]:
-        found = request.infer({0: pixels.contiguous().numpy()})
-        features: np.ndarray = np.array(found[0], np.float32)
+        features: np.ndarray = session.run(None, {"pixels": pixels.contiguous().numpy()})[0]
         return features
 
     return extract

@@ -18,13 +18,25 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from PIL import Image
 
 from samething.arrays import Embeddings, Float, PixelBatch, Pixels, UInt8
 from samething.checksums import require_whole
+from samething.embedder.devices import (
+    LEAST_IMAGES,
+    SAMPLE,
+    Choice,
+    Device,
+    drawn_images,
+    open_graph,
+    pays,
+    require_parity,
+    say_choice,
+    wanted_device,
+)
 from samething.embedder.graph_repositories import (
     NormalisedGraph,
     description,
@@ -33,15 +45,12 @@ from samething.embedder.graph_repositories import (
     preprocessing_of,
 )
 from samething.embedder.hub import model_folder
-from samething.errors import ArtefactError, ImageError, InputError
+from samething.errors import ArtefactError, ImageError, InputError, SamethingError
 from samething.files import Json, Manifest, read_json, read_manifest
 from samething.images import Box, ImageLike, Preprocessing, decode, in_threads, least_side, prepare
 from samething.images.decoding import MAX_PIXELS
 from samething.images.parts import Place, cut_out
 from samething.retrieval.codes import Coder, Codes
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 KIND: Final = "model"
 FORMAT_VERSION: Final = 2
@@ -90,29 +99,48 @@ class Embedder:
     """Larger images are refused before they are unpacked."""
     decoding: Literal["exact", "scaled"] = "exact"
     """``scaled``: of a large JPEG file only as much is unpacked as neighbours need (:attr:`least_side`)."""
+    num_threads: int | None = None
+    """Threads for one image's arithmetic; None: all cores."""
+    device: str = "cpu"
+    """What computes (:mod:`samething.embedder.devices`); ``cpu`` is onnxruntime's own."""
+    is_forced: bool = False
+    """Whether the device was asked for, and is not to be chosen."""
 
     @classmethod
-    def load(cls, model: Path | str, *, num_threads: int | None = None) -> Embedder:
+    def load(
+        cls, model: Path | str, *, num_threads: int | None = None, device: Device | None = None
+    ) -> Embedder:
         """Load a model.
 
         Args:
             model: a model folder, or the id ``owner/name[@revision]`` of one on the Hugging Face hub; or of a
                 repository with an image encoder's ONNX graph (:mod:`samething.embedder.graph_repositories`).
             num_threads: threads for one image's arithmetic; by default all cores.
+            device: what computes, by default what SAMETHING_DEVICE names; auto, or without either: the CPU,
+                which starts soonest, until :meth:`fastest` is asked for.
 
         Raises:
             ArtefactError: a file is missing, cut short, damaged or of a newer format, the folder is
                 unfinished or of a format without a graph, or the hub has no such model.
-            MissingExtraError: a hub id, and huggingface_hub is not installed.
+            InputError: the device is not here, or its vectors are not the CPU's.
+            MissingExtraError: a hub id, and huggingface_hub is not installed; or the device's package is not.
         """
+        wanted = wanted_device(device)
         folder = model_folder(model)
         if is_graph_repository(folder):
-            return cls._of_graph(folder, num_threads)
+            loaded = cls._of_graph(folder, num_threads)
+        else:
+            loaded = cls._of_folder(folder, num_threads)
+        return loaded if wanted is None else loaded.on(wanted)
+
+    @classmethod
+    def _of_folder(cls, folder: Path, num_threads: int | None) -> Embedder:
         manifest = read_manifest(folder, kind=KIND, format_version=FORMAT_VERSION)
         config = _checked_config(folder, manifest)
         session = open_graph(folder / "model.onnx", num_threads)
         coded = form_of(config)["codes"] != "float32"
-        return cls(folder, manifest, config, session, Coder.read(folder / "codes.npz") if coded else None)
+        coder = Coder.read(folder / "codes.npz") if coded else None
+        return cls(folder, manifest, config, session, coder, num_threads=num_threads)
 
     @classmethod
     def _of_graph(cls, folder: Path, num_threads: int | None) -> Embedder:
@@ -123,7 +151,73 @@ class Embedder:
         blank = np.zeros((1, 3, *preprocessing.shape), np.uint8)
         dim = session.run(None, {"pixels": blank})[0].shape[1]
         manifest = Manifest(kind=KIND, format_version=FORMAT_VERSION, made_from=made_from)
-        return cls(folder, manifest, {**config, "embedding_dim": dim}, session)
+        return cls(folder, manifest, {**config, "embedding_dim": dim}, session, num_threads=num_threads)
+
+    def on(self, device: str) -> Embedder:
+        """This model on one device, which :meth:`fastest` then leaves; auto frees the choice again.
+
+        Raises:
+            InputError: the device is not here, cannot compute the model, or its vectors are not the CPU's.
+            MissingExtraError: its package is not installed.
+        """
+        made = self._on("cpu" if device == "auto" else device)
+        if made.device != "cpu":
+            require_parity(
+                device, made.embed_prepared, self._on("cpu").embed_prepared, self.preprocessing.shape
+            )
+        return dataclasses.replace(made, is_forced=device != "auto")
+
+    def fastest(self, images: Sequence[ImageLike] = (), *, num_images: int | None = None) -> Embedder:
+        """This model on the device that embeds the most images per second here, with the CPU's vectors.
+
+        The devices are measured once; the choice is kept beside the model and said where it is not the CPU.
+        A device whose least cosine to the CPU's vectors is below 0.9998 is left out. One that was asked for
+        stays.
+
+        Args:
+            images: some of the job, as :meth:`embed` takes them; without any that can be read, drawn ones.
+            num_images: how many the job has; where they are too few for it to pay, the model stays as it is.
+                None: very many.
+        """
+        if self.is_forced or (num_images is not None and num_images < LEAST_IMAGES):
+            return self
+        choice = Choice(self.folder, self.fingerprint, self.num_threads or os.cpu_count() or 1)
+        if choice.here == ["cpu"]:
+            return self
+        record, on = choice.kept(), functools.cache(self._on)
+        if record is None:
+            record = choice.measured(
+                lambda device: on(device).embed_prepared, self._sample(images), num_images=num_images
+            )
+            if record is None:
+                return self
+            choice.keep(record)
+        if not pays(record, num_images):
+            return self
+        try:
+            made = on(record["name"])
+        except SamethingError:  # a card that is full or gone since
+            return self
+        say_choice(record)
+        return made
+
+    def _on(self, device: str) -> Embedder:
+        if device == self.device:
+            return self
+        if is_graph_repository(self.folder):
+            graph = graph_of(self.folder)
+            opened = open_graph(graph, self.num_threads, device)
+            session: Any = NormalisedGraph(opened, self.preprocessing, graph.name)
+        else:
+            session = open_graph(self.folder / "model.onnx", self.num_threads, device)
+        return dataclasses.replace(self, session=session, device=device)
+
+    def _sample(self, images: Sequence[ImageLike]) -> list[Pixels]:
+        """A few prepared images, evenly out of those given."""
+        some = images[:: max(1, len(images) // SAMPLE)][:SAMPLE]
+        read = in_threads(lambda image: self.prepare(self.unpacked(image)), some)
+        found = [pixels for pixels in read if not isinstance(pixels, ImageError)]
+        return found or drawn_images(self.preprocessing.shape, SAMPLE)
 
     @property
     def dim(self) -> int:
@@ -289,32 +383,6 @@ def _filled(results: Iterator[tuple[int, Any]], batch_size: int) -> Iterator[tup
     while count < batch_size and (result := next(results, None)) is not None:
         count += 1 if isinstance(result[1], ImageError) else len(result[1][0])
         yield result
-
-
-def open_graph(graph: Path, num_threads: int | None = None) -> onnxruntime.InferenceSession:
-    """Open an ONNX graph on the CPU.
-
-    Args:
-        graph: the file.
-        num_threads: threads for one image's arithmetic; by default all cores.
-
-    Raises:
-        ArtefactError: onnxruntime cannot read it.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads or os.cpu_count() or 1
-    # threads that wait for work would otherwise take a core from whoever decodes, searches and answers
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a dozen kinds of its own
-        raise ArtefactError(
-            f"{graph} cannot be loaded ({str(error).splitlines()[0][:200]})",
-            expected="an ONNX model that onnxruntime reads",
-            next_step="pip install --upgrade onnxruntime, or export the model again",
-        ) from error
 
 
 def form_of(config: Mapping[str, Json]) -> Mapping[str, Json]:

@@ -17,7 +17,8 @@ import torch
 from samething.arrays import PixelBatch
 from samething.backbones import write_onnx
 from samething.backbones.graphs import write_with_head
-from samething.embedder import FORMAT_VERSION, KIND, Embedder, open_graph
+from samething.embedder import FORMAT_VERSION, KIND, Embedder
+from samething.embedder.devices import open_graph
 from samething.errors import ArtefactError, InputError
 from samething.export.card import card, configuration
 from samething.export.embedding_model import EmbeddingModel, Source, UnitHead, first_dims
@@ -109,7 +110,9 @@ def write_files(output: Path, source: Source, form: Form, *, name: str, toleranc
     config["parity"] = parity.to_json() if parity else None
     if form.format == "hub":
         write_text(output / ".gitattributes", _GIT_ATTRIBUTES)
-        write_text(output / ".gitignore", ".lock\n")  # the hub follows it while it takes the folder in
+        write_text(
+            output / ".gitignore", ".lock\n.devices\n"
+        )  # the hub follows it while it takes the folder in
     write_json(output / "config.json", config)
     write_text(output / "README.md", card(config))
     return Exported(output, config, difference, parity)

@@ -15,13 +15,8 @@ import torch
 
 from samething.arrays import Float, UInt8
 from samething.backbones import Backbone
-from samething.backbones.runtimes import (
-    PARITY_COSINE,
-    Runtime,
-    RuntimeName,
-    choose_runtime,
-    parity_cosine,
-)
+from samething.backbones.runtimes import Runtime, RuntimeName, choose_runtime
+from samething.backbones.sessions import PARITY_COSINE, parity_cosine
 from samething.features.worker_pool import Batch, ImageStream
 from samething.files import Json
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import cyclopts
 
 from samething.embedder import Embedder
+from samething.embedder.devices import Device
 from samething.errors import InputError
 from samething.images import Box, Source
 from samething.images.decoding import pixels_of
@@ -61,6 +62,7 @@ def index(
     *source: Path,
     model: str | Path | None = None,
     dim: int | None = None,
+    device: Device | None = None,
     output: str | Path = "index",
     domain: str = "default",
     root: Path | None = None,
@@ -87,6 +89,8 @@ def index(
             backbones lists them; also timm:NAME, open_clip:NAME/WEIGHTS, hf:NAME).
         dim: of a backbone, keep so many principal components, fitted to up to 2,048 of the images; 64 need
             a twelfth of the memory of 768.
+        device: what computes the model; by default what SAMETHING_DEVICE names, or for many images the
+            fastest that is here and gives the CPU's vectors (docs/serving.md).
         output: the index folder, or the URL of a distributed engine: milvus://HOST:PORT/COLLECTION.
         domain: domain of a folder's images.
         root: folder of a catalog's images, if they were moved.
@@ -121,7 +125,7 @@ def index(
     ]
     files = [file for part in plain for file in part.some_files(part.key(output))]  # before anything is made
     model = model_for(model, output, files, dim=dim, yes=yes)
-    embedder = dataclasses.replace(Embedder.load(model), max_pixels=pixels_of(max_megapixels))
+    embedder = dataclasses.replace(Embedder.load(model, device=device), max_pixels=pixels_of(max_megapixels))
     known = [KnownVectors(embedder, Path(place)) for place in source if is_feature_folder(Path(place))]
     collections = [*plain, *(part.collection for part in known)]
     files += [file for part in known for file in part.collection.files(part.collection.key(output))]

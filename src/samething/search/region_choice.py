@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from PIL import Image
 
-from samething.embedder import open_graph
+from samething.embedder.devices import open_graph
 from samething.errors import ArtefactError, InputError
 from samething.files import file_sha256
 from samething.images import Source

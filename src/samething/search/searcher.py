@@ -80,6 +80,8 @@ class Searcher:
         except FingerprintError:
             opened = Searcher.open(self.index.location)
             embedder = dataclasses.replace(opened.embedder, max_pixels=self.embedder.max_pixels)
+            if self.embedder.is_forced:
+                embedder = embedder.on(self.embedder.device)
             return dataclasses.replace(opened, embedder=embedder)
         return self
 

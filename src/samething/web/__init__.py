@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -39,6 +40,7 @@ def serve(
     port: int = 8000,
     token: str | None = None,
     model: str | Path | None = None,
+    device: str | None = None,
     allow_urls: bool = False,
     uploads: Path | None = None,
     host_name: list[str] | None = None,
@@ -58,6 +60,9 @@ def serve(
         port: port to bind to; 0 takes a free one.
         token: secret of at least 16 characters; by default the environment variable SAMETHING_TOKEN.
         model: the model folder, if it was moved since the index was made.
+        device: what computes the model: cpu, cuda, tensorrt, coreml, directml, openvino, openvino-bfloat16 or
+            auto; by default what SAMETHING_DEVICE names. Auto, or without either: the CPU, until the fastest
+            that is here and gives its vectors is found.
         allow_urls: let queries be addresses of images on the public internet, which the server fetches.
         uploads: folder that keeps the images which are added; by default one in the index folder.
         host_name: further names under which the server may be addressed, such as that of a proxy before it.
@@ -67,11 +72,13 @@ def serve(
         browser: open the page in the browser.
 
     Raises:
-        InputError: bound elsewhere without a token, a token that is too short, or a port that is taken.
+        InputError: bound elsewhere without a token, a token that is too short, a port that is taken, or a
+            device that is not here.
         FingerprintError: the model is not the index's own.
     """
     # read when NumPy is loaded: idle threads of its matrix library sleep, and leave the cores to the model
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+    from samething.embedder.devices import wanted_device
     from samething.search import Searcher
     from samething.web.app import LOOPBACK_NAMES, create_app
     from samething.web.guards import Limits, is_loopback
@@ -100,8 +107,11 @@ def serve(
     limits = Limits(max_bytes=max_megabytes * 2**20, max_waiting=max_waiting, timeout_s=timeout)
     names = None if is_public and not host_name else LOOPBACK_NAMES | {host} | set(host_name or ())
     with listen(host, port) as listening:
+        searcher = Searcher.open(index, model=model)
+        if (wanted := wanted_device(device)) is not None:
+            searcher = dataclasses.replace(searcher, embedder=searcher.embedder.on(wanted))
         app = create_app(
-            Searcher.open(index, model=model),
+            searcher,
             token=token,
             is_public=is_public,
             allow_urls=allow_urls,
@@ -109,4 +119,5 @@ def serve(
             limits=limits,
             host_names=names,
         )
+        app.app.state.service.seek_fastest()
         run(app, listening, host, browser=browser)

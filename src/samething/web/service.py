@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from samething.arrays import Embeddings
+from samething.embedder.devices import SAMPLE
 from samething.errors import FingerprintError, ImageError, InputError
 from samething.files import Json
 from samething.images import Box, Source
@@ -72,6 +73,7 @@ class Service:
     ) -> None:
         self._searcher = searcher
         self._following = threading.Lock()
+        self._seeks_fastest = False
         self.limits = limits
         self.allow_urls = allow_urls
         self.jobs = Jobs("sync", "map")
@@ -97,11 +99,29 @@ class Service:
         with self._following:
             current = self._searcher.current()
             if current is not self._searcher:
-                old, self.batcher = self.batcher, self._new_batcher(current.embedder)
-                self._searcher = current
+                self._take(current)
                 self._forget()
-                threading.Thread(target=old.close, name="embedder", daemon=True).start()
+                if self._seeks_fastest:
+                    self.seek_fastest()
             return current, self.batcher
+
+    def _take(self, searcher: Searcher) -> None:
+        old, self.batcher = self.batcher, self._new_batcher(searcher.embedder)
+        self._searcher = searcher
+        threading.Thread(target=old.close, name="embedder", daemon=True).start()
+
+    def seek_fastest(self) -> None:
+        """Find the fastest device for the model in the background, and go over to it."""
+        self._seeks_fastest = True
+        threading.Thread(target=self._go_fastest, args=[self._searcher], daemon=True).start()
+
+    def _go_fastest(self, searcher: Searcher) -> None:
+        first = next(iter(searcher.index.items(["thumbnail"])), None)
+        images = [] if first is None else [row["thumbnail"] for row in first.slice(0, SAMPLE).to_pylist()]
+        embedder = searcher.embedder.fastest([image for image in images if image])
+        with self._following:
+            if embedder is not searcher.embedder and self._searcher is searcher:
+                self._take(dataclasses.replace(searcher, embedder=embedder))
 
     def require_answers(self) -> None:
         """Look at the index as a search does; its vectors are compared once.
