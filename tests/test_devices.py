@@ -1,6 +1,5 @@
 """What computes a model: the fastest that agrees, kept; what was asked for, or why not. Cards are played."""
 
-import dataclasses
 import json
 import threading
 import time
@@ -16,7 +15,7 @@ from samething.checksums import damages
 from samething.embedder import Embedder, devices
 from samething.errors import InputError, MissingExtraError
 from samething.files import read_json
-from samething.search import Searcher, find, index
+from samething.search import Searcher, find, index, rebuild
 from samething.web import create_app, serve
 from scenes import photographs, write_things
 from test_graph_repositories import SETTINGS, encoder
@@ -315,14 +314,11 @@ def test_what_is_asked_for_outlives_a_rebuild(machine, model, tmp_path):
     images = write_things(tmp_path / "images", num_things=1)
     made = index(images, model=model, output=tmp_path / "index", device="coreml")
     assert made.embedder.device == "coreml"
-    served = Searcher.open(tmp_path / "index")
-    served = dataclasses.replace(served, embedder=served.embedder.on("coreml"))
+    served = Searcher.open(tmp_path / "index", device="coreml")
     again = tmp_path / "another"
     again.mkdir()
     (again / "preprocessor_config.json").write_text(json.dumps({**SETTINGS, "resample": 2}))
     (again / "model.onnx").write_bytes(encoder("image_embeds"))
-    from samething.search import rebuild
-
     rebuild(tmp_path / "index", model=again)
     current = served.current()
     assert current.embedder.fingerprint != served.embedder.fingerprint

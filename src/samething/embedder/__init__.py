@@ -29,7 +29,6 @@ from samething.embedder.devices import (
     LEAST_IMAGES,
     SAMPLE,
     Choice,
-    Device,
     drawn_images,
     open_graph,
     pays,
@@ -108,7 +107,7 @@ class Embedder:
 
     @classmethod
     def load(
-        cls, model: Path | str, *, num_threads: int | None = None, device: Device | None = None
+        cls, model: Path | str, *, num_threads: int | None = None, device: str | None = None
     ) -> Embedder:
         """Load a model.
 

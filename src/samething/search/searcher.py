@@ -50,13 +50,16 @@ class Searcher:
     """What the call that made this object did to the index."""
 
     @classmethod
-    def open(cls, location: Path | str, *, model: Path | str | None = None) -> Searcher:
+    def open(
+        cls, location: Path | str, *, model: Path | str | None = None, device: str | None = None
+    ) -> Searcher:
         """Open an index and the model that made it.
 
         Args:
             location: the index folder, or the URL of a distributed engine.
             model: the model folder, or the name of a backbone whose model is beside the index; by default the
                 one the index was made with, where it was then.
+            device: what computes the model, as :meth:`samething.embedder.Embedder.load` takes it.
 
         Raises:
             ArtefactError: index or model are missing, unfinished or damaged.
@@ -67,7 +70,7 @@ class Searcher:
         try:
             if model is not None and (beside := model_beside(location, str(model))).is_dir():
                 model = beside  # a backbone by its name
-            embedder = embedder_of(index, model)
+            embedder = embedder_of(index, model, device)
         except BaseException:
             index.close()
             raise

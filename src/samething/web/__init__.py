@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -78,7 +77,6 @@ def serve(
     """
     # read when NumPy is loaded: idle threads of its matrix library sleep, and leave the cores to the model
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
-    from samething.embedder.devices import wanted_device
     from samething.search import Searcher
     from samething.web.app import LOOPBACK_NAMES, create_app
     from samething.web.guards import Limits, is_loopback
@@ -86,6 +84,30 @@ def serve(
 
     token = token if token is not None else os.environ.get(TOKEN_VARIABLE) or None
     is_public = not is_loopback(host)
+    _require_token(token, host, is_public=is_public)
+    if max_megabytes < 1 or max_waiting < 1 or not timeout > 0:
+        raise InputError(
+            f"max_megabytes={max_megabytes}, max_waiting={max_waiting}, timeout={timeout}",
+            expected="at least 1, at least 1, more than 0",
+            next_step="leave them out",
+        )
+    limits = Limits(max_bytes=max_megabytes * 2**20, max_waiting=max_waiting, timeout_s=timeout)
+    names = None if is_public and not host_name else LOOPBACK_NAMES | {host} | set(host_name or ())
+    with listen(host, port) as listening:
+        app = create_app(
+            Searcher.open(index, model=model, device=device),
+            token=token,
+            is_public=is_public,
+            allow_urls=allow_urls,
+            uploads=uploads,
+            limits=limits,
+            host_names=names,
+        )
+        app.app.state.service.seek_fastest()
+        run(app, listening, host, browser=browser)
+
+
+def _require_token(token: str | None, host: str, *, is_public: bool) -> None:
     if token is not None and len(token) < _LEAST_TOKEN:
         raise InputError(
             f"a token of {len(token)} characters",
@@ -98,26 +120,3 @@ def serve(
             expected="a token",
             next_step=f"set {TOKEN_VARIABLE}, or leave --host out",
         )
-    if max_megabytes < 1 or max_waiting < 1 or not timeout > 0:
-        raise InputError(
-            f"max_megabytes={max_megabytes}, max_waiting={max_waiting}, timeout={timeout}",
-            expected="at least 1, at least 1, more than 0",
-            next_step="leave them out",
-        )
-    limits = Limits(max_bytes=max_megabytes * 2**20, max_waiting=max_waiting, timeout_s=timeout)
-    names = None if is_public and not host_name else LOOPBACK_NAMES | {host} | set(host_name or ())
-    with listen(host, port) as listening:
-        searcher = Searcher.open(index, model=model)
-        if (wanted := wanted_device(device)) is not None:
-            searcher = dataclasses.replace(searcher, embedder=searcher.embedder.on(wanted))
-        app = create_app(
-            searcher,
-            token=token,
-            is_public=is_public,
-            allow_urls=allow_urls,
-            uploads=uploads,
-            limits=limits,
-            host_names=names,
-        )
-        app.app.state.service.seek_fastest()
-        run(app, listening, host, browser=browser)
