@@ -197,7 +197,8 @@ class Embedder:
             made = on(record["name"])
         except SamethingError:  # a card that is full or gone since
             return self
-        say_choice(record)
+        if made is not self:
+            say_choice(record)
         return made
 
     def _on(self, device: str) -> Embedder:

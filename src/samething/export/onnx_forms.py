@@ -1,11 +1,8 @@
-"""ONNX graphs: half the weights, whole numbers, and resizing inside."""
+"""ONNX graphs: half the weights, and resizing inside."""
 
 from __future__ import annotations
 
-import logging
 import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,21 +11,18 @@ import onnx
 import onnx.numpy_helper
 from onnx import TensorProto, helper
 
-from samething.arrays import PixelBatch
+from samething.backbones.whole_numbers import LARGEST_FILE
 from samething.errors import InputError
 from samething.images import Preprocessing
 
-_LARGEST_FILE: Final = 1_900_000_000
-"""Bytes; Protobuf files end at 2 GB, larger weights lie beside the graph."""
 _SMALLEST_HALVED: Final = 1024
 """Numbers; smaller tensors (biases, scales) stay in float32, where they cost nothing."""
 _RESIZE_MODES: Final = {"bicubic": "cubic", "bilinear": "linear"}
-CALIBRATION_BATCH: Final = 16
 
 
 def save(model: onnx.ModelProto, target: Path) -> None:
     """Write a graph; one above 2 GB keeps its weights in ``<target>.data`` beside it."""
-    outside = model.ByteSize() > _LARGEST_FILE
+    outside = model.ByteSize() > LARGEST_FILE
     onnx.save_model(
         model, target, save_as_external_data=outside, location=f"{target.name}.data" if outside else None
     )
@@ -58,78 +52,6 @@ def halve_weights(graph: Path) -> None:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     save(model, graph)
-
-
-def quantise(graph: Path, pixels: PixelBatch) -> None:
-    """Whole-number weights (a scale a channel) and activations, in place; the head stays in float32.
-
-    Args:
-        graph: maps ``pixels`` to ``vectors``.
-        pixels: prepared images whose activations decide the ranges (static quantisation).
-    """
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        """The images, a batch at a time."""
-
-        def __init__(self) -> None:
-            self.batches: Iterator[dict[str, Any]] = (
-                {"pixels": pixels[start : start + CALIBRATION_BATCH]}
-                for start in range(0, len(pixels), CALIBRATION_BATCH)
-            )
-
-        def get_next(self) -> dict[str, Any] | None:
-            """The next batch, or None."""
-            return next(self.batches, None)
-
-    large = graph.stat().st_size > _LARGEST_FILE or graph.with_name(f"{graph.name}.data").exists()
-    level = logging.getLogger().level
-    with tempfile.TemporaryDirectory(dir=graph.parent) as folder:
-        ready = Path(folder) / "ready.onnx"
-        logging.getLogger().setLevel(logging.ERROR)  # the library speaks through the root logger
-        try:
-            quant_pre_process(graph, ready, skip_symbolic_shape=True, save_as_external_data=large)
-            prepared = onnx.load(ready, load_external_data=False)
-            quantize_static(
-                ready,
-                graph,
-                Reader(),
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                op_types_to_quantize=["Conv", "MatMul", "Gemm", "Add", "Mul", "Clip", "Relu",
-                                      "GlobalAveragePool", "ReduceMean", "MaxPool", "AveragePool"],
-                nodes_to_exclude=_nodes_of_input_and_head(prepared),
-                use_external_data_format=large,
-            )  # fmt: skip
-        finally:
-            logging.getLogger().setLevel(level)
-
-
-def _nodes_of_input_and_head(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that scale the pixels, and of those behind the last layer of the backbone.
-
-    The first convolution or matrix product ends the former; the head is everything from the first node
-    that reads one of its own weights.
-    """
-    nodes = list(model.graph.node)
-    for number, node in enumerate(nodes):
-        node.name = node.name or f"node_{number}"
-    weighty = [place for place, node in enumerate(nodes) if node.op_type in ("Conv", "MatMul", "Gemm")]
-    first = weighty[0] if weighty else 0
-    own = [
-        place
-        for place, node in enumerate(nodes)
-        if any("head." in name and "backbone." not in name for name in node.input)
-    ]
-    start = min(own, default=len(nodes))
-    last = max((place for place in weighty if place < start), default=0)
-    # a feature is brought to unit length before the head's own weights come in
-    norms = [place for place in range(last, start) if nodes[place].op_type == "ReduceL2"]
-    start = min([*norms, start])
-    return [node.name for node in (*nodes[:first], *nodes[start:])]
 
 
 def with_preprocessing_inside(graph: Path, preprocessing: Preprocessing) -> None:

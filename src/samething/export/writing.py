@@ -17,6 +17,7 @@ import torch
 from samething.arrays import PixelBatch
 from samething.backbones import write_onnx
 from samething.backbones.graphs import write_with_head
+from samething.backbones.whole_numbers import CALIBRATION_BATCH, NUM_CALIBRATION, quantise
 from samething.embedder import FORMAT_VERSION, KIND, Embedder
 from samething.embedder.devices import open_graph
 from samething.errors import ArtefactError, InputError
@@ -25,13 +26,7 @@ from samething.export.embedding_model import EmbeddingModel, Source, UnitHead, f
 from samething.export.exported import Exported
 from samething.export.form import Form
 from samething.export.guiec import write_submission
-from samething.export.onnx_forms import (
-    CALIBRATION_BATCH,
-    halve_weights,
-    num_threads,
-    quantise,
-    with_preprocessing_inside,
-)
+from samething.export.onnx_forms import halve_weights, num_threads, with_preprocessing_inside
 from samething.export.parity import Parity
 from samething.export.quality import measured, metrics_on_test, no_match, prepared_images
 from samething.export.sentence_transformer import write_sentence_transformer
@@ -45,8 +40,6 @@ LARGEST_DIFFERENCE: Final = 1e-4
 """Largest difference of any number between the exported model's vectors and torch's."""
 NUM_CHECKED: Final = 16
 """Images that the exported model is checked on."""
-NUM_CALIBRATION: Final = 256
-"""Training images that decide the ranges of whole numbers."""
 _GIT_ATTRIBUTES: Final = "".join(
     f"{pattern} filter=lfs diff=lfs merge=lfs -text\n"
     for pattern in ("*.onnx", "*.onnx.data", "*.safetensors", "*.npz")

@@ -15,7 +15,7 @@ from samething.backbones import Backbone
 from samething.catalog import Catalog
 from samething.errors import FingerprintError, InputError
 from samething.features.estimate import Estimate
-from samething.features.extraction import Work
+from samething.features.extraction import Work, int8_runtime
 from samething.features.inference import extract_features
 from samething.features.job import Job, identified
 from samething.features.store import FeatureSet
@@ -64,11 +64,12 @@ def dry_run(catalog: Catalog, backbone: Backbone, folder: Path, work: Work) -> E
     reader = ImageReader(job.catalog, job.copies, backbone.preprocessing)
     stream = ImageStream(reader, batches, num_workers=num_workers)
     runtime = job.runtime or work.runtime
-    records: list[dict[str, Json]] = []
+    made = int8_runtime(job, reader, backbone) if runtime == "int8" else None
+    records: list[dict[str, Json]] = [] if made is None else [made.record]
     ticks: list[tuple[float, int]] = []
     num_bad = num_sampled = memory = 0
     for batch, _ in extract_features(
-        stream, backbone, runtime=runtime, num_images=len(missing), chosen=records.append
+        stream, backbone, runtime=runtime, num_images=len(missing), chosen=records.append, made=made
     ):
         num_bad += len(batch.reasons)
         num_sampled += len(batches[batch.number])

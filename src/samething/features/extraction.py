@@ -5,17 +5,25 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
+import torch
+
+from samething.arrays import PixelBatch
 from samething.backbones import Backbone
-from samething.backbones.runtimes import RuntimeName
+from samething.backbones.graphs import graph
+from samething.backbones.runtimes import Runtime, RuntimeName
+from samething.backbones.sessions import open_session
+from samething.backbones.whole_numbers import write_int8
 from samething.catalog import Catalog
-from samething.errors import InputError
+from samething.errors import ArtefactError, InputError
 from samething.features.inference import extract_features
 from samething.features.job import Job, identified
-from samething.features.store import JOB_NAME, KIND, FeatureSet
-from samething.features.worker_pool import ImageReader, ImageStream, num_decoders
-from samething.files import claim_folder, disk_errors, is_finished, only_one_writer
+from samething.features.store import INT8_NAME, JOB_NAME, KIND, FeatureSet
+from samething.features.worker_pool import ImageReader, ImageStream, num_decoders, read_one_batch
+from samething.files import Json, claim_folder, disk_errors, is_finished, only_one_writer
 from samething.progress import progress_bar
 
 
@@ -26,10 +34,16 @@ class Work:
     batch_size: int
     num_workers: int | None
     """Processes that decode or, on a cluster, compute; None for the default."""
-    runtime: RuntimeName
+    runtime: RuntimeName | Literal["int8"]
     cluster: str | None
 
     def __post_init__(self) -> None:
+        if self.runtime == "int8" and self.cluster is not None:
+            raise InputError(
+                f"--runtime int8 with --cluster {self.cluster}",
+                expected="int8 on this machine, where it is judged",
+                next_step="leave one of the two out",
+            )
         if self.batch_size < 1 or (self.num_workers is not None and self.num_workers < 0):
             raise InputError(
                 f"batch_size={self.batch_size}, num_workers={self.num_workers}",
@@ -68,11 +82,12 @@ def _compute_missing(job: Job, backbone: Backbone, work: Work) -> tuple[int, flo
         return 0, None
     reader = ImageReader(job.catalog, job.copies, backbone.preprocessing)
     runtime = job.runtime or work.runtime
-    if work.cluster is None:
+    made = int8_runtime(job, reader, backbone) if runtime == "int8" else None
+    if work.cluster is None or made is not None:
         num_images = sum(map(len, missing.values()))
         stream = ImageStream(reader, missing, num_workers=num_decoders(work.num_workers))
         results = extract_features(
-            stream, backbone, runtime=runtime, num_images=num_images, chosen=job.note_runtime
+            stream, backbone, runtime=runtime, num_images=num_images, chosen=job.note_runtime, made=made
         )
     else:
         from samething.features.cluster import extract_on_cluster
@@ -94,3 +109,40 @@ def _compute_missing(job: Job, backbone: Backbone, work: Work) -> tuple[int, flo
         return num_computed, None
     (start, before), (end, after) = ticks[0], ticks[-1]
     return num_computed, (after - before) / (end - start)
+
+
+def int8_runtime(job: Job, reader: ImageReader, backbone: Backbone) -> Runtime:
+    """A backbone in whole numbers: judged once, and kept in the folder, so that all rows are alike.
+
+    Raises:
+        InputError: too few images, or retrieval that may be too much worse than in float32.
+        MissingExtraError: the package onnx is not installed.
+    """
+    kept, num_threads = job.folder / INT8_NAME, torch.get_num_threads()
+    record: dict[str, Json] = {"name": "int8", "device": "cpu", "threads": num_threads}
+    if job.runtime is None:
+        if backbone.preprocessing.any_shape:
+            raise InputError(
+                "--runtime int8 with --views whole",
+                expected="images of one shape: a graph computes no other",
+                next_step="leave one of the two out",
+            )
+
+        def read(rows: Sequence[int]) -> tuple[list[int], PixelBatch]:
+            batch = read_one_batch(reader, 0, rows)
+            return batch.rows, batch.pixels
+
+        labels, domains = (job.catalog.strings(name).tolist() for name in ("label", "domain"))
+        with graph(backbone) as path:
+            record["int8"] = write_int8(path, kept, read, labels, domains, num_threads=num_threads)
+        job.note_runtime(record)
+    elif not kept.is_file():
+        raise ArtefactError(
+            f"{kept} is gone, which computed the features so far",
+            expected="the graph that this folder began with",
+            next_step="bring it back, or extract all features anew into another folder (-o)",
+        )
+    session = open_session(kept, "cpu", num_threads=num_threads, spinning=True)
+    return Runtime(
+        "int8", "cpu", lambda pixels: session.run(None, {"pixels": pixels.contiguous().numpy()})[0], record
+    )

@@ -15,7 +15,15 @@ from samething.arrays import Float
 from samething.catalog import Catalog
 from samething.checksums import checksums_of
 from samething.errors import ImageError, InputError
-from samething.features.store import DATA_FILES, FORMAT_VERSION, JOB_NAME, KIND, FeatureSet, Unreadable
+from samething.features.store import (
+    DATA_FILES,
+    FORMAT_VERSION,
+    INT8_NAME,
+    JOB_NAME,
+    KIND,
+    FeatureSet,
+    Unreadable,
+)
 from samething.features.worker_pool import Batch
 from samething.files import Json, Manifest, atomic_path, read_json, write_csv, write_json, write_manifest
 from samething.images import as_they_are, checksum, in_threads
@@ -197,6 +205,7 @@ class Job:
             computed_with = {"runtime": record["name"], "runtime_record": record}
         else:
             computed_with = {key: before[key] for key in ("runtime", "runtime_record") if key in before}
+        top = [name for name in (JOB_NAME, INT8_NAME) if (self.folder / name).exists()]
         content = {
             "data": self.data.name,
             "num_rows": int(readable.sum()),
@@ -206,7 +215,7 @@ class Job:
             if images_per_second is None
             else images_per_second,
             **computed_with,
-            **checksums_of(self.folder, [JOB_NAME, *(f"{self.data.name}/{name}" for name in DATA_FILES)]),
+            **checksums_of(self.folder, [*top, *(f"{self.data.name}/{name}" for name in DATA_FILES)]),
         }
         made = {**made_from, "catalog": self.catalog.fingerprint}
         manifest = Manifest(kind=KIND, format_version=FORMAT_VERSION, made_from=made, content=content)

@@ -32,6 +32,8 @@ from samething.images import Preprocessing
 KIND: Final = "features"
 FORMAT_VERSION: Final = 1
 JOB_NAME: Final = "job.json"
+INT8_NAME: Final = "int8.onnx"
+"""The backbone in whole numbers, where that computed the features: later images need the very same."""
 DATA_FILES: Final = ("features.npy", "catalog.parquet", "unreadable.csv")
 """Files of a generation."""
 

@@ -128,6 +128,22 @@ def model_for(
     return model
 
 
+def in_whole_numbers(model: str | Path, location: str | Path, images: Sequence[Source]) -> str | Path:
+    """The model's folder in int8, made beside the index if it is not there; a model in int8 itself.
+
+    Raises:
+        InputError: retrieval on these images may be too much worse.
+        MissingExtraError: the package onnx is not installed.
+    """
+    from samething.embedder import Embedder
+    from samething.export.int8_model import write_int8_model
+
+    embedder = Embedder.load(model)
+    if embedder.form["precision"] == "int8":
+        return model
+    return write_int8_model(embedder, images, model_beside(location, f"{embedder.name}-int8"))
+
+
 def _is_backbone(name: str) -> bool:
     return all(part in BACKBONES or _OWN_NAMES.fullmatch(part) for part in name.split("+"))
 
