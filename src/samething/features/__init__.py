@@ -80,9 +80,8 @@ def features(
         batch_size: images per batch; also what a killed run loses at most (twice as many on a GPU).
         num_workers: processes that decode images; by default one less than the cores, at least one. On a
             cluster: processes that compute; by default what it has room for.
-        runtime: what computes on a CPU; auto measures, and takes the fastest whose
-            features agree with torch's in float32. int8 computes in whole numbers, if it finds nearly as well
-            on images of the catalog (docs/backbones.md).
+        runtime: what computes on a CPU; auto measures, and takes the fastest that agrees with torch in float32;
+            int8 computes in whole numbers, if that finds nearly as well (docs/backbones.md).
         cluster: "local" or the address of a Ray cluster (ray://HOST:10001, or HOST:6379): many workers on
             many machines read and compute, this process writes. Images must be readable from there.
         dry_run: measure a sample, say what the whole would take in time, memory and disk, and write nothing.
@@ -106,12 +105,6 @@ def features(
             "a catalog without images",
             expected="at least one image",
             next_step="make another with: samething catalog FOLDER",
-        )
-    if dry_run and runtime == "int8":
-        raise InputError(
-            "--dry-run with --runtime int8, which is made and judged first",
-            expected="a dry run of what is there",
-            next_step="leave --runtime int8 out: the dry run says what float32 takes",
         )
     work = Work(batch_size=batch_size, num_workers=num_workers, runtime=runtime, cluster=cluster)
     options: dict[str, Any] = {"pooling": pooling, "views": views, "combine": combine, "sizes": sizes}

@@ -64,6 +64,12 @@ def dry_run(catalog: Catalog, backbone: Backbone, folder: Path, work: Work) -> E
     reader = ImageReader(job.catalog, job.copies, backbone.preprocessing)
     stream = ImageStream(reader, batches, num_workers=num_workers)
     runtime = job.runtime or work.runtime
+    if runtime == "int8" and job.runtime is None:
+        raise InputError(
+            "--dry-run with --runtime int8, which is made and judged first",
+            expected="a dry run of what is there",
+            next_step="leave --runtime int8 out: the dry run says what float32 takes",
+        )
     made = int8_runtime(job, reader, backbone) if runtime == "int8" else None
     records: list[dict[str, Json]] = [] if made is None else [made.record]
     ticks: list[tuple[float, int]] = []

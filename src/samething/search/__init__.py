@@ -20,7 +20,7 @@ from samething.search.conditions import conditions
 from samething.search.feature_vectors import KnownVectors, is_feature_folder
 from samething.search.looking_again import Prepared, SecondLook, prepare
 from samething.search.matches import Match, Matches
-from samething.search.model_choice import in_whole_numbers, model_for
+from samething.search.model_choice import model_for
 from samething.search.near_duplicates import Duplicates, near_duplicates
 from samething.search.queries import query_images
 from samething.search.region_choice import named, require_regions, require_same
@@ -90,8 +90,7 @@ def index(
             backbones lists them; also timm:NAME, open_clip:NAME/WEIGHTS, hf:NAME).
         dim: of a backbone, keep so many principal components, fitted to up to 2,048 of the images; 64 need
             a twelfth of the memory of 768.
-        runtime: int8 computes in whole numbers, which is faster on a CPU, if that finds nearly as well on
-            these images; the model in int8 is made beside the index (docs/export.md).
+        runtime: int8 is faster on a CPU; refused if it does not find nearly as well here (docs/export.md).
         device: what computes the model; by default what SAMETHING_DEVICE names, or for many images the
             fastest that is here and gives the CPU's vectors (docs/serving.md).
         output: the index folder, or the URL of a distributed engine: milvus://HOST:PORT/COLLECTION.
@@ -127,9 +126,7 @@ def index(
         if not is_feature_folder(Path(place))
     ]
     files = [file for part in plain for file in part.some_files(part.key(output))]  # before anything is made
-    model = model_for(model, output, files, dim=dim, yes=yes)
-    if runtime == "int8":
-        model = in_whole_numbers(model, output, files)
+    model = model_for(model, output, files, dim=dim, yes=yes, runtime=runtime)
     embedder = dataclasses.replace(Embedder.load(model, device=device), max_pixels=pixels_of(max_megapixels))
     known = [KnownVectors(embedder, Path(place)) for place in source if is_feature_folder(Path(place))]
     collections = [*plain, *(part.collection for part in known)]

@@ -18,7 +18,7 @@ from collections.abc import Collection as Names
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -93,7 +93,13 @@ def choose_model(
 
 
 def model_for(
-    model: str | Path | None, location: str | Path, images: Sequence[Source], *, dim: int | None, yes: bool
+    model: str | Path | None,
+    location: str | Path,
+    images: Sequence[Source],
+    *,
+    dim: int | None,
+    yes: bool,
+    runtime: Literal["float32", "int8"] = "float32",
 ) -> str | Path:
     """The model folder or hub id to make an index with; that of a backbone is made beside the index.
 
@@ -103,10 +109,14 @@ def model_for(
         images: what is indexed; principal components are fitted to up to 2,048 of them.
         dim: of a backbone, the number of principal components; None for its feature as it is.
         yes: fetch weights without asking.
+        runtime: int8 gives the model's folder in whole numbers, made beside the index.
 
     Raises:
-        InputError: a name that is nothing of these, or --dim with a model that has its own length.
+        InputError: a name that is nothing of these, --dim with a model that has its own length, or whole
+            numbers that may find too much less.
     """
+    if runtime == "int8":
+        return _in_whole_numbers(model_for(model, location, images, dim=dim, yes=yes), location, images)
     if model is None:
         model = remembered_model(open_index(location)) if exists_index(location) else _chosen(yes=yes)
     name = str(model)
@@ -128,13 +138,7 @@ def model_for(
     return model
 
 
-def in_whole_numbers(model: str | Path, location: str | Path, images: Sequence[Source]) -> str | Path:
-    """The model's folder in int8, made beside the index if it is not there; a model in int8 itself.
-
-    Raises:
-        InputError: retrieval on these images may be too much worse.
-        MissingExtraError: the package onnx is not installed.
-    """
+def _in_whole_numbers(model: str | Path, location: str | Path, images: Sequence[Source]) -> str | Path:
     from samething.embedder import Embedder
     from samething.export.int8_model import write_int8_model
 
