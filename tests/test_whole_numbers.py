@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import pytest
 import safetensors.torch
 import timm
@@ -142,7 +143,10 @@ def extracted(tiny, table, output, runtime, **options):
 
 
 def is_whole(path):
-    return onnx.TensorProto.INT8 in {tensor.data_type for tensor in onnx.load(path).graph.initializer}
+    """Whether weights are whole numbers of 7 bits; those of 8 cost 9 points of R@1 on a CPU without VNNI."""
+    weights = [onnx.numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer]
+    found = [each for each in weights if each.dtype == np.int8 and each.size > 1 and each.any()]
+    return bool(found) and max(abs(each.astype(int)).max() for each in found) <= 64
 
 
 def test_features_in_whole_numbers(tiny, tmp_path, monkeypatch, capfd):

@@ -225,6 +225,8 @@ def quantise(graph: Path, pixels: PixelBatch) -> None:
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
+                # in 7 bits: CPUs without VNNI add pairs of products in 16 bits, which 8 bits overflow
+                reduce_range=True,
                 op_types_to_quantize=["Conv", "MatMul", "Gemm", "Add", "Mul", "Clip", "Relu",
                                       "GlobalAveragePool", "ReduceMean", "MaxPool", "AveragePool"],
                 nodes_to_exclude=_nodes_of_input_and_head(prepared),

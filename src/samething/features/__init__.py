@@ -80,7 +80,7 @@ def features(
         batch_size: images per batch; also what a killed run loses at most (twice as many on a GPU).
         num_workers: processes that decode images; by default one less than the cores, at least one. On a
             cluster: processes that compute; by default what it has room for.
-        runtime: what computes on a CPU; auto measures, and takes the fastest that agrees with torch's float32;
+        runtime: what computes on a CPU; auto measures, and takes the fastest that agrees with torch;
             int8 computes in whole numbers, if that finds nearly as well (docs/backbones.md).
         cluster: "local" or the address of a Ray cluster (ray://HOST:10001, or HOST:6379): many workers on
             many machines read and compute, this process writes. Images must be readable from there.
