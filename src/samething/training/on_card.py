@@ -92,7 +92,8 @@ class Recorded:
 
     def _beside(self, inputs: tuple[Any, ...]) -> Tensor:
         """A plain call on a stream of its own: what the default stream has begun cannot be recorded."""
-        usual, own = torch.cuda.current_stream(), torch.cuda.Stream()
+        usual = torch.cuda.current_stream()
+        own = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         own.wait_stream(usual)
         with torch.cuda.stream(own):
             loss = self._step(*inputs)
