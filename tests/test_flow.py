@@ -233,7 +233,7 @@ def test_runs_on_different_catalogs_are_not_compared(line, tmp_path):
 def test_a_catalog_without_test_images_can_be_exported_but_not_evaluated(line, tmp_path):
     folder = narrowed(line, tmp_path, lambda row, _: "train" if row < 24 else "val")
     run = train(folder, output=tmp_path / "run", epochs=1.0)
-    with pytest.raises(InputError, match="no test images"):
+    with pytest.raises(InputError, match="0 query images"):
         evaluate(run.folder)
 
 

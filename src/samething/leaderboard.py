@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
 import cyclopts
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from samething.errors import InputError
 from samething.files import Json, read_json, write_json
+from samething.pages import Cell, Table
+from samething.statistics import percent
 
 Task = Literal["sop", "rp2k", "met", "gldv2", "cars196", "cub_200", "forb"]
 Benchmark = Literal["guiec", "uned", "ilias", "ilias_100m", Task]
@@ -119,35 +119,29 @@ class Leaderboard:
         return {"protocols": content, "not_listed": list(self.not_listed)}
 
     def __rich__(self) -> Group:
-        parts: list[RenderableType] = [self._table(name) for name in self.protocols]
+        parts: list[RenderableType] = [self._table(name).printed() for name in self.protocols]
         if self.not_listed:
             parts.append(Text("not listed: " + "; ".join(self.not_listed)))
         return Group(*parts)
 
     def _table(self, name: Benchmark) -> Table:
         board = BOARDS[name]
-        table = Table(title=f"{board.title}, %", caption=board.rules, box=SIMPLE_HEAD, caption_justify="left")
-        table.add_column("system")
-        table.add_column("setting")
-        table.add_column("score", justify="right", no_wrap=True)
-        table.add_column("source")
-        for row in sorted(board.published, key=lambda row: -row.score):
-            table.add_row(Text(row.system), row.setting, f"{100 * row.score:.1f}", row.source)
-        own = sorted(self.own.get(name, ()), key=lambda row: -row.score)
-        if own:
-            table.add_section()
-        for mine in own:
-            score = f"{100 * mine.score:.1f}"
-            if mine.interval is not None:
-                score += f"\n({100 * mine.interval[0]:.1f}–{100 * mine.interval[1]:.1f})"
+        published = sorted(board.published, key=lambda row: -row.score)
+        rows: list[list[str | Cell]] = [
+            [row.system, row.setting, percent(row.score), row.source] for row in published
+        ]
+        for mine in sorted(self.own.get(name, ()), key=lambda row: -row.score):
             whose = "the benchmark's number of queries" if mine.is_of_the_benchmark else "other images"
-            table.add_row(
-                Text(mine.system, style="bold"),
-                f"{mine.dimension:,}-d" if mine.dimension is not None else "–",
-                score,
-                Text(f"own, {mine.num_queries:,} queries, {whose}: {mine.file.name}"),
+            rows.append(
+                [
+                    mine.system,
+                    f"{mine.dimension:,}-d" if mine.dimension is not None else "–",
+                    percent(mine.score, *(mine.interval or ())),
+                    f"own, {mine.num_queries:,} queries, {whose}: {mine.file.name}",
+                ]
             )
-        return table
+        setting, source = (Cell(column, kind="text") for column in ("setting", "source"))
+        return Table(f"{board.title}, %", ["system", setting, "score", source], rows, board.rules)
 
 
 def leaderboard(

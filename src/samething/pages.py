@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+import rich.box
 import rich.table
 from PIL import Image, ImageDraw, ImageOps
 from rich.text import Text
@@ -152,13 +153,20 @@ class Table:
             lines.append(_line([f"{mark}{cell}{mark}" if cell else cell for cell in map(_text, row)]))
         return "\n".join(lines) + (f"\n\n{self.note}" if self.note else "")
 
-    def printed(self, *, left: int = 1) -> rich.table.Table:
-        """For the terminal: so many columns to the left, the others to the right."""
-        printed = rich.table.Table(title=Text(self.title))
+    def printed(self) -> rich.table.Table:
+        """For the terminal: what is no number to the left, the first column and those of kind ``text``."""
+        printed = rich.table.Table(
+            title=Text(self.title), caption=Text(self.note) if self.note else None, box=rich.box.SIMPLE_HEAD
+        )
         for place, column in enumerate(self.columns):
-            printed.add_column(Text(_text(column)), justify="left" if place < left else "right")
-        for row in self.rows:
-            printed.add_row(*(Text(_text(cell)) for cell in row))
+            if place == 0 or (isinstance(column, Cell) and column.kind == "text"):
+                printed.add_column(_printed(column), overflow="fold")
+            else:
+                words = [word for row in self.rows for word in _printed(row[place]).plain.split()]
+                width = max(map(len, words), default=0)
+                printed.add_column(_printed(column), justify="right", min_width=width)
+        for number, row in enumerate(self.rows):
+            printed.add_row(*map(_printed, row), style="bold" if number == self.featured else None)
         return printed
 
 
@@ -168,6 +176,12 @@ def _line(cells: Sequence[str | Cell]) -> str:
 
 def _text(cell: str | Cell) -> str:
     return cell.text if isinstance(cell, Cell) else cell
+
+
+def _printed(cell: str | Cell) -> Text:
+    if isinstance(cell, str) or not cell.small:
+        return Text(_text(cell))
+    return Text(f"{cell.text} ({cell.small})", style="bold" if cell.kind == "best" else "")
 
 
 # ---- figures

@@ -130,18 +130,16 @@ def read_m4d_35k(source: OfficialFiles) -> pa.Table:
 def read_met(source: OfficialFiles) -> pa.Table:
     """``MET_database.json``: a list of {id, path}, with paths in ``MET/`` (and in some copies with it)."""
     where = "met_dataset/ground_truth/MET_database.json"
-    paths: list[pa.Array] = []
-    labels: list[pa.Array] = []
-    for first, batch in source.json_objects(where):
-        for number, entry in enumerate(batch):
-            if not isinstance(entry.get("path"), str) or "id" not in entry:
-                raise source.malformed(
-                    where, f"entry {first + number} is {entry!r}", expected="{id, path} in every entry"
-                )
-        paths.append(pa.array([entry["path"] for entry in batch], pa.string()))
-        labels.append(pa.array([str(entry["id"]) for entry in batch], pa.string()))
-    path = pc.replace_substring_regex(pa.chunked_array(paths), "^MET/", "")
-    return source.rows(where, image=path, folder="met_dataset/MET/", label=pa.chunked_array(labels))
+    rows = source.json_rows(where, "id", "path")
+    for number, (label, path) in enumerate(rows):
+        if not isinstance(path, str) or label is None:
+            raise source.malformed(
+                where,
+                f"entry {number} is (id, path) {label!r}, {path!r}",
+                expected="{id, path} in every entry",
+            )
+    path = pc.replace_substring_regex(pa.array([path for _, path in rows], pa.string()), "^MET/", "")
+    return source.rows(where, image=path, folder="met_dataset/MET/", label=[str(label) for label, _ in rows])
 
 
 def read_sop(source: OfficialFiles) -> pa.Table:

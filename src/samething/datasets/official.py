@@ -7,10 +7,9 @@ import csv
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +20,6 @@ from samething.datasets.dataset import Dataset, Part
 from samething.errors import ArtefactError, InputError, needed
 from samething.files import Json
 from samething.images import IMAGE_SUFFIXES
-
-# Objects of a JSON list that are Python objects at the same time.
-_OBJECTS_AT_A_TIME: Final = 65_536
-
-_BETWEEN_OBJECTS: Final = re.compile(r"[\s,]*")
 
 Texts: TypeAlias = "list[str] | pa.Array | pa.ChunkedArray"
 """A column of texts, one per row."""
@@ -219,48 +213,31 @@ class OfficialFiles:
         def entries(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             return {name: value for name, value in pairs if name not in without}
 
-        text = self._text(relative)
-        try:
-            return json.loads(text, object_pairs_hook=entries if without else None)
-        except json.JSONDecodeError as error:
-            raise self.malformed(relative, f"is not JSON ({error})", expected="a JSON file") from error
+        return self._json(relative, object_pairs_hook=entries if without else None)
 
-    def json_objects(self, relative: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        """The objects of a JSON list, some at a time: the number of the first one, and the objects.
+    def json_rows(self, relative: str, *names: str) -> list[tuple[Any, ...]]:
+        """Entries of the objects of a JSON list, a tuple for each object; None for one that it lacks.
 
-        A list of a million objects would take gigabytes at once.
+        The objects are not kept: as dictionaries, a million of them would take five times the memory.
 
         Raises:
             ArtefactError: the file is missing.
             InputError: it is not a JSON list of objects; says which entry.
         """
-        text = self._text(relative).strip()
+        rows = self._json(relative, object_hook=lambda entry: tuple(map(entry.get, names)))
         expected = "a JSON list of objects"
-        if not text.startswith("["):
-            raise self.malformed(relative, f"begins with {text[:20]!r}", expected=expected)
-        decode = json.JSONDecoder().raw_decode
-        number, place = 0, _after_blanks(text, 1)
-        batch: list[dict[str, Any]] = []
-        while text[place : place + 1] != "]":
-            try:
-                value, place = decode(text, place)
-            except json.JSONDecodeError as error:
-                raise self.malformed(
-                    relative, f"entry {number} is not JSON ({error})", expected=expected
-                ) from error
-            if not isinstance(value, dict):
-                raise self.malformed(relative, f"entry {number} is {value!r}", expected=expected)
-            batch.append(value)
-            number += 1
-            place = _after_blanks(text, place)
-            if place == len(text):
-                raise self.malformed(relative, f"ends behind entry {number - 1}", expected=expected)
-            if len(batch) == _OBJECTS_AT_A_TIME:
-                yield number - len(batch), batch
-                batch = []
-        if place != len(text) - 1:
-            raise self.malformed(relative, f"goes on behind its entry {number - 1}", expected=expected)
-        yield number - len(batch), batch
+        if not isinstance(rows, list):
+            raise self.malformed(relative, "is no list", expected=expected)
+        if odd := [number for number, row in enumerate(rows) if not isinstance(row, tuple)]:
+            raise self.malformed(relative, f"entry {odd[0]} is {rows[odd[0]]!r}", expected=expected)
+        return rows
+
+    def _json(self, relative: str, **hooks: Any) -> Json:
+        text = self._text(relative)
+        try:
+            return json.loads(text, **hooks)
+        except json.JSONDecodeError as error:
+            raise self.malformed(relative, f"is not JSON ({error})", expected="a JSON file") from error
 
     # ---- folders
 
@@ -347,8 +324,3 @@ def _texts(given: str | Texts, num_rows: int) -> pa.Array | pa.ChunkedArray:
     if isinstance(given, str):
         return pa.repeat(pa.scalar(given), num_rows)
     return pa.array(given, pa.string()) if isinstance(given, list) else given
-
-
-def _after_blanks(text: str, place: int) -> int:
-    found = _BETWEEN_OBJECTS.match(text, place)
-    return found.end() if found else place

@@ -14,7 +14,7 @@ import rich.markup
 from samething.catalog import Catalog
 from samething.datasets.listing import Dropped
 from samething.files import write_csv
-from samething.pages import Table
+from samething.pages import Cell, Table
 
 DROPPED_SUFFIX: Final = ".dropped.csv"
 
@@ -51,9 +51,8 @@ class CatalogReport:
             [str(row["domain"]), str(row["role"]), f"{row['instances']:,}", f"{row['images']:,}"]
             for row in self.counts
         ]
-        table = Table(
-            f"{len(self.catalog):,} images in {self.path}", ["domain", "role", "things", "images"], rows
-        )
+        columns = ["domain", Cell("role", kind="text"), "things", "images"]
+        table = Table(f"{len(self.catalog):,} images in {self.path}", columns, rows)
         lines = [f"[yellow]warning[/yellow] {escape(line)}" for line in _shortened(self.warnings)]
         if self.passed_over:
             kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in self.passed_over.items())
@@ -63,7 +62,7 @@ class CatalogReport:
             lines.append(f"[red]images dropped: {len(self.dropped):,}[/red], listed in {where}:")
             reasons = [f"{entry.image}: {entry.reason}" for entry in self.dropped]
             lines += [f"  {escape(line)}" for line in _shortened(reasons)]
-        return rich.console.Group(table.printed(left=2), *lines)
+        return rich.console.Group(table.printed(), *lines)
 
 
 def _shortened(lines: tuple[str, ...] | list[str]) -> list[str]:

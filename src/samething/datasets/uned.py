@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -94,68 +94,47 @@ def read_uned(source: OfficialFiles) -> pa.Table:
     if needed:
         raise source.missing(*needed)
     return pa.concat_tables(
-        table
+        _read_split(source, domain, split, role)
         for domain in domains
         for split, role in splits(domain, source.part).items()
-        for table in _read_split(source, domain, split, role)
     )
 
 
-def _read_split(source: OfficialFiles, domain: str, split: str, role: str) -> Iterator[pa.Table]:
+def _read_split(source: OfficialFiles, domain: str, split: str, role: str) -> pa.Table:
     where = f"uned/info_files/{domain}/{split}.json"
     group = "" if DOMAINS[domain].one_numbering else f"{'test' if split == 'index' else split}/"
-    escaped: bool | None = None
-    for first, batch in source.json_objects(where):
-        if not batch:
-            if first:
-                return
-            raise source.malformed(where, "lists no images", expected="at least one entry")
-        paths: list[Any] = [entry.get("path") for entry in batch]
-        classes = [entry.get("class_id", entry.get("class")) for entry in batch]
-        for number, (path, value) in enumerate(zip(paths, classes, strict=True)):
-            if not isinstance(path, str) or not path or not _is_class(value):
-                raise source.malformed(
-                    where,
-                    f"entry {first + number} is {batch[number]!r}",
-                    expected="{path, class_id} in every entry, class_id being a number or several",
-                )
-        if domain == "rp2k":
-            if escaped is None:
-                first_other = next((path for path in paths if not path.isascii()), None)
-                escaped = (
-                    first_other is not None
-                    and not source.exists(f"uned/images/{first_other}")
-                    and source.exists(f"uned/images/{escaped_name(first_other)}")
-                )
-            paths = [escaped_name(path) for path in paths] if escaped else paths
+    entries = source.json_rows(where, "path", "class_id", "class")
+    paths: list[Any] = [path for path, *_ in entries]
+    classes = [other if value is None else value for _, value, other in entries]
+    for number, (path, value) in enumerate(zip(paths, classes, strict=True)):
+        if not isinstance(path, str) or not path or not _is_class(value):
+            raise source.malformed(
+                where,
+                f"entry {number} is (path, class_id) {path!r}, {value!r}",
+                expected="{path, class_id} in every entry, class_id being a number or several",
+            )
+    if domain == "rp2k" and (first := next((path for path in paths if not path.isascii()), None)):
+        there, escaped = (source.exists(f"uned/images/{name}") for name in (first, escaped_name(first)))
+        paths = [escaped_name(path) for path in paths] if escaped and not there else paths
+    prefix = f"{domain}/{group}"
+    several = [[f"{prefix}{one}" for one in value] if isinstance(value, list) else None for value in classes]
+    return source.rows(
+        where,
+        image=paths,
+        folder="uned/images/",
         # a distractor bears no class: it is a thing of its own
-        labels = [
-            [f"{domain}/{group}{one}" for one in value]
-            if isinstance(value, list)
-            else f"{domain}/{group}{value}"
-            for value in classes
-        ]
-        several = [value if isinstance(value, list) and len(value) > 1 else None for value in labels]
-        yield source.rows(
-            where,
-            image=paths,
-            folder="uned/images/",
-            label=[
-                value
-                if isinstance(value, str)
-                else value[0]
-                if value
-                else f"{domain}/{group}of no class/{path}"
-                for value, path in zip(labels, paths, strict=True)
-            ],
-            role=role,
-            domain=domain,
-            labels=pa.array(
-                [None if value is None else [f"uned/{one}" for one in value] for value in several],
-                pa.list_(pa.string()),
-            ),
-            split=pa.repeat(pa.scalar(split), len(batch)),
-        )
+        label=[
+            f"{prefix}{value}" if own is None else own[0] if own else f"{prefix}of no class/{path}"
+            for value, own, path in zip(classes, several, paths, strict=True)
+        ],
+        role=role,
+        domain=domain,
+        labels=pa.array(
+            [[f"uned/{one}" for one in own] if own and len(own) > 1 else None for own in several],
+            pa.list_(pa.string()),
+        ),
+        split=pa.repeat(pa.scalar(split), len(paths)),
+    )
 
 
 def _is_class(value: Any) -> bool:

@@ -147,16 +147,12 @@ class Analysis:
     def confusions(self) -> tuple[list[str], Int[np.ndarray, "domains domains"], Int[np.ndarray, " domains"]]:
         """Domains, how many first answers of each domain's queries are wrong by the domain of the answer, and
         how many queries each has."""
-        domains = self.catalog.strings("domain").astype(str)
-        names = self.catalog.domains
-        number = {name: place for place, name in enumerate(names)}
+        names, domain_of = np.unique(self.catalog.strings("domain").astype(str), return_inverse=True)
+        asked, first = domain_of[self.queries], self.found[:, 0]
+        wrong = (first >= 0) & ~self.is_right[:, 0]
         counts = np.zeros((len(names), len(names)), dtype=np.int64)
-        totals = np.zeros(len(names), dtype=np.int64)
-        for row, found, right in zip(self.queries, self.found[:, 0], self.is_right[:, 0], strict=True):
-            totals[number[domains[row]]] += 1
-            if found >= 0 and not right:
-                counts[number[domains[row]], number[domains[found]]] += 1
-        return names, counts, totals
+        np.add.at(counts, (asked[wrong], domain_of[first[wrong]]), 1)
+        return names.tolist(), counts, np.bincount(asked, minlength=len(names))
 
 
 def map_of(embeddings: Embeddings, catalog: Catalog) -> tuple[list[MapPoint], str]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
+from rich.console import Group
 from rich.text import Text
 
 from samething.catalog import Catalog
@@ -20,12 +18,13 @@ from samething.evaluation.looked_again import LookedAgain
 from samething.evaluation.measuring import evaluate_embeddings
 from samething.evaluation.no_match import NoMatch
 from samething.evaluation.protocols import MEAN, Scope, protocol_of, title_of_scope
-from samething.evaluation.result import Estimates, EvaluationResult, cell, short_cell
+from samething.evaluation.result import Estimates, EvaluationResult
 from samething.evaluation.task import TaskSet
 from samething.files import Json
 from samething.metrics import Metric, title_of
+from samething.pages import Cell, Table
 from samething.rerank.gains import Gain
-from samething.statistics import PairedDifference, paired_difference
+from samething.statistics import PairedDifference, paired_difference, percent
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -169,66 +168,87 @@ class Comparison:
             content[name] = own
         return content
 
+    def table(self, domain: str = MEAN, *, title: str = "", featured: str | None = None) -> Table:
+        """All metrics of a domain, or of the mean; the best value of each is marked."""
+        found = {name: estimates[domain] for name, estimates in self.shown_estimates.items()}
+        best = {
+            metric: np.nanmax([row[metric].value for row in found.values()] + [-1]) for metric in self.metrics
+        }
+        rows: list[list[str | Cell]] = []
+        for name, row in found.items():
+            cells: list[str | Cell] = [name, f"{self.dimensions[name]:,}"]
+            for metric, one in row.items():
+                ends = "" if math.isnan(one.value) else f"{percent(one.low)}–{percent(one.high)}"
+                cells.append(Cell(percent(one.value), ends, "best" if one.value == best[metric] else ""))
+            rows.append(cells)
+        counts = f"{self.first.num_queries(domain):,} queries"
+        if left_out := self.first.num_queries_without_positive(domain):
+            counts += f", {left_out:,} without a positive left out"
+        what = f"mean of the {self.first.protocol.mean}" if domain == MEAN else domain
+        columns = [Cell(what, counts), "dim", *map(title_of, self.metrics)]
+        place = list(found).index(featured) if featured in found else None
+        return Table(title, columns, rows, featured=place)
+
+    def difference_table(self, reference: str, *, short: bool = False, title: str = "") -> Table:
+        """The first metric of every other embedding minus that of the reference; sure ones are marked.
+
+        Args:
+            reference: name of an embedding.
+            short: only the mean has its interval, and what is sure has a star.
+            title: of the table.
+        """
+        domains = (MEAN, *self.first.domains)
+        rows = [
+            [name, *(difference_cell(of[domain], short=short and domain != MEAN) for domain in domains)]
+            for name, of in self.differences(reference).items()
+        ]
+        columns = ["", *(Cell(domain, f"n = {self.first.num_queries(domain):,}") for domain in domains)]
+        note = "* the 95 % interval does not hold 0" if short else ""
+        return Table(title, columns, rows, note)
+
     def __rich__(self) -> Group:
         """All metrics as means over the domains, then the first metric domain by domain."""
-        scope, first = title_of_scope(self.scope), self.first
+        scope, first, metric = title_of_scope(self.scope), self.first, self.metrics[0]
         whole = f"{len(first.domains)} domains"
         if first.protocol.mean == "queries":
             whole = f"{first.num_queries():,} queries"
-        means = Table(title=f"Mean of {whole}, {scope}, % (95 % interval)", box=SIMPLE_HEAD)
-        by_domain = Table(
-            title=f"{title_of(self.metrics[0])} per domain, {scope}, % ± half of the 95 % interval",
-            box=SIMPLE_HEAD,
-        )
-        for table in (means, by_domain):
-            table.add_column("embedding", overflow="fold")
-        means.add_column("dim", justify="right")
-        for metric in self.metrics:
-            means.add_column(title_of(metric), justify="right", min_width=len("87.3 (84.1–"))
-        for domain in first.domains:
-            title = f"{escape(domain)}\nn = {first.num_queries(domain):,}"
-            by_domain.add_column(title, justify="right", min_width=len("100.0"))
+        columns = [Cell(domain, f"n = {first.num_queries(domain):,}") for domain in first.domains]
+        rows = []
         for name, found in self.shown_estimates.items():
-            means.add_row(Text(name), f"{self.dimensions[name]:,}", *map(cell, found[MEAN].values()))
-            of_domains = [short_cell(found[domain][self.metrics[0]]) for domain in first.domains]
-            by_domain.add_row(Text(name), *of_domains)
-        parts: list[RenderableType] = [means, by_domain]
+            halves = [
+                (one.value, 50 * (one.high - one.low)) for one in (found[d][metric] for d in first.domains)
+            ]
+            cells = [f"{percent(value)} ±{half:.1f}" if half >= 0 else "–" for value, half in halves]
+            rows.append([name, *cells])
+        title = f"{title_of(metric)} per domain, {scope}, % ± half of the 95 % interval"
+        tables = [
+            self.table(title=f"Mean of {whole}, {scope}, % (95 % interval)"),
+            Table(title, ["embedding", *columns], rows),
+        ]
         if self.reference is not None:
             # the mean with its interval, domains without theirs, which are in the JSON and the report
-            table = Table(
-                title=f"{title_of(self.metrics[0])} against {escape(self.reference)}, points "
-                "(95 % interval; p by randomisation)",
-                caption="* the 95 % interval does not hold 0",
-                box=SIMPLE_HEAD,
-            )
-            table.add_column("embedding", overflow="fold")
-            mean = f"{MEAN}\nn = {first.num_queries():,}"
-            table.add_column(mean, justify="right", min_width=len("(+10.0 to +20.0;"))
-            for domain in first.domains:
-                table.add_column(escape(domain), justify="right", min_width=len("+10.0*"))
-            for name, differences in self.differences(self.reference).items():
-                cells = [difference_cell(differences[MEAN]).replace(" ", "\n", 1)]
-                for one in (differences[domain] for domain in first.domains):
-                    points = f"{100 * one.difference:+.1f}{'*' if one.is_sure else ''}"
-                    cells.append(points if one.num_queries else "–")
-                table.add_row(Text(name), *cells)
-            parts.append(table)
-        parts += [
+            title = f"{title_of(metric)} against {self.reference}, points (95 % interval; p by randomisation)"
+            tables.append(self.difference_table(self.reference, short=True, title=title))
+        said = [
             Text.assemble((name, "bold"), f": {found.__rich__()}") for name, found in self.no_match.items()
         ]
-        return Group(*parts)
+        return Group(*(table.printed() for table in tables), *said)
 
 
-def difference_cell(difference: PairedDifference) -> str:
-    """Such as ``+1.2 (0.3 to 2.1; p .004)``, in points.
+def difference_cell(difference: PairedDifference, *, short: bool = False) -> Cell:
+    """Points with interval and p-value, or, ``short``, with a star; what is sure is marked.
 
     >>> difference_cell(PairedDifference(difference=0.01, low=0.0, high=0.02, num_queries=9, p_value=0.5))
-    '+1.0 (+0.0 to +2.0; p .500)'
-    >>> difference_cell(PairedDifference(difference=0.01, low=0.0, high=0.02, num_queries=9, p_value=0.0004))
-    '+1.0 (+0.0 to +2.0; p < .001)'
+    Cell(text='+1.0', small='+0.0 to +2.0; p .500', kind='', style='')
+    >>> tiny = PairedDifference(difference=0.01, low=0.005, high=0.02, num_queries=9, p_value=0.0004)
+    >>> difference_cell(tiny).small, difference_cell(tiny, short=True).text
+    ('+0.5 to +2.0; p < .001', '+1.0*')
     """
     if difference.num_queries == 0:
-        return "–"
+        return Cell("–")
+    text, kind = percent(difference.difference, sign=True), "best" if difference.is_sure else ""
+    if short:
+        return Cell(f"{text}*" if kind else text, kind=kind)
     p = f"{difference.p_value:.3f}".replace("0.", ".", 1) if difference.p_value >= 0.001 else "< .001"
-    value, low, high = (100 * number for number in (difference.difference, difference.low, difference.high))
-    return f"{value:+.1f} ({low:+.1f} to {high:+.1f}; p {p})"
+    low, high = (percent(end, sign=True) for end in (difference.low, difference.high))
+    return Cell(text, f"{low} to {high}; p {p}", kind)

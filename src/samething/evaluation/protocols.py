@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from samething.errors import InputError
@@ -52,34 +54,9 @@ def title_of_scope(scope: Scope) -> str:
     return "one index over all domains" if scope == "merged" else "one index per domain"
 
 
-# ---- the Google Universal Image Embedding Challenge's domains
-
-GUIEC_SHARES: Final[Mapping[str, float]] = {
-    "apparel": 20.0,
-    "packaged goods": 19.9,
-    "landmarks": 19.6,
-    "furniture": 10.6,
-    "storefronts": 10.2,
-    "dishes": 6.7,
-    "artwork": 5.4,
-    "memes, illustrations and cars": 5.2,
-    "toys": 2.3,
-}
-"""Shares of the challenge's queries in percent, as its organisers published them (2022)."""
-
-_CHALLENGE_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
-    "apparel": ("apparel", "clothing", "clothes", "fashion", "inshop", "deep_fashion", "deep_fashion2", "hm"),
-    "packaged goods": ("packaged goods", "products", "product", "packaged", "rp2k", "sop", "products_10k",
-                       "shopee"),
-    "landmarks": ("landmarks", "landmark", "gldv2"),
-    "furniture": ("furniture", "home decor", "furniture180"),
-    "storefronts": ("storefronts", "storefront", "shops", "storefronts146"),
-    "dishes": ("dishes", "dish", "food", "food2k", "food101", "food_rec22"),
-    "artwork": ("artwork", "artworks", "art", "paintings", "met", "met_art"),
-    "memes, illustrations and cars": ("memes", "illustrations", "illustration", "cars", "car",
-                                      "stanford_cars", "cars196"),
-    "toys": ("toys", "toy"),
-}  # fmt: skip
+_CHALLENGE_NAMES: Final[Mapping[str, Sequence[str]]] = tomllib.loads(
+    Path(__file__).with_name("challenge_names.toml").read_text(encoding="utf-8")
+)
 
 
 def challenge_domain(domain: str) -> str | None:
@@ -89,10 +66,7 @@ def challenge_domain(domain: str) -> str | None:
     ('packaged goods', 'memes, illustrations and cars', None)
     """
     plain = " ".join(re.split(r"[\s_-]+", domain.strip().lower()))
-    for name, spellings in _CHALLENGE_NAMES.items():
-        if plain == name or plain in [" ".join(spelling.split("_")) for spelling in spellings]:
-            return name
-    return None
+    return next((name for name, others in _CHALLENGE_NAMES.items() if plain in (name, *others)), None)
 
 
 def composite_weights(domains: tuple[str, ...], shares: Mapping[str, float]) -> dict[str, float]:
@@ -116,30 +90,11 @@ def composite_weights(domains: tuple[str, ...], shares: Mapping[str, float]) -> 
     return {domain: weight / total for domain, weight in raw.items()}
 
 
+_TABLE: Final = tomllib.loads(Path(__file__).with_name("protocols.toml").read_text(encoding="utf-8"))
+
 PROTOCOLS: Final[Mapping[str, Protocol]] = {
-    "default": Protocol(name="default"),
-    "guiec": Protocol(
-        name="guiec",
-        metrics=("mmp@5",),
-        scopes=("merged",),
-        distance="euclidean",
-        largest_dim=64,
-        domain_shares=GUIEC_SHARES,
-    ),
-    "uned": Protocol(name="uned", metrics=("r@1", "mmp@5", "map@5"), decimals=3),
-    "ilias": Protocol(name="ilias", metrics=("map@1000",), scopes=("merged",), mean="queries"),
-    "metric-learning": Protocol(
-        name="metric-learning",
-        metrics=("r@1", "r@2", "r@4", "r@8", "map@r", "r-precision"),
-        scopes=("per_domain",),
-    ),
-    "board": Protocol(
-        name="board",
-        metrics=("r@1", "r@10", "r@100", "mrr@10", "map", "map@r"),
-        scopes=("merged",),
-        mean="queries",
-    ),
-    "revisited": Protocol(name="revisited", metrics=("map-trapezoid", "r@1"), scopes=("per_domain",)),
+    name: Protocol(name=name, **{key: tuple(v) if isinstance(v, list) else v for key, v in row.items()})
+    for name, row in _TABLE.items()
 }
 """The protocols by name; ``custom`` is ``default`` with metrics of one's own."""
 

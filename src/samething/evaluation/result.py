@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
+import rich.table
 
 from samething.arrays import Bool, Int, PerQuery
 from samething.errors import InputError
@@ -24,7 +23,14 @@ from samething.evaluation.protocols import (
 )
 from samething.files import Json
 from samething.metrics import Metric, title_of
-from samething.statistics import Estimate, domain_mean, domain_mean_estimates, weighted_mean_interval
+from samething.pages import Table
+from samething.statistics import (
+    Estimate,
+    domain_mean,
+    domain_mean_estimates,
+    percent,
+    weighted_mean_interval,
+)
 
 Estimates: TypeAlias = Mapping[str, Mapping[Metric, Estimate]]
 """Domain or ``mean`` -> metric -> mean over its queries with the 95 % interval."""
@@ -227,7 +233,7 @@ class EvaluationResult:
             for scope in self.protocol.scopes
         }
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> rich.table.Table:
         left_out = self.num_queries_without_positive()
         notes = [f"{left_out} queries without a relevant entry in the index are left out"] if left_out else []
         if self.protocol.decimals is not None:
@@ -237,35 +243,18 @@ class EvaluationResult:
             weights = self.composite_weights
             parts = ", ".join(f"{domain} {100 * weight:.0f} %" for domain, weight in weights.items())
             notes += [
-                f"composite {title_of(metric)} {cell(self.composite(metric))}, weights: {parts}"
+                f"composite {title_of(metric)} {percent(*self.composite(metric))}, weights: {parts}"
                 if weights
                 else "no composite score: none of the domains is one of the challenge's"
                 for metric in self.metrics
             ]
-        table = Table(title=title_of_scope(self.scope), caption="\n".join(notes) or None)
-        table.add_column("domain")
-        table.add_column("queries", justify="right")
-        for metric in self.metrics:
-            table.add_column(f"{title_of(metric)} % (95 %)", justify="right")
-        for domain, row in self.estimates(self.scope).items():
-            if domain == MEAN:
-                table.add_section()
-            style = "bold" if domain == MEAN else None
-            table.add_row(
-                Text(domain), f"{self.num_queries(domain):,}", *map(cell, row.values()), style=style
-            )
-        return table
-
-
-def cell(found: Estimate) -> str:
-    """Such as ``87.3 (84.1–90.0)``, in percent."""
-    value, low, high = (100 * number for number in found)
-    return "–" if math.isnan(value) else f"{value:.1f} ({low:.1f}–{high:.1f})"
-
-
-def short_cell(found: Estimate) -> str:
-    """Such as ``87.3 ±2.9``, in percent."""
-    return "–" if math.isnan(found.value) else f"{100 * found.value:.1f} ±{50 * (found.high - found.low):.1f}"
+        columns = ["domain", "queries", *(f"{title_of(metric)} % (95 %)" for metric in self.metrics)]
+        rows = [
+            [domain, f"{self.num_queries(domain):,}", *(percent(*found) for found in row.values())]
+            for domain, row in self.estimates(self.scope).items()
+        ]
+        featured = len(rows) - 1
+        return Table(title_of_scope(self.scope), columns, rows, "\n".join(notes), featured).printed()
 
 
 def or_null(value: float | int) -> float | int | None:

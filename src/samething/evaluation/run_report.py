@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +10,7 @@ import numpy as np
 
 from samething.arrays import Embeddings
 from samething.evaluation.analysis import Analysis, MapPoint, ShownQuery, map_of
-from samething.evaluation.comparison import Comparison, difference_cell
+from samething.evaluation.comparison import Comparison
 from samething.evaluation.protocols import MEAN, title_of_scope
 from samething.metrics import title_of
 from samething.pages import Cell, Table, Thumbnail, bars_figure, image_url, new_axes, write_page
@@ -64,7 +63,7 @@ def write_report(
         facts=facts,
         featured=featured,
         scope=title_of_scope(comparison.scope),
-        tables=[_table(comparison, domain, featured) for domain in [MEAN, *domains[:-1]]],
+        tables=[comparison.table(domain, featured=featured) for domain in [MEAN, *domains[:-1]]],
         bars=bars_figure(
             domains,
             {
@@ -74,7 +73,7 @@ def write_report(
             label=f"{title_of(metric)} %",
         ),
         bar_metric=title_of(metric),
-        differences=_differences(comparison, featured),
+        differences=comparison.difference_table(featured) if len(comparison.results) > 1 else None,
         no_match=[(name, found.__rich__()) for name, found in comparison.no_match.items()],
         curves=curves,
         **_looked_at(queries, analysis, embeddings),
@@ -154,49 +153,3 @@ def _looked_at(
             for one in group
         ]
     return {**content, "points": points, "urls": urls}
-
-
-def _differences(comparison: Comparison, featured: str) -> Table | None:
-    """The featured embedding against every other, per domain and overall."""
-    if len(comparison.results) < 2 or featured not in comparison.results:
-        return None
-    domains = [MEAN, *comparison.first.domains]
-    rows: list[list[str | Cell]] = []
-    for name, by_domain in comparison.differences(featured).items():
-        found = [by_domain[domain] for domain in domains]
-        parts = [difference_cell(one).partition(" ") for one in found]
-        rows.append(
-            [name]
-            + [
-                Cell(text, small, kind="best" if one.is_sure else "")
-                for one, (text, _, small) in zip(found, parts, strict=True)
-            ]
-        )
-    return Table("", ["", *domains], rows)
-
-
-def _table(comparison: Comparison, domain: str, featured: str) -> Table:
-    """The rows of one domain; the best value of each metric is marked."""
-    found = {name: result.estimates(comparison.scope)[domain] for name, result in comparison.results.items()}
-    best = {
-        metric: np.nanmax([row[metric].value for row in found.values()] + [-1])
-        for metric in comparison.metrics
-    }
-    rows: list[list[str | Cell]] = []
-    for name, row in found.items():
-        cells: list[str | Cell] = [name, f"{comparison.dimensions[name]}"]
-        for metric, (value, low, high) in row.items():
-            if math.isnan(value):
-                cells.append("–")
-            else:
-                ends = f"{100 * low:.1f}–{100 * high:.1f}"
-                kind = "best" if value == best[metric] else ""
-                cells.append(Cell(f"{100 * value:.1f}", ends, kind))
-        rows.append(cells)
-    first = comparison.first
-    counts = f"{first.num_queries(domain)} queries"
-    if left_out := first.num_queries_without_positive(domain):
-        counts += f", {left_out} without a positive left out"
-    title = f"mean of the {first.protocol.mean}" if domain == MEAN else domain
-    columns: list[str | Cell] = [Cell(title, counts), "dim", *map(title_of, comparison.metrics)]
-    return Table("", columns, rows, featured=list(found).index(featured) if featured in found else None)

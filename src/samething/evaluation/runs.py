@@ -23,6 +23,7 @@ from samething.evaluation.looked_again import LookedAgain
 from samething.evaluation.no_match import NoMatch, measure_no_match
 from samething.evaluation.protocols import Protocol, Scope
 from samething.evaluation.run_report import write_report
+from samething.evaluation.task import rows_by_role
 from samething.features import FeatureSet
 from samething.heads import Head, HeadConfig, fitted_head
 from samething.images import prepare
@@ -72,13 +73,8 @@ class OpenedRuns:
                     expected="runs on one catalog, so that they are asked the same questions",
                     next_step="evaluate them one by one",
                 )
+        rows_by_role(catalog, "test")  # refuses a catalog without them
         tested = catalog.has_role("query", "index", "query+index")
-        if not tested.any():
-            raise InputError(
-                f"the catalog of {runs[0].folder} has no test images",
-                expected="images with the roles query and index, or query+index",
-                next_step="make the catalog with a share for the test: samething catalog FOLDER --test 0.2",
-            )
         embeddings = [_kept(run, run.head, found, tested) for run, found in zip(runs, features, strict=True)]
         return cls(tuple(runs), tuple(features), catalog, tested, catalog.take(tested), tuple(embeddings))
 

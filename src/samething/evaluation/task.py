@@ -198,7 +198,8 @@ def rows_by_role(catalog: Catalog, role: Role) -> tuple[Int[np.ndarray, " q"], I
         raise InputError(
             f"a catalog with {len(queries)} query images and {len(index)} index images",
             expected=wanted,
-            next_step="set the role column of the catalog",
+            next_step="set the role column, or make the catalog with shares for validation and test: "
+            "samething catalog FOLDER --val 0.1 --test 0.2",
         )
     labels = catalog.strings("label")
     for row in queries:

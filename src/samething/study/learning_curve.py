@@ -46,7 +46,7 @@ def _point(
     head: Head, rows: Int[np.ndarray, " n"], number: int, run: Run, features: FeatureSet, questions: Questions
 ) -> Point:
     """Of a head that was trained on some rows, its embeddings kept in the bytes that the run is kept in."""
-    tested = np.flatnonzero(questions.chosen)
+    tested = questions.chosen
     values = questions.scores(kept_embeddings(head, features.rows, tested, rows, run.config.codes))
     return (float(number), *questions.estimate(values))
 

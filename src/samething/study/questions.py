@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
-from samething.arrays import Bool, Embeddings, Float, Int, PerQuery
+from samething.arrays import Embeddings, Float, Int, PerQuery
 from samething.catalog import Catalog
 from samething.errors import InputError
 from samething.evaluation import evaluate_embeddings
+from samething.evaluation.task import rows_by_role
 from samething.features import FeatureSet
 from samething.progress import without_progress
 from samething.statistics import (
@@ -35,10 +36,10 @@ class Questions:
     """The queries of one part of a catalog, and the images they are searched among."""
 
     part: Literal["val", "test"]
-    chosen: Bool[np.ndarray, " n"]
-    """Which rows of the feature folder are of the part."""
+    chosen: Int[np.ndarray, " p"]
+    """Rows of the feature folder, ascending."""
     catalog: Catalog
-    """These images."""
+    """These p images."""
     domains: tuple[str, ...]
     domain_of: Int[np.ndarray, " q"]
     """Domain of each query, as a position in ``domains``."""
@@ -51,16 +52,8 @@ class Questions:
             InputError: there are none, or instances of the part are trained on as well.
         """
         catalog = features.catalog
-        queries = chosen = catalog.has_role("val")
-        if part == "test":
-            queries = catalog.has_role("query", "query+index")
-            chosen = queries | catalog.has_role("index")
-        if not queries.any():
-            raise InputError(
-                f"no {'validation' if part == 'val' else 'test'} images in {features.folder}",
-                expected="a catalog with the roles train, val, query and index",
-                next_step="make it with shares for both: samething catalog FOLDER --val 0.1 --test 0.2",
-            )
+        queries, gallery = rows_by_role(catalog, part)
+        chosen = np.union1d(queries, gallery)
         ids = catalog.class_ids()
         shared = np.intersect1d(ids[queries], ids[catalog.has_role("train")])
         if len(shared):

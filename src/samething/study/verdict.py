@@ -87,7 +87,7 @@ def _kept(run: Run, features: FeatureSet, on_test: PairedDifference) -> Kept:
         questions = Questions.of(features, "val")
     except InputError:
         return "head" if on_test.low > 0 else "backbone"
-    val, training = np.flatnonzero(questions.chosen), np.flatnonzero(features.catalog.has_role("train"))
+    val, training = questions.chosen, np.flatnonzero(features.catalog.has_role("train"))
     rows = np.asarray(features.rows[val])
     backbone = questions.scores(rows.astype(np.float32))
     kept = kept_embeddings(run.head, features.rows, val, training, run.config.codes)
