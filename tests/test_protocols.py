@@ -178,7 +178,7 @@ def test_protocols_equal_their_description(tmp_path_factory, protocol, case):
                 if protocol.decimals and domain != "mean" and number is not None:
                     assert content["rounded"][scope][domain][metric] == pytest.approx(number, abs=5.01e-4)
     if protocol.domain_shares:
-        check_composite(content, expected_numbers(protocol, rows, vectors, [], "merged")[0])
+        check_composite(content, expected_numbers(protocol, rows, vectors, distractors, "merged")[0])
 
 
 def check_composite(content, expected):

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from samething.errors import InputError
 from samething.files import Json, read_json, write_json
-from samething.pages import Cell, Table
+from samething.pages import Cell, Cells, Table
 from samething.statistics import percent
 
 Task = Literal["sop", "rp2k", "met", "gldv2", "cars196", "cub_200", "forb"]
@@ -127,9 +127,7 @@ class Leaderboard:
     def _table(self, name: Benchmark) -> Table:
         board = BOARDS[name]
         published = sorted(board.published, key=lambda row: -row.score)
-        rows: list[list[str | Cell]] = [
-            [row.system, row.setting, percent(row.score), row.source] for row in published
-        ]
+        rows: list[Cells] = [[row.system, row.setting, percent(row.score), row.source] for row in published]
         for mine in sorted(self.own.get(name, ()), key=lambda row: -row.score):
             whose = "the benchmark's number of queries" if mine.is_of_the_benchmark else "other images"
             rows.append(

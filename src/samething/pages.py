@@ -134,6 +134,10 @@ class Cell:
     style: str = ""
 
 
+Cells: TypeAlias = list[str | Cell]
+"""A row, while it is put together."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """A table as it is printed: every cell is text already."""

@@ -14,7 +14,7 @@ import rich.markup
 from samething.catalog import Catalog
 from samething.datasets.listing import Dropped
 from samething.files import write_csv
-from samething.pages import Cell, Table
+from samething.pages import Cell, Cells, Table
 
 DROPPED_SUFFIX: Final = ".dropped.csv"
 
@@ -51,7 +51,7 @@ class CatalogReport:
             [str(row["domain"]), str(row["role"]), f"{row['instances']:,}", f"{row['images']:,}"]
             for row in self.counts
         ]
-        columns = ["domain", Cell("role", kind="text"), "things", "images"]
+        columns: Cells = ["domain", Cell("role", kind="text"), "things", "images"]
         table = Table(f"{len(self.catalog):,} images in {self.path}", columns, rows)
         lines = [f"[yellow]warning[/yellow] {escape(line)}" for line in _shortened(self.warnings)]
         if self.passed_over:

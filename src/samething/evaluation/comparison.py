@@ -22,7 +22,7 @@ from samething.evaluation.result import Estimates, EvaluationResult
 from samething.evaluation.task import TaskSet
 from samething.files import Json
 from samething.metrics import Metric, title_of
-from samething.pages import Cell, Table
+from samething.pages import Cell, Cells, Table
 from samething.rerank.gains import Gain
 from samething.statistics import PairedDifference, paired_difference, percent
 
@@ -174,9 +174,9 @@ class Comparison:
         best = {
             metric: np.nanmax([row[metric].value for row in found.values()] + [-1]) for metric in self.metrics
         }
-        rows: list[list[str | Cell]] = []
+        rows: list[Cells] = []
         for name, row in found.items():
-            cells: list[str | Cell] = [name, f"{self.dimensions[name]:,}"]
+            cells: Cells = [name, f"{self.dimensions[name]:,}"]
             for metric, one in row.items():
                 ends = "" if math.isnan(one.value) else f"{percent(one.low)}–{percent(one.high)}"
                 cells.append(Cell(percent(one.value), ends, "best" if one.value == best[metric] else ""))
@@ -185,7 +185,7 @@ class Comparison:
         if left_out := self.first.num_queries_without_positive(domain):
             counts += f", {left_out:,} without a positive left out"
         what = f"mean of the {self.first.protocol.mean}" if domain == MEAN else domain
-        columns = [Cell(what, counts), "dim", *map(title_of, self.metrics)]
+        columns: Cells = [Cell(what, counts), "dim", *map(title_of, self.metrics)]
         place = list(found).index(featured) if featured in found else None
         return Table(title, columns, rows, featured=place)
 
@@ -198,11 +198,14 @@ class Comparison:
             title: of the table.
         """
         domains = (MEAN, *self.first.domains)
-        rows = [
+        rows: list[Cells] = [
             [name, *(difference_cell(of[domain], short=short and domain != MEAN) for domain in domains)]
             for name, of in self.differences(reference).items()
         ]
-        columns = ["", *(Cell(domain, f"n = {self.first.num_queries(domain):,}") for domain in domains)]
+        columns: Cells = [
+            "",
+            *(Cell(domain, f"n = {self.first.num_queries(domain):,}") for domain in domains),
+        ]
         note = "* the 95 % interval does not hold 0" if short else ""
         return Table(title, columns, rows, note)
 

@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from samething.errors import InputError
 from samething.metrics import Metric, require_metric
@@ -92,10 +92,13 @@ def composite_weights(domains: tuple[str, ...], shares: Mapping[str, float]) -> 
 
 _TABLE: Final = tomllib.loads(Path(__file__).with_name("protocols.toml").read_text(encoding="utf-8"))
 
-PROTOCOLS: Final[Mapping[str, Protocol]] = {
-    name: Protocol(name=name, **{key: tuple(v) if isinstance(v, list) else v for key, v in row.items()})
-    for name, row in _TABLE.items()
-}
+
+def _from_table(name: str, row: Mapping[str, Any]) -> Protocol:
+    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}
+    return Protocol(name=name, **fields)
+
+
+PROTOCOLS: Final[Mapping[str, Protocol]] = {name: _from_table(name, row) for name, row in _TABLE.items()}
 """The protocols by name; ``custom`` is ``default`` with metrics of one's own."""
 
 
