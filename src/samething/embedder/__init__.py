@@ -1,4 +1,4 @@
-"""Model folder to embeddings, on onnxruntime alone: neither torch nor timm is needed here.
+"""Model folder to embeddings, on onnxruntime or a faster device: neither torch nor timm is needed.
 
 Layout of a model folder (written by ``export``)::
 
