@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from jaxtyping import Float
 
+import samething.index.approximate as approximate
 from samething.errors import ArtefactError, FingerprintError, InputError
 from samething.files import Manifest, write_json, write_manifest
 from samething.index import (
@@ -786,6 +787,44 @@ def test_a_changed_region_is_found(tmp_path: Path, change: str, words: str) -> N
         assert any(words in problem for problem in again.verify().problems)
         with pytest.raises(ArtefactError):
             again.search(parts[1:], 2)
+
+
+def test_an_approximate_search_asks_the_database_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It read a note, and each row twice: half of its time. What another handle tunes is noticed anyway."""
+    vectors = near_centres(1200, seed=4)
+    index = SqliteIndex.create(tmp_path / "i", dim=16, model_fingerprint="f", model_name="m")
+    index.add(vectors, [{"id": f"{row:04d}", "path": f"/{row}"} for row in range(1200)])
+    said: list[str] = []
+    breadths: list[int] = []
+    connect, candidates = sqlite3.connect, approximate.candidates
+
+    def traced(*args: Any, **options: Any) -> sqlite3.Connection:
+        db: sqlite3.Connection = connect(*args, **options)
+        db.set_trace_callback(said.append)
+        return db
+
+    def counted(*args: Any, breadth: int) -> Any:
+        breadths.append(breadth)
+        return candidates(*args, breadth=breadth)
+
+    monkeypatch.setattr(sqlite3, "connect", traced)
+    monkeypatch.setattr(approximate, "candidates", counted)
+    reader = SqliteIndex.open(tmp_path / "i")
+    exact = reader.search(vectors[:1], 3)
+    for _ in range(2):
+        report = index.tune(0.5)
+        breadths.clear()
+        reader.search(vectors[:1], 3)
+        said.clear()
+        found = reader.search(vectors[:1], 3)
+        assert breadths == [report.breadth] * 2
+        assert [text.split()[0] for text in said] == ["BEGIN", "SELECT", "SELECT", "COMMIT"]
+        assert (found.of(0), found.ids.tolist()) == (exact.of(0), exact.ids.tolist())
+        index.search_exactly()
+        reader.search(vectors[:1], 3)
+        assert len(breadths) == 2
 
 
 def test_a_recall_that_cannot_be(tmp_path: Path) -> None:

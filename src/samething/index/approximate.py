@@ -110,24 +110,33 @@ class Graph:
         return cls(path, report, _faiss().read_index(str(path)))
 
     def search(
-        self, db: Connection, generation: Generation, view: View, queries: Queries, k: int
+        self,
+        db: Connection,
+        generation: Generation,
+        view: View,
+        queries: Queries,
+        k: int,
+        stored: dict[int, tuple[Any, ...]] | None,
     ) -> tuple[Shaped[np.ndarray, "q k"], Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
         """As :func:`nearest_rows`, at the recall of the report; ``k`` is at most the number of rows."""
-        newer = np.arange(self.report.num_slots, len(view.vectors))
+        num_slots = len(view.kept)
+        newer = np.arange(self.report.num_slots, num_slots)
         parts = []
         for query in queries:
             num = num_sought(view, k)
             while True:
                 found = candidates(self.nodes, query, num, breadth=self.report.breadth)
-                chosen = np.concatenate([np.sort(found), newer])
+                found.sort()
+                chosen = np.concatenate([found, newer]) if len(newer) else found
                 chosen = chosen[~view.is_dead[chosen]]
                 is_enough = view.num_rows_among(chosen) >= k
-                if is_enough or view.rows is None or num >= len(view.vectors):
+                if is_enough or view.rows is None or num >= num_slots:
                     break
                 num *= MORE  # all that was found is of a few rows
-            parts.append(
-                nearest_rows(db, generation, view, query[None], k, chosen if is_enough else None, is_few=True)
-            )
+            own = chosen if is_enough else None
+            parts.append(nearest_rows(db, generation, view, query[None], k, own, is_few=True, stored=stored))
+        if len(parts) == 1:
+            return parts[0]
         ids, scores, slots = (np.concatenate(part) for part in zip(*parts, strict=True))
         return ids, scores, slots
 
@@ -289,3 +298,9 @@ def _expected(searched: Searched, sample: Slots, rest: Slots, k: int) -> tuple[l
         others.nearest(queries[row : row + 1], k)
         times.append(time.perf_counter() - started)
     return [set(rest[places].tolist()) for places in top.indices], 1e3 * float(np.median(times))
+
+
+def note_report(db: Connection, generation: Generation, report: RecallReport | None) -> None:
+    """Say how searches are from now on; it counts as a change, after which readers look at the note again."""
+    generation.set_notes(db, "approximate", {"report": report and dataclasses.asdict(report)})
+    generation.bury(db, [])

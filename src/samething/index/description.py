@@ -218,9 +218,11 @@ def unit_vectors(vectors: Float[np.ndarray, "n d"], *, dim: int) -> Float[np.nda
         raise InputError(
             f"vectors of type {vectors.dtype}", expected="floating point numbers", next_step="convert them"
         )
-    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    wrong = np.flatnonzero(~(np.abs(lengths - 1) <= NORM_TOLERANCE))  # true for NaN as well
-    if len(wrong):
+    wide = vectors.astype(np.float64)
+    lengths = np.sqrt((wide * wide).sum(axis=1))
+    is_unit = np.abs(lengths - 1) <= NORM_TOLERANCE  # false for NaN
+    if not is_unit.all():
+        wrong = np.flatnonzero(~is_unit)
         row = int(wrong[0])
         finite = bool(np.isfinite(vectors[row]).all())
         raise InputError(

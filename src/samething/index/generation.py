@@ -18,6 +18,7 @@ import urllib.parse
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Final
 
 import numpy as np
@@ -293,13 +294,19 @@ class Generation:
         if size < num_bytes:
             raise self.damaged(f"{self.vectors_file} has {size} bytes instead of {num_bytes}")
 
-    def read(self, db: Connection, slots: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
-        """Columns of rows, in the order of their slots.
+    def read(
+        self,
+        db: Connection,
+        slots: Sequence[int],
+        columns: Sequence[str],
+        known: Mapping[int, tuple[Any, ...]] = MappingProxyType({}),
+    ) -> list[dict[str, Any]]:
+        """Columns of rows, in the order of their slots; ``known`` as in :meth:`RowFormat.read`.
 
         Raises:
             ArtefactError: one is not what was written.
         """
-        found, problems = self.rows.read(db, slots, columns)
+        found, problems = self.rows.read(db, slots, columns, known)
         if problems:
             raise self.damaged("; ".join(problems))
         return found

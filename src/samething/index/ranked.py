@@ -5,7 +5,7 @@ A row with regions is as near as the nearest of them and of the whole image (Max
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -32,6 +32,7 @@ def nearest_rows(
     chosen: Slots | None,
     *,
     is_few: bool = False,
+    stored: dict[int, tuple[Any, ...]] | None = None,
 ) -> tuple[Shaped[np.ndarray, "q k"], Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
     """Ids and scores of the ``k`` nearest rows of each query, and the slots of what is nearest in them.
 
@@ -43,6 +44,7 @@ def nearest_rows(
         k: from 1 to the number of rows there are.
         chosen: slots of the rows to look at and of their regions, ascending; None: all.
         is_few: compare the vectors of the rows found alone with their checksums, not all of them once.
+        stored: takes up what the database has of the rows that were looked at, for ``Generation.read``.
     """
     if not is_few or chosen is None:
         generation.checked(db, view)
@@ -68,7 +70,7 @@ def nearest_rows(
                 unsettled.append(number)
                 continue
             alive = alive[values[alive] >= values[alive[k - 1]]]
-            names = _ids(db, generation, view, places[alive])
+            names = _ids(db, generation, view, places[alive], stored)
             order = sorted(range(len(alive)), key=lambda place: (-values[alive[place]], names[place]))[:k]
             ids[number] = [names[place] for place in order]
             scores[number], slots[number] = values[alive[order]], places[alive[order]]
@@ -88,14 +90,27 @@ def _best_of_each(rows: Slots, values: Float[np.ndarray, " n"], slots: Slots) ->
     return order[np.sort(np.unique(rows[order], return_index=True)[1])]
 
 
-def _ids(db: Connection, generation: Generation, view: View, slots: Slots) -> list[str]:
+def _ids(
+    db: Connection,
+    generation: Generation,
+    view: View,
+    slots: Slots,
+    stored: dict[int, tuple[Any, ...]] | None,
+) -> list[str]:
+    columns = "id" if stored is None else generation.rows.stored_names
+    whole = at_slots(db, f"{columns}, vector_crc32", slots.tolist())
     names: list[str] = []
-    whole = at_slots(db, "id, vector_crc32", slots.tolist())
+    checks: list[int | None] = []
     for slot in slots.tolist():
-        name, check = whole.get(slot, ("", None))
+        name, *others, check = whole.get(slot, ("", None))
         if view.rows is not None and view.rows[slot] != slot:
             name, _, check = sqlite_regions.at(db, slot) or ("", None, None)
-        if vector_crc32([name], view.kept[slot : slot + 1]) != [check]:
-            raise generation.damaged(f"the vector of {name or f'slot {slot}'!r} is not what was written")
+        elif stored is not None and others:
+            stored[slot] = (name, *others)
         names.append(name)
+        checks.append(check)
+    if (found := vector_crc32(names, view.kept[slots])) != checks:
+        wrong = next(place for place, check in enumerate(checks) if check != found[place])
+        name = names[wrong] or f"slot {slots[wrong]}"
+        raise generation.damaged(f"the vector of {name!r} is not what was written")
     return names

@@ -17,15 +17,15 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
 import samething.index.sqlite_regions as sqlite_regions
 from samething.arrays import Embeddings, Queries
-from samething.errors import ArtefactError, FingerprintError, InputError, SamethingError
+from samething.errors import ArtefactError, InputError, SamethingError
 from samething.files import Json, disk_errors, is_finished, only_one_writer, write_manifest
-from samething.index.approximate import Graph, RecallReport, tuned_graph
+from samething.index.approximate import Graph, RecallReport, note_report, tuned_graph
 from samething.index.conditions_and_hits import Condition, Hits, Verification
 from samething.index.description import (
     ColumnKind,
@@ -47,6 +47,7 @@ from samething.index.sqlite_folder import (
     graph_path,
     manifest_stamp,
     new_manifest,
+    of_another_model,
     read_description,
     require_free,
 )
@@ -76,7 +77,7 @@ class SqliteIndex(AbstractIndex):
         self._is_closed = False
         self._guard = threading.Lock()
         self._succeeds = (-1, -1)
-        self._loaded: tuple[str, Graph | None] | None = None
+        self._loaded: tuple[tuple[int, int], str, Graph | None] = ((-1, -1), "", None)
 
     # ---- making and opening
 
@@ -261,7 +262,7 @@ class SqliteIndex(AbstractIndex):
     def _search(self, queries: Queries, k: int, where: dict[str, Condition], columns: list[str]) -> Hits:
         with self.reading() as ((db, view), generation):
             if queries.shape[1] != generation.description.dim:
-                raise self._of_another_model(generation.description)
+                raise of_another_model(self.location, self.description, generation.description)
             chosen = generation.matching(db, view, where) if where else None
             k = min(k, view.num_rows if chosen is None else len(chosen))
             if k == 0 or len(queries) == 0:
@@ -269,17 +270,18 @@ class SqliteIndex(AbstractIndex):
                 return Hits.of_rows(ids, ids.astype(float), [], columns, self.description, [])
             if chosen is not None:
                 chosen = view.with_regions(chosen)
+            stored: dict[int, tuple[Any, ...]] | None = None if columns == ["id"] else {}
             is_few = chosen is None and len(queries) < _MANY_QUERIES
-            if is_few and (graph := self._graph(db, generation)):
-                ids, scores, slots = graph.search(db, generation, view, queries, k)
+            if is_few and (graph := self._graph(db, generation, view)):
+                ids, scores, slots = graph.search(db, generation, view, queries, k, stored)
             else:
-                ids, scores, slots = nearest_rows(db, generation, view, queries, k, chosen)
+                ids, scores, slots = nearest_rows(db, generation, view, queries, k, chosen, stored=stored)
             rows, places, found = [{"id": name} for name in ids.ravel()], [], slots.ravel()
             if view.rows is not None:
                 places = sqlite_regions.places(db, found, view.rows[found])
                 found = view.rows[found]
-            if columns != ["id"]:
-                rows = generation.read(db, found.tolist(), columns)
+            if stored is not None:
+                rows = generation.read(db, found.tolist(), columns, stored)
         return Hits.of_rows(ids, scores, rows, columns, self.description, places)
 
     def _items(self, columns: list[str]) -> Iterator[RecordBatch]:
@@ -338,30 +340,33 @@ class SqliteIndex(AbstractIndex):
             report = tuned_graph(path, searched, slots, target=recall, k=k, num_queries=num_queries)
         with self.writing() as (db, now):
             if now.number == generation.number:
-                now.set_notes(db, "approximate", {"report": dataclasses.asdict(report)})
+                note_report(db, now, report)
             else:  # it was compacted meanwhile
                 path.unlink(missing_ok=True)
         return report
 
     def search_exactly(self) -> None:
         """Let searches be exact again."""
-        self.set_notes("approximate", {"report": None})
+        with self.writing() as (db, generation):
+            note_report(db, generation, None)
 
     def recall_report(self) -> RecallReport | None:
         """How approximate searches are, or None where they are exact."""
         found = self.notes("approximate").get("report")
         return None if found is None else RecallReport(**found)
 
-    def _graph(self, db: Connection, generation: Generation) -> Graph | None:
-        """The graph to search, loaded once."""
-        noted = generation.notes(db, "approximate").get("report")
-        if not noted or not noted["breadth"]:
-            return None
+    def _graph(self, db: Connection, generation: Generation, view: View) -> Graph | None:
+        """The graph to search, loaded once; which one is looked up after each change."""
+        state = (generation.number, view.change)
         with self._guard:
-            if self._loaded is None or self._loaded[0] != noted["sha256"]:
-                path = graph_path(self.folder, generation.number)
-                self._loaded = (noted["sha256"], Graph.open(path, RecallReport(**noted)))
-            return self._loaded[1]
+            known, sha256, graph = self._loaded
+            if known != state:
+                noted = generation.notes(db, "approximate").get("report") or {"sha256": ""}
+                if noted["sha256"] != sha256:
+                    path = graph_path(self.folder, generation.number)
+                    graph = Graph.open(path, RecallReport(**noted)) if noted["sha256"] else None
+                self._loaded = (state, noted["sha256"], graph)
+            return graph
 
     # ---- checking and ending
 
@@ -405,7 +410,14 @@ class SqliteIndex(AbstractIndex):
         """
         is_inside = False
         while True:
-            generation = self._current()
+            with self._guard:
+                if self._is_closed:
+                    raise InputError(
+                        f"the index {self.location} was closed",
+                        expected="an open index",
+                        next_step="open it again",
+                    )
+                generation = self._generation
             try:
                 with begin(generation) as begun:
                     if self._is_current(generation):
@@ -415,6 +427,7 @@ class SqliteIndex(AbstractIndex):
             except SamethingError:
                 if is_inside or self._is_current(generation):
                     raise
+            self._follow()
 
     def _is_current(self, generation: Generation) -> bool:
         with self._guard:  # another thread may have followed the manifest meanwhile
@@ -423,28 +436,13 @@ class SqliteIndex(AbstractIndex):
     def _has_moved(self) -> bool:
         return self._stamp is not None and manifest_stamp(self.folder) != self._stamp
 
-    def _current(self) -> Generation:
+    def _follow(self) -> None:
         with self._guard:
-            if self._is_closed:
-                raise InputError(
-                    f"the index {self.location} was closed",
-                    expected="an open index",
-                    next_step="open it again",
-                )
             while self._has_moved():
                 stamp = manifest_stamp(self.folder)
                 description, number = read_description(self.folder)
                 if description.model_fingerprint != self.model_fingerprint:
-                    raise self._of_another_model(description)
+                    raise of_another_model(self.location, self.description, description)
                 self._generation.close()
                 self._generation = Generation(self.folder, number, description)
                 self._stamp, self.description = stamp, description
-            return self._generation
-
-    def _of_another_model(self, description: IndexDescription) -> FingerprintError:
-        return FingerprintError(
-            f"the index {self.location} was rebuilt with the model {description.model_name!r} "
-            f"({description.model_fingerprint}) since it was opened",
-            expected=f"vectors of {self.model_name!r} ({self.model_fingerprint})",
-            next_step="open it again with the new model",
-        )

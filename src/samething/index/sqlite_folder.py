@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from samething.errors import ArtefactError, InputError
+from samething.errors import ArtefactError, FingerprintError, InputError
 from samething.files import (
     MANIFEST_NAME,
     PARTIAL_SUFFIX,
@@ -30,7 +31,7 @@ _ENGINE: Final = "sqlite"
 def manifest_stamp(folder: Path) -> Stamp:
     """Changes when the manifest is written anew; quick to ask for."""
     try:
-        status = (folder / MANIFEST_NAME).stat()
+        status = os.stat(f"{folder}/{MANIFEST_NAME}")  # noqa: PTH116 - at each search
     except OSError:
         return (0, 0)
     return (status.st_ino, status.st_mtime_ns)
@@ -120,3 +121,13 @@ def read_description(folder: Path) -> tuple[IndexDescription, int]:
             expected="the manifest that was written with the index",
             next_step="restore it from a copy, or make the index again",
         ) from error
+
+
+def of_another_model(location: str, known: IndexDescription, found: IndexDescription) -> FingerprintError:
+    """The error of a handle whose index was rebuilt with another model."""
+    return FingerprintError(
+        f"the index {location} was rebuilt with the model {found.model_name!r} "
+        f"({found.model_fingerprint}) since it was opened",
+        expected=f"vectors of {known.model_name!r} ({known.model_fingerprint})",
+        next_step="open it again with the new model",
+    )

@@ -85,6 +85,7 @@ class RowFormat:
         self.statements = [part.strip() for part in schema.split(";")]
         """What makes the tables."""
         self.names = ", ".join(f'"{name}"' for name in self.kinds)
+        self.stored_names = f"{self.names}, row_crc32"
         self._places = {name: place for place, name in enumerate(self.kinds)}
         self._lists = [(place, name) for name, place in self._places.items() if self.kinds[name] == "texts"]
 
@@ -169,12 +170,20 @@ class RowFormat:
         }
 
     def read(
-        self, db: Connection, slots: Sequence[int], columns: Sequence[str]
+        self,
+        db: Connection,
+        slots: Sequence[int],
+        columns: Sequence[str],
+        known: Mapping[int, tuple[Any, ...]],
     ) -> tuple[list[dict[str, Any]], list[str]]:
-        """Columns of rows, in the order of the slots, and a sentence for each that is damaged."""
+        """Columns of rows, in the order of the slots, and a sentence for each that is damaged.
+
+        ``known`` are the ``stored_names`` of rows that the transaction has read already.
+        """
         found: dict[int, dict[str, Any]] = {}
         problems: list[str] = []
-        stored = at_slots(db, f"{self.names}, row_crc32", slots)
+        unread = [slot for slot in slots if slot not in known]
+        stored = {**known, **at_slots(db, self.stored_names, unread)}
         for slot in dict.fromkeys(slots):
             row = stored.get(slot)
             if row is None or StoredRow(row[:-1], None).row_crc32 != row[-1]:

@@ -22,6 +22,8 @@ _SCORES_AT_A_TIME: Final = 2**24
 """Scores of unit vectors in memory at once: 64 MiB."""
 _ROWS_AT_A_TIME: Final = 4096
 """Rows whose products stay in the cache: with a few queries, or with as many other rows."""
+_FEW_ROWS: Final = 64
+"""So many are scored in float64 at once: choosing among them first would take longer."""
 _QUERIES_TOGETHER: Final = 16
 """Queries of several threads that share one reading of the gallery."""
 
@@ -211,9 +213,14 @@ def nearest_units(
         k: from 1 to the number of gallery rows.
         products: of this gallery, shared by threads that ask one query each.
     """
+    scorer = Scorer(normalised=True)  # that of ``exact_topk``
+    if max(len(queries), len(gallery)) <= _FEW_ROWS:
+        both = scorer.prepare(np.concatenate([queries, gallery[:]]), 0, "vectors")
+        exact = scorer.scores(both.take(slice(len(queries))), both.take(slice(len(queries), None)))
+        best = np.argsort(-exact, axis=1, kind="stable")[:, :k]
+        return TopK(best, exact[np.arange(len(exact))[:, None], best])
     indices = np.empty((len(queries), k), dtype=np.int64)
     scores = np.empty((len(queries), k), dtype=np.float64)
-    scorer = Scorer(normalised=True)  # that of ``exact_topk``
     margin = _margin(gallery.shape[1])
     num_at_a_time = max(1, _SCORES_AT_A_TIME // len(gallery))
     for start in range(0, len(queries), num_at_a_time):

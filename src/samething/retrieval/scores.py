@@ -95,15 +95,19 @@ class Scorer:
         """
         # narrow types are widened before any arithmetic, float64 is narrowed only after it: nothing overflows
         rows = rows.astype(np.promote_types(rows.dtype, self.precision), copy=False)
-        is_cosine, numbers = self.distance == "cosine", np.arange(start, start + len(rows))
-        largest = _largest(rows, numbers, name, zero_is_wrong=is_cosine)
-        unit = rows
+        is_cosine, unit = self.distance == "cosine", rows
+
+        def largest() -> Float[np.ndarray, " b"]:
+            return _largest(rows, np.arange(start, start + len(rows)), name, zero_is_wrong=is_cosine)
+
         if not is_cosine:
+            largest()
             unit = rows / self.scale
         elif self.normalised:
             norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-            wrong = np.flatnonzero(~(np.abs(norms - 1) <= _UNIT_TOLERANCE))
-            if len(wrong):
+            if not (np.abs(norms - 1) <= _UNIT_TOLERANCE).all():
+                largest()  # says what is zero or not finite
+                wrong = np.flatnonzero(~(np.abs(norms - 1) <= _UNIT_TOLERANCE))
                 raise InputError(
                     f"row {start + int(wrong[0])} of the {name} has norm {norms[wrong[0]]:.6g}",
                     expected=f"norm 1 within {_UNIT_TOLERANCE}, as normalised=True says",
@@ -111,7 +115,7 @@ class Scorer:
                 )
         else:
             # the largest coordinate becomes 1 first, so that no square leaves the range
-            unit = rows / largest[:, None]
+            unit = rows / largest()[:, None]
             unit /= np.sqrt(np.einsum("nd,nd->n", unit, unit))[:, None]
         if self.precision == "float32":
             parts = unit.astype(np.float32, copy=False)[None]
