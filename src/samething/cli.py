@@ -113,7 +113,7 @@ def build_app(*, command: str | None = None) -> cyclopts.App:
         help="Find the same thing in any image collection, with one small embedding.",
         help_epilogue=_EPILOGUE,
         version=samething.__version__,
-        help_format="markdown",
+        help_format="markdown" if command else "plaintext",  # the list is plain, and quick
         default_parameter=cyclopts.Parameter(negative_iterable=(), short_alias=_short_name),
         result_action="return_value",
         suppress_keyboard_interrupt=False,  # main says how to go on

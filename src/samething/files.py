@@ -20,8 +20,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-import filelock
-
 from samething.errors import ArtefactError, FingerprintError, InputError
 
 Json: TypeAlias = Any
@@ -424,6 +422,8 @@ def only_one_writer(folder: Path) -> Iterator[None]:
     Raises:
         ArtefactError: another process is writing there now.
     """
+    import filelock  # searching needs none
+
     folder = Path(folder)
     with disk_errors(folder):
         _make_folder(folder)

@@ -7,8 +7,6 @@ import functools
 import importlib
 import importlib.util
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -65,6 +63,8 @@ def _answers(address: str) -> bool:
     heard: list[bool] = []
 
     def ask() -> None:
+        import urllib.request
+
         try:
             urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_PATIENCE_S)
         except urllib.error.HTTPError:

@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import os
 import re
-import urllib.error
 import urllib.parse
-import urllib.request
 from pathlib import Path
 from typing import Any, Final
 
@@ -126,6 +124,8 @@ def local_copy(location: str) -> str:
 
 
 def _ask(url: str, method: str) -> Any:
+    import urllib.request  # a tenth of what finding a file on this disk loads
+
     address = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")  # spaces and letters beyond ASCII
     request = urllib.request.Request(address, method=method, headers={"User-Agent": "samething"})
     try:

@@ -52,6 +52,7 @@ class CodeScan:
             [] if before is None else before._parts[: len(before.gallery) // self._rows_a_part]
         )
         self._guard = threading.Lock()
+        self._is_first = before is None and len(gallery) <= self._rows_a_part
 
     def among(self, rows: Int[np.ndarray, " r"]) -> CodeScan:
         """The same for some of the rows, copied."""
@@ -59,6 +60,9 @@ class CodeScan:
 
     def nearest(self, queries: Queries, k: int) -> TopK:
         """As :func:`nearest_units`, of the decoded rows."""
+        if self._is_first and len(queries) == 1:  # decoding so few once is done before FAISS is loaded
+            self._is_first = False
+            return nearest_units(queries, self.gallery, k)
         indices = np.empty((len(queries), k), dtype=np.int64)
         scores = np.empty((len(queries), k), dtype=np.float64)
         waiting, num_asked = np.arange(len(queries)), max(_LEAST_ASKED, 2 * k)
