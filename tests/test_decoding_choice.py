@@ -9,6 +9,7 @@ from PIL import Image
 
 from samething.embedder import Embedder
 from samething.errors import InputError
+from samething.index import SqliteIndex
 from samething.search import Searcher, find, index, rebuild, sync
 from samething.web.guards import Limits
 from samething.web.service import Service
@@ -84,6 +85,37 @@ def test_an_index_keeps_to_its_decoding(line, phone, photos, tmp_path):
     assert agree(exact, kept, as_exact) > max(0.99, agree(exact, kept, as_scaled))
     assert Searcher.open(tmp_path / "index").embedder.decoding == "exact"
     assert index(photos, model=line / "model", output=tmp_path / "index").num_added == 0
+
+
+def test_a_server_decodes_as_the_index_that_was_rebuilt_meanwhile(line, phone, photos, tmp_path):
+    """With the same model, another decoding: until it was started again, it decoded queries the old way."""
+    index(photos, model=line / "model", output=tmp_path / "index")
+    served = Service(Searcher.open(tmp_path / "index"), limits=Limits(max_pixels=10**7))
+    content = (phone / "2.jpg").read_bytes()
+    try:
+        scaled = served._prepared(served.searcher, content, None)[1]
+        unchanged = served.searcher
+        assert served.searcher is unchanged and unchanged.embedder.decoding == "scaled"
+        rebuild(tmp_path / "index", model=line / "model", decoding="exact")
+        exact = served._prepared(served.searcher, content, None)[1]
+        expected = served.searcher.embedder
+        assert expected.decoding == "exact" and expected.max_pixels == unchanged.embedder.max_pixels
+        assert (exact != scaled).any() and (exact == expected.prepare(expected.unpacked(content))).all()
+    finally:
+        served.close()
+
+
+def test_a_rebuild_that_ends_early_leaves_the_decoding_and_keeps_its_own(line, photos, tmp_path, monkeypatch):
+    """Its decoding was noted at once, so that queries of the old index were decoded that way."""
+    made = index(photos, model=line / "model", output=tmp_path / "index")
+    place = {"index": tmp_path / "index", "model": line / "model"}
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(SqliteIndex, "swap", lambda new, of: (_ for _ in ()).throw(KeyboardInterrupt))
+        rebuild(**place, decoding="exact")
+    assert Searcher.open(tmp_path / "index").embedder.decoding == made.current().embedder.decoding == "scaled"
+    with pytest.raises(InputError, match="decoded exact"):
+        rebuild(**place, decoding="scaled")
+    assert rebuild(**place).embedder.decoding == made.current().embedder.decoding == "exact"
 
 
 def test_an_index_without_a_note_is_exact(line, photos, tmp_path):

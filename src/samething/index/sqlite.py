@@ -195,7 +195,7 @@ class SqliteIndex(AbstractIndex):
 
         Args:
             fresh: the other generation.
-            notes_of: the database whose notes become its own.
+            notes_of: the database whose notes become its own, beside those that it has.
             keep: the generation that a rebuild is making; 0: none.
         """
         if notes_of is not None:
@@ -203,7 +203,7 @@ class SqliteIndex(AbstractIndex):
             marks = ", ".join("?" * len(kept))
             notes = notes_of.execute(f"SELECT * FROM notes WHERE kind NOT IN ({marks})", kept).fetchall()
             with fresh.transaction("IMMEDIATE") as theirs:
-                theirs.executemany("INSERT OR REPLACE INTO notes VALUES (?, ?, ?, ?)", notes)
+                theirs.executemany("INSERT OR IGNORE INTO notes VALUES (?, ?, ?, ?)", notes)
         with disk_errors(self.folder):
             write_manifest(self.folder, new_manifest(fresh.description, fresh.number))
         self._remove_others(keep=(fresh.number, keep))

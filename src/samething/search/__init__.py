@@ -404,8 +404,9 @@ def rebuild(
     capture = CAPTURE_COLUMNS if Path(old.location).is_dir() else {}
     old.add_columns({**capture, **fitted(files, {**capture, **old.description.columns})[1]})
     new = old.beside(dim=embedder.dim, **identity, coder=embedder.coder, regions=noted)
-    embedder = dataclasses.replace(embedder, decoding=_new_decoding(new, decoding))
-    remember_model(old, model, embedder)
+    chosen = (_kept_decoding if new.count() else _new_decoding)(new, decoding)
+    embedder = dataclasses.replace(embedder, decoding=chosen)
+    remember_model(new, model, embedder)
     successor = Searcher(embedder, new)
     added = 0
     while True:

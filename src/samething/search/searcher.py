@@ -16,7 +16,7 @@ from samething.calibration import Calibration, Calibrator
 from samething.embedder import Embedder
 from samething.errors import FingerprintError, InputError, SamethingError
 from samething.images import Box, ImageLike, Source
-from samething.index import AbstractIndex, Where, open_index
+from samething.index import AbstractIndex, IndexDescription, Where, open_index
 from samething.rerank.second_look import NUM_CANDIDATES
 from samething.search.collection import (
     UPLOADED,
@@ -30,7 +30,13 @@ from samething.search.matches import Match, Matches
 from samething.search.model_choice import model_beside
 from samething.search.queries import called, query_images, together, vectors_of_label
 from samething.search.region_choice import as_kept
-from samething.search.remembered import COLLECTIONS, embedder_of, nearby, remembered_collections
+from samething.search.remembered import (
+    COLLECTIONS,
+    embedder_of,
+    nearby,
+    remembered_collections,
+    remembered_decoding,
+)
 from samething.search.storing import carried_out
 from samething.search.syncing import Changes, known_rows, make_plan
 from samething.search.view_calibration import CALIBRATIONS
@@ -48,6 +54,8 @@ class Searcher:
     index: AbstractIndex
     changes: Changes = dataclasses.field(default_factory=Changes)
     """What the call that made this object did to the index."""
+    followed: IndexDescription | None = dataclasses.field(default=None, repr=False, compare=False)
+    """That of the generation whose decoding is known to be the embedder's; None: not known yet."""
 
     @classmethod
     def open(
@@ -77,16 +85,21 @@ class Searcher:
         return cls(embedder, index)
 
     def current(self) -> Searcher:
-        """This searcher; or one with another model, if the index was rebuilt with that."""
+        """This searcher; or one with the model or the decoding with which the index was rebuilt."""
+        found = self
         try:
             self.index.count()
+            followed = self.index.description
+            if followed is self.followed:
+                return self
+            decoding = remembered_decoding(self.index)
         except FingerprintError:
-            opened = Searcher.open(self.index.location)
-            embedder = dataclasses.replace(opened.embedder, max_pixels=self.embedder.max_pixels)
+            found = Searcher.open(self.index.location)
             if self.embedder.is_forced:
-                embedder = embedder.on(self.embedder.device)
-            return dataclasses.replace(opened, embedder=embedder)
-        return self
+                found = dataclasses.replace(found, embedder=found.embedder.on(self.embedder.device))
+            followed, decoding = None, found.embedder.decoding
+        embedder = dataclasses.replace(found.embedder, decoding=decoding, max_pixels=self.embedder.max_pixels)
+        return dataclasses.replace(found, embedder=embedder, followed=followed)
 
     @property
     def calibration(self) -> tuple[Calibration | None, Calibrator | None]:

@@ -71,7 +71,7 @@ class Service:
         allow_urls: bool = False,
         on_batch: Callable[[int], object] = lambda size: None,
     ) -> None:
-        self._searcher = searcher
+        self._searcher = searcher = searcher.current()
         self._following = threading.Lock()
         self._seeks_fastest = False
         self.limits = limits
