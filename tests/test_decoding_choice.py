@@ -93,11 +93,11 @@ def test_a_server_decodes_as_the_index_that_was_rebuilt_meanwhile(line, phone, p
     served = Service(Searcher.open(tmp_path / "index"), limits=Limits(max_pixels=10**7))
     content = (phone / "2.jpg").read_bytes()
     try:
-        scaled = served._prepared(served.searcher, content, None)[1]
+        scaled = served._prepared(content, None)[-1]
         unchanged = served.searcher
         assert served.searcher is unchanged and unchanged.embedder.decoding == "scaled"
         rebuild(tmp_path / "index", model=line / "model", decoding="exact")
-        exact = served._prepared(served.searcher, content, None)[1]
+        exact = served._prepared(content, None)[-1]
         expected = served.searcher.embedder
         assert expected.decoding == "exact" and expected.max_pixels == unchanged.embedder.max_pixels
         assert (exact != scaled).any() and (exact == expected.prepare(expected.unpacked(content))).all()
@@ -132,7 +132,7 @@ def test_the_servers_uploads_and_queries_are_decoded_as_the_index_is(line, phone
     served = Service(Searcher.open(tmp_path / "index"), limits=Limits())
     try:
         row_id = served.add(content, label="cup", domain="things")
-        _, pixels = served._prepared(served.searcher, content, None)
+        pixels = served._prepared(content, None)[-1]
     finally:
         served.close()
     expected = dataclasses.replace(Embedder.load(line / "model"), decoding="scaled").embed([phone / "2.jpg"])

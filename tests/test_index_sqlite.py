@@ -27,7 +27,6 @@ from samething.index import (
     AbstractIndex,
     Regions,
     SqliteIndex,
-    approximate,
     back_up,
     create_index,
     open_index,

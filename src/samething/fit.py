@@ -111,7 +111,13 @@ def fit(
     model = beside(folder / "model", made)
 
     def indexed(place: Path) -> Searcher:
-        return index(Path(source), model=model.folder, domain=domain or "default", output=place)
+        return index(
+            Path(source),
+            model=model.folder,
+            domain=domain or "default",
+            output=place,
+            vectors_of=extracted.folder,
+        )
 
     searcher = beside(folder / "index", indexed)
     console.print(searcher, highlight=False, crop=False)

@@ -52,6 +52,10 @@ class CodeScan:
             [] if before is None else before._parts[: len(before.gallery) // self._rows_a_part]
         )
         self._guard = threading.Lock()
+        # before rows are brought to unit length; 0: not asked for yet
+        self._lengths = np.zeros(len(gallery), dtype=np.float32)
+        if before is not None:
+            self._lengths[: len(before._lengths)] = before._lengths
         self._is_first = before is None and len(gallery) <= self._rows_a_part
 
     def among(self, rows: Int[np.ndarray, " r"]) -> CodeScan:
@@ -105,7 +109,11 @@ class CodeScan:
             best = rows[np.sort(np.argpartition(rough, -k)[-k:])]
             least = nearest_units(query, self.gallery[best], k).scores[0, -1]
             if least > 0:
-                rows = rows[rough >= least * self._shortest - error - _ROUNDING]
+                near = rough >= least * self._shortest - error - _ROUNDING
+                rows, rough = rows[near], rough[near]
+                new = rows[self._lengths[rows] == 0]
+                self._lengths[new] = self.gallery.coder.lengths(self.gallery.codes[new])
+                rows = rows[rough >= least * self._lengths[rows] - error - _ROUNDING]
         top = nearest_units(query, self.gallery[rows], k)
         if top.scores[0, -1] <= max(end + error, 0.0) / self._shortest + _ROUNDING:
             return None

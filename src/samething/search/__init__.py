@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +11,7 @@ import cyclopts
 
 from samething.embedder import Embedder
 from samething.embedder.devices import Device
-from samething.errors import InputError
+from samething.errors import FingerprintError, InputError
 from samething.images import Box, Source
 from samething.images.decoding import pixels_of
 from samething.index import AbstractIndex, Where, create_index, exists_index, open_index
@@ -72,6 +73,7 @@ def index(
     decoding: SearchDecoding | None = None,
     regions: str | None = None,
     yes: Annotated[bool, cyclopts.Parameter(negative=())] = False,
+    vectors_of: Annotated[Path | None, cyclopts.Parameter(parse=False)] = None,
 ) -> Searcher:
     """Make or grow a searchable index of folders of images, or of catalogs.
 
@@ -105,6 +107,8 @@ def index(
             The parts are a grid of 25, the catalog's boxes, up to 8 proposals that stand out, or what a
             detector finds, NAME.onnx (docs/second-look.md). What that takes is said after the first images.
         yes: fetch the weights of a model from the hub without asking, where none is named or on this disk.
+        vectors_of: a feature folder of the same images, whose features go through the model's head where
+            they can; what it does not hold is embedded.
 
     Returns:
         The searcher over the index.
@@ -135,6 +139,9 @@ def index(
     embedder = dataclasses.replace(embedder, decoding=decoding)
     remember_model(opened, model, embedder)
     remember_collections(opened, collections)
+    if vectors_of is not None:
+        with contextlib.suppress(InputError, FingerprintError):  # not of a head that can be told apart
+            known.append(KnownVectors(embedder, vectors_of))
     searcher = Searcher(embedder, opened).update_files(files, known=known).with_passed_over(collections)
     calibrate(opened, embedder)
     return searcher

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -108,13 +109,18 @@ class Searcher:
         From labels, where the model was exported with that; else from views of the index's own images.
         """
         by: Calibrator = "labels"
+        known = self._by_labels
+        if known is None:
+            noted = self.index.notes(CALIBRATIONS).get(self.embedder.fingerprint) or {}
+            if noted.get("calibration") is None:
+                return None, None
+            known, by = Calibration.from_json(noted["calibration"]), "views"
+        return known.for_index(self.index.count()), by
+
+    @functools.cached_property
+    def _by_labels(self) -> Calibration | None:
         content = self.embedder.config.get("calibration")
-        if content is None:
-            known = self.index.notes(CALIBRATIONS).get(self.embedder.fingerprint) or {}
-            content, by = known.get("calibration"), "views"
-        if content is None:
-            return None, None
-        return Calibration.from_json(content).for_index(self.index.count()), by
+        return None if content is None else Calibration.from_json(content)
 
     # ---- asking
 
@@ -212,21 +218,26 @@ class Searcher:
         ranked = sorted(best.values(), key=lambda hit: (-hit["score"], hit["id"]))[:depth]
         if look is not None:
             ranked = look.at(ranked)[:k]
+        [found] = self.matches([ranked], name=name, looked_for=tuple(leave_out[:_MAX_LOOKED_FOR]))
+        return found
+
+    def matches(
+        self, queries: Sequence[Sequence[dict[str, Any]]], *, name: str, looked_for: tuple[str, ...] = ()
+    ) -> list[Matches]:
+        """Of each query its hits, best first, with what their scores mean."""
         calibration, calibrator = self.calibration
-        chances: list[float | None] = [None] * len(ranked)
-        if calibration is not None:
-            sums = np.array([hit["score"] + hit.get("added", 0.0) for hit in ranked])
-            chances = calibration.probability(sums).tolist()
-        found = [
-            Match.of(hit, rank=rank, probability=chance)
-            for rank, (hit, chance) in enumerate(zip(ranked, chances, strict=True), start=1)
-        ]
-        return Matches(
-            name,
-            tuple(found),
-            calibrated_by=calibrator,
-            looked_for=tuple(leave_out[:_MAX_LOOKED_FOR]),
-        )
+        found = []
+        for ranked in queries:
+            chances: list[float | None] = [None] * len(ranked)
+            if calibration is not None:
+                sums = np.array([hit["score"] + hit.get("added", 0.0) for hit in ranked])
+                chances = calibration.probability(sums).tolist()
+            own = [
+                Match.of(hit, rank=rank, probability=chance)
+                for rank, (hit, chance) in enumerate(zip(ranked, chances, strict=True), start=1)
+            ]
+            found.append(Matches(name, tuple(own), calibrated_by=calibrator, looked_for=looked_for))
+        return found
 
     # ---- growing
 

@@ -77,6 +77,7 @@ def serve(
     """
     # read when NumPy is loaded: idle threads of its matrix library sleep, and leave the cores to the model
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # the same of FAISS
     from samething.search import Searcher
     from samething.web.app import LOOPBACK_NAMES, create_app
     from samething.web.guards import Limits, is_loopback

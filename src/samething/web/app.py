@@ -181,6 +181,8 @@ def _where(
     service: Service, domain: list[str], label: list[str], folder: str | None, where: list[str]
 ) -> Where:
     texts = [*domain, *label, folder or "", *where]
+    if not any(texts):
+        return {}
     if any("\0" in text for text in texts):
         raise InputError("a text with a null character", expected="plain text", next_step="leave it out")
     return conditions(
@@ -216,7 +218,7 @@ def _count(service: Service, k: int) -> int:
     return k
 
 
-def _how(
+async def _how(
     combine: Annotated[Literal["mean", "max"], Form(description="of several images")] = "mean",
     rerank: Annotated[str | None, Form(description="a second look at the best hundred: geometry, …")] = None,
 ) -> tuple[Literal["mean", "max"], str | None]:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from samething.arrays import Embeddings
+from samething.arrays import Embeddings, Pixels
 from samething.embedder.devices import SAMPLE
 from samething.errors import FingerprintError, ImageError, InputError
 from samething.files import Json
@@ -35,7 +35,7 @@ from samething.search.queries import require_one_to_crop
 from samething.search.region_choice import chooser
 from samething.search.searcher import Combine
 from samething.search.syncing import FileChange
-from samething.web.batching import MAX_BATCH, Batcher, BusyError
+from samething.web.batching import MAX_BATCH, Batcher, BusyError, Question
 from samething.web.fetching import fetch_public
 from samething.web.first_view import overview_of
 from samething.web.guards import Limits
@@ -160,22 +160,25 @@ class Service:
         try:
             async with asyncio.timeout(self.limits.timeout_s):
                 while True:
-                    searcher, batcher = await asyncio.to_thread(self._serving)
-                    look = await asyncio.to_thread(self.second_look, searcher, rerank)
                     prepared = await asyncio.gather(
                         *(
-                            loop.run_in_executor(self._decoders, self._prepared, searcher, item, crop)
+                            loop.run_in_executor(self._decoders, self._prepared, item, crop)
                             for item in contents
                         )
                     )
-                    images, pixels = zip(*prepared, strict=True)
-                    futures = batcher.submit(pixels)
-                    vectors = np.stack(await asyncio.gather(*map(asyncio.wrap_future, futures)))
-                    options: dict[str, Any] = {"k": k, "where": where, "combine": combine}
-                    options["look"] = None if look is None else look.asking(images, vectors)
+                    searcher, batcher, *_ = prepared[0]
+                    if any(other[0] is not searcher for other in prepared):
+                        continue  # the index was rebuilt between two images
+                    images, pixels = zip(*(own[2:] for own in prepared), strict=True)
                     try:
+                        if len(contents) == 1 and not rerank:
+                            [future] = batcher.submit(pixels, Question(searcher, k, where))
+                            found: Matches = await asyncio.wrap_future(future)
+                            return found
+                        futures = batcher.submit(pixels)
+                        vectors = np.stack(await asyncio.gather(*map(asyncio.wrap_future, futures)))
                         return await asyncio.to_thread(
-                            searcher.find_vectors, vectors, name="upload", **options
+                            self._found, searcher, vectors, images, rerank, k=k, where=where, combine=combine
                         )
                     except FingerprintError:  # the index was rebuilt with another model meanwhile
                         if searcher is await asyncio.to_thread(lambda: self.searcher):
@@ -183,10 +186,23 @@ class Service:
         except TimeoutError:
             raise BusyError(self.batcher.num_waiting) from None
 
-    def _prepared(self, searcher: Searcher, content: bytes, crop: Box | None) -> tuple[Image.Image, Any]:
+    def _found(
+        self,
+        searcher: Searcher,
+        vectors: Embeddings,
+        images: Sequence[Image.Image],
+        rerank: str | None,
+        **options: Any,
+    ) -> Matches:
+        look = self.second_look(searcher, rerank)
+        asking = None if look is None else look.asking(images, vectors)
+        return searcher.find_vectors(vectors, name="upload", look=asking, **options)
+
+    def _prepared(self, content: bytes, crop: Box | None) -> tuple[Searcher, Batcher, Image.Image, Pixels]:
+        searcher, batcher = self._serving()
         least_side = searcher.embedder.least_side
         image = self._decoded(content, "the upload", box=crop, least_side=least_side)
-        return image, searcher.embedder.prepare(image)
+        return searcher, batcher, image, searcher.embedder.prepare(image)
 
     def standing_out(self, content: bytes) -> list[Box]:
         """Parts of an image that stand out, the clearest first, in pixels of the upright image.
