@@ -2,7 +2,6 @@
 
 import html
 import re
-import shutil
 
 import pytest
 
@@ -10,7 +9,7 @@ from samething.embedder import Embedder
 from samething.evaluation import MEAN
 from samething.files import read_json
 from samething.fit import fit
-from samething.search import find
+from samething.search import find, index
 from samething.statistics import PairedDifference
 from samething.study.verdict import advice_of, sentences_of
 from scenes import write_things
@@ -42,21 +41,26 @@ def test_every_artefact_is_where_the_commands_put_it(fitted, images):
 def test_the_index_takes_its_vectors_from_the_features(fitted, images, tmp_path, monkeypatch):
     """Every image went through the backbone a second time, a fifth of the demo's time."""
     embedded = []
-    embed = Embedder.embed_prepared
-    monkeypatch.setattr(
-        Embedder, "embed_prepared", lambda self, pixels: (embedded.extend(pixels), embed(self, pixels))[1]
+    stream = Embedder.embed_stream
+
+    def counted(self, files, **options):
+        files = list(files)
+        embedded.extend(files)
+        return stream(self, files, **options)
+
+    monkeypatch.setattr(Embedder, "embed_stream", counted)
+    again = index(
+        images,
+        model=fitted.folder / "model",
+        output=tmp_path / "index",
+        vectors_of=fitted.folder / "features",
     )
-    folder = shutil.copytree(fitted.folder, tmp_path / "out", ignore=shutil.ignore_patterns("index"))
-    assert fitted.verdict.kept != "backbone"  # which has no head that features could go through
-    again = fit(images, domain="things", backbone=NAME, output=folder).searcher
     assert again.num_added == 120 and len(embedded) < 12
-    ids = [row["id"] for batch in again.index.items([]) for row in batch.to_pylist()]
-    assert (
-        (again.index.vectors(ids) * again.embedder.embed(again.index.rows(ids)["path"].to_pylist())).sum(
-            axis=1
-        )
-        > 0.97
-    ).all()
+    [rows] = again.index.items(["path"])
+    own = again.embedder.embed(rows["path"].to_pylist())
+    assert ((again.index.vectors(rows["id"].to_pylist()) * own).sum(axis=1) > 0.97).all()
+    ours = [row for batch in fitted.searcher.index.items() for row in batch.to_pylist()]
+    assert again.index.rows([row["id"] for row in ours]).to_pylist() == ours
 
 
 def test_the_report_opens_with_the_answer(fitted):

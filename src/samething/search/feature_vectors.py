@@ -116,10 +116,13 @@ def _linear_head(
     path = embedder.folder / "model.safetensors"
     plain = {"input": "pixels", "precision": "float32", "dim": None}
     is_plain = all(form[name] == value for name, value in plain.items())
-    if embedder.config["head"]["kind"] not in ("linear", "pca") or not is_plain or not path.exists():
+    kind = embedder.config["head"]["kind"]
+    if kind == "none" and is_plain:  # the backbone as it is
+        width = features.rows.shape[1]
+        return np.zeros(width, np.float32), 0.0, np.eye(width, dtype=np.float32), np.zeros(width, np.float32)
+    if kind not in ("linear", "pca") or not is_plain or not path.exists():
         raise InputError(
-            f"a feature folder and the model {embedder.name!r} with a head of kind "
-            f"{embedder.config['head']['kind']!r}",
+            f"a feature folder and the model {embedder.name!r} with a head of kind {kind!r}",
             expected="a model with a linear head, in the plain form, with its model.safetensors",
             next_step="index the catalog or the images instead: samething index CATALOG --model MODEL",
         )
