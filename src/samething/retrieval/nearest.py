@@ -16,7 +16,15 @@ from samething.arrays import Embeddings, Float, Float32, Gallery, Int, Queries, 
 from samething.errors import InputError
 from samething.progress import progress_bar
 from samething.retrieval.codes import CodedRows
-from samething.retrieval.scores import Distance, Precision, Scorer, blocks, require_search, score_tiles
+from samething.retrieval.scores import (
+    Distance,
+    Precision,
+    Prepared,
+    Scorer,
+    blocks,
+    require_search,
+    score_tiles,
+)
 
 _SCORES_AT_A_TIME: Final = 2**24
 """Scores of unit vectors in memory at once: 64 MiB."""
@@ -215,8 +223,9 @@ def nearest_units(
     """
     scorer = Scorer(normalised=True)  # that of ``exact_topk``
     if max(len(queries), len(gallery)) <= _FEW_ROWS:
-        both = scorer.prepare(np.concatenate([queries, gallery[:]]), 0, "vectors")
-        exact = scorer.scores(both.take(slice(len(queries))), both.take(slice(len(queries), None)))
+        parts = scorer.prepare(np.concatenate([queries, gallery[:]]), 0, "vectors").parts
+        mine, theirs = parts[:, : len(queries)], parts[:, len(queries) :]
+        exact = scorer.scores(Prepared(mine, None), Prepared(theirs, None))
         best = np.argsort(-exact, axis=1, kind="stable")[:, :k]
         return TopK(best, exact[np.arange(len(exact))[:, None], best])
     indices = np.empty((len(queries), k), dtype=np.int64)
