@@ -46,10 +46,27 @@ def test_the_scan_finds_what_float64_finds(kind, dim, num_rows, num_distinct, k,
     scan._rows_a_part = 416
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(code_scan, "_LEAST_ASKED", 64)
-        found = scan.nearest(queries, k)
+        twice = [scan.nearest(queries, k) for _ in range(2)]  # lengths are known the second time
     truth = exact_topk(queries, coder.decode(codes), k, normalised=True)
-    np.testing.assert_array_equal(found.scores, truth.scores)
-    np.testing.assert_array_equal(found.indices, truth.indices)
+    for found in twice:
+        np.testing.assert_array_equal(found.scores, truth.scores)
+        np.testing.assert_array_equal(found.indices, truth.indices)
+
+
+def test_rows_are_ruled_out_by_their_own_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One short row made a search decode every row within its length of the nearest: most of its time."""
+    random = np.random.default_rng(0)
+    rows = unit_rows(random, 4000, 128)
+    codes = (coder := Coder.fit(rows, "int4")).encode(rows)
+    codes[7] = coder.encode(0.4 * rows[7:8])
+    scan = CodeScan(CodedRows(codes, coder), shortest=shortest(coder, codes))
+    decoded: list[int] = []
+    decode = Coder.decode
+    monkeypatch.setattr(Coder, "decode", lambda own, some: (decoded.append(len(some)), decode(own, some))[1])
+    for query in unit_rows(random, 20, 128):
+        scan.nearest(query[None], 5)
+    monkeypatch.undo()
+    assert sum(decoded[-20:]) < 10 * 400, decoded
 
 
 @pytest.mark.parametrize("dim", [7, 64, 512, 2000])

@@ -19,13 +19,13 @@ from PIL import Image
 
 from line import samething
 from samething.embedder import Embedder
-from samething.errors import InputError
+from samething.errors import FingerprintError, InputError
 from samething.images import decode
 from samething.index import create_index
 from samething.rerank import RERANKERS
 from samething.search import Searcher, index, sync
 from samething.web import Limits, create_app, serve
-from samething.web.batching import MAX_BATCH, Batcher, BusyError
+from samething.web.batching import MAX_BATCH, Batcher, BusyError, Question
 from samething.web.projection import image_map, project
 from samething.web.running import listen
 from scenes import write_things
@@ -389,6 +389,42 @@ def test_queries_are_embedded_together_and_each_gets_its_own(line, shared):
     with pytest.raises(BusyError):
         batcher.submit([bad])
     assert batcher.num_waiting == 0
+
+
+def test_queries_that_wait_together_are_searched_together(shared, monkeypatch):
+    """Each had a thread and four transactions of its own; now only those that ask the same share a search."""
+    searcher = Searcher.open(shared / "index")
+    sizes: list[int] = []
+    search = searcher.index.search
+    vectors = searcher.embedder.embed([image_bytes(shared, number % 3, number % 4) for number in range(9)])
+    expected = [
+        searcher.find_vectors(own[None], name="upload", k=2 + row % 2) for row, own in enumerate(vectors)
+    ]
+
+    def counted(queries, k, **options):
+        sizes.append(len(queries))
+        if k == 4:
+            raise FingerprintError("vectors", expected="others", next_step="none")
+        return search(queries, k, **options)
+
+    monkeypatch.setattr(searcher.index, "search", counted)
+    slow = SlowEmbedder(searcher.embedder)
+    batcher = Batcher(slow)
+    pixels = [searcher.embedder.prepare(decode(image_bytes(shared, row % 3, row % 4))) for row in range(9)]
+    futures = [
+        batcher.submit([own], Question(searcher, 2 + row % 2, {}))[0] for row, own in enumerate(pixels)
+    ]
+    wrong = batcher.submit(pixels[:1], Question(searcher, 4, {}))[0]
+    slow.go.set()
+    for future, one in zip(futures, expected, strict=True):
+        found = future.result(60)
+        assert [match.id for match in found.matches] == [match.id for match in one.matches]
+        scores = [[match.score for match in each.matches] for each in (found, one)]
+        np.testing.assert_allclose(*scores, atol=1e-5)
+    with pytest.raises(FingerprintError):
+        wrong.result(60)
+    batcher.close()
+    assert sum(sizes) == 10 and max(sizes) >= 4
 
 
 def test_a_busy_server_says_so_and_recovers(shared):
