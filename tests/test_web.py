@@ -409,7 +409,8 @@ def test_queries_that_wait_together_are_searched_together(shared, monkeypatch):
 
     monkeypatch.setattr(searcher.index, "search", counted)
     slow = SlowEmbedder(searcher.embedder)
-    batcher = Batcher(slow)
+    batcher = Batcher(searcher.embedder)
+    batcher._embedder = slow
     pixels = [searcher.embedder.prepare(decode(image_bytes(shared, row % 3, row % 4))) for row in range(9)]
     futures = [
         batcher.submit([own], Question(searcher, 2 + row % 2, {}))[0] for row, own in enumerate(pixels)
