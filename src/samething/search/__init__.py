@@ -107,8 +107,7 @@ def index(
             The parts are a grid of 25, the catalog's boxes, up to 8 proposals that stand out, or what a
             detector finds, NAME.onnx (docs/second-look.md). What that takes is said after the first images.
         yes: fetch the weights of a model from the hub without asking, where none is named or on this disk.
-        vectors_of: a feature folder of the same images, whose features go through the model's head where
-            they can; what it does not hold is embedded.
+        vectors_of: a feature folder of the same images; only what it cannot give is embedded.
 
     Returns:
         The searcher over the index.
