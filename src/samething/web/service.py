@@ -157,15 +157,11 @@ class Service:
         """
         require_one_to_crop(crop, len(contents))
         loop = asyncio.get_running_loop()
+        prepare = functools.partial(loop.run_in_executor, self._decoders, self._prepared)
         try:
             async with asyncio.timeout(self.limits.timeout_s):
                 while True:
-                    prepared = await asyncio.gather(
-                        *(
-                            loop.run_in_executor(self._decoders, self._prepared, item, crop)
-                            for item in contents
-                        )
-                    )
+                    prepared = await asyncio.gather(*(prepare(item, crop) for item in contents))
                     searcher, batcher, *_ = prepared[0]
                     if any(other[0] is not searcher for other in prepared):
                         continue  # the index was rebuilt between two images
@@ -200,8 +196,7 @@ class Service:
 
     def _prepared(self, content: bytes, crop: Box | None) -> tuple[Searcher, Batcher, Image.Image, Pixels]:
         searcher, batcher = self._serving()
-        least_side = searcher.embedder.least_side
-        image = self._decoded(content, "the upload", box=crop, least_side=least_side)
+        image = self._decoded(content, "the upload", box=crop, least_side=searcher.embedder.least_side)
         return searcher, batcher, image, searcher.embedder.prepare(image)
 
     def standing_out(self, content: bytes) -> list[Box]:
