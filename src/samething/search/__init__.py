@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,14 +10,14 @@ import cyclopts
 
 from samething.embedder import Embedder
 from samething.embedder.devices import Device
-from samething.errors import FingerprintError, InputError
+from samething.errors import InputError
 from samething.images import Box, Source
 from samething.images.decoding import pixels_of
 from samething.index import AbstractIndex, Where, create_index, exists_index, open_index
 from samething.progress import Terminal
 from samething.search.collection import CAPTURE_COLUMNS, FILE_COLUMNS, Collection, fitted
 from samething.search.conditions import conditions
-from samething.search.feature_vectors import KnownVectors, is_feature_folder
+from samething.search.feature_vectors import KnownVectors, is_feature_folder, known_vectors
 from samething.search.looking_again import Prepared, SecondLook, prepare
 from samething.search.matches import Match, Matches
 from samething.search.model_choice import model_for
@@ -116,12 +115,7 @@ def index(
         InputError: no images, no model can be had, or an index with another decoding or other regions.
         FingerprintError: the index was made by another model.
     """
-    if not source:
-        raise InputError(
-            "no images to index",
-            expected="one or more folders or catalogs",
-            next_step="samething index FOLDER",
-        )
+    _require(source)
     noted = None if regions is None else named(regions)
     plain = [
         Collection(Path(place), domain, root, tuple(exclude or ()))
@@ -138,12 +132,19 @@ def index(
     embedder = dataclasses.replace(embedder, decoding=decoding)
     remember_model(opened, model, embedder)
     remember_collections(opened, collections)
-    if vectors_of is not None:
-        with contextlib.suppress(InputError, FingerprintError):  # not of a head that can be told apart
-            known.append(KnownVectors(embedder, vectors_of))
+    known += known_vectors(embedder, vectors_of)
     searcher = Searcher(embedder, opened).update_files(files, known=known).with_passed_over(collections)
     calibrate(opened, embedder)
     return searcher
+
+
+def _require(source: tuple[Path, ...]) -> None:
+    if not source:
+        raise InputError(
+            "no images to index",
+            expected="one or more folders or catalogs",
+            next_step="samething index FOLDER",
+        )
 
 
 def _opened(

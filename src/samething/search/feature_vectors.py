@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -95,6 +96,13 @@ class KnownVectors:
                     expected=f"a cosine of at least {_LEAST_AGREEMENT}",
                     next_step="index the catalog instead: samething index CATALOG --model MODEL",
                 )
+
+
+def known_vectors(embedder: Embedder, location: Path | None) -> list[KnownVectors]:
+    """Those of a feature folder; none without a folder, or where its features give other vectors."""
+    with contextlib.suppress(InputError, FingerprintError):
+        return [] if location is None else [KnownVectors(embedder, location)]
+    return []
 
 
 def _linear_head(

@@ -157,11 +157,11 @@ class Service:
         """
         require_one_to_crop(crop, len(contents))
         loop = asyncio.get_running_loop()
-        prepare = functools.partial(loop.run_in_executor, self._decoders, self._prepared)
+        jobs: list[Any] = [(self._decoders, self._prepared, content, crop) for content in contents]
         try:
             async with asyncio.timeout(self.limits.timeout_s):
                 while True:
-                    prepared = await asyncio.gather(*(prepare(item, crop) for item in contents))
+                    prepared = await asyncio.gather(*(loop.run_in_executor(*job) for job in jobs))
                     searcher, batcher, *_ = prepared[0]
                     if any(other[0] is not searcher for other in prepared):
                         continue  # the index was rebuilt between two images
