@@ -113,7 +113,8 @@ class Service:
     def seek_fastest(self) -> None:
         """Find the fastest device for the model in the background, and go over to it."""
         self._seeks_fastest = True
-        threading.Thread(target=self._go_fastest, args=[self._searcher], daemon=True).start()
+        # no daemon: a library that is cut off while it opens a model aborts the whole process
+        threading.Thread(target=self._go_fastest, args=[self._searcher]).start()
 
     def _go_fastest(self, searcher: Searcher) -> None:
         first = next(iter(searcher.index.items(["thumbnail"])), None)
