@@ -35,13 +35,13 @@ from PIL import Image
 
 from samething.backbones import Backbone, load_backbone
 from samething.backbones.runtimes import Runtime, choose_runtime
-from samething.backbones.sessions import parity_cosine
 from samething.catalog import Catalog
 from samething.features.inference import extract_features
 from samething.features.job import Job
 from samething.features.worker_pool import ImageReader, ImageStream
 from samething.files import file_sha256
 from samething.images import Preprocessing, decode, read_pixels
+from samething.sessions import parity_cosine
 
 BATCH_SIZE = 64
 ROUNDS = 3

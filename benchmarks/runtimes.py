@@ -26,8 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from samething.backbones import Backbone, load_backbone
 from samething.backbones.runtimes import Extract, with_onnxruntime, with_openvino, with_torch
-from samething.backbones.sessions import PARITY_COSINE, parity_cosine
 from samething.images import Preprocessing, decode, prepare
+from samething.sessions import PARITY_COSINE, parity_cosine
 
 
 def vit_base() -> Backbone:

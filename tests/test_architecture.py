@@ -13,7 +13,7 @@ SOURCE = ROOT / "src" / "samething"
 
 # A module imports only modules above it.
 ORDER = [
-    "errors", "configuration", "progress", "arrays", "files", "checksums", "images", "catalog", "pages",
+    "errors", "configuration", "progress", "arrays", "files", "checksums", "sessions", "images", "catalog", "pages",
     "datasets", "metrics", "statistics", "calibration", "retrieval", "rerank", "backbones", "features",
     "losses", "heads", "sampling", "training", "curate", "evaluation", "leaderboard", "bench", "study",
     "embedder", "export", "index", "search", "web", "fit", "demo", "cli",

@@ -10,9 +10,9 @@ import samething.backbones.runtimes as runtimes
 from samething.backbones import Backbone, load_backbone
 from samething.backbones.graphs import graph, graph_path
 from samething.backbones.runtimes import Trials, choose_runtime, reason_against
-from samething.backbones.sessions import PARITY_COSINE, fastest, parity_cosine
 from samething.errors import InputError
 from samething.images import prepare
+from samething.sessions import PARITY_COSINE, fastest, parity_cosine
 from scenes import photographs
 from test_backbones import TINY, save_tiny
 

@@ -10,12 +10,12 @@ import pytest
 from fastapi.testclient import TestClient
 
 from line import run_python, samething
-from samething.backbones.sessions import PROVIDERS, OpenVinoSession, devices_here, open_session
 from samething.checksums import damages
 from samething.embedder import Embedder, devices
 from samething.errors import InputError, MissingExtraError
 from samething.files import read_json
 from samething.search import Searcher, find, index, rebuild
+from samething.sessions import PROVIDERS, OpenVinoSession, devices_here, open_session
 from samething.web import create_app, serve
 from scenes import photographs, write_things
 from test_graph_repositories import SETTINGS, encoder

@@ -20,13 +20,13 @@ from PIL import Image
 import samething
 import samething.backbones.loading
 from samething.backbones import load_backbone, load_from_metadata
-from samething.backbones.sessions import PARITY_COSINE, parity_cosine
 from samething.catalog import Catalog
 from samething.errors import ArtefactError, FingerprintError, InputError, SamethingError
 from samething.features import FeatureSet, features
 from samething.features.inference import Accelerator, choose_accelerator
 from samething.files import file_sha256, only_one_writer
 from samething.images import decode, prepare
+from samething.sessions import PARITY_COSINE, parity_cosine
 from scenes import photographs, write_things
 from test_backbones import TINY, save_tiny
 

@@ -17,9 +17,9 @@ import torch
 from samething.arrays import Float, UInt8
 from samething.backbones.graphs import graph, graph_path
 from samething.backbones.network import Backbone
-from samething.backbones.sessions import PARITY_COSINE, fastest, open_session, parity_cosine, seconds_of
 from samething.errors import InputError, MissingExtraError, first_line
 from samething.files import Json
+from samething.sessions import PARITY_COSINE, fastest, open_session, parity_cosine, seconds_of
 
 RuntimeName: TypeAlias = Literal[
     "auto", "torch", "torch-bfloat16", "onnxruntime", "openvino", "openvino-bfloat16"

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from samething.arrays import Embeddings, Int, PixelBatch
-from samething.backbones.sessions import open_session
 from samething.errors import InputError, needed
 from samething.files import Json, atomic_path
 from samething.progress import say
 from samething.retrieval import exact_topk
+from samething.sessions import open_session
 from samething.statistics import paired_difference
 
 if TYPE_CHECKING:

@@ -19,7 +19,10 @@ import numpy as np
 from PIL import Image
 
 from samething.arrays import Embeddings, Pixels
-from samething.backbones.sessions import (
+from samething.errors import ArtefactError, InputError, SamethingError, first_line
+from samething.files import Json, fingerprint, read_json, user_cache, write_json
+from samething.progress import say
+from samething.sessions import (
     PARITY_COSINE,
     devices_here,
     fastest,
@@ -27,9 +30,6 @@ from samething.backbones.sessions import (
     parity_cosine,
     seconds_of,
 )
-from samething.errors import ArtefactError, InputError, SamethingError, first_line
-from samething.files import Json, fingerprint, read_json, user_cache, write_json
-from samething.progress import say
 
 Device: TypeAlias = Literal[
     "auto", "cpu", "cuda", "tensorrt", "coreml", "directml", "openvino", "openvino-bfloat16"

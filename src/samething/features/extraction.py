@@ -15,7 +15,6 @@ from samething.arrays import PixelBatch
 from samething.backbones import Backbone
 from samething.backbones.graphs import graph
 from samething.backbones.runtimes import Runtime, RuntimeName
-from samething.backbones.sessions import open_session
 from samething.backbones.whole_numbers import write_int8
 from samething.catalog import Catalog
 from samething.errors import ArtefactError, InputError
@@ -25,6 +24,7 @@ from samething.features.store import INT8_NAME, JOB_NAME, KIND, FeatureSet
 from samething.features.worker_pool import ImageReader, ImageStream, num_decoders, read_one_batch
 from samething.files import Json, claim_folder, disk_errors, is_finished, only_one_writer
 from samething.progress import progress_bar
+from samething.sessions import open_session
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,9 @@ import torch
 from samething.arrays import Float, UInt8
 from samething.backbones import Backbone
 from samething.backbones.runtimes import Runtime, RuntimeName, choose_runtime
-from samething.backbones.sessions import PARITY_COSINE, parity_cosine
 from samething.features.worker_pool import Batch, ImageStream
 from samething.files import Json
+from samething.sessions import PARITY_COSINE, parity_cosine
 
 BatchFeatures: TypeAlias = tuple[Batch, Float[np.ndarray, "b w"]]
 """A batch, whose pixels may be overwritten already, and its features, float32."""
