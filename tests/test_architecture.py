@@ -13,10 +13,10 @@ SOURCE = ROOT / "src" / "samething"
 
 # A module imports only modules above it.
 ORDER = [
-    "errors", "configuration", "progress", "arrays", "files", "checksums", "sessions", "images", "catalog", "pages",
-    "datasets", "metrics", "statistics", "calibration", "retrieval", "rerank", "backbones", "features",
-    "losses", "heads", "sampling", "training", "curate", "evaluation", "leaderboard", "bench", "study",
-    "embedder", "export", "index", "search", "web", "fit", "demo", "cli",
+    "errors", "configuration", "progress", "arrays", "files", "checksums", "sessions", "images", "catalog",
+    "pages", "datasets", "metrics", "statistics", "calibration", "retrieval", "rerank", "backbones",
+    "features", "losses", "heads", "sampling", "training", "curate", "evaluation", "leaderboard", "bench",
+    "study", "embedder", "export", "index", "search", "web", "fit", "demo", "cli",
 ]  # fmt: skip
 # functions that are commands: their parameters are options
 COMMANDS = {
