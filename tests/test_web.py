@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import io
 import json
 import shutil
@@ -28,6 +30,7 @@ from samething.web import Limits, create_app, serve
 from samething.web.batching import MAX_BATCH, Batcher, BusyError, Question
 from samething.web.projection import image_map, project
 from samething.web.running import listen
+from samething.web.service import Service
 from scenes import write_things
 from web_server import asked, running
 
@@ -516,3 +519,22 @@ def test_no_request_makes_the_server_fail(own):
     counted = client.get("/metrics").text
     assert 'status="5' not in counted
     assert counted.count('status="200"') >= 8  # most of it was let in
+
+
+def test_a_query_whose_batcher_was_closed_meanwhile_goes_to_the_next(shared, monkeypatch):
+    """It was told that too many wait, when the server went over to another model meanwhile."""
+    service = Service(Searcher.open(shared / "index"), limits=Limits())
+    prepared, seen = service._prepared, []
+
+    def overtaken(content, crop):
+        found = prepared(content, crop)
+        seen.append(found[1])
+        if len(seen) == 1:
+            service._take(dataclasses.replace(found[0]))
+            found[1].close()
+        return found
+
+    monkeypatch.setattr(service, "_prepared", overtaken)
+    found = asyncio.run(service.find([image_bytes(shared, 0, 0)], k=2, where={}))
+    assert len(found.matches) == 2 and len(seen) == 2 and seen[0] is not seen[1]
+    service.close()

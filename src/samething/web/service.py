@@ -177,7 +177,7 @@ class Service:
                         return await asyncio.to_thread(
                             self._found, searcher, vectors, images, rerank, k=k, where=where, combine=combine
                         )
-                    except FingerprintError:  # the index was rebuilt with another model meanwhile
+                    except (BusyError, FingerprintError):  # another model, or device, came meanwhile
                         if searcher is await asyncio.to_thread(lambda: self.searcher):
                             raise
         except TimeoutError:
