@@ -53,7 +53,7 @@ def test_a_search_loads_what_a_question_needs(line):
     """FAISS, the web's packages and those of locks took a fifth of a second of each question."""
     image, place = line / "some-image.jpg", line / "index"
     assert list(place.glob("vectors-*.int4"))
-    heavy = "faiss urllib.request filelock pyarrow torch pandas rich.markdown"
+    heavy = "faiss importlib.metadata urllib.request filelock pyarrow torch pandas rich.markdown"
     done = run_python("-c", LOADED, heavy, "find", str(image), "--index", str(place))
     assert done.stdout.splitlines()[-1] == "loaded: []" and "most similar" in done.stdout
 

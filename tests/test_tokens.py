@@ -8,15 +8,12 @@ import sqlite3
 import numpy as np
 import onnx
 import pytest
-import safetensors.torch
 import scipy.special
-import timm
 import torch
 from fastapi.testclient import TestClient
 from PIL import Image, ImageEnhance
 
 from samething.backbones import load_backbone
-from samething.datasets import catalog
 from samething.errors import ArtefactError, InputError
 from samething.evaluation import evaluate
 from samething.export.token_graph import tokens
@@ -29,6 +26,7 @@ from samething.search import Searcher, find, index, prepare
 from samething.training.token_head import Components, TokenHead, chamfer, compared, sinkhorn, train_token_head
 from samething.web import create_app
 from scenes import write_things
+from tiny import write_tiny
 
 
 def settings(kind="sinkhorn", **changes):
@@ -122,12 +120,7 @@ def test_training_finds_out_what_of_a_token_tells_instances_apart(kind):
 def vit(tmp_path_factory):
     """A tiny transformer with random weights, and a catalog of things."""
     folder = tmp_path_factory.mktemp("tokens")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = timm.create_model("test_vit", num_classes=0)
-    safetensors.torch.save_file(network.state_dict(), folder / "w.safetensors")
-    write_things(folder / "p", num_things=6)
-    catalog(folder / "p", domain="things", output=folder / "c.parquet")
+    write_tiny(folder, "vit", num_things=6)
     return folder
 
 

@@ -7,9 +7,6 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 import pytest
-import safetensors.torch
-import timm
-import torch
 
 from samething.backbones import load_backbone
 from samething.backbones.whole_numbers import LARGEST_FALL, judged, judged_rows, require_near
@@ -22,8 +19,8 @@ from samething.features import FeatureSet, features
 from samething.features.job import Job
 from samething.files import read_json
 from samething.search import find, index, sync
-from scenes import write_things
 from test_graph_repositories import SETTINGS, encoder
+from tiny import write_tiny
 
 
 def drawn(num_labels, of_each, *, seed=0, spread=0.3):
@@ -110,12 +107,7 @@ def test_images_to_judge_on_share_their_labels():
 def tiny(tmp_path_factory):
     """The model of a small network with random weights, images, and a catalog of some of them."""
     folder = tmp_path_factory.mktemp("int8")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = timm.create_model("test_efficientnet", num_classes=0)
-    safetensors.torch.save_file(network.state_dict(), folder / "w.safetensors")
-    write_things(folder / "p", num_things=16)
-    catalog(folder / "p", domain="things", output=folder / "c.parquet")
+    write_tiny(folder, "conv")
     backbone = load_backbone("timm:test_efficientnet", weights=folder / "w.safetensors")
     write_backbone(
         backbone, extracted(folder, "c.parquet", folder / "f", "torch"), folder / "model", dim=None

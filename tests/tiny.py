@@ -19,15 +19,20 @@ from scenes import write_things
 BACKBONES = {"vit": "test_vit", "conv": "test_efficientnet"}
 
 
-def make_tiny(folder: Path, kind: str = "vit", **options: object) -> Path:
-    """A folder with images ``p``, catalog ``c.parquet``, features ``f``, ``w.safetensors`` and ``run``."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_tiny(folder: Path, kind: str, *, num_things: int = 16) -> None:
+    """Random weights ``w.safetensors`` of a tiny network, images ``p`` and their catalog ``c.parquet``."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = timm.create_model(BACKBONES[kind], num_classes=0)
     safetensors.torch.save_file(network.state_dict(), folder / "w.safetensors")
-    write_things(folder / "p", num_things=16)
+    write_things(folder / "p", num_things=num_things)
     catalog(folder / "p", domain="things", output=folder / "c.parquet")
+
+
+def make_tiny(folder: Path, kind: str = "vit", **options: object) -> Path:
+    """A folder with images ``p``, catalog ``c.parquet``, features ``f``, ``w.safetensors`` and ``run``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tiny(folder, kind)
     features(
         folder / "c.parquet",
         backbone=f"timm:{BACKBONES[kind]}",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -229,6 +228,8 @@ def say_choice(record: Mapping[str, Json]) -> None:
 
 
 def _versions() -> dict[str, str | None]:
+    import importlib.metadata  # which a search does not need
+
     import onnxruntime
 
     found: dict[str, str | None] = {"onnxruntime": onnxruntime.__version__, "openvino": None}
