@@ -38,12 +38,12 @@ class Machine:
         patch.setattr(onnxruntime, "InferenceSession", self.session)
         patch.setattr(onnxruntime, "preload_dlls", lambda: None)
         patch.setitem(__import__("sys").modules, "openvino", None)  # not installed
-        patch.setattr(devices, "seconds_of", self.seconds_of)
+        patch.setattr(devices, "seconds_of", lambda call, *, turns: self.seconds_in_turns([call])[0])
+        patch.setattr(devices, "seconds_in_turns", self.seconds_in_turns)
         patch.setattr(devices, "_PAYS_FROM_S", 0.0)
 
-    def seconds_of(self, call, *, turns=3):
-        call()
-        return SECONDS[self.calls[-1]]
+    def seconds_in_turns(self, calls, *, turns=1):
+        return [(call(), SECONDS[self.calls[-1]])[1] for call in calls]
 
     def session(self, graph, options, *, providers, enable_fallback):
         names = [one if isinstance(one, str) else one[0] for one in providers]

@@ -191,9 +191,15 @@ def fastest(rates: Mapping[str, float], cosines: Mapping[str, float]) -> str:
 
 def seconds_of(call: Callable[[], object], *, turns: int = 3) -> float:
     """Seconds that a call takes: the least of some turns, of which the first is the slowest."""
-    best = float("inf")
+    return seconds_in_turns([call], turns=turns)[0]
+
+
+def seconds_in_turns(calls: Sequence[Callable[[], object]], *, turns: int) -> list[float]:
+    """Seconds that each of some calls takes, the least of its turns: other work slows them all alike."""
+    best = [float("inf")] * len(calls)
     for _ in range(turns):
-        started = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - started)
-    return max(best, 1e-9)
+        for place, call in enumerate(calls):
+            started = time.perf_counter()
+            call()
+            best[place] = min(best[place], time.perf_counter() - started)
+    return [max(seconds, 1e-9) for seconds in best]

@@ -27,6 +27,7 @@ from samething.sessions import (
     fastest,
     open_session,
     parity_cosine,
+    seconds_in_turns,
     seconds_of,
 )
 
@@ -43,6 +44,8 @@ LEAST_IMAGES: Final = 64
 """Of fewer images a choice is not worth the look."""
 _SAMPLE_S: Final = 2.0
 """Seconds that the sample may take the CPU once."""
+_TURNS: Final = 4
+"""How often each device computes the sample while they are compared."""
 _PAYS_FROM_S: Final = 30.0
 """Seconds of work for the CPU from which measuring pays."""
 _AHEAD: Final = 1.2
@@ -181,7 +184,7 @@ class Choice:
             return None
         sample = sample[: max(2, int(_SAMPLE_S / once))]
         expected = cpu(sample)
-        rates, cosines = {"cpu": len(sample) / seconds_of(lambda: cpu(sample))}, {"cpu": 1.0}
+        agreeing, cosines = {"cpu": cpu}, {"cpu": 1.0}
         opened, left_out = {"cpu": 0.0}, {}
         for device in self.here:
             if device == "cpu":
@@ -193,10 +196,13 @@ class Choice:
                 cosines[device] = parity_cosine(compute(sample), expected)
                 if cosines[device] < PARITY_COSINE:
                     left_out[device] = f"cosine {cosines[device]:.6f} to the CPU's vectors"
-                    continue
-                rates[device] = len(sample) / seconds_of(functools.partial(compute, sample))
+                else:
+                    agreeing[device] = compute
             except Exception as error:  # a device that cannot do it is no reason not to embed
                 left_out[device] = f"{type(error).__name__}: {first_line(error)}"
+        calls = [functools.partial(compute, sample) for compute in agreeing.values()]
+        spent = seconds_in_turns(calls, turns=_TURNS)
+        rates = {device: len(sample) / seconds for device, seconds in zip(agreeing, spent, strict=True)}
         return {
             "name": fastest({**rates, "cpu": _AHEAD * rates["cpu"]}, cosines),
             "images_per_s": {key: float(f"{value:.4g}") for key, value in rates.items()},

@@ -10,12 +10,12 @@ import numpy as np
 
 from samething.arrays import Bool, Float, Shaped
 from samething.index.sqlite_rows import Slots
-from samething.retrieval import CodeScan, SharedProducts
+from samething.retrieval import CodeScan, FewCodes, SharedProducts
 from samething.retrieval.codes import CodedRows, Coder
 
 Kept: TypeAlias = Shaped[np.ndarray, "n _"]
 """Vectors as they lie in the file: little-endian float32, or bytes of codes."""
-Searched: TypeAlias = SharedProducts | CodeScan
+Searched: TypeAlias = SharedProducts | FewCodes | CodeScan
 """All vectors of a view, for threads that ask at the same time."""
 
 
@@ -71,5 +71,7 @@ def searched(kept: Kept, coder: Coder | None, *, shortest: float, before: View |
     """What searches among vectors; of ``before``, a view of the first of them, it takes over what it can."""
     if coder is None:
         return SharedProducts(kept)
-    scan = before.searched if before is not None and isinstance(before.searched, CodeScan) else None
-    return CodeScan(CodedRows(kept, coder), shortest=shortest, before=scan)
+    rows, known = CodedRows(kept, coder), None if before is None else before.searched
+    if len(rows) <= FewCodes.most(coder):
+        return FewCodes(rows, before=known if isinstance(known, FewCodes) else None)
+    return CodeScan(rows, shortest=shortest, before=known if isinstance(known, CodeScan) else None)

@@ -20,7 +20,7 @@ Embeddings may be memory-mapped: they are converted a block at a time. torch mul
 float32 jobs where it is installed, numpy elsewhere.
 """
 
-from samething.retrieval.code_scan import CodeScan
+from samething.retrieval.code_scan import CodeScan, FewCodes
 from samething.retrieval.nearest import (
     NearPairs,
     SharedProducts,
@@ -35,6 +35,7 @@ from samething.retrieval.scores import Distance, Precision, require_directions
 __all__ = [
     "CodeScan",
     "Distance",
+    "FewCodes",
     "NearPairs",
     "Precision",
     "RankCounter",

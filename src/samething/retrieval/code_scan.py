@@ -8,6 +8,7 @@ score is known. So rows are asked for until no other one can be among the neares
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator
 from typing import Any, Final
@@ -16,10 +17,11 @@ import numpy as np
 
 from samething.arrays import Float, Int, Queries, UInt8
 from samething.retrieval.codes import CodedRows, Coder, Codes
-from samething.retrieval.nearest import TopK, nearest_units
+from samething.retrieval.nearest import SharedProducts, TopK, nearest_units
 
 _PART_BYTES: Final = 2**22
 """Codes of a part: what one change makes a reader bring into order again, in 40 ms at most."""
+_FEW_BYTES: Final = 2**25
 _LEAST_ASKED: Final = 1024
 _MOST_ASKED: Final = 16384
 """Above it, copies of one image or rows of next to one score: all rows are scored in float32 then."""
@@ -56,7 +58,6 @@ class CodeScan:
         self._lengths = np.zeros(len(gallery), dtype=np.float32)
         if before is not None:
             self._lengths[: len(before._lengths)] = before._lengths
-        self._is_first = before is None and len(gallery) <= self._rows_a_part
 
     def among(self, rows: Int[np.ndarray, " r"]) -> CodeScan:
         """The same for some of the rows, copied."""
@@ -64,9 +65,6 @@ class CodeScan:
 
     def nearest(self, queries: Queries, k: int) -> TopK:
         """As :func:`nearest_units`, of the decoded rows."""
-        if self._is_first and len(queries) == 1:  # decoding so few once is done before FAISS is loaded
-            self._is_first = False
-            return nearest_units(queries, self.gallery, k)
         indices = np.empty((len(queries), k), dtype=np.int64)
         scores = np.empty((len(queries), k), dtype=np.float64)
         waiting, num_asked = np.arange(len(queries)), max(_LEAST_ASKED, 2 * k)
@@ -146,6 +144,43 @@ class CodeScan:
                 codes = self.gallery.codes[start : start + self._rows_a_part]
                 self._parts.append(_part(codes, self.gallery.coder))
             return self._parts
+
+
+class FewCodes:
+    """So few rows in codes that all of them are decoded, at the first search, and stay in memory.
+
+    A matrix product with them costs less than a scan whose candidates are scored again.
+
+    Args:
+        gallery: all rows, at most :meth:`most`.
+        before: of the first of these rows; what it has decoded is taken over.
+    """
+
+    def __init__(self, gallery: CodedRows, *, before: FewCodes | None = None) -> None:
+        self.gallery = gallery
+        self._known: SharedProducts | None = None
+        if before is not None:
+            self._known = vars(before).get("_decoded", before._known)
+
+    @staticmethod
+    def most(coder: Coder) -> int:
+        """How many rows are few: they take 32 MiB as float32."""
+        return _FEW_BYTES // (4 * len(coder.step))
+
+    def among(self, rows: Int[np.ndarray, " r"]) -> SharedProducts:
+        """The same for some of the rows, copied."""
+        return SharedProducts(self.gallery[rows])
+
+    def nearest(self, queries: Queries, k: int) -> TopK:
+        """As :func:`nearest_units`, of the decoded rows."""
+        return self._decoded.nearest(queries, k)
+
+    @functools.cached_property
+    def _decoded(self) -> SharedProducts:
+        known, self._known = self._known, None
+        if known is None:
+            return SharedProducts(self.gallery[:])
+        return SharedProducts(np.concatenate([known.gallery, self.gallery[len(known.gallery) :]]))
 
 
 def _part(codes: Codes, coder: Coder) -> Any:
