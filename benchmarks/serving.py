@@ -163,9 +163,8 @@ def main() -> None:
         if arguments.soak:
             soak(address, server.pid, files, arguments.clients, arguments.soak)
         else:
-            rates(
-                Searcher.open(arguments.index).embedder, address, files, arguments.clients, arguments.rounds
-            )
+            embedder = Searcher.open(arguments.index).embedder.fastest(files)  # as the server takes it
+            rates(embedder, address, files, arguments.clients, arguments.rounds)
     finally:
         began = time.perf_counter()
         server.send_signal(signal.SIGINT)

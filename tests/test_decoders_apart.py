@@ -75,6 +75,19 @@ def test_many_threads_share_a_few_processes(decoders):
     assert threading.active_count() < 20
 
 
+def test_one_thread_watches_all_deadlines(decoders):
+    """Each call started a timer's thread, which took a fifth of what decoding an upload takes."""
+    others = set(threading.enumerate())
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: decoders.call("it", os.getpid), range(8)))
+    watchers = set(threading.enumerate()) - others
+    assert len(watchers) == 1  # who waits for a minute to pass, when a shorter time is given
+    decoders.deadline_s = 0.3
+    with pytest.raises(ImageError, match="takes longer than"):
+        decoders.call("it", time.sleep, 3600)
+    assert set(threading.enumerate()) - others <= watchers
+
+
 FORMATS = (
     "JPEG", "PROGRESSIVE", "PNG", "GIF", "WEBP", "TIFF", "AVIF", "HEIF", "JPEG2000", "BMP", "ICO", "PPM",
     "TGA", "JXL", "RAW", "PLANES",

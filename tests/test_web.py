@@ -526,8 +526,8 @@ def test_a_query_whose_batcher_was_closed_meanwhile_goes_to_the_next(shared, mon
     service = Service(Searcher.open(shared / "index"), limits=Limits())
     prepared, seen = service._prepared, []
 
-    def overtaken(content, crop):
-        found = prepared(content, crop)
+    def overtaken(*given):
+        found = prepared(*given)
         seen.append(found[1])
         if len(seen) == 1:
             service._take(dataclasses.replace(found[0]))

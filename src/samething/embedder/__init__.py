@@ -49,6 +49,7 @@ from samething.files import Json, Manifest, read_json, read_manifest
 from samething.images import Box, ImageLike, Preprocessing, decode, in_threads, least_side, prepare
 from samething.images.decoding import MAX_PIXELS
 from samething.images.parts import Place, cut_out
+from samething.images.preparing import as_it_is
 from samething.retrieval.codes import Coder, Codes
 
 KIND: Final = "model"
@@ -334,9 +335,14 @@ class Embedder:
 
     def prepare(self, image: Image.Image) -> Pixels:
         """A decoded image as the model's graph takes it, uint8 (3, height, width)."""
+        return self.preparation(image)
+
+    @functools.cached_property
+    def preparation(self) -> Callable[[Image.Image], Pixels]:
+        """:meth:`prepare` without the model: a function that another process can be sent."""
         if self.form["input"] == "pixels":
-            return prepare(image, self.preprocessing)
-        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))  # the graph resizes by itself
+            return functools.partial(prepare, preprocessing=self.preprocessing)
+        return as_it_is  # the graph resizes by itself
 
     def embed_prepared(self, images: Sequence[UInt8[np.ndarray, "3 _ _"]]) -> Embeddings:
         """Vectors of prepared images, whose sizes may differ: one call of the graph for each size."""

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -41,6 +42,11 @@ class Decoders:
     def __init__(self, num_processes: int, *, deadline_s: float, memory_bytes: int = MEMORY_BYTES) -> None:
         self.deadline_s = deadline_s
         self.memory_bytes = memory_bytes
+        self._ends: dict[subprocess.Popen[bytes], float] = {}
+        """When each process that is at work will be ended."""
+        self._guard = threading.Condition()
+        self._watched_until = 0.0
+        self._watcher: threading.Thread | None = None
         self._places: queue.LifoQueue[subprocess.Popen[bytes] | None] = queue.LifoQueue()
         for _ in range(num_processes):
             self._places.put(None)
@@ -85,27 +91,46 @@ class Decoders:
 
     def _ask(self, process: subprocess.Popen[bytes], name: str, request: object) -> tuple[bool, Any]:
         assert process.stdin is not None and process.stdout is not None
-        too_late = threading.Event()
-
-        def end() -> None:
-            too_late.set()
-            process.kill()
-
-        timer = threading.Timer(self.deadline_s, end)
-        timer.start()
+        self._end_later(process)
+        answer: tuple[bool, Any] | None = None
+        cause: Exception | None = None
         try:
             pickle.dump(request, process.stdin, protocol=5)
             process.stdin.flush()
-            answer: tuple[bool, Any] = pickle.load(process.stdout)
-            return answer
+            answer = pickle.load(process.stdout)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
-            if too_late.is_set():
-                reason = f"takes longer than {self.deadline_s:g} seconds to decode"
-            else:
-                reason = f"ended the process that decoded it (status {process.wait()})"
-            raise _refused(name, reason) from error
+            cause = error
         finally:
-            timer.cancel()
+            with self._guard:
+                was_ended = self._ends.pop(process, None) is None
+        if answer is not None and not was_ended:
+            return answer
+        if was_ended:
+            reason = f"takes longer than {self.deadline_s:g} seconds to decode"
+        else:
+            reason = f"ended the process that decoded it (status {process.wait()})"
+        raise _refused(name, reason) from cause
+
+    def _end_later(self, process: subprocess.Popen[bytes]) -> None:
+        with self._guard:
+            self._ends[process] = end = time.monotonic() + self.deadline_s
+            if self._watcher is None:  # one for all: a thread for each call took as long as decoding
+                self._watcher = threading.Thread(target=self._watch, name="deadlines", daemon=True)
+                self._watcher.start()
+            elif end < self._watched_until:
+                self._guard.notify()
+
+    def _watch(self) -> None:
+        """End what is too late, until at a deadline nothing is at work."""
+        with self._guard:
+            while self._ends:
+                now = time.monotonic()
+                for process in [process for process, end in self._ends.items() if end <= now]:
+                    del self._ends[process]
+                    process.kill()
+                self._watched_until = min(self._ends.values(), default=now)
+                self._guard.wait(self._watched_until - now)
+            self._watcher = None
 
 
 def answer_requests(memory_bytes: int) -> None:

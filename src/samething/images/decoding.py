@@ -139,6 +139,12 @@ def decoded(
     return upright
 
 
+def decoded_to(image: bytes, name: str, *, make: Callable[[Image.Image], Any] | None, **options: Any) -> Any:
+    """As :func:`decoded`, or what is made of that: a process that decodes sends back no more."""
+    upright = decoded(image, name, **options)
+    return upright if make is None else make(upright)
+
+
 def is_costly(encoded: Image.Image) -> bool:
     """Whether an image is decoded in a process that is ended after a minute: at about 300 megapixels' work.
 

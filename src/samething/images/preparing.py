@@ -144,6 +144,11 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     return laid_out(np.asarray(scaled), layout, preprocessing)
 
 
+def as_it_is(image: Image.Image) -> Pixels:
+    """A decoded image in its own size, uint8 (3, height, width)."""
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
 def least_side(preprocessing: Preprocessing) -> int:
     """Pixels of the shorter side, from which on unpacking less of a JPEG file changes few neighbours.
 

@@ -16,14 +16,14 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from samething.arrays import Embeddings, Pixels
+from samething.arrays import Embeddings
 from samething.embedder.devices import SAMPLE
 from samething.errors import FingerprintError, ImageError, InputError
 from samething.files import Json
 from samething.images import Box, Source
 from samething.images.addresses import scheme_of
 from samething.images.apart import Decoders
-from samething.images.decoding import decoded
+from samething.images.decoding import decoded_to
 from samething.images.parts import cut_out, standing_out
 from samething.index import Regions, Where
 from samething.index.sqlite_rows import chunks
@@ -158,7 +158,8 @@ class Service:
         """
         require_one_to_crop(crop, len(contents))
         loop = asyncio.get_running_loop()
-        jobs: list[Any] = [(self._decoders, self._prepared, content, crop) for content in contents]
+        is_alone = len(contents) == 1 and not rerank
+        jobs: list[Any] = [(self._decoders, self._prepared, content, crop, is_alone) for content in contents]
         try:
             async with asyncio.timeout(self.limits.timeout_s):
                 while True:
@@ -168,7 +169,7 @@ class Service:
                         continue  # the index was rebuilt between two images
                     images, pixels = zip(*(own[2:] for own in prepared), strict=True)
                     try:
-                        if len(contents) == 1 and not rerank:
+                        if is_alone:
                             [future] = batcher.submit(pixels, Question(searcher, k, where))
                             found: Matches = await asyncio.wrap_future(future)
                             return found
@@ -195,10 +196,13 @@ class Service:
         asking = None if look is None else look.asking(images, vectors)
         return searcher.find_vectors(vectors, name="upload", look=asking, **options)
 
-    def _prepared(self, content: bytes, crop: Box | None) -> tuple[Searcher, Batcher, Image.Image, Pixels]:
+    def _prepared(self, content: bytes, crop: Box | None, is_alone: bool = False) -> tuple[Any, ...]:
+        """What serves now, its batcher, the image (None where its pixels alone are asked for), its pixels."""
         searcher, batcher = self._serving()
-        image = self._decoded(content, "the upload", box=crop, least_side=searcher.embedder.least_side)
-        return searcher, batcher, image, searcher.embedder.prepare(image)
+        embedder = searcher.embedder
+        make = embedder.preparation if is_alone else None
+        found = self._decoded(content, "the upload", make=make, box=crop, least_side=embedder.least_side)
+        return searcher, batcher, *((None, found) if is_alone else (found, embedder.prepare(found)))
 
     def standing_out(self, content: bytes) -> list[Box]:
         """Parts of an image that stand out, the clearest first, in pixels of the upright image.
@@ -223,16 +227,15 @@ class Service:
             return None
         require_known(rerank)  # a path is for who may read this machine's files
 
-        def read(file: Source) -> Image.Image:
+        def read(file: Source) -> Any:
             return self._decoded(self._content(file), file.location, box=file.box)
 
         return searcher.second_look(rerank, budget_ms=500 * self.limits.timeout_s, read=read)
 
-    def _decoded(self, content: bytes, name: str, **options: Any) -> Image.Image:
-        """An image, decoded in a process of its own: a hostile one holds up, fills or ends nothing else."""
-        options = {"max_pixels": self.limits.max_pixels, "box": None, **options, "costly": True}
-        found: Image.Image = self._apart.call(name, decoded, content, name, **options)
-        return found
+    def _decoded(self, content: bytes, name: str, **options: Any) -> Any:
+        """An image, or what is made of it, in a process of its own: a hostile one fills or ends no other."""
+        options = {"max_pixels": self.limits.max_pixels, "box": None, "make": None, **options, "costly": True}
+        return self._apart.call(name, decoded_to, content, name, **options)
 
     def fetched(self, url: str) -> bytes:
         """The image behind an address.
@@ -322,15 +325,11 @@ class Service:
         if known is not None and now - known[0] < _OVERVIEW_S:
             return known[1]
         index = self.searcher.index
-        has_regions = index.description.regions is not None
+        hidden = set() if index.description.regions is None else {"regions"}
         found = {
             **overview_of(index),
             "allow_urls": self.allow_urls,
-            "rerankers": [
-                name
-                for name in available(self.searcher.embedder.folder)
-                if name != "regions" or not has_regions
-            ],
+            "rerankers": [name for name in available(self.searcher.embedder.folder) if name not in hidden],
             "limits": dataclasses.asdict(self.limits),
         }
         self._overview = (now, found)
