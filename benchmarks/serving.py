@@ -158,8 +158,11 @@ def main() -> None:
     found = [Path(file.path) for file in find_files(arguments.images) if file.is_image]
     files = found[:: max(1, len(found) // arguments.count)][: arguments.count]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the server is stopped too
+    began = time.perf_counter()
     server, address = started(arguments.index, max_waiting=4 * arguments.clients)
     try:
+        asked(address, files[:1], num_clients=1)
+        print(f"the first answer came {time.perf_counter() - began:.1f} s after the start", flush=True)
         if arguments.soak:
             soak(address, server.pid, files, arguments.clients, arguments.soak)
         else:

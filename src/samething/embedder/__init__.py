@@ -167,7 +167,12 @@ class Embedder:
             )
         return dataclasses.replace(made, is_forced=device != "auto")
 
-    def fastest(self, images: Sequence[ImageLike] = (), *, num_images: int | None = None) -> Embedder:
+    def fastest(
+        self,
+        images: Sequence[ImageLike] | Callable[[], Sequence[ImageLike]] = (),
+        *,
+        num_images: int | None = None,
+    ) -> Embedder:
         """This model on the device that embeds the most images per second here, with the CPU's vectors.
 
         The devices are measured once; the choice is kept beside the model and said where it is not the CPU.
@@ -175,7 +180,8 @@ class Embedder:
         stays.
 
         Args:
-            images: some of the job, as :meth:`embed` takes them; without any that can be read, drawn ones.
+            images: some of the job, as :meth:`embed` takes them, or what finds them where they are needed;
+                without any that can be read, drawn ones.
             num_images: how many the job has; where they are too few for it to pay, the model stays as it is.
                 None: very many.
         """
@@ -186,9 +192,8 @@ class Embedder:
             return self
         record, on = choice.kept(), functools.cache(self._on)
         if record is None:
-            record = choice.measured(
-                lambda device: on(device).embed_prepared, self._sample(images), num_images=num_images
-            )
+            sample = self._sample(images() if callable(images) else images)
+            record = choice.measured(lambda device: on(device).embed_prepared, sample, num_images=num_images)
             if record is None:
                 return self
             choice.keep(record)

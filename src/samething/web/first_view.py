@@ -40,6 +40,13 @@ def overview_of(index: AbstractIndex) -> dict[str, Json]:
     }
 
 
+def first_thumbnails(index: AbstractIndex, most: int) -> list[bytes]:
+    """Thumbnails of the first so many images, of those that have one."""
+    first = next(iter(index.items(["thumbnail"])), None)
+    rows = [] if first is None else first.slice(0, most).to_pylist()
+    return [row["thumbnail"] for row in rows if row["thumbnail"]]
+
+
 def _spread(groups: list[list[str]], count: int) -> list[str]:
     """So many of all groups, as evenly as they have them.
 

@@ -37,7 +37,7 @@ from samething.search.searcher import Combine
 from samething.search.syncing import FileChange
 from samething.web.batching import MAX_BATCH, Batcher, BusyError, Question
 from samething.web.fetching import fetch_public
-from samething.web.first_view import overview_of
+from samething.web.first_view import first_thumbnails, overview_of
 from samething.web.guards import Limits
 from samething.web.jobs import Job, Jobs
 from samething.web.projection import ImageMap, image_map
@@ -117,9 +117,7 @@ class Service:
         threading.Thread(target=self._go_fastest, args=[self._searcher]).start()
 
     def _go_fastest(self, searcher: Searcher) -> None:
-        first = next(iter(searcher.index.items(["thumbnail"])), None)
-        images = [] if first is None else [row["thumbnail"] for row in first.slice(0, SAMPLE).to_pylist()]
-        embedder = searcher.embedder.fastest([image for image in images if image])
+        embedder = searcher.embedder.fastest(lambda: first_thumbnails(searcher.index, SAMPLE))
         with self._following:
             if embedder is not searcher.embedder and self._searcher is searcher:
                 self._take(dataclasses.replace(searcher, embedder=embedder))
