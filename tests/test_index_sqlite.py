@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -827,6 +828,7 @@ def test_an_approximate_search_asks_the_database_once(
 
 
 def test_a_recall_that_cannot_be(tmp_path: Path) -> None:
+    """All breadths are tried for it, and each is half more than the last at most: 256 were chosen for 190."""
     index = SqliteIndex.create(tmp_path / "s", dim=16, model_fingerprint="f", model_name="m")
     with pytest.raises(InputError, match="at least"):
         index.tune(0.9)
@@ -835,6 +837,8 @@ def test_a_recall_that_cannot_be(tmp_path: Path) -> None:
     index.add(near_centres(1200, seed=4), [{"id": str(row)} for row in range(1200)])
     report = index.tune(0.99, num_queries=50)  # of so few nobody can promise that much
     assert (report.breadth, report.recall) == (0, 1.0) and "exact search" in report.__rich__()
+    tried = [int(breadth) for breadth in report.tried]
+    assert all(one < other <= 1.5 * one for one, other in itertools.pairwise(tried)) and tried[-1] == 4096
     assert not list((tmp_path / "s").glob("*.faiss"))
 
 
