@@ -2,11 +2,15 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from line import README, ROOT, commands_of, run_python, samething
+from line import ENVIRONMENT, README, ROOT, commands_of, run_python, samething
 from samething.cli import COMMANDS, build_app, main
 from samething.errors import InputError
 
@@ -49,13 +53,61 @@ def test_starting_the_program_imports_nothing_heavy():
     assert all(name.split()[0] in done.stdout for name in COMMANDS)
 
 
-def test_a_search_loads_what_a_question_needs(line):
-    """FAISS, the web's packages and those of locks took a fifth of a second of each question."""
-    image, place = line / "some-image.jpg", line / "index"
+def test_a_search_loads_what_a_question_needs(line, tmp_path):
+    """FAISS, the web's packages and those of locks took a fifth of a second of each question.
+
+    The table of backbones and the formats of images that are not met took a twentieth.
+    """
+    image, place = tmp_path / "some-image.png", line / "index"
+    Image.open(line / "some-image.jpg").save(image)
     assert list(place.glob("vectors-*.int4"))
-    heavy = "faiss importlib.metadata urllib.request filelock pyarrow torch pandas rich.markdown"
+    heavy = (
+        "faiss importlib.metadata urllib.request filelock pyarrow torch pandas rich.markdown tomllib "
+        "docstring_parser PIL.PdfImagePlugin"
+    )
     done = run_python("-c", LOADED, heavy, "find", str(image), "--index", str(place))
     assert done.stdout.splitlines()[-1] == "loaded: []" and "most similar" in done.stdout
+
+
+ENDED = """
+import atexit, os, sys, threading
+class Kept:
+    def __del__(self): os.write(1, b"taken apart")
+sys.modules["kept"] = Kept()
+import samething.cli
+def ask(arguments):
+    atexit.register(print, "at the end")
+    threading.Thread(target=lambda: (threading.Event().wait(0.1), print("thread"))).start()
+    raise {"--usual": SystemExit, "--three": SystemExit(3), "--words": SystemExit("words")}[arguments[0]]
+samething.cli.build_app = lambda command: ask
+samething.cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("argument", "status", "said"),
+    [("--usual", 0, ""), ("--three", 3, ""), ("--words", 1, "words"), ("--fault", 1, "KeyError: '--fault'")],
+)
+def test_a_process_ends_at_once_with_its_status(argument, status, said):
+    """Taking modules apart at the end was a quarter of what a search took.
+
+    What is still to be said is said: by threads, by what is registered for the end, and of an error.
+    """
+    done = run_python("-c", ENDED, argument)
+    assert (done.returncode, done.stdout) == (status, "thread\nat the end\n")
+    assert said in done.stderr and bool(said) == bool(done.stderr)
+
+
+def test_output_that_nobody_reads_is_an_error():
+    """As Python has it, with a status of its own."""
+    read, write = os.pipe()
+    os.close(read)
+    program = subprocess.run(
+        [sys.executable, "-c", ENDED, "--usual"],
+        stdout=write, stderr=subprocess.PIPE, env={**ENVIRONMENT, "PYTHONUNBUFFERED": ""},
+    )  # fmt: skip
+    os.close(write)
+    assert program.returncode == 120 and b"BrokenPipeError" in program.stderr
 
 
 def test_no_arguments_show_the_help_and_version_is_a_number():

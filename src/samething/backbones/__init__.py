@@ -8,9 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, Final
 
-from samething.backbones.backbone_table import BACKBONES, BackboneRow
+from samething.backbones.backbone_table import BackboneRow
 
 if TYPE_CHECKING:
+    from samething.backbones.backbone_table import BACKBONES
     from samething.backbones.loading import load_backbone, load_from_metadata, load_the_same
     from samething.backbones.network import Backbone, weights_fingerprint, write_onnx
     from samething.backbones.packaged import efficientnet_lite_state
@@ -28,9 +29,9 @@ __all__ = [
 ]
 
 _ROOMS: Final = {
-    "Backbone": "network", "efficientnet_lite_state": "packaged", "load_backbone": "loading",
-    "load_from_metadata": "loading", "load_the_same": "loading", "weights_fingerprint": "network",
-    "write_onnx": "network",
+    "BACKBONES": "backbone_table", "Backbone": "network", "efficientnet_lite_state": "packaged",
+    "load_backbone": "loading", "load_from_metadata": "loading", "load_the_same": "loading",
+    "weights_fingerprint": "network", "write_onnx": "network",
 }  # fmt: skip
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Iterator, Mapping
-from importlib import resources
 from typing import Any, Final, Literal, TypeAlias
 
 from samething.images import Preprocessing
@@ -99,17 +97,27 @@ class Recommended:
     """Why it stands where it does."""
 
 
-_FILE: Final = resources.files(__package__).joinpath("backbone_table.toml")
-
-_TABLE: Final = tomllib.loads(_FILE.read_text("utf-8"))
-
-BACKBONES: Final[dict[str, BackboneRow]] = {
-    row.name: row
-    for family in _TABLE["families"]
-    for entry in family["rows"]
-    for row in _rows({"loader": "timm", **family, **entry})
-}
+BACKBONES: dict[str, BackboneRow]
 """Rows by name. Any other model works as ``timm:NAME``, ``open_clip:NAME/WEIGHTS`` or ``hf:NAME``."""
 
-RECOMMENDED: Final[tuple[Recommended, ...]] = tuple(Recommended(**entry) for entry in _TABLE["recommended"])
+RECOMMENDED: tuple[Recommended, ...]
 """Backbones for where none is named, best first."""
+
+
+def __getattr__(name: str) -> Any:
+    """The file is read when one of the two is first asked for, which a search does not."""
+    if name not in ("BACKBONES", "RECOMMENDED"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import tomllib
+    from importlib import resources
+
+    table = tomllib.loads(resources.files(__package__).joinpath("backbone_table.toml").read_text("utf-8"))
+    backbones = {
+        row.name: row
+        for family in table["families"]
+        for entry in family["rows"]
+        for row in _rows({"loader": "timm", **family, **entry})
+    }
+    recommended = tuple(Recommended(**entry) for entry in table["recommended"])
+    globals().update(BACKBONES=backbones, RECOMMENDED=recommended)
+    return globals()[name]

@@ -99,7 +99,10 @@ def open_encoded(stream: io.BufferedIOBase, name: str, max_pixels: int) -> Image
         from pillow_heif import register_heif_opener
 
         register_heif_opener()
-    Image.init()
+    if kind in ("PNG", "GIF"):  # loading all formats takes longer than unpacking an image
+        Image.preinit()
+    else:
+        Image.init()
     for factory, accepts in (Image.OPEN[known] for known in FORMATS if known in Image.OPEN):
         # not by Image.open, whose limit of pixels is one for the whole process
         if accepts is None or accepts(head) is True:

@@ -42,8 +42,8 @@ _LISTED_CANDIDATES: Final = 200
 _LINKS: Final = 32
 _BREADTH_OF_BUILDING: Final = 40
 _BREADTHS: Final = (*(part << power for power in range(3, 11) for part in (2, 3)), 4096)
-"""Tried in turn: 16, 24, 32, 48, ... What a narrow one finds a broader one finds too, so of all that fall short
-the broadest is the likeliest to pass by luck: the bound of the first that passes is that of one try."""
+"""Tried in turn: 16, 24, 32, 48, ... What a narrow one finds a broader one finds too, so of all that fall
+short the broadest is the likeliest to pass by luck: the bound of the first that passes is that of one try."""
 _ROWS_AT_A_TIME: Final = 50_000
 _Z95: Final = 1.6449
 """95 % of a normal distribution lie below so many standard deviations."""

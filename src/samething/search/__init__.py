@@ -20,7 +20,6 @@ from samething.search.conditions import conditions
 from samething.search.feature_vectors import KnownVectors, is_feature_folder, known_vectors
 from samething.search.looking_again import Prepared, SecondLook, prepare
 from samething.search.matches import Match, Matches
-from samething.search.model_choice import model_for
 from samething.search.near_duplicates import Duplicates, near_duplicates
 from samething.search.queries import query_images
 from samething.search.region_choice import named, require_regions, require_same
@@ -115,6 +114,8 @@ def index(
         InputError: no images, no model can be had, or an index with another decoding or other regions.
         FingerprintError: the index was made by another model.
     """
+    from samething.search.model_choice import model_for  # reads the table of backbones
+
     _require(source)
     noted = None if regions is None else named(regions)
     plain = [
@@ -394,6 +395,7 @@ def rebuild(
     Raises:
         InputError: none of the images can be read.
     """
+    from samething.search.model_choice import model_for
     from samething.search.syncing import known_rows
 
     old = open_index(index)

@@ -31,7 +31,7 @@ from samething.files import is_finished
 from samething.images import Source
 from samething.index import exists_index, open_index
 from samething.progress import Terminal, say, without_progress
-from samething.search.remembered import remembered_model
+from samething.search.remembered import model_beside, remembered_model
 
 VARIABLE: Final = "SAMETHING_MODEL"
 CONFIGURATION: Final = "samething.toml"
@@ -210,15 +210,3 @@ def _model_of_backbone(name: str, location: str | Path, images: Sequence[Source]
         features = extract(catalog, backbone, Path(work), how)
         features = features.subset(np.ones(len(features.catalog), dtype=bool))  # in memory
     return write_backbone(backbone, features, output, dim=dim).folder
-
-
-def model_beside(location: str | Path, name: str, *, dim: int | None = None) -> Path:
-    """Where an index's model of a plain backbone is kept: ``index-models/NAME`` beside ``index``.
-
-    >>> model_beside("photos/index", "timm:vit_tiny", dim=64).as_posix()
-    'photos/index-models/timm-vit_tiny-pca-64'
-    """
-    plain = str(location).split("?")[0].rstrip("/")
-    if "://" in plain:
-        plain = plain.rpartition("/")[2]
-    return Path(f"{plain}-models") / (re.sub(r"[^\w.+-]", "-", name) + (f"-pca-{dim}" if dim else ""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -105,3 +106,15 @@ def nearby(location: Path | str) -> Path | str:
             if exists_index(place):
                 return place
     return location
+
+
+def model_beside(location: str | Path, name: str, *, dim: int | None = None) -> Path:
+    """Where an index's model of a plain backbone is kept: ``index-models/NAME`` beside ``index``.
+
+    >>> model_beside("photos/index", "timm:vit_tiny", dim=64).as_posix()
+    'photos/index-models/timm-vit_tiny-pca-64'
+    """
+    plain = str(location).split("?")[0].rstrip("/")
+    if "://" in plain:
+        plain = plain.rpartition("/")[2]
+    return Path(f"{plain}-models") / (re.sub(r"[^\w.+-]", "-", name) + (f"-pca-{dim}" if dim else ""))

@@ -28,12 +28,12 @@ from samething.search.collection import (
 from samething.search.feature_vectors import KnownVectors
 from samething.search.looking_again import Rerank, SecondLook
 from samething.search.matches import Match, Matches
-from samething.search.model_choice import model_beside
 from samething.search.queries import called, query_images, together, vectors_of_label
 from samething.search.region_choice import as_kept
 from samething.search.remembered import (
     COLLECTIONS,
     embedder_of,
+    model_beside,
     nearby,
     remembered_collections,
     remembered_decoding,
