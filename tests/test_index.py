@@ -52,14 +52,14 @@ class MemoryIndex(AbstractIndex):
     stores: ClassVar[dict[str, tuple[IndexDescription, dict[str, Stored]]]] = {}
 
     @classmethod
-    def _create(cls, location, description):
+    def create(cls, location, description):
         if str(location) in cls.stores:
             raise ArtefactError("twice", expected="once", next_step="open it")
         cls.stores[str(location)] = (description, {})
         return cls(str(location), description)
 
     @classmethod
-    def _open(cls, location):
+    def open(cls, location):
         if str(location) not in cls.stores:
             raise ArtefactError("nothing there", expected="an index", next_step="make one")
         return cls(str(location), cls.stores[str(location)][0])
@@ -68,8 +68,8 @@ class MemoryIndex(AbstractIndex):
     def exists(cls, location):
         return str(location) in cls.stores
 
-    def _beside(self, description):
-        successor = type(self)._create(f"{self.location} next {description.model_fingerprint}", description)
+    def beside(self, description):
+        successor = type(self).create(f"{self.location} next {description.model_fingerprint}", description)
         successor.known = dict(self.store)
         return successor
 
@@ -186,7 +186,14 @@ class Engine:
     coder: Coder | None = None
 
     def create(self, **options) -> AbstractIndex:
-        return self.kind.create(self.new_location(), **{"dim": DIM, **MODEL, "coder": self.coder, **options})
+        bound = {"dim": DIM, **MODEL, "coder": self.coder, **options}
+        return self.kind.create(self.new_location(), IndexDescription(**bound))
+
+    def open(self, location: str, **model: str) -> AbstractIndex:
+        index = self.kind.open(location)
+        if model:
+            index.require_model(model["model_fingerprint"], model["model_name"])
+        return index
 
     def kept(self, vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
         """What comes back of vectors that were added."""
@@ -339,8 +346,6 @@ def test_rows_are_amended_by_what_they_are(engine: Engine) -> None:
     assert index.rows(["p002", "new"], ["width"])["width"].to_pylist() == [643, 0]
     np.testing.assert_allclose(index.vectors(["p002", "new"]), engine.kept(vectors)[3:5], atol=1e-7)
     assert index.search(vectors[4:5], 1).ids.tolist() == [["new"]]
-    with pytest.raises(FingerprintError):
-        index.amend(["new"], counted, vectors=vectors[:1], model_fingerprint="another")
     with pytest.raises(InputError, match="colour"):
         index.amend(["new"], lambda name, row: {**row, "colour": "red"})
     index.amend([], counted)
@@ -466,7 +471,7 @@ def test_extra_columns_are_kept_and_filtered(engine: Engine) -> None:
     index = engine.create(extra_columns={"season": "text", "size_bytes": "integer", "quality": "number"})
     index.add(unit(2), [{"id": "a", "season": "été", "size_bytes": 2**40, "quality": 0.5}, {"id": "b"}])
     assert index.search(unit(1), 5, where={"season": "été"}).ids.tolist() == [["a"]]
-    again = engine.kind.open(index.location)
+    again = engine.open(index.location)
     row = {"id": "a", "season": "été", "size_bytes": 2**40, "quality": 0.5}
     assert again.rows(["a"], ["season", "size_bytes", "quality"]).to_pylist() == [row]
     assert bound_to(again.description) == bound_to(index.description)
@@ -558,26 +563,23 @@ def test_metadata_that_does_not_fit_is_refused(
 
 def test_another_models_vectors_are_refused_and_both_models_named(engine: Engine) -> None:
     index = engine.create()
-    index.add(unit(1), named(1), model_fingerprint=MODEL["model_fingerprint"])
-    assert index.search(unit(1), 1, model_fingerprint=MODEL["model_fingerprint"]).ids.shape == (1, 1)
-    assert engine.kind.open(index.location, **MODEL).count() == 1
+    index.add(unit(1), named(1))
+    assert engine.open(index.location, **MODEL).count() == 1
     for refused in (
-        lambda: index.add(unit(1), [{"id": "x"}], model_fingerprint="ffff"),
-        lambda: index.search(unit(1), 1, model_fingerprint="ffff"),
-        lambda: engine.kind.open(index.location, model_fingerprint="ffff", model_name="other-64"),
+        lambda: engine.open(index.location, model_fingerprint="ffff", model_name="other-64"),
         lambda: index.require_model("ffff", "other-64"),
     ):
         with pytest.raises(FingerprintError, match=r"ffff.*small-64.*a1b2c3d4e5f60718"):
             refused()
     with pytest.raises(FingerprintError, match=r"other-64.*small-64"):
-        engine.kind.open(index.location, model_fingerprint="ffff", model_name="other-64")
+        engine.open(index.location, model_fingerprint="ffff", model_name="other-64")
     assert index.count() == 1
 
 
 @pytest.mark.parametrize("wrong", [{"dim": 0}, {"model_name": ""}, {"model_fingerprint": ""}])
 def test_descriptions_that_cannot_be(engine: Engine, wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
-        engine.kind.create(engine.new_location(), **{"dim": DIM, **MODEL, **wrong})
+        engine.kind.create(engine.new_location(), IndexDescription(**{"dim": DIM, **MODEL, **wrong}))
 
 
 # ---- opening again
@@ -589,7 +591,7 @@ def test_everything_is_there_after_opening_again(engine: Engine) -> None:
     index.delete(["p003"])
     before = index.search(unit(4, seed=2), 5)
     index.close()
-    with engine.kind.open(index.location) as again:
+    with engine.open(index.location) as again:
         after = again.search(unit(4, seed=2), 5)
         assert after.ids.tolist() == before.ids.tolist()
         np.testing.assert_array_equal(after.scores, before.scores)
@@ -599,7 +601,7 @@ def test_everything_is_there_after_opening_again(engine: Engine) -> None:
 
 def test_two_handles_see_each_others_changes_at_once(engine: Engine) -> None:
     one = engine.create()
-    two = engine.kind.open(one.location)
+    two = engine.open(one.location)
     one.add(unit(4), named(4))
     assert two.count() == 4
     assert two.search(unit(4)[2:3], 1).ids.tolist() == [["p002"]]
@@ -628,10 +630,10 @@ def test_an_index_is_not_made_twice_nor_found_where_none_is(engine: Engine) -> N
     index = engine.create()
     index.add(unit(1), named(1))
     with pytest.raises(ArtefactError):
-        engine.kind.create(index.location, dim=DIM, **MODEL)
+        engine.kind.create(index.location, IndexDescription(dim=DIM, **MODEL))
     assert index.count() == 1
     with pytest.raises(ArtefactError):
-        engine.kind.open(engine.new_location())
+        engine.open(engine.new_location())
 
 
 # ---- being replaced
@@ -642,22 +644,22 @@ def test_another_index_takes_the_place_in_one_step(engine: Engine) -> None:
     old = engine.create(extra_columns={"season": "text"})
     old.add(unit(3), named(3))
     new_model = {"model_fingerprint": "new0", "model_name": "new-4"}
-    new = old.beside(dim=4, **new_model)
+    new = old.beside(dataclasses.replace(old.description, dim=4, **new_model, coder=None))
     new.add(np.eye(4, dtype=np.float32), [{"id": f"n{row}", "season": "été"} for row in range(4)])
-    assert engine.kind.open(old.location, **MODEL).count() == 3
+    assert engine.open(old.location, **MODEL).count() == 3
     old.add(unit(1), [{"id": "late"}])
     assert not new.swap(old)
     assert new.swap(old)
-    found = engine.kind.open(old.location, **new_model)
+    found = engine.open(old.location, **new_model)
     assert (found.count(), found.dim, found.model_name) == (4, 4, "new-4")
     assert found.search(np.eye(4, dtype=np.float32)[1:2], 1, where={"season": "été"}).ids.tolist() == [["n1"]]
     assert new.count() == 4
     with pytest.raises(FingerprintError, match="new-4"):
-        engine.kind.open(old.location, **MODEL)
-    again = found.beside(dim=DIM, **MODEL, coder=engine.coder)
+        engine.open(old.location, **MODEL)
+    again = found.beside(dataclasses.replace(found.description, dim=DIM, **MODEL, coder=engine.coder))
     again.add(unit(2), named(2))
     assert again.swap(found)
-    assert engine.kind.open(old.location, **MODEL).count() == 2
+    assert engine.open(old.location, **MODEL).count() == 2
     assert again.verify().problems == ()
 
 
@@ -677,7 +679,7 @@ def test_any_sequence_of_changes_gives_what_the_reference_gives(engine: Engine, 
     """Six different vectors among twelve names: ties are the rule here."""
     pool = unit(6, seed=42)
     index = engine.create()
-    reference = MemoryIndex.create(f"reference of {index.location}", dim=DIM, **MODEL, coder=engine.coder)
+    reference = MemoryIndex.create(f"reference of {index.location}", index.description)
     for step, (what, arguments) in enumerate(steps):
         for each in (index, reference):
             if what == "delete":
@@ -764,9 +766,7 @@ def test_a_row_is_as_near_as_the_best_of_its_regions(engine: Engine, steps, k: i
     """MaxSim against sorted Python floats, after any changes; ties between rows, and within a row, abound."""
     pool = unit(6, seed=42)
     index = engine.create(regions="grid")
-    reference = MemoryIndex.create(
-        f"reference of {index.location}", dim=DIM, **MODEL, coder=engine.coder, regions="grid"
-    )
+    reference = MemoryIndex.create(f"reference of {index.location}", index.description)
     for step, (what, arguments) in enumerate(steps):
         for each in (index, reference):
             if what == "add":
@@ -802,16 +802,16 @@ def test_a_row_is_as_near_as_the_best_of_its_regions(engine: Engine, steps, k: i
 def test_an_index_with_regions_is_the_same_after_opening_and_being_replaced(engine: Engine) -> None:
     index = engine.create(regions="grid")
     index.add(unit(2), named(2), regions=[Regions(PLACES, unit(3, seed=1)), Regions((), unit(0))])
-    again = engine.kind.open(index.location, **MODEL)
+    again = engine.open(index.location, **MODEL)
     assert again.description.regions == "grid"
     (hit,) = again.search(unit(3, seed=1)[1:2], 1).of(0)
     assert (hit["id"], hit["place"]) == ("p000", PLACES[1])
     (hit,) = again.search(unit(2)[1:2], 1).of(0)
     assert (hit["id"], hit["place"]) == ("p001", None)
-    plain = again.beside(dim=DIM, **MODEL, coder=engine.coder)
+    plain = again.beside(dataclasses.replace(again.description, regions=None))
     plain.add(unit(2), named(2))
     assert plain.swap(again)
-    found = engine.kind.open(index.location, **MODEL)
+    found = engine.open(index.location, **MODEL)
     assert found.description.regions is None and "place" not in found.search(unit(1), 1).of(0)[0]
 
 

@@ -26,6 +26,7 @@ from samething.errors import ArtefactError, FingerprintError, InputError
 from samething.files import Manifest, write_json, write_manifest
 from samething.index import (
     AbstractIndex,
+    IndexDescription,
     Regions,
     SqliteIndex,
     back_up,
@@ -701,7 +702,7 @@ def test_approximate_search_reaches_the_recall_it_was_tuned_to(
     vectors = near_centres(4000, seed=4)
     rows = [{"id": f"r{row:05d}", "domain": "rare" if row % 500 == 0 else "it's"} for row in range(4000)]
     coder = None if codes == "float32" else Coder.fit(vectors, codes)
-    index = SqliteIndex.create(tmp_path / "i", dim=16, model_fingerprint="f", model_name="m", coder=coder)
+    index = create_index(tmp_path / "i", dim=16, model_fingerprint="f", model_name="m", coder=coder)
     index.add(vectors, rows)
     queries = np.concatenate([vectors[:50], near_centres(150, seed=5)])
     exact = [index.search(query[None], 6) for query in queries]
@@ -794,7 +795,7 @@ def test_an_approximate_search_asks_the_database_once(
 ) -> None:
     """It read a note, and each row twice: half of its time. What another handle tunes is noticed anyway."""
     vectors = near_centres(1200, seed=4)
-    index = SqliteIndex.create(tmp_path / "i", dim=16, model_fingerprint="f", model_name="m")
+    index = create_index(tmp_path / "i", dim=16, model_fingerprint="f", model_name="m")
     index.add(vectors, [{"id": f"{row:04d}", "path": f"/{row}"} for row in range(1200)])
     said: list[str] = []
     breadths: list[int] = []
@@ -829,7 +830,7 @@ def test_an_approximate_search_asks_the_database_once(
 
 def test_a_recall_that_cannot_be(tmp_path: Path) -> None:
     """All breadths are tried for it, and each is half more than the last at most: 256 were chosen for 190."""
-    index = SqliteIndex.create(tmp_path / "s", dim=16, model_fingerprint="f", model_name="m")
+    index = create_index(tmp_path / "s", dim=16, model_fingerprint="f", model_name="m")
     with pytest.raises(InputError, match="at least"):
         index.tune(0.9)
     with pytest.raises(InputError, match=r"recall of 1\.5"):
@@ -844,7 +845,7 @@ def test_a_recall_that_cannot_be(tmp_path: Path) -> None:
 
 def test_a_damaged_graph_is_named_and_not_used(tmp_path: Path) -> None:
     vectors = near_centres(1500, seed=4)
-    index = SqliteIndex.create(tmp_path / "i", dim=16, model_fingerprint="f", model_name="m")
+    index = create_index(tmp_path / "i", dim=16, model_fingerprint="f", model_name="m")
     index.add(vectors, [{"id": f"{row:04d}"} for row in range(1500)])
     exact = index.search(vectors[:1], 9).ids.tolist()
     index.tune(0.5)
@@ -901,10 +902,7 @@ import sys
 from samething.index import open_index
 
 old = open_index(sys.argv[1])
-coder = old.description.coder
-fresh = old.beside(
-    dim=old.dim, model_fingerprint=old.model_fingerprint, model_name=old.model_name, coder=coder
-)
+fresh = old.beside(old.description)
 print("ready", flush=True)
 sys.stdin.readline()
 while True:
@@ -976,7 +974,7 @@ def test_a_handle_from_before_a_compaction_loses_nothing(index: AbstractIndex, a
     if again == "compact":
         stale.compact()
     elif again == "beside":
-        fresh = stale.beside(dim=DIM, **MODEL)
+        fresh = stale.beside(IndexDescription(dim=DIM, **MODEL))
         fresh.add(stale.vectors(before), stale.rows(before))
         assert fresh.swap(stale)
     else:
@@ -1034,12 +1032,16 @@ def test_a_killed_rebuild_goes_on_with_what_it_had(index: AbstractIndex) -> None
     rebuilder.kill()
     rebuilder.communicate()
     index.compact()
-    fresh = index.beside(dim=DIM, **MODEL, coder=index.description.coder)
+    fresh = index.beside(IndexDescription(dim=DIM, **MODEL, coder=index.description.coder))
     assert fresh.count() == 59  # 50 and 9
     fresh.delete(["0-00"])
-    assert not open_index(index.location).beside(dim=4, model_fingerprint="g", model_name="m").count()
+    assert (
+        not open_index(index.location)
+        .beside(IndexDescription(dim=4, model_fingerprint="g", model_name="m"))
+        .count()
+    )
     assert not index.beside(
-        dim=DIM, **MODEL, coder=index.description.coder
+        IndexDescription(dim=DIM, **MODEL, coder=index.description.coder)
     ).count()  # begun anew, since the other one took its place
     with pytest.raises(ArtefactError, match="another process"):
         fresh.swap(index)
@@ -1066,7 +1068,7 @@ def test_an_index_of_floats_becomes_one_of_codes_and_back(index: AbstractIndex, 
     """By a rebuild; the least length of what was there before would have ended searches too early."""
     for codes, suffix in (("int4", "int4"), ("int8", "int8"), ("float32", "f32")):
         names = ids_of(index)
-        fresh = index.beside(dim=DIM, **MODEL, coder=coder_of(codes))
+        fresh = index.beside(IndexDescription(dim=DIM, **MODEL, coder=coder_of(codes)))
         fresh.add(rows(names)[0], index.rows(names, list(index.description.columns)))
         assert fresh.swap(index)
         again = open_index(index.location)
@@ -1086,7 +1088,7 @@ def test_an_index_of_floats_becomes_one_of_codes_and_back(index: AbstractIndex, 
 
 def test_another_model_ends_the_handles_of_the_first(index: AbstractIndex) -> None:
     reader = open_index(index.location)
-    fresh = index.beside(dim=4, model_fingerprint="new0", model_name="new-4")
+    fresh = index.beside(IndexDescription(dim=4, model_fingerprint="new0", model_name="new-4"))
     fresh.add(np.eye(4, dtype=np.float32), [{"id": f"n{row}"} for row in range(4)])
     assert fresh.swap(index)
     for use in (reader.count, lambda: reader.search(rows(["x"])[0], 1), lambda: reader.add(*rows(["x"]))):

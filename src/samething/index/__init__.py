@@ -63,25 +63,47 @@ def create_index(
     coder: Coder | None = None,
     regions: str | None = None,
 ) -> AbstractIndex:
-    """Make an empty index with the engine that the location asks for. See :meth:`AbstractIndex.create`."""
+    """Make an empty index with the engine that the location asks for. See :meth:`AbstractIndex.create`.
+
+    Args:
+        location: a folder, or a URL.
+        dim: number of dimensions of a vector.
+        model_fingerprint: identity of the model whose vectors will be kept.
+        model_name: its name, for messages.
+        extra_columns: further metadata columns and their kinds.
+        coder: the model's, if vectors are to be kept in codes; an engine may keep floats all the same.
+        regions: how parts of images are chosen that have vectors of their own; None: none have.
+    """
     engine, place = _engine(location)
-    return engine.create(
-        place,
+    description = IndexDescription(
         dim=dim,
-        model_fingerprint=model_fingerprint,
         model_name=model_name,
-        extra_columns=extra_columns,
+        model_fingerprint=model_fingerprint,
+        extra_columns=dict(extra_columns or {}),
         coder=coder,
         regions=regions,
     )
+    return engine.create(place, description)
 
 
 def open_index(
     location: str | Path, *, model_fingerprint: str | None = None, model_name: str | None = None
 ) -> AbstractIndex:
-    """Open an index with the engine that the location asks for. See :meth:`AbstractIndex.open`."""
+    """Open an index with the engine that the location asks for. See :meth:`AbstractIndex.open`.
+
+    Args:
+        location: where it was made.
+        model_fingerprint: identity of the model to search with; None to look without searching.
+        model_name: its name, for the message when it is the wrong one.
+
+    Raises:
+        FingerprintError: it was made by another model.
+    """
     engine, place = _engine(location)
-    return engine.open(place, model_fingerprint=model_fingerprint, model_name=model_name)
+    index = engine.open(place)
+    if model_fingerprint is not None:
+        index.require_model(model_fingerprint, model_name)
+    return index
 
 
 def exists_index(location: str | Path) -> bool:

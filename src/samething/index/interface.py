@@ -7,8 +7,7 @@ already. So a wrong vector, an unknown column or another model is refused with t
 from __future__ import annotations
 
 import abc
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -30,7 +29,6 @@ from samething.index.description import (
     item_table,
     unit_vectors,
 )
-from samething.retrieval.codes import Coder
 
 Row: TypeAlias = Mapping[str, Any]
 Vector: TypeAlias = Float[np.ndarray, " d"]
@@ -52,61 +50,27 @@ class AbstractIndex(abc.ABC):
     # ---- making and opening
 
     @classmethod
-    def create(
-        cls,
-        location: str | Path,
-        *,
-        dim: int,
-        model_fingerprint: str,
-        model_name: str,
-        extra_columns: Mapping[str, ColumnKind] | None = None,
-        coder: Coder | None = None,
-        regions: str | None = None,
-    ) -> AbstractIndex:
+    @abc.abstractmethod
+    def create(cls, location: str | Path, description: IndexDescription) -> AbstractIndex:
         """Make an empty index.
 
         Args:
             location: a folder or a URL, as the engine has it.
-            dim: number of dimensions of a vector.
-            model_fingerprint: identity of the model whose vectors will be kept.
-            model_name: its name, for messages.
-            extra_columns: further metadata columns and their kinds.
-            coder: the model's, if vectors are to be kept in codes; an engine may keep floats all the same.
-            regions: how parts of images are chosen that have vectors of their own; None: none have.
+            description: what it is bound to; an engine may keep floats where that has a coder.
 
         Raises:
             InputError: there is something else at this place, or it cannot be written to.
             ArtefactError: there is an index already.
         """
-        description = IndexDescription(
-            dim=dim,
-            model_name=model_name,
-            model_fingerprint=model_fingerprint,
-            extra_columns=dict(extra_columns or {}),
-            coder=coder,
-            regions=regions,
-        )
-        return cls._create(location, description)
 
     @classmethod
-    def open(
-        cls, location: str | Path, *, model_fingerprint: str | None = None, model_name: str | None = None
-    ) -> AbstractIndex:
-        """Open an index.
-
-        Args:
-            location: where it was made.
-            model_fingerprint: identity of the model to search with; None to look without searching.
-            model_name: its name, for the message when it is the wrong one.
+    @abc.abstractmethod
+    def open(cls, location: str | Path) -> AbstractIndex:
+        """Open the index that was made at a location.
 
         Raises:
             ArtefactError: there is none, or it is unfinished, damaged or of a newer format.
-            FingerprintError: it was made by another model.
         """
-        index = cls._open(location)
-        if model_fingerprint is not None:
-            index.require_model(model_fingerprint, model_name)
-        return index
 
     @classmethod
     @abc.abstractmethod
@@ -115,29 +79,12 @@ class AbstractIndex(abc.ABC):
 
     # ---- being replaced
 
-    def beside(
-        self,
-        *,
-        dim: int,
-        model_fingerprint: str,
-        model_name: str,
-        coder: Coder | None = None,
-        regions: str | None = None,
-    ) -> AbstractIndex:
+    @abc.abstractmethod
+    def beside(self, description: IndexDescription) -> AbstractIndex:
         """An index that is to take this one's place: empty, or as far as a killed process came with it.
 
-        It has the same extra columns. Nobody finds it until :meth:`swap` is called on it.
+        It has the extra columns of this one. Nobody finds it until :meth:`swap` is called on it.
         """
-        return self._beside(
-            dataclasses.replace(
-                self.description,
-                dim=dim,
-                model_fingerprint=model_fingerprint,
-                model_name=model_name,
-                coder=coder,
-                regions=regions,
-            )
-        )
 
     @abc.abstractmethod
     def swap(self, of: AbstractIndex) -> bool:
@@ -202,7 +149,6 @@ class AbstractIndex(abc.ABC):
         items: Items,
         *,
         regions: Sequence[Regions] | None = None,
-        model_fingerprint: str | None = None,
     ) -> None:
         """Add rows; a row whose id is there already takes the old one's place.
 
@@ -213,14 +159,10 @@ class AbstractIndex(abc.ABC):
                 float32, or in the codes of the index.
             items: metadata, one row per vector.
             regions: parts of each row's image; by default none.
-            model_fingerprint: identity of the model that made the vectors, checked if given.
 
         Raises:
             InputError: vectors or metadata that do not fit, or a disk that is full or read-only.
-            FingerprintError: vectors of another model.
         """
-        if model_fingerprint is not None:
-            self.require_model(model_fingerprint)
         vectors = unit_vectors(vectors, dim=self.dim)
         table = item_table(items, self.description)
         if table.num_rows != len(vectors):
@@ -244,7 +186,6 @@ class AbstractIndex(abc.ABC):
         *,
         vectors: Embeddings | None = None,
         regions: Sequence[Regions] | None = None,
-        model_fingerprint: str | None = None,
     ) -> None:
         """Change rows by what they are when they are written.
 
@@ -257,14 +198,10 @@ class AbstractIndex(abc.ABC):
             vectors: of the ids, as for :meth:`add`. Without them rows keep theirs and their regions, and ids
                 without a row are passed over.
             regions: with vectors, as for :meth:`add`.
-            model_fingerprint: identity of the model that made the vectors, checked if given.
 
         Raises:
             InputError: as for :meth:`add`.
-            FingerprintError: vectors of another model.
         """
-        if model_fingerprint is not None:
-            self.require_model(model_fingerprint)
         by_id = None
         if vectors is not None:
             by_id = dict(zip(_ids(ids), unit_vectors(vectors, dim=self.dim), strict=True))
@@ -305,7 +242,6 @@ class AbstractIndex(abc.ABC):
         *,
         where: Where | None = None,
         columns: Sequence[str] | None = None,
-        model_fingerprint: str | None = None,
     ) -> Hits:
         """The ``k`` nearest rows of each query by cosine similarity, or by that of their best region.
 
@@ -317,15 +253,12 @@ class AbstractIndex(abc.ABC):
             where: columns and what a hit may have there, such as ``{"domain": ["cars", "art"]}`` or
                 ``{"width": Between(640)}``.
             columns: metadata to bring along besides the id; by default all but the thumbnail.
-            model_fingerprint: identity of the model that made the queries, checked if given.
 
         Raises:
             InputError: queries, ``k`` or columns that do not fit.
-            FingerprintError: queries of another model.
+            FingerprintError: another process rebuilt the index with another model.
             ArtefactError: what the index has on disk is damaged.
         """
-        if model_fingerprint is not None:
-            self.require_model(model_fingerprint)
         queries = unit_vectors(queries, dim=self.dim)
         if k < 1:
             raise InputError(f"k={k}", expected="at least 1 hit", next_step="give a larger k")
@@ -376,7 +309,28 @@ class AbstractIndex(abc.ABC):
     def verify(self) -> Verification:
         """Read everything and compare it with its checksums."""
 
+    def require_there(self, ids: Iterable[str], found: Container[str]) -> None:
+        """Refuse ids of which nothing was found.
+
+        Raises:
+            InputError: names the first.
+        """
+        for name in ids:
+            if name not in found:
+                raise InputError(
+                    f"the id {name!r} is not in the index {self.location}",
+                    expected="ids of rows that are there",
+                    next_step="list the ids with items()",
+                )
+
     # ---- ending
+
+    @property
+    def closed(self) -> InputError:
+        """The error of an index that was closed."""
+        return InputError(
+            f"the index {self.location} was closed", expected="an open index", next_step="open it again"
+        )
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -391,17 +345,6 @@ class AbstractIndex(abc.ABC):
         self.close()
 
     # ---- what an engine adds; arguments were checked before
-
-    @classmethod
-    @abc.abstractmethod
-    def _create(cls, location: str | Path, description: IndexDescription) -> AbstractIndex: ...
-
-    @classmethod
-    @abc.abstractmethod
-    def _open(cls, location: str | Path) -> AbstractIndex: ...
-
-    @abc.abstractmethod
-    def _beside(self, description: IndexDescription) -> AbstractIndex: ...
 
     @abc.abstractmethod
     def _upsert(self, vectors: Embeddings, items: Table, regions: Mapping[str, Regions]) -> None:

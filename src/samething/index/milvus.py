@@ -24,7 +24,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from samething.arrays import Embeddings, Queries
-from samething.errors import ArtefactError, InputError, SamethingError, first_line
+from samething.errors import ArtefactError, SamethingError, first_line
 from samething.images.parts import Place
 from samething.index.conditions_and_hits import Condition, Hits, Verification
 from samething.index.description import (
@@ -76,7 +76,8 @@ class MilvusIndex(AbstractIndex):
     # ---- making and opening
 
     @classmethod
-    def _create(cls, location: str | Path, description: IndexDescription) -> MilvusIndex:
+    def create(cls, location: str | Path, description: IndexDescription) -> MilvusIndex:
+        """Make an empty one. See :meth:`AbstractIndex.create`."""
         place = MilvusPlace.of(str(location))
         client = place.connect()
         index = cls(str(location), place, client, description)
@@ -92,7 +93,8 @@ class MilvusIndex(AbstractIndex):
         return index
 
     @classmethod
-    def _open(cls, location: str | Path) -> MilvusIndex:
+    def open(cls, location: str | Path) -> MilvusIndex:
+        """Open one. See :meth:`AbstractIndex.open`."""
         place = MilvusPlace.of(str(location))
         client = place.connect()
         shown = without_password(str(location))
@@ -120,13 +122,14 @@ class MilvusIndex(AbstractIndex):
 
     # ---- being replaced
 
-    def _beside(self, description: IndexDescription) -> MilvusIndex:
+    def beside(self, description: IndexDescription) -> MilvusIndex:
+        """One to take this one's place. See :meth:`AbstractIndex.beside`."""
         with _server_errors(self.location):
             name = new_collection(self._connected, self._place, description, resume=True)
         place = dataclasses.replace(self._place, collection=name)
         successor = MilvusIndex(self.location, place, place.connect(), description)
         successor._alias = self._place.collection
-        successor._succeeds = self._state()
+        successor._succeeds = self.count()
         return successor
 
     def swap(self, of: AbstractIndex) -> bool:
@@ -136,9 +139,9 @@ class MilvusIndex(AbstractIndex):
         notices: let no other process write while an index of Milvus is rebuilt.
         """
         assert isinstance(of, MilvusIndex)
-        state = of._state()
-        if state != self._succeeds:
-            self._succeeds = state
+        num_rows = of.count()
+        if num_rows != self._succeeds:
+            self._succeeds = num_rows
             return False
         with _server_errors(self.location):
             old = self._connected.describe_collection(self._alias)["collection_name"]
@@ -146,9 +149,6 @@ class MilvusIndex(AbstractIndex):
             self._connected.drop_collection(old)
         self._place = dataclasses.replace(self._place, collection=self._alias)
         return True
-
-    def _state(self) -> int:
-        return self.count()
 
     # ---- changing
 
@@ -292,13 +292,7 @@ class MilvusIndex(AbstractIndex):
 
     def _get(self, ids: Sequence[str], fields: list[str]) -> dict[str, Any]:
         found = self._found(ids, fields)
-        for name in ids:
-            if name not in found:
-                raise InputError(
-                    f"the id {name!r} is not in the index {self.location}",
-                    expected="ids of rows that are there",
-                    next_step="list the ids with items()",
-                )
+        self.require_there(ids, found)
         return found
 
     def _found(self, ids: Sequence[str], fields: list[str]) -> dict[str, Any]:
@@ -332,11 +326,7 @@ class MilvusIndex(AbstractIndex):
     @property
     def _connected(self) -> Any:
         if self._client is None:
-            raise InputError(
-                f"the index {self.location} was closed",
-                expected="an open index",
-                next_step="open it again",
-            )
+            raise self.closed
         return self._client
 
     @property

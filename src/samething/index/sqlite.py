@@ -23,7 +23,7 @@ import numpy as np
 
 import samething.index.sqlite_regions as sqlite_regions
 from samething.arrays import Embeddings, Queries
-from samething.errors import ArtefactError, InputError, SamethingError
+from samething.errors import ArtefactError, SamethingError
 from samething.files import Json, disk_errors, is_finished, only_one_writer, write_manifest
 from samething.index.approximate import Graph, RecallReport, note_report, tuned_graph
 from samething.index.conditions_and_hits import Condition, Hits, Verification
@@ -82,7 +82,8 @@ class SqliteIndex(AbstractIndex):
     # ---- making and opening
 
     @classmethod
-    def _create(cls, location: str | Path, description: IndexDescription) -> SqliteIndex:
+    def create(cls, location: str | Path, description: IndexDescription) -> SqliteIndex:
+        """Make an empty one. See :meth:`AbstractIndex.create`."""
         folder = Path(location)
         require_free(folder)
         with only_one_writer(folder):
@@ -93,7 +94,8 @@ class SqliteIndex(AbstractIndex):
         return cls(folder, description, 1, NO_STAMP)
 
     @classmethod
-    def _open(cls, location: str | Path) -> SqliteIndex:
+    def open(cls, location: str | Path) -> SqliteIndex:
+        """Open one. See :meth:`AbstractIndex.open`."""
         folder = Path(location)
         stamp = manifest_stamp(folder)
         index = cls(folder, *read_description(folder), stamp)
@@ -107,7 +109,8 @@ class SqliteIndex(AbstractIndex):
 
     # ---- being replaced
 
-    def _beside(self, description: IndexDescription) -> SqliteIndex:
+    def beside(self, description: IndexDescription) -> SqliteIndex:
+        """One to take this one's place. See :meth:`AbstractIndex.beside`."""
         with self.writing() as (db, generation):
             extra = generation.description.extra_columns  # another process may have added some
             description = dataclasses.replace(description, extra_columns=extra)
@@ -310,13 +313,7 @@ class SqliteIndex(AbstractIndex):
 
     def _slots(self, db: Connection, ids: list[str]) -> list[int]:
         slots = RowFormat.slots(db, ids)
-        for name in ids:
-            if name not in slots:
-                raise InputError(
-                    f"the id {name!r}",
-                    expected=f"an id that is in the index {self.location}",
-                    next_step="list the ids with items()",
-                )
+        self.require_there(ids, slots)
         return [slots[name] for name in ids]
 
     # ---- approximate search
@@ -412,11 +409,7 @@ class SqliteIndex(AbstractIndex):
         while True:
             with self._guard:
                 if self._is_closed:
-                    raise InputError(
-                        f"the index {self.location} was closed",
-                        expected="an open index",
-                        next_step="open it again",
-                    )
+                    raise self.closed
                 generation = self._generation
             try:
                 with begin(generation) as begun:

@@ -11,6 +11,7 @@ import cyclopts
 from samething.embedder import Embedder
 from samething.embedder.devices import Device
 from samething.errors import InputError
+from samething.files import write_json
 from samething.images import Box, Source
 from samething.images.decoding import pixels_of
 from samething.index import AbstractIndex, Where, create_index, exists_index, open_index
@@ -19,7 +20,7 @@ from samething.search.collection import CAPTURE_COLUMNS, FILE_COLUMNS, Collectio
 from samething.search.conditions import conditions
 from samething.search.feature_vectors import KnownVectors, is_feature_folder, known_vectors
 from samething.search.looking_again import Prepared, SecondLook, prepare
-from samething.search.matches import Match, Matches
+from samething.search.matches import Match, Matches, with_thumbnails
 from samething.search.near_duplicates import Duplicates, near_duplicates
 from samething.search.queries import query_images
 from samething.search.region_choice import named, require_regions, require_same
@@ -31,7 +32,7 @@ from samething.search.remembered import (
     remembered_decoding,
 )
 from samething.search.searcher import Searcher
-from samething.search.syncing import Changes
+from samething.search.syncing import Changes, known_rows
 from samething.search.upkeep import Verified, backup, compact, restore, tune, verify
 from samething.search.view_calibration import calibrate
 
@@ -116,7 +117,12 @@ def index(
     """
     from samething.search.model_choice import model_for  # reads the table of backbones
 
-    _require(source)
+    if not source:
+        raise InputError(
+            "no images to index",
+            expected="one or more folders or catalogs",
+            next_step="samething index FOLDER",
+        )
     noted = None if regions is None else named(regions)
     plain = [
         Collection(Path(place), domain, root, tuple(exclude or ()))
@@ -137,15 +143,6 @@ def index(
     searcher = Searcher(embedder, opened).update_files(files, known=known).with_passed_over(collections)
     calibrate(opened, embedder)
     return searcher
-
-
-def _require(source: tuple[Path, ...]) -> None:
-    if not source:
-        raise InputError(
-            "no images to index",
-            expected="one or more folders or catalogs",
-            next_step="samething index FOLDER",
-        )
 
 
 def _opened(
@@ -324,8 +321,6 @@ def find(
         first = query_images(searcher.embedder, image[:1], crop=box)[0] if is_file else None
         found.write(output, query_image=first)
     if thumbnails:
-        from samething.search.matches import with_thumbnails
-
         Terminal().print(with_thumbnails(found))
     if open and found.matches:
         from samething.search.opening import open_image
@@ -355,8 +350,6 @@ def duplicates(
         InputError: a similarity out of range.
         MissingExtraError: OpenCV is not installed.
     """
-    from samething.files import write_json
-
     opened = open_index(nearby(index))
     look = None if verify is None else SecondLook.without_model(opened, verify)
     if min_score is None:
@@ -396,7 +389,6 @@ def rebuild(
         InputError: none of the images can be read.
     """
     from samething.search.model_choice import model_for
-    from samething.search.syncing import known_rows
 
     old = open_index(index)
     noted = old.description.regions if regions is None else None if regions == "none" else named(regions)
@@ -409,10 +401,18 @@ def rebuild(
     files = there()
     model = model_for(model, index, files, dim=None, yes=False)
     embedder = Embedder.load(model)
-    identity = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
     capture = CAPTURE_COLUMNS if Path(old.location).is_dir() else {}
     old.add_columns({**capture, **fitted(files, {**capture, **old.description.columns})[1]})
-    new = old.beside(dim=embedder.dim, **identity, coder=embedder.coder, regions=noted)
+    new = old.beside(
+        dataclasses.replace(
+            old.description,
+            dim=embedder.dim,
+            model_fingerprint=embedder.fingerprint,
+            model_name=embedder.name,
+            coder=embedder.coder,
+            regions=noted,
+        )
+    )
     chosen = (_kept_decoding if new.count() else _new_decoding)(new, decoding)
     embedder = dataclasses.replace(embedder, decoding=chosen)
     remember_model(new, model, embedder)

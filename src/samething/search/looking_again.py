@@ -24,7 +24,7 @@ from samething.progress import progress_bar
 from samething.rerank import Evidence, Kept, Reranker, Shown, Trust, keep_all, reranker_of, second_look
 from samething.rerank.second_look import NUM_CANDIDATES
 from samething.search.collection import files_of
-from samething.search.remembered import nearby, remembered_model
+from samething.search.remembered import embedder_of, nearby
 from samething.search.view_calibration import NEAR_DUPLICATE, NUM_VIEWS, some_rows, view_of
 
 TRUST: Final = "second-look"
@@ -205,8 +205,8 @@ class Prepared:
     def __rich__(self) -> str:
         lines = [
             f"{self.num_kept:,} images are ready for --rerank {self.reranker}; what its evidence is worth was"
+            f" learned from {self.trust.num_pairs:,} pairs ({self.trust.taught_by})"
         ]
-        lines[0] += f" learned from {self.trust.num_pairs:,} pairs ({self.trust.taught_by})"
         for domain, weights in self.trust.weights.items():
             if not any(weights):
                 lines.append(escape(f"  {domain or 'other domains'}: nothing, results stay as they are"))
@@ -238,8 +238,7 @@ def prepare(
         MissingExtraError: a package that it needs is not installed.
     """
     opened = open_index(nearby(index))
-    embedder = Embedder.load(remembered_model(opened) if model is None else model)
-    opened.require_model(embedder.fingerprint, embedder.name)
+    embedder = embedder_of(opened, model, None)
     look = SecondLook.of(opened, embedder, rerank)
     num_kept, unreadable, ids = 0, [], []
     rows = (row for batch in opened.items() for row in batch.to_pylist())

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from samething.calibration import Calibrator
 from samething.errors import InputError, needed
-from samething.files import Json, plain_cell
+from samething.files import Json, plain_cell, write_json, write_text
 from samething.images import ImageLike, is_url
 from samething.pages import write_page
 from samething.search.region_choice import label_at
@@ -216,8 +216,6 @@ class Matches:
         Raises:
             InputError: another suffix.
         """
-        from samething.files import write_json, write_text
-
         suffix = target.suffix.lower()
         if suffix == ".json":
             write_json(target, self.to_json())

@@ -58,12 +58,12 @@ def carried_out(
             found = _embedded({name: plan.new[name].found for name in names}, index, embedder, known)
             unreadable += found.unreadable
             if found.looks:
+                index.require_model(embedder.fingerprint)
                 index.amend(
                     list(found.looks),
                     functools.partial(_with_looks, plan, found.looks),
                     vectors=np.stack(found.vectors),
                     regions=found.regions if index.description.regions is not None else None,
-                    model_fingerprint=embedder.fingerprint,
                 )
             if number == 0 and found.looks and index.description.regions is not None:
                 _say_cost(found.regions, index, len(plan.new), time.perf_counter() - started)

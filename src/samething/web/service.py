@@ -355,12 +355,12 @@ class Service:
         places = () if noted is None else chooser(noted)(image, [])
         vectors = self._embedded(searcher, batcher, [image, *cut_out(image, places)])
         row_id, file = self.uploads.keep(index, content, label=label, domain=domain)
+        index.require_model(searcher.embedder.fingerprint)
         index.amend(
             [row_id],
             lambda name, row: FileChange([file]).of(name, row, looks_of(image, index.description.columns)),
             vectors=vectors[:1],
             regions=None if noted is None else [Regions(places, vectors[1:])],
-            model_fingerprint=searcher.embedder.fingerprint,
         )
         self._forget()
         return row_id
