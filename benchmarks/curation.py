@@ -246,6 +246,7 @@ class Watched(threading.Thread):
 
 def embeddings(num_rows: int, width: int = 1280) -> None:
     """Candidates by embedding among many: seconds, and memory beyond the features, which are on disk."""
+    from samething.curate.curate_config import CurateConfig
     from samething.curate.hashes import Hashes
     from samething.curate.pairs import embedding_pairs
 
@@ -265,8 +266,8 @@ def embeddings(num_rows: int, width: int = 1280) -> None:
         watched.start()
         started = time.perf_counter()
         pairs, _ = embedding_pairs(
-            np.arange(num_rows), rows, no_hashes, lambda row: None, similarity=0.95, closeness=0.0,
-            mirrored=False,
+            np.arange(num_rows), rows, no_hashes, lambda row: None,
+            CurateConfig(similarity=0.95, closeness=0.0),
         )  # fmt: skip
         seconds = time.perf_counter() - started
         watched.is_done.set()

@@ -25,7 +25,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from samething.backbones import Backbone, load_backbone
-from samething.backbones.runtimes import Extract, with_onnxruntime, with_openvino, with_torch
+from samething.backbones.runtimes import Extract, with_graph, with_torch
 from samething.images import Preprocessing, decode, prepare
 from samething.sessions import PARITY_COSINE, parity_cosine
 
@@ -97,9 +97,9 @@ def bench(backbone: Backbone, rounds: int, batch: int) -> None:
     makers: dict[str, Callable[[], Extract]] = {
         "torch, channels last": lambda: with_torch(backbone, "cpu"),
         "torch bfloat16": lambda: with_torch(backbone, "cpu", torch.bfloat16),
-        "ONNX Runtime": lambda: with_onnxruntime(backbone),
-        "OpenVINO": lambda: with_openvino(backbone),
-        "OpenVINO bfloat16": lambda: with_openvino(backbone, bfloat16=True),
+        "ONNX Runtime": lambda: with_graph(backbone, "cpu"),
+        "OpenVINO": lambda: with_graph(backbone, "openvino"),
+        "OpenVINO bfloat16": lambda: with_graph(backbone, "openvino-bfloat16"),
     }
     candidates = {name: make() for name, make in makers.items()}
     expected = in_chunks(candidates["torch, channels last"], images)

@@ -96,7 +96,7 @@ def test_auto_measures_what_may_pay_and_keeps_what_it_chose(cache, backbone, sam
     assert "export" in chosen.record["left_out"]["openvino"]
     assert chosen.record["name"] == chosen.name
     assert chosen.name == fastest(chosen.record["images_per_s"], chosen.record["cosines"])
-    again = choose_runtime(backbone, sample, device="cpu", record=chosen.record)
+    again = choose_runtime(backbone, sample, device="cpu", runtime=chosen.name)
     assert again.name == chosen.name
 
 
@@ -105,8 +105,8 @@ def unfaithful(extract):
 
 
 def test_a_runtime_that_disagrees_is_not_used(cache, backbone, sample, monkeypatch):
-    faithful = runtimes.with_onnxruntime
-    monkeypatch.setattr(runtimes, "with_onnxruntime", lambda own: unfaithful(faithful(own)))
+    faithful = runtimes.with_graph
+    monkeypatch.setattr(runtimes, "with_graph", lambda own, device: unfaithful(faithful(own, device)))
     trials = Trials(backbone, sample, "cpu")
     trials.attempt("onnxruntime")
     assert "onnxruntime" not in trials.candidates
@@ -116,10 +116,10 @@ def test_a_runtime_that_disagrees_is_not_used(cache, backbone, sample, monkeypat
 
 
 def test_a_runtime_that_cannot_be_had_is_an_error(cache, backbone, sample, monkeypatch):
-    def broken(own, *, bfloat16=False):
+    def broken(own, device):
         raise RuntimeError("no such operation\nand more")
 
-    monkeypatch.setattr(runtimes, "with_openvino", broken)
+    monkeypatch.setattr(runtimes, "with_graph", broken)
     with pytest.raises(InputError, match="no such operation") as caught:
         choose_runtime(backbone, sample, runtime="openvino", device="cpu")
     assert "auto" in caught.value.next_step
@@ -127,7 +127,7 @@ def test_a_runtime_that_cannot_be_had_is_an_error(cache, backbone, sample, monke
     trials.attempt("openvino")  # auto goes on without it
     assert "no such operation" in trials.left_out["openvino"]
     with pytest.raises(InputError, match="runtime='fastest'"):
-        choose_runtime(backbone, sample, record={"name": "fastest"}, device="cpu")
+        choose_runtime(backbone, sample, runtime="fastest", device="cpu")
 
 
 def test_features_that_are_not_finite_never_agree():

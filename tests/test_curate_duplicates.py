@@ -16,6 +16,7 @@ from PIL import Image
 import samething.curate.hashes as hashing
 import samething.retrieval.nearest as nearest_module
 from samething.catalog import Catalog
+from samething.curate.curate_config import CurateConfig
 from samething.curate.duplicates import RELATIONS, Rows, resolve
 from samething.curate.hashes import image_hashes, perceptual_hashes
 from samething.curate.ledger import Ledger
@@ -278,7 +279,8 @@ def test_perceptual_pairs(tmp_path):
     contents, hashes, decode = everything(folder_of(tmp_path / "p", images), tmp_path / "h.sqlite")
 
     def found(mirrored: bool, closeness: float = 0.9) -> set:
-        pairs = perceptual_pairs(contents, hashes, decode, bits=10, closeness=closeness, mirrored=mirrored)
+        config = CurateConfig(closeness=closeness, mirrored=mirrored)
+        pairs = perceptual_pairs(contents, hashes, decode, config)
         assert (pairs.first < pairs.second).all() and len(pairs) == len(
             {*zip(pairs.first, pairs.second, strict=True)}
         )
@@ -295,7 +297,7 @@ def test_embedding_pairs_are_confirmed_on_the_pixels(tmp_path):
     _, hashes, decode = everything(folder_of(tmp_path / "p", images), tmp_path / "h.sqlite")
     vectors = np.array([[1, 0, 0], [1, 0.1, 0], [1, 0.1, 0.05], [0, 0, 1]], np.float32)
     pairs, crowded = embedding_pairs(
-        np.arange(4), vectors, hashes, decode, similarity=0.9, closeness=0.9, mirrored=False
+        np.arange(4), vectors, hashes, decode, CurateConfig(similarity=0.9, closeness=0.9)
     )
     assert (pairs.first.tolist(), pairs.second.tolist(), crowded) == ([0], [1], 0)
     assert pairs.score[0] == pytest.approx(1 / np.sqrt(1.01), abs=1e-5) and pairs.closeness[0] > 0.9
@@ -314,9 +316,7 @@ def test_crowded_neighbours_are_counted(tmp_path):
         vectors,
         hashes,
         lambda row: images[row],
-        similarity=0.9,
-        closeness=0.0,
-        mirrored=False,
+        CurateConfig(similarity=0.9, closeness=0.0),
     )
     assert crowded == 39  # rows with more than 160 after them
     assert len(pairs) == 39 * 160 + 160 * 161 // 2
@@ -339,7 +339,7 @@ def test_embedding_pairs_are_those_of_all_cosines(at_a_time, monkeypatch):
     }
     hashes = hashing.Hashes(**spread, is_hashed=np.ones(180, bool), unreadable={})
     pairs, crowded = embedding_pairs(
-        rows, vectors, hashes, lambda row: PHOTOGRAPHS[0], similarity=0.9, closeness=0.0, mirrored=False
+        rows, vectors, hashes, lambda row: PHOTOGRAPHS[0], CurateConfig(similarity=0.9, closeness=0.0)
     )
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     first, second = np.nonzero(np.triu(unit @ unit.T >= 0.9, 1))

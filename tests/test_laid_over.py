@@ -96,9 +96,8 @@ def test_curation_confirms_candidates_by_places_that_agree():
     )  # fmt: skip
     vectors = np.ones((6, 2), np.float32)  # all are candidates
     given = (np.arange(6), vectors, hashes, lambda row: images[row])
-    options = {"similarity": 0.9, "closeness": 0.95, "mirrored": False}
-    assert len(embedding_pairs(*given, **options)[0]) == 0
-    pairs, _ = embedding_pairs(*given, **options, geometry=True)
+    assert len(embedding_pairs(*given, CurateConfig(similarity=0.9))[0]) == 0
+    pairs, _ = embedding_pairs(*given, CurateConfig(similarity=0.9, verify="geometry"))
     assert sorted(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)) == [(0, 3), (1, 4), (2, 5)]
     assert {METHODS[number] for number in pairs.method} == {"geometry"}
     assert (pairs.closeness >= COPY).all() and (pairs.score >= 8).all()

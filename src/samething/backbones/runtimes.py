@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -56,7 +56,6 @@ def choose_runtime(
     runtime: RuntimeName = "auto",
     num_images: int | None = None,
     device: str | None = None,
-    record: Mapping[str, Json] | None = None,
 ) -> Runtime:
     """The runtime to extract features with.
 
@@ -67,14 +66,11 @@ def choose_runtime(
         num_images: how many images the job has; a runtime whose preparation takes longer than it saves
             is left out. None: very many.
         device: cpu or cuda; by default cuda where there is one.
-        record: of an earlier choice, which is then repeated instead of measured, for rows that are alike.
 
     Raises:
         InputError: the runtime asked for cannot run this backbone here, or its features disagree.
         MissingExtraError: its package is not installed.
     """
-    if record is not None:
-        runtime = record["name"]
     if runtime not in get_args(RuntimeName):
         raise InputError(
             f"runtime={runtime!r}",
@@ -204,10 +200,8 @@ class Trials:
         """Build a runtime and take its cosine to torch in float32."""
         if name == "torch-bfloat16":
             extract = with_torch(self.backbone, self.device, torch.bfloat16)
-        elif name == "onnxruntime":
-            extract = with_onnxruntime(self.backbone)
         else:
-            extract = with_openvino(self.backbone, bfloat16=name == "openvino-bfloat16")
+            extract = with_graph(self.backbone, "cpu" if name == "onnxruntime" else name)
         self.cosines[name] = parity_cosine(extract(self.sample), self.expected)
         return extract
 
@@ -235,25 +229,20 @@ def with_torch(backbone: Backbone, device: str, dtype: torch.dtype = torch.float
     return extract
 
 
-def with_onnxruntime(backbone: Backbone) -> Extract:
-    """Extract features with ONNX Runtime on as many threads as torch has."""
-    return _with_graph(backbone, "cpu")
-
-
-def with_openvino(backbone: Backbone, *, bfloat16: bool = False) -> Extract:
-    """Extract features with OpenVINO on as many threads as torch has.
+def with_graph(backbone: Backbone, device: str) -> Extract:
+    """Extract features with ONNX Runtime (cpu) or OpenVINO, on as many threads as torch has.
 
     Raises:
         InputError: bfloat16 on a CPU that does not compute in it.
         MissingExtraError: OpenVINO is not installed.
     """
-    return _with_graph(backbone, "openvino-bfloat16" if bfloat16 else "openvino")
-
-
-def _with_graph(backbone: Backbone, device: str) -> Extract:
     num_threads = torch.get_num_threads()  # knows of OMP_NUM_THREADS
     with graph(backbone) as path:
-        session = open_session(path, device, num_threads=num_threads, spinning=True)
+        return with_session(open_session(path, device, num_threads=num_threads, spinning=True))
+
+
+def with_session(session: Any) -> Extract:
+    """Extract features with a graph that is open."""
 
     def extract(pixels: UInt8[torch.Tensor, "b 3 height width"]) -> Float[np.ndarray, "b w"]:
         features: np.ndarray = session.run(None, {"pixels": pixels.contiguous().numpy()})[0]

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from samething.arrays import Bool, Embeddings, Float32, Int
+from samething.curate.curate_config import CurateConfig
 from samething.curate.hashes import Hashes
 from samething.curate.near_hashes import HashPairs, differing_bits, in_buckets, near_pairs
 from samething.curate.same_image import DecodeRow, made_of_each_other, pair_similarities
@@ -133,15 +134,7 @@ def exact_pairs(contents: Contents, tiers: Int[np.ndarray, " n"], rank: Int[np.n
 
 
 def perceptual_pairs(
-    contents: Contents,
-    hashes: Hashes,
-    decode_row: DecodeRow,
-    *,
-    bits: int,
-    closeness: float,
-    mirrored: bool,
-    geometry: bool = False,
-    memory_mib: int = 256,
+    contents: Contents, hashes: Hashes, decode_row: DecodeRow, config: CurateConfig
 ) -> Pairs:
     """Pairs of contents whose perceptual hashes are near, confirmed on their pixels.
 
@@ -149,25 +142,21 @@ def perceptual_pairs(
         contents: what is one file.
         hashes: of all rows.
         decode_row: the image of a row.
-        bits: bits of 64 that may differ in a candidate.
-        closeness: correlation of the pixels that confirms it; 0 confirms every candidate.
-        mirrored: whether an image and its mirror image count as one.
-        geometry: whether candidates whose pixels do not agree are also confirmed by places that agree.
-        memory_mib: ceiling in MiB of the search for candidates.
+        config: says which candidates there are, and what confirms them.
     """
     rows = contents.row_of[hashes.is_hashed[contents.row_of]]
     own, numbers = np.unique(hashes.perceptual[rows], return_inverse=True)
-    near = near_pairs(own, distance=bits, memory_mib=memory_mib)
+    near = near_pairs(own, distance=config.bits, memory_mib=config.memory_mib)
     several = np.flatnonzero(np.bincount(numbers) > 1)
     equal = HashPairs(several, several, np.zeros(len(several), np.uint8))
     parts = [_spread(rows, numbers, numbers, found) for found in (equal, near)]
-    for name in ("inner", *(["mirrored"] if mirrored else [])):
+    for name in ("inner", *(["mirrored"] if config.mirrored else [])):
         others, other_numbers = np.unique(getattr(hashes, name)[rows], return_inverse=True)
-        near = near_pairs(others, own, distance=bits, memory_mib=memory_mib)
+        near = near_pairs(others, own, distance=config.bits, memory_mib=config.memory_mib)
         parts.append(_spread(rows, other_numbers, numbers, near, is_mirrored=name == "mirrored"))
     columns = (np.concatenate(column) for column in zip(*parts, strict=True))
     first, second, distance, is_mirrored = _each_once(*columns)
-    return _confirmed(first, second, 1, distance, is_mirrored, decode_row, closeness, geometry)
+    return _confirmed(first, second, 1, distance, is_mirrored, decode_row, config)
 
 
 def embedding_pairs(
@@ -175,30 +164,21 @@ def embedding_pairs(
     embeddings: Embeddings,
     hashes: Hashes,
     decode_row: DecodeRow,
-    *,
-    similarity: float,
-    closeness: float,
-    mirrored: bool,
-    geometry: bool = False,
-    memory_mib: int = 512,
+    config: CurateConfig,
 ) -> tuple[Pairs, int]:
     """Pairs of rows whose embeddings are near, confirmed on their pixels.
 
     Args:
         rows: rows that have an embedding, ascending, one of each content.
         embeddings: of those rows.
-        hashes: of all rows; without ``geometry`` those with nothing in common are passed over.
+        hashes: of all rows; unless places that agree confirm, those with nothing in common are passed over.
         decode_row: the image of a row.
-        similarity: cosine that makes a candidate.
-        closeness: correlation of the pixels that confirms it; 0 confirms every candidate.
-        mirrored: whether an image and its mirror image count as one.
-        geometry: whether candidates whose pixels do not agree are also confirmed by places that agree.
-        memory_mib: ceiling in MiB of the search for candidates.
+        config: says which candidates there are, and what confirms them.
 
     Returns:
         The pairs, and the number of rows that may have more of them than were looked at.
     """
-    near = pairs_above(embeddings, similarity, memory_mib=memory_mib)
+    near = pairs_above(embeddings, config.similarity, memory_mib=config.memory_mib)
     first, second = rows[near.first], rows[near.second]
     own = hashes.perceptual
     # each taken whole or as its inner part
@@ -210,13 +190,14 @@ def embedding_pairs(
         ]
     )
     turned = differing_bits(hashes.mirrored[first], own[second])
-    is_mirrored = (turned < bits) & mirrored
+    is_mirrored = (turned < bits) & config.mirrored
     bits = np.where(is_mirrored, turned, bits)
-    alike = (bits <= FARTHEST_BITS) | geometry | ~hashes.is_hashed[first] | ~hashes.is_hashed[second]
+    by_places = config.verify == "geometry"
+    alike = (bits <= FARTHEST_BITS) | by_places | ~hashes.is_hashed[first] | ~hashes.is_hashed[second]
     first, second, negative, is_mirrored = _each_once(
         first[alike], second[alike], -near.cosine[alike], is_mirrored[alike]
     )
-    found = _confirmed(first, second, 2, -negative, is_mirrored, decode_row, closeness, geometry)
+    found = _confirmed(first, second, 2, -negative, is_mirrored, decode_row, config)
     return found, near.num_crowded
 
 
@@ -279,10 +260,9 @@ def _confirmed(
     score: np.ndarray,
     is_mirrored: np.ndarray,
     decode_row: DecodeRow,
-    closeness: float,
-    geometry: bool,
+    config: CurateConfig,
 ) -> Pairs:
-    """The candidates whose pixels agree, and with ``geometry`` those of which one was made of the other."""
+    """The candidates whose pixels agree, or where that is asked for of which one was made of the other."""
     pairs = Pairs(
         first,
         second,
@@ -290,14 +270,14 @@ def _confirmed(
         score.astype(np.float32),
         np.full(len(first), np.nan, np.float32),
     )
-    if closeness <= 0:
+    if config.closeness <= 0:
         return pairs
     candidates = zip(first.tolist(), second.tolist(), is_mirrored.tolist(), strict=True)
-    seen = pair_similarities(decode_row, candidates, least=closeness)
-    same = dataclasses.replace(pairs, closeness=seen).take(seen >= closeness)
-    if not geometry:
+    seen = pair_similarities(decode_row, candidates, least=config.closeness)
+    same = dataclasses.replace(pairs, closeness=seen).take(seen >= config.closeness)
+    if config.verify != "geometry":
         return same
-    others = pairs.take((seen < closeness) & ~is_mirrored)
+    others = pairs.take((seen < config.closeness) & ~is_mirrored)
     copies = made_of_each_other(decode_row, zip(others.first.tolist(), others.second.tolist(), strict=True))
     is_copy = np.array([copy is not None for copy in copies], bool)
     found = [copy for copy in copies if copy is not None]

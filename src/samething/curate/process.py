@@ -197,18 +197,7 @@ class _Process:
             )
         found = [exact_pairs(contents, rows.tiers, rows.ranks)]
         if self.hashes is not None:
-            found.append(
-                perceptual_pairs(
-                    contents,
-                    self.hashes,
-                    self._decoded,
-                    bits=config.bits,
-                    closeness=config.closeness,
-                    mirrored=config.mirrored,
-                    geometry=config.verify == "geometry",
-                    memory_mib=config.memory_mib,
-                )
-            )
+            found.append(perceptual_pairs(contents, self.hashes, self._decoded, config))
         if config.duplicates == "embedding":
             found.append(self._embedding_pairs(contents))
         pairs = Pairs.joined(found).first_of_each()
@@ -224,11 +213,7 @@ class _Process:
             self.known.gathered(self.places[described]),
             self.hashes,
             self._decoded,
-            similarity=self.config.similarity,
-            closeness=self.config.closeness,
-            mirrored=self.config.mirrored,
-            geometry=self.config.verify == "geometry",
-            memory_mib=self.config.memory_mib,
+            self.config,
         )
         if num_crowded:
             self.notes.append(

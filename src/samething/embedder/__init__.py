@@ -127,31 +127,19 @@ class Embedder:
         """
         wanted = wanted_device(device)
         folder = model_folder(model)
+        coder = None
         if is_graph_repository(folder):
-            loaded = cls._of_graph(folder, num_threads)
+            session = _session(folder, num_threads)
+            made_from, config = description(folder, session)
+            manifest = Manifest(kind=KIND, format_version=FORMAT_VERSION, made_from=made_from)
         else:
-            loaded = cls._of_folder(folder, num_threads)
+            manifest = read_manifest(folder, kind=KIND, format_version=FORMAT_VERSION)
+            config = _checked_config(folder, manifest)
+            session = _session(folder, num_threads)
+            if form_of(config)["codes"] != "float32":
+                coder = Coder.read(folder / "codes.npz")
+        loaded = cls(folder, manifest, config, session, coder, num_threads=num_threads)
         return loaded if wanted is None else loaded.on(wanted)
-
-    @classmethod
-    def _of_folder(cls, folder: Path, num_threads: int | None) -> Embedder:
-        manifest = read_manifest(folder, kind=KIND, format_version=FORMAT_VERSION)
-        config = _checked_config(folder, manifest)
-        session = open_graph(folder / "model.onnx", num_threads)
-        coded = form_of(config)["codes"] != "float32"
-        coder = Coder.read(folder / "codes.npz") if coded else None
-        return cls(folder, manifest, config, session, coder, num_threads=num_threads)
-
-    @classmethod
-    def _of_graph(cls, folder: Path, num_threads: int | None) -> Embedder:
-        """The image encoder of a repository in transformers.js' or optimum's layout."""
-        graph, preprocessing = graph_of(folder), preprocessing_of(folder)
-        session = NormalisedGraph(open_graph(graph, num_threads), preprocessing, graph.name)
-        made_from, config = description(folder, graph, preprocessing)
-        blank = np.zeros((1, 3, *preprocessing.shape), np.uint8)
-        dim = session.run(None, {"pixels": blank})[0].shape[1]
-        manifest = Manifest(kind=KIND, format_version=FORMAT_VERSION, made_from=made_from)
-        return cls(folder, manifest, {**config, "embedding_dim": dim}, session, num_threads=num_threads)
 
     def on(self, device: str) -> Embedder:
         """This model on one device, which :meth:`fastest` then leaves; auto frees the choice again.
@@ -210,12 +198,7 @@ class Embedder:
     def _on(self, device: str) -> Embedder:
         if device == self.device:
             return self
-        if is_graph_repository(self.folder):
-            graph = graph_of(self.folder)
-            opened = open_graph(graph, self.num_threads, device)
-            session: Any = NormalisedGraph(opened, self.preprocessing, graph.name)
-        else:
-            session = open_graph(self.folder / "model.onnx", self.num_threads, device)
+        session = _session(self.folder, self.num_threads, device)
         return dataclasses.replace(self, session=session, device=device)
 
     def _sample(self, images: Sequence[ImageLike]) -> list[Pixels]:
@@ -386,6 +369,14 @@ class Embedder:
                 next_step="export the run with --codes int8",
             )
         return self.coder
+
+
+def _session(folder: Path, num_threads: int | None, device: str = "cpu") -> Any:
+    """The graph of a model folder, or of a repository in transformers.js' or optimum's layout."""
+    if is_graph_repository(folder):
+        graph = graph_of(folder)
+        return NormalisedGraph(open_graph(graph, num_threads, device), preprocessing_of(folder), graph.name)
+    return open_graph(folder / "model.onnx", num_threads, device)
 
 
 def _filled(results: Iterator[tuple[int, Any]], batch_size: int) -> Iterator[tuple[int, Any]]:

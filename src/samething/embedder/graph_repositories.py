@@ -112,8 +112,11 @@ class NormalisedGraph:
         return [unit((found[:, 0] if found.ndim == 3 else found).astype(np.float32), np.float32)]
 
 
-def description(folder: Path, graph: Path, preprocessing: Preprocessing) -> tuple[Json, Json]:
-    """What such a model was made from, for its fingerprint, and its configuration but for the length."""
+def description(folder: Path, session: Any) -> tuple[Json, Json]:
+    """What such a model was made from, for its fingerprint, and its configuration."""
+    graph, preprocessing = graph_of(folder), preprocessing_of(folder)
+    blank = np.zeros((1, 3, *preprocessing.shape), np.uint8)
+    dim = session.run(None, {"pixels": blank})[0].shape[1]
     files = sorted(graph.parent.glob(f"{graph.name}*"))
     made_from = {
         "files": {file.name: file_sha256(file) for file in files},
@@ -123,4 +126,5 @@ def description(folder: Path, graph: Path, preprocessing: Preprocessing) -> tupl
     name = folder.name
     if len(parts) > 2 and parts[-2] == "snapshots":  # in the hub client's cache, below models--OWNER--NAME
         name = parts[-3].removeprefix("models--").replace("--", "/")
-    return made_from, {"name": name, "backbone": {"name": name, "preprocessing": preprocessing.to_json()}}
+    backbone = {"name": name, "preprocessing": preprocessing.to_json()}
+    return made_from, {"name": name, "backbone": backbone, "embedding_dim": dim}

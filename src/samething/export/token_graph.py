@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from samething.arrays import Float, Int
 from samething.backbones import Backbone, load_backbone
-from samething.backbones.network import LARGEST_GRAPH, num_bytes, write_onnx
+from samething.backbones.network import num_bytes, write_onnx
+from samething.backbones.whole_numbers import LARGEST_FILE
 from samething.catalog import Catalog
 from samething.errors import ImageError, InputError
 from samething.files import atomic_path, require_writable
@@ -92,10 +93,10 @@ def tokens(
     """
     require_writable(output)
     network = load_backbone(backbone, weights=weights)
-    if (size := num_bytes(network)) > LARGEST_GRAPH:
+    if (size := num_bytes(network)) > LARGEST_FILE:
         raise InputError(
             f"{size:,} bytes of weights of {network.name}",
-            expected=f"at most {LARGEST_GRAPH:,}, which one graph can hold",
+            expected=f"at most {LARGEST_FILE:,}, which one graph can hold",
             next_step="choose a smaller backbone",
         )
     images = Catalog.read(catalog)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
-import re
 import shutil
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 
 from samething.arrays import PixelBatch
@@ -33,6 +29,7 @@ from samething.export.sentence_transformer import write_sentence_transformer
 from samething.files import Manifest, atomic_path, write_json, write_text
 from samething.heads import Head
 from samething.retrieval.codes import Coder
+from samething.training.run import write_tensors
 
 WORK: Final = ".work"
 """Folder inside the model's for graphs in the making; removed at the end."""
@@ -93,7 +90,12 @@ def write_files(output: Path, source: Source, form: Form, *, name: str, toleranc
             if form.format == "sentence-transformers":
                 write_sentence_transformer(model, output)
             else:
-                _write_tensors(model, output / "model.safetensors", half=form.precision == "float16")
+                halved = form.precision == "float16"
+                state = {
+                    name: own.half() if halved and own.is_floating_point() else own
+                    for name, own in model.state_dict().items()
+                }
+                write_tensors(output / "model.safetensors", state)
             for file in sorted(graph.parent.iterdir(), reverse=True):  # the weights beside the graph first
                 file.replace(output / file.name)
         finally:
@@ -188,22 +190,3 @@ def _opened(graph: Path, source: Source, dim: int, form: Form, coder: Coder | No
     }
     manifest = Manifest(kind=KIND, format_version=FORMAT_VERSION, made_from={})
     return Embedder(graph.parent, manifest, config, open_graph(graph, num_threads()), coder)
-
-
-def _write_tensors(model: EmbeddingModel, target: Path, *, half: bool) -> None:
-    """Write the weights; a full disk is an OSError, as it is from every other writer."""
-    tensors = {
-        key: (value.half() if half and value.is_floating_point() else value).contiguous()
-        for key, value in model.state_dict().items()
-    }
-    with atomic_path(target) as partial:
-        mode = partial.stat().st_mode
-        try:
-            safetensors.torch.save_file(tensors, partial)
-            partial.chmod(mode)  # the library makes files that only their owner may read
-        except safetensors.SafetensorError as error:
-            # the system's number, in the words of the Rust library
-            code = re.search(r"(?:os error|code:) (\d+)", str(error))
-            if code is None:
-                raise
-            raise OSError(int(code[1]), os.strerror(int(code[1]))) from error

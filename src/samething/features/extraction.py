@@ -14,7 +14,7 @@ import torch
 from samething.arrays import PixelBatch
 from samething.backbones import Backbone
 from samething.backbones.graphs import graph
-from samething.backbones.runtimes import Runtime, RuntimeName
+from samething.backbones.runtimes import Runtime, RuntimeName, with_session
 from samething.backbones.whole_numbers import write_int8
 from samething.catalog import Catalog
 from samething.errors import ArtefactError, InputError
@@ -143,6 +143,4 @@ def int8_runtime(job: Job, reader: ImageReader, backbone: Backbone) -> Runtime:
             next_step="bring it back, or extract all features anew into another folder (-o)",
         )
     session = open_session(kept, "cpu", num_threads=num_threads, spinning=True)
-    return Runtime(
-        "int8", "cpu", lambda pixels: session.run(None, {"pixels": pixels.contiguous().numpy()})[0], record
-    )
+    return Runtime("int8", "cpu", with_session(session), record)

