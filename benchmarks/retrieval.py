@@ -181,7 +181,7 @@ def full() -> None:
     queries, gallery = unit_rows(num_queries, 1), unit_rows(num_entries, 2)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started, cpu = time.monotonic(), time.process_time()
-    found = exact_topk(queries, gallery, K, precision="float32", show_progress=True)
+    found = exact_topk(queries, gallery, K, precision="float32")
     wall, cpu = time.monotonic() - started, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     operations = 2.0 * num_queries * num_entries * WIDTH

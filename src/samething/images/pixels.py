@@ -116,11 +116,7 @@ def _turbo(
         return None
     if not least and array.shape[1::-1] != size:
         return None
-    return np.ascontiguousarray(_TURNED.get(turn, _upright)(array)), upright
-
-
-def _upright(array: np.ndarray) -> np.ndarray:
-    return array
+    return np.ascontiguousarray(_TURNED.get(turn, np.asarray)(array)), upright
 
 
 # EXIF 2.3, tag 0x0112; 1 is upright

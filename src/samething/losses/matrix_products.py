@@ -11,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Iterator
 from typing import Final
 
 import torch
+
+from samething.retrieval.scores import float32_products
 
 LARGEST_RELATIVE_ERROR: Final = 1e-6
 """float32 products of 64 to 4,096 terms measure 2e-7 to 4e-7; bfloat16 factors give 2e-3."""
@@ -27,20 +28,13 @@ def medium_precision_is_exact() -> bool:
     classes = torch.randn(1024, 64, generator=generator)
     embeddings = torch.randn(64, 128, generator=generator)
     gradients = torch.randn(1024, 128, generator=generator)
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
+    pairs = ((classes, embeddings), (gradients.t(), classes), (gradients, embeddings.t()))
+    with float32_products("medium"):
         return all(
             float((left @ right - left.double() @ right.double()).norm() / (left @ right).norm())
             <= LARGEST_RELATIVE_ERROR
-            for left, right in (
-                (classes, embeddings),
-                (gradients.t(), classes),
-                (gradients, embeddings.t()),
-            )
+            for left, right in pairs
         )
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 @functools.cache
@@ -61,15 +55,6 @@ def bfloat16_slowdown() -> float:
     return seconds[torch.bfloat16] / seconds[torch.float32]
 
 
-@contextlib.contextmanager
-def fast_float32_products() -> Iterator[None]:
+def fast_float32_products() -> contextlib.AbstractContextManager[None]:
     """Within this context float32 products on the CPU go to oneDNN, if that loses nothing; see the module."""
-    if not medium_precision_is_exact():
-        yield
-        return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    return float32_products("medium") if medium_precision_is_exact() else contextlib.nullcontext()

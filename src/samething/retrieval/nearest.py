@@ -56,7 +56,6 @@ def exact_topk(
     memory_mib: int = 256,
     precision: Precision = "float64",
     distance: Distance = "cosine",
-    show_progress: bool = False,
     device: str | None = None,
 ) -> TopK:
     """The k gallery entries that are nearest to each query.
@@ -77,7 +76,6 @@ def exact_topk(
             queries more often.
         precision: see :mod:`samething.retrieval`.
         distance: see :mod:`samething.retrieval`.
-        show_progress: show a bar.
         device: of torch, that multiplies; by default a card for big jobs, where torch is loaded and sees one,
             and the processor else. In float64 the result is the same to the bit.
 
@@ -94,32 +92,24 @@ def exact_topk(
     scorer = Scorer.of(
         queries, gallery, precision=precision, distance=distance, normalised=normalised, device=device
     )
-    million = len(queries) * len(gallery) / 1e6
-    with progress_bar("million pairs", disable=not show_progress or million < 1) as progress:
-        task = progress.add_task("search", total=round(million))
-
-        def on_pairs(num_pairs: int) -> None:
-            progress.advance(task, num_pairs / 1e6)
-
-        if precision == "float32" and scorer.device is None and tiles.pays(len(gallery), k):
-            return TopK(*tiles.topk(queries, gallery, k, leave_out, scorer, memory_mib, on_pairs))
-        best = tiles.Best.empty(len(queries), k, precision)
-        for own, columns, tile in score_tiles(
-            scorer, queries, gallery, leave_out=leave_out, memory_mib=memory_mib
-        ):
-            if scorer.device is not None:
-                # of equal ones those met before come first
-                least = np.nextafter(best.scores[own, -1], np.inf)
-                queried, column, score = on_device.reaching(tile, k, least)
-                best.merge(own.start + queried, columns.start + column, score)
-            else:
-                for query, row in enumerate(tile, start=own.start):
-                    found = _reaching(row, k)
-                    rows = np.concatenate([best.rows[query], found + columns.start])
-                    values = np.concatenate([best.scores[query], row[found]])
-                    order = np.argsort(-values, kind="stable")[:k]
-                    best.rows[query], best.scores[query] = rows[order], values[order]
-            on_pairs(len(tile) * tile.shape[1])
+    if precision == "float32" and scorer.device is None and tiles.pays(len(gallery), k):
+        return TopK(*tiles.topk(queries, gallery, k, leave_out, scorer, memory_mib))
+    best = tiles.Best.empty(len(queries), k, precision)
+    for own, columns, tile in score_tiles(
+        scorer, queries, gallery, leave_out=leave_out, memory_mib=memory_mib
+    ):
+        if scorer.device is not None:
+            # of equal ones those met before come first
+            least = np.nextafter(best.scores[own, -1], np.inf)
+            queried, column, score = on_device.reaching(tile, k, least)
+            best.merge(own.start + queried, columns.start + column, score)
+            continue
+        for query, row in enumerate(tile, start=own.start):
+            found = _reaching(row, k)
+            rows = np.concatenate([best.rows[query], found + columns.start])
+            values = np.concatenate([best.scores[query], row[found]])
+            order = np.argsort(-values, kind="stable")[:k]
+            best.rows[query], best.scores[query] = rows[order], values[order]
     best.rows[best.scores == -np.inf] = -1
     return TopK(best.rows, best.scores)
 

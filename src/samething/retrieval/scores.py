@@ -188,14 +188,18 @@ class Prepared:
 
 
 @contextlib.contextmanager
-def no_narrow_products() -> Iterator[None]:
-    """Where torch is in use, its float32 products are float32: a program may have allowed less."""
+def float32_products(precision: Literal["highest", "medium"] = "highest") -> Iterator[None]:
+    """Where torch is in use, its float32 products are float32: a program may have allowed less.
+
+    Args:
+        precision: torch's word for it; medium may be less, or float32 by another library.
+    """
     torch: Any = sys.modules.get("torch")
     if torch is None:
         yield
         return
     allowed = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:
@@ -307,7 +311,7 @@ def score_tiles(
         entries = scorer.prepare(gallery[columns], start, "gallery").on(device)
         for own in blocks(len(queries), num_rows):
             asked = scorer.prepare(queries[own], own.start, "queries").on(device)
-            with no_narrow_products():
+            with float32_products():
                 scores = scorer.scores(asked, entries)
             if leave_out is not None:
                 hidden = leave_out[own] - start

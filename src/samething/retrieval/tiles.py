@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from samething.arrays import Bool, Float, Gallery, Int, Queries, TopIndices, TopScores
-from samething.retrieval.scores import BYTES_PER_COORDINATE, Prepared, Scorer, blocks, no_narrow_products
+from samething.retrieval.scores import BYTES_PER_COORDINATE, Prepared, Scorer, blocks, float32_products
 
 GROUP: Final = 64
 """Gallery entries of which one maximum is kept."""
@@ -43,7 +43,6 @@ def topk(
     leave_out: Int[np.ndarray, " q"] | None,
     scorer: Scorer,
     memory_mib: int,
-    on_pairs: Callable[[int], None],
 ) -> tuple[TopIndices, TopScores]:
     """Rows and scores of the k nearest entries; arguments as in ``exact_topk``.
 
@@ -64,7 +63,7 @@ def topk(
     part = np.zeros((part_rows, width), dtype=np.float32)
     buffer = np.empty(min(buffer_rows, part_rows) * num_queries, dtype=np.float32)
     maxima = np.empty((part_rows // GROUP) * num_queries, dtype=np.float32)
-    with no_narrow_products():
+    with float32_products():
         for rows in blocks(len(gallery), part_rows):
             num_rows = rows.stop - rows.start
             for own in blocks(num_rows, max(1, memory // 8 // (BYTES_PER_COORDINATE * width))):
@@ -85,7 +84,6 @@ def topk(
                         part[columns], transposed, scores, max(0, columns.stop - num_rows), tops[own_groups]
                     )
                 best.meet(own, asked, part[:num_rows], rows.start, tops, hidden, memory // 8)
-                on_pairs(count * num_rows)
     return best.finished(queries, scorer)
 
 
