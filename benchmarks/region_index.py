@@ -24,7 +24,7 @@ from samething.arrays import unit
 from samething.cli import run_script
 from samething.features import FeatureSet
 from samething.images import decode
-from samething.images.parts import Place, centre_inside, overlap
+from samething.images.parts import Place
 from samething.search import Searcher, index
 from second_look import SHARES, SIDES, scene
 
@@ -121,6 +121,30 @@ def _bytes(made: Searcher) -> float:
         path for path in Path(made.index.location).iterdir() if path.name.startswith(("vectors", "rows"))
     ]
     return sum(path.stat().st_size for path in files) / len(made.index)
+
+
+def overlap(one: Place, other: Place) -> float:
+    """Intersection over union, in [0, 1].
+
+    >>> overlap((0.0, 0.0, 0.5, 1.0), (0.25, 0.0, 0.75, 1.0))
+    0.3333333333333333
+    """
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    shared = max(width, 0) * max(height, 0)
+    areas = [(right - left) * (bottom - top) for left, top, right, bottom in (one, other)]
+    return shared / (sum(areas) - shared)
+
+
+def centre_inside(one: Place, other: Place) -> bool:
+    """Whether the centre of one part lies in the other.
+
+    >>> whole = (0.0, 0.0, 1.0, 1.0)
+    >>> centre_inside((0.0, 0.0, 0.5, 1.0), whole), centre_inside(whole, (0.0, 0.0, 0.4, 1.0))
+    (True, False)
+    """
+    across, down = (one[0] + one[2]) / 2, (one[1] + one[3]) / 2
+    return other[0] <= across <= other[2] and other[1] <= down <= other[3]
 
 
 if __name__ == "__main__":

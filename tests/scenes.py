@@ -84,3 +84,11 @@ def feature_folder(
         folder, Manifest(kind=KIND, format_version=FORMAT_VERSION, made_from=made, content=content)
     )
     return FeatureSet.open(folder)
+
+
+def overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    """Intersection over union of two boxes, in [0, 1]."""
+    sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
+    shared = np.maximum(sides, 0).prod()
+    areas = [np.subtract(box[2:], box[:2]).prod() for box in (one, other)]
+    return float(shared / (sum(areas) - shared))

@@ -17,11 +17,10 @@ import pytest
 from PIL import Image
 
 from samething.calibration import Calibration
-from samething.images.parts import overlap
 from samething.search import Searcher, index
 from samething.search.collection import Collection
 from samething.web import Limits, create_app
-from scenes import write_things
+from scenes import overlap, write_things
 from web_server import asked, running
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")

@@ -36,7 +36,7 @@ def amended(name, row):
     return {**row, "label": "c"} if name == "r0" else None
 
 def rebuilt(ix):
-    fresh = ix.beside(**IDENTITY)
+    fresh = ix.beside(ix.description)
     names = [name for part in ix.items([]) for name in part["id"].to_pylist()]
     fresh.add(ix.vectors(names), ix.rows(names, list(ix.description.columns)))
     fresh.delete(["r5"])  # of a rebuild that was killed before

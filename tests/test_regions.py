@@ -14,12 +14,12 @@ from PIL import Image
 from line import ENVIRONMENT
 from samething.embedder import Embedder
 from samething.errors import ArtefactError, InputError
-from samething.images.parts import WINDOWS, cut_out, overlap, standing_out
+from samething.images.parts import WINDOWS, cut_out, standing_out
 from samething.search import Searcher, backup, compact, find, index, rebuild, region_choice, sync, verify
 from samething.search.region_choice import chooser
 from samething.web import Limits
 from samething.web.service import Service
-from scenes import photographs
+from scenes import overlap, photographs
 
 
 def write_photographs(folder: Path) -> Path:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from samething.configuration import check_ranges
-from samething.curate.duplicates import Conflicts, Leaks
 from samething.curate.near_hashes import LARGEST_DISTANCE
 from samething.curate.noise import LEAST_AGREEMENT, Noise
 from samething.curate.rules import Budget, Limit, Share, Thin
 from samething.errors import InputError
 
+Leaks: TypeAlias = Literal["remove", "report"]
+Conflicts: TypeAlias = Literal["exact", "all", "report"]
 Duplicates: TypeAlias = Literal["none", "exact", "perceptual", "embedding"]
 
 Verify: TypeAlias = Literal["pixels", "geometry"]

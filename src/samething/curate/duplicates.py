@@ -20,11 +20,10 @@ import numpy as np
 import pyarrow as pa
 
 from samething.arrays import Int
+from samething.curate.curate_config import Conflicts, Leaks
 from samething.curate.ledger import Ledger
 from samething.curate.pairs import METHODS, Pairs
 
-Leaks: TypeAlias = Literal["remove", "report"]
-Conflicts: TypeAlias = Literal["exact", "all", "report"]
 Relation: TypeAlias = Literal["leak", "within evaluation", "conflict", "duplicate", "across data sets"]
 RELATIONS: Final[Sequence[Relation]] = get_args(Relation)
 

@@ -48,30 +48,6 @@ def cut_out(image: Image.Image, places: Sequence[Place]) -> list[Image.Image]:
     return [image.crop((x, y, max(x + 1, right), max(y + 1, bottom))) for x, y, right, bottom in boxes]
 
 
-def overlap(one: Place, other: Place) -> float:
-    """Intersection over union, in [0, 1].
-
-    >>> overlap((0.0, 0.0, 0.5, 1.0), (0.25, 0.0, 0.75, 1.0))
-    0.3333333333333333
-    """
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    shared = max(width, 0) * max(height, 0)
-    areas = [(right - left) * (bottom - top) for left, top, right, bottom in (one, other)]
-    return shared / (sum(areas) - shared)
-
-
-def centre_inside(one: Place, other: Place) -> bool:
-    """Whether the centre of one part lies in the other.
-
-    >>> whole = (0.0, 0.0, 1.0, 1.0)
-    >>> centre_inside((0.0, 0.0, 0.5, 1.0), whole), centre_inside(whole, (0.0, 0.0, 0.4, 1.0))
-    (True, False)
-    """
-    across, down = (one[0] + one[2]) / 2, (one[1] + one[3]) / 2
-    return other[0] <= across <= other[2] and other[1] <= down <= other[3]
-
-
 def standing_out(image: Image.Image) -> list[Place]:
     """Up to 8 parts that stand out from what is around them, the clearest first.
 
