@@ -117,12 +117,7 @@ def index(
     """
     from samething.search.model_choice import model_for  # reads the table of backbones
 
-    if not source:
-        raise InputError(
-            "no images to index",
-            expected="one or more folders or catalogs",
-            next_step="samething index FOLDER",
-        )
+    _require(source)
     noted = None if regions is None else named(regions)
     plain = [
         Collection(Path(place), domain, root, tuple(exclude or ()))
@@ -143,6 +138,15 @@ def index(
     searcher = Searcher(embedder, opened).update_files(files, known=known).with_passed_over(collections)
     calibrate(opened, embedder)
     return searcher
+
+
+def _require(source: tuple[Path, ...]) -> None:
+    if not source:
+        raise InputError(
+            "no images to index",
+            expected="one or more folders or catalogs",
+            next_step="samething index FOLDER",
+        )
 
 
 def _opened(
