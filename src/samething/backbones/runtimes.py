@@ -53,7 +53,7 @@ def choose_runtime(
     backbone: Backbone,
     sample: UInt8[torch.Tensor, "b 3 height width"],
     *,
-    runtime: RuntimeName = "auto",
+    runtime: str = "auto",
     num_images: int | None = None,
     device: str | None = None,
 ) -> Runtime:

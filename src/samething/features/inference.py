@@ -15,7 +15,7 @@ import torch
 
 from samething.arrays import Float, UInt8
 from samething.backbones import Backbone
-from samething.backbones.runtimes import Runtime, RuntimeName, choose_runtime
+from samething.backbones.runtimes import Runtime, choose_runtime
 from samething.features.worker_pool import Batch, ImageStream
 from samething.files import Json
 from samething.sessions import PARITY_COSINE, parity_cosine
@@ -178,8 +178,7 @@ def choose(
             backbone, sample, batch_size=batch_size, num_images=num_images or 0, name=runtime
         )
         return accelerator, {"name": name, "device": "cuda"}
-    choice: RuntimeName = runtime  # type: ignore[assignment]  # checked where it was given
-    made = choose_runtime(backbone, sample, runtime=choice, num_images=num_images)
+    made = choose_runtime(backbone, sample, runtime=runtime, num_images=num_images)
     return made, made.record
 
 
