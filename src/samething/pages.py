@@ -22,6 +22,8 @@ from samething.images import ImageLike, decode, thumbnail
 IMAGE_SIDE: Final = 112
 """Longer side of a page's images, in pixels."""
 
+_PAIR_SIDE: Final = 260
+"""Pixels of the longer side of each image of a pair."""
 _GAP: Final = 8
 """Pixels between two images of a pair."""
 _GREY_PIXEL: Final = "data:image/gif;base64,R0lGODlhAQABAIAAAJmZmQAAACH5BAAAAAAALAAAAAABAAEAAAICRAEAOw=="
@@ -68,22 +70,19 @@ def image_url(path: ImageLike) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(content).decode()
 
 
-def pair_url(
-    first: ImageLike, second: ImageLike, points: Sequence[Sequence[float]], *, side: int = 260
-) -> str:
+def pair_url(first: ImageLike, second: ImageLike, points: Sequence[Sequence[float]]) -> str:
     """Two images side by side inside the page, with lines between places that agree.
 
     Args:
         first: the left image.
         second: the right one.
         points: x and y in the first and in the second, as shares of their sides.
-        side: pixels of each image's longer side.
 
     Returns:
         The URL of a JPEG; a grey square where a file is gone.
     """
     try:
-        one, other = (ImageOps.contain(decode(image), (side, side)) for image in (first, second))
+        one, other = (ImageOps.contain(decode(image), (_PAIR_SIDE, _PAIR_SIDE)) for image in (first, second))
     except ImageError:
         return _GREY_PIXEL
     both = Image.new("RGB", (one.width + _GAP + other.width, max(one.height, other.height)), "white")

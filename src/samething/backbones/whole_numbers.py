@@ -93,17 +93,15 @@ def _computed(graph: Path, pixels: PixelBatch, num_threads: int) -> Embeddings:
     return np.concatenate([session.run(None, {"pixels": part})[0] for part in parts])
 
 
-def judged_rows(labels: Sequence[str], *, seed: int = 0) -> Int[np.ndarray, " r"]:
+def judged_rows(labels: Sequence[str]) -> Int[np.ndarray, " r"]:
     """Rows to judge whole numbers on: images of labels that several have, or any where these are few.
 
-    Args:
-        labels: of each image; empty where there is none.
-        seed: of what is drawn.
+    An empty label is none.
 
     >>> judged_rows(["a", "b", "a", ""]).tolist()  # too few to go by labels
     [0, 1, 2, 3]
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     by_label: dict[str, list[int]] = {}
     for row, label in enumerate(labels):
         by_label.setdefault(label, []).append(row)

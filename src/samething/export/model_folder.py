@@ -91,7 +91,6 @@ def write_backbone(
     *,
     dim: int | None,
     codes: StoredCodes = "float32",
-    name: str | None = None,
 ) -> Exported:
     """Write the model folder of a backbone without training: its feature as it is, or principal components.
 
@@ -102,7 +101,6 @@ def write_backbone(
         output: the model folder.
         dim: numbers in an embedding; None for the feature as it is.
         codes: how its vectors are kept.
-        name: name of the model; by default the folder's.
 
     Raises:
         InputError: fewer images than numbers.
@@ -126,7 +124,7 @@ def write_backbone(
         **form.made_from,
     }
     source = Source(run=None, features=features, backbone=backbone, head=head.eval(), codes=codes)
-    return _write(output, lambda: source, form, made_from, name=name)
+    return _write(output, lambda: source, form, made_from)
 
 
 def _write(
@@ -135,7 +133,7 @@ def _write(
     form: Form,
     made_from: dict[str, Json],
     *,
-    name: str | None,
+    name: str | None = None,
     tolerance: float = 0.0,
     allow_quality_loss: bool = False,
 ) -> Exported:

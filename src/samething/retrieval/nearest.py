@@ -32,6 +32,8 @@ _ROWS_AT_A_TIME: Final = 4096
 """Rows whose products stay in the cache: with a few queries, or with as many other rows."""
 _FEW_ROWS: Final = 64
 """So many are scored in float64 at once: choosing among them first would take longer."""
+_MOST_PAIRS: Final = 160
+"""Pairs that a row keeps with each block of later rows, the nearest."""
 _QUERIES_TOGETHER: Final = 16
 """Queries of several threads that share one reading of the gallery."""
 
@@ -265,13 +267,12 @@ class NearPairs:
     """Rows that may have more near ones than were kept."""
 
 
-def pairs_above(embeddings: Embeddings, least: float, *, most: int = 160, memory_mib: int = 512) -> NearPairs:
+def pairs_above(embeddings: Embeddings, least: float, *, memory_mib: int = 512) -> NearPairs:
     """Pairs with a cosine of at least ``least``; each row is compared with those after it, once.
 
     Args:
         embeddings: n rows, also memory-mapped ones.
         least: lowest cosine of a pair, in float32.
-        most: pairs that a row keeps with each block of later rows, the nearest.
         memory_mib: ceiling in MiB of the working memory.
 
     Raises:
@@ -309,12 +310,12 @@ def pairs_above(embeddings: Embeddings, least: float, *, most: int = 160, memory
                 if not later.start:
                     near &= ~np.tri(len(rows), dtype=bool)
                 if near.any():
-                    many = near.sum(axis=1) > most
+                    many = near.sum(axis=1) > _MOST_PAIRS
                     crowded[block] |= many
                     for row in np.flatnonzero(many):
                         columns = np.flatnonzero(near[row])
                         order = np.argsort(-cosines[row, columns], kind="stable")
-                        near[row, columns[order[most:]]] = False
+                        near[row, columns[order[_MOST_PAIRS:]]] = False
                     first, second = np.nonzero(near)
                     found.append((first + block.start, second + start, cosines[first, second]))
                 progress.advance(task, len(rows) * len(others) / (1e6 if later.start else 2e6))

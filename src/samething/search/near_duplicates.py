@@ -19,6 +19,7 @@ from samething.search.looking_again import SecondLook
 
 Link: TypeAlias = tuple[str, str, float]
 """Two ids and their similarity."""
+_NEIGHBOURS: Final = 20
 _QUERIES_AT_A_TIME: Final = 512
 _SAME_PIXELS: Final = 0.95
 """Correlation that makes two images one without any look at places, as in curation."""
@@ -121,18 +122,15 @@ def verified_links(look: SecondLook, links: Sequence[Link]) -> Iterator[Mapping[
             yield None
 
 
-def near_duplicates(
-    index: AbstractIndex, *, min_score: float, k: int = 20, look: SecondLook | None = None
-) -> Duplicates:
+def near_duplicates(index: AbstractIndex, *, min_score: float, look: SecondLook | None = None) -> Duplicates:
     """Group the images of an index whose similarity is at least ``min_score``.
 
-    Each image is linked with its ``k`` nearest; the groups are what the links connect. Files of equal
+    Each image is linked with its 20 nearest; the groups are what the links connect. Files of equal
     content are one row of the index and are listed with it.
 
     Args:
         index: the index.
         min_score: similarity of a link.
-        k: of each image.
         look: count only links that it verifies; None: all.
 
     Raises:
@@ -146,7 +144,7 @@ def near_duplicates(
     if "paths" in index.description.extra_columns:
         columns.append("paths")
     items = {row["id"]: row for batch in index.items(columns=columns) for row in batch.to_pylist()}
-    links = _links(index, sorted(items), min_score, k)
+    links = _links(index, sorted(items), min_score)
     told: list[Mapping[str, Json]] = []
     if look is not None:
         found = list(verified_links(look, links))
@@ -188,7 +186,7 @@ def near_duplicates(
     return Duplicates(tuple(groups[place] for place in order), min_score, len(items), verify)
 
 
-def _links(index: AbstractIndex, ids: Sequence[str], min_score: float, k: int) -> list[Link]:
+def _links(index: AbstractIndex, ids: Sequence[str], min_score: float) -> list[Link]:
     """Each pair of ids once that are near each other, the lower id first, in the order of the ids."""
     found: dict[tuple[str, str], float] = {}
     known = set(ids)
@@ -196,7 +194,7 @@ def _links(index: AbstractIndex, ids: Sequence[str], min_score: float, k: int) -
         task = progress.add_task("compare", total=len(ids))
         for start in range(0, len(ids), _QUERIES_AT_A_TIME):
             part = ids[start : start + _QUERIES_AT_A_TIME]
-            hits = index.search(index.vectors(part), k + 1, columns=[])
+            hits = index.search(index.vectors(part), _NEIGHBOURS + 1, columns=[])
             for name, others, scores in zip(part, hits.ids, hits.scores, strict=True):
                 for other, score in zip(others, scores, strict=True):
                     if other != name and score >= min_score - 1e-9 and other in known:
