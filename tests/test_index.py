@@ -105,8 +105,10 @@ class MemoryIndex(AbstractIndex):
         coder = self.description.coder
         return vectors if coder is None else coder.decode(coder.encode(vectors))
 
-    def _amend(self, ids, changed, vectors, regions):
-        kept, gone = changed({name: self.store[name][1] for name in ids if name in self.store})
+    def _amend(self, amendment):
+        vectors, regions = amendment.vectors, amendment.regions
+        there = {name: self.store[name][1] for name in amendment.ids if name in self.store}
+        kept, gone = amendment.changed(there)
         for row in kept.to_pylist():
             name = row["id"]
             if vectors:

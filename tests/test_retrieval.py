@@ -311,10 +311,10 @@ def test_euclidean_search_knows_lengths_and_zeros():
 @pytest.mark.parametrize("ordered", [False, True])
 def test_groups_find_what_float64_finds(monkeypatch, multiplication, distance, memory_mib, ordered):
     if multiplication == "numpy":
-        monkeypatch.setattr(tiles, "_multiplication", lambda _: tiles._with_numpy)
+        monkeypatch.setattr(tiles, "_torch_if_it_pays", lambda _: None)
     else:
-        pytest.importorskip("torch")
-        monkeypatch.setattr(tiles, "_multiplication", lambda _: tiles._with_torch)
+        torch = pytest.importorskip("torch")
+        monkeypatch.setattr(tiles, "_torch_if_it_pays", lambda _: torch)
     generator = np.random.default_rng(3)
     gallery = generator.standard_normal((5003, 24)).astype(np.float32)
     queries = gallery[:300] + 0.1 * generator.standard_normal((300, 24)).astype(np.float32)
@@ -332,7 +332,7 @@ def test_groups_find_what_float64_finds(monkeypatch, multiplication, distance, m
 
 
 def test_groups_of_equal_rows_and_of_negative_scores(monkeypatch):
-    monkeypatch.setattr(tiles, "_multiplication", lambda _: tiles._with_numpy)
+    monkeypatch.setattr(tiles, "_torch_if_it_pays", lambda _: None)
     equal = np.ones((2001, 3), dtype=np.float32)
     found = exact_topk(equal[:9], equal, 5, precision="float32", leave_out=np.arange(9))
     assert all(len(set(row)) == 5 and own not in row for own, row in enumerate(found.indices.tolist()))
@@ -349,7 +349,7 @@ def test_torch_is_left_as_it_was_and_not_imported_for_small_jobs(monkeypatch):
     exact_topk(rows[:3], rows, 2, precision="float32")
     assert torch.get_float32_matmul_precision() == before
     monkeypatch.delitem(__import__("sys").modules, "torch")
-    assert tiles._multiplication(1e6) is tiles._with_numpy
+    assert tiles._torch_if_it_pays(1e6) is None
 
 
 # ---- on a device

@@ -36,6 +36,17 @@ Changed: TypeAlias = Callable[[Mapping[str, Row]], tuple[Table, list[str]]]
 """Rows as they are -> rows as they are to be, and ids to go."""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Amendment:
+    """A change of rows by what they are, checked; see :meth:`AbstractIndex.amend`."""
+
+    ids: list[str]
+    changed: Changed
+    vectors: Mapping[str, Vector] | None
+    """By id; None: rows keep theirs, and their regions."""
+    regions: Mapping[str, Regions]
+
+
 class AbstractIndex(abc.ABC):
     """Vectors and metadata of an image collection, bound to the model that made the vectors.
 
@@ -212,7 +223,8 @@ class AbstractIndex(abc.ABC):
             return item_table(kept, self.description), [name for name in there if rows[name] is None]
 
         if len(ids):
-            self._amend(_ids(ids), changed, by_id, checked_regions(ids, regions, self.description))
+            parts = checked_regions(ids, regions, self.description)
+            self._amend(Amendment(_ids(ids), changed, by_id, parts))
 
     def delete(self, ids: Iterable[str]) -> None:
         """Delete the rows with these ids; ids that are not there are no error."""
@@ -351,13 +363,7 @@ class AbstractIndex(abc.ABC):
         """Store rows with distinct ids in one step; return when they outlive the process."""
 
     @abc.abstractmethod
-    def _amend(
-        self,
-        ids: list[str],
-        changed: Changed,
-        vectors: Mapping[str, Vector] | None,
-        regions: Mapping[str, Regions],
-    ) -> None:
+    def _amend(self, amendment: Amendment) -> None:
         """Ask for the rows to be and the ids to go, given the rows that are there; store both in one step."""
 
     @abc.abstractmethod

@@ -35,7 +35,7 @@ from samething.index.description import (
     item_rows,
     vector_crc32,
 )
-from samething.index.interface import AbstractIndex, Changed, Vector
+from samething.index.interface import AbstractIndex, Amendment
 from samething.index.milvus_place import MilvusPlace, without_password
 from samething.index.milvus_schema import (
     bound_to,
@@ -160,17 +160,12 @@ class MilvusIndex(AbstractIndex):
             for start in range(0, len(rows), _ROWS_A_WRITE):
                 self._connected.upsert(self._name, rows[start : start + _ROWS_A_WRITE])
 
-    def _amend(
-        self,
-        ids: list[str],
-        changed: Changed,
-        vectors: Mapping[str, Vector] | None,
-        regions: Mapping[str, Regions],
-    ) -> None:
-        found = self._found(ids, ["metadata", "thumbnail", "vector"])
-        kept, gone = changed({name: item_of(row) for name, row in found.items()})
-        own = vectors or {name: row["vector"] for name, row in found.items()}
-        if vectors is None:
+    def _amend(self, amendment: Amendment) -> None:
+        found = self._found(amendment.ids, ["metadata", "thumbnail", "vector"])
+        kept, gone = amendment.changed({name: item_of(row) for name, row in found.items()})
+        own = amendment.vectors or {name: row["vector"] for name, row in found.items()}
+        regions = amendment.regions
+        if amendment.vectors is None:
             regions = dict(zip(found, self._regions(list(found)), strict=True))
         if kept.num_rows:
             names = kept["id"].to_pylist()

@@ -15,7 +15,7 @@ from samething.arrays import Shaped
 from samething.images.parts import Place
 from samething.index.description import Regions, vector_crc32
 from samething.index.generation import Generation
-from samething.index.interface import Changed, Vector
+from samething.index.interface import Amendment
 from samething.index.sqlite_rows import Connection, StoredRow
 from samething.index.view import Kept
 
@@ -81,27 +81,20 @@ def upsert(
     generation.bury(db, dead)
 
 
-def amend(
-    generation: Generation,
-    db: Connection,
-    ids: Sequence[str],
-    changed: Changed,
-    vectors: Mapping[str, Vector] | None,
-    regions: Mapping[str, Regions],
-) -> None:
+def amend(generation: Generation, db: Connection, amendment: Amendment) -> None:
     """Change rows by what they are. See :meth:`AbstractIndex.amend`."""
-    slots = generation.rows.slots(db, ids)
+    slots = generation.rows.slots(db, amendment.ids)
     there = generation.read(db, list(slots.values()), list(generation.description.columns))
-    kept, gone = changed(dict(zip(slots, there, strict=True)))
+    kept, gone = amendment.changed(dict(zip(slots, there, strict=True)))
     rows = generation.rows.stored(kept.to_pylist())
     names = [row.values[0] for row in rows]
     if not names:
         pass
-    elif vectors is None:
+    elif (vectors := amendment.vectors) is None:
         upsert(generation, db, generation.kept_at(db, [slots[name] for name in names]), rows)
     else:
         own = generation.kept(np.stack([vectors[name] for name in names]))
-        upsert(generation, db, own, rows, as_kept(generation, regions))
+        upsert(generation, db, own, rows, as_kept(generation, amendment.regions))
     delete(generation, db, gone)
 
 

@@ -36,7 +36,7 @@ from samething.index.description import (
     item_rows,
 )
 from samething.index.generation import Generation
-from samething.index.interface import AbstractIndex, Changed, Vector
+from samething.index.interface import AbstractIndex, Amendment
 from samething.index.ranked import nearest_rows
 from samething.index.row_changes import amend, as_kept, copy_rows, delete, regions_of, upsert
 from samething.index.sqlite_folder import (
@@ -231,15 +231,9 @@ class SqliteIndex(AbstractIndex):
             parts = as_kept(generation, regions)
             upsert(generation, db, generation.kept(vectors), generation.rows.stored(rows), parts)
 
-    def _amend(
-        self,
-        ids: list[str],
-        changed: Changed,
-        vectors: Mapping[str, Vector] | None,
-        regions: Mapping[str, Regions],
-    ) -> None:
+    def _amend(self, amendment: Amendment) -> None:
         with self.writing() as (db, generation):
-            amend(generation, db, ids, changed, vectors, regions)
+            amend(generation, db, amendment)
 
     def _delete(self, ids: list[str]) -> None:
         with self.writing() as (db, generation):

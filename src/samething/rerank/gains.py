@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -51,22 +51,18 @@ def query_expansion(
 
 
 def database_augmentation(
-    queries: Queries,
-    gallery: Gallery,
-    leave_out: Int[np.ndarray, " q"],
-    *,
-    num_neighbours: int = 3,
-    alpha: float = 3.0,
+    queries: Queries, gallery: Gallery, leave_out: Int[np.ndarray, " q"], **options: Any
 ) -> Refined:
     """Database-side augmentation: every entry plus its nearest other entries, weighted as in query expansion.
+
+    Its options are those of query expansion.
 
     Turcot and Lowe, *Better Matching with Fewer Features* (ICCV workshops 2009); Gordo et al., *End-to-end
     Learning of Deep Visual Representations for Image Retrieval* (IJCV 2017). Uses no query.
     """
     del leave_out
     entries = unit(gallery, np.float32)
-    own = np.arange(len(entries))
-    expanded = query_expansion(entries, entries, own, num_neighbours=num_neighbours, alpha=alpha)
+    expanded = query_expansion(entries, entries, np.arange(len(entries)), **options)
     return Refined(queries, expanded.queries)
 
 

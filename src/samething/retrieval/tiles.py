@@ -8,10 +8,10 @@ score so far, and in one of the k groups with the highest maxima; those few grou
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -57,7 +57,7 @@ def topk(
     part_rows = max(1, memory // 4 // (GROUP * 4 * width + 4 * num_queries)) * GROUP
     part_rows = min(part_rows, -(-len(gallery) // GROUP) * GROUP)
     buffer_rows = max(1, min(_BUFFER, memory // 32) // num_queries // GROUP) * GROUP
-    multiply = _multiplication(2.0 * len(queries) * len(gallery) * width)
+    torch = _torch_if_it_pays(2.0 * len(queries) * len(gallery) * width)
     hidden = np.full(len(queries), -1) if leave_out is None else leave_out
     best = Best.empty(len(queries), k, np.float32)
     part = np.zeros((part_rows, width), dtype=np.float32)
@@ -80,9 +80,8 @@ def topk(
                 for columns in blocks(padded, len(buffer) // num_queries):
                     scores = buffer[: (columns.stop - columns.start) * count].reshape(-1, count)
                     own_groups = slice(columns.start // GROUP, columns.stop // GROUP)
-                    multiply(
-                        part[columns], transposed, scores, max(0, columns.stop - num_rows), tops[own_groups]
-                    )
+                    num_padding = max(0, columns.stop - num_rows)
+                    _multiply(torch, part[columns], transposed, scores, num_padding, tops[own_groups])
                 best.meet(own, asked, part[:num_rows], rows.start, tops, hidden, memory // 8)
     return best.finished(queries, scorer)
 
@@ -98,43 +97,34 @@ def _as_products(rows: Prepared, side: str) -> Float[np.ndarray, "b e"]:
 
 # ---- products and maxima
 
-_Multiply = Callable[[np.ndarray, np.ndarray, np.ndarray, int, np.ndarray], None]
 
-
-def _multiplication(operations: float) -> _Multiply:
-    """torch's for big jobs or where it is there already, else numpy's."""
+def _torch_if_it_pays(operations: float) -> Any:
+    """torch for big jobs or where it is there already; None: numpy multiplies."""
     if "torch" in sys.modules or (operations >= _WORTH_TORCH and importlib.util.find_spec("torch")):
-        return _with_torch
-    return _with_numpy
+        return importlib.import_module("torch")
+    return None
 
 
-def _with_numpy(
+def _multiply(
+    torch: Any,
     entries: Float[np.ndarray, "c d"],
     queries: Float[np.ndarray, "d b"],
     scores: Float[np.ndarray, "c b"],
     num_padding: int,
     maxima: Float[np.ndarray, "t b"],
 ) -> None:
-    np.matmul(entries, queries, out=scores)
+    """Products of a block, by torch if that is given, and the maximum of each of its groups."""
+    if torch is None:
+        np.matmul(entries, queries, out=scores)
+    else:
+        torch.mm(torch.from_numpy(entries), torch.from_numpy(queries), out=torch.from_numpy(scores))
     if num_padding:
         scores[-num_padding:] = -np.inf
-    scores.reshape(-1, GROUP, scores.shape[1]).max(axis=1, out=maxima)
-
-
-def _with_torch(
-    entries: Float[np.ndarray, "c d"],
-    queries: Float[np.ndarray, "d b"],
-    scores: Float[np.ndarray, "c b"],
-    num_padding: int,
-    maxima: Float[np.ndarray, "t b"],
-) -> None:
-    import torch
-
-    products = torch.from_numpy(scores)
-    torch.mm(torch.from_numpy(entries), torch.from_numpy(queries), out=products)
-    if num_padding:
-        products[-num_padding:] = -float("inf")
-    torch.amax(products.view(-1, GROUP, scores.shape[1]), 1, out=torch.from_numpy(maxima))
+    groups = scores.reshape(-1, GROUP, scores.shape[1])
+    if torch is None:
+        groups.max(axis=1, out=maxima)
+    else:
+        torch.amax(torch.from_numpy(groups), 1, out=torch.from_numpy(maxima))
 
 
 # ---- the best so far
