@@ -7,6 +7,7 @@ already. So a wrong vector, an unknown column or another model is refused with t
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
