@@ -111,7 +111,7 @@ class SecondLook:
     def asking(self, images: Sequence[Image.Image], vectors: Embeddings) -> SecondLook:
         """This for a query of some images, with their vectors."""
         asked = [
-            Shown("", lambda image=image: image, vector)  # type: ignore[misc]
+            Shown("", functools.partial(_same, image), vector)
             for image, vector in zip(images, vectors, strict=True)
         ]
         return dataclasses.replace(self, asked=tuple(asked))
@@ -173,6 +173,10 @@ class SecondLook:
 
 
 Rerank = str | Reranker | SecondLook
+
+
+def _same(image: Image.Image) -> Image.Image:
+    return image
 
 
 def _note(index: AbstractIndex, reranker: Reranker) -> str:
@@ -308,4 +312,4 @@ def _views(look: SecondLook, embedder: Embedder) -> Iterator[_Asked]:
         if not isinstance(view, ImageError):
             near = look.index.search(originals[number].vector[None], NUM_CANDIDATES, columns=["id"]).of(0)
             copies = {hit["id"] for hit in near if hit["score"] >= NEAR_DUPLICATE} - {rows[number]["id"]}
-            yield Shown("", lambda view=view: view, embedder.embed([view])[0]), rows[number], copies
+            yield Shown("", functools.partial(_same, view), embedder.embed([view])[0]), rows[number], copies
