@@ -21,6 +21,7 @@ from samething.rerank.regions import Regions
 from samething.rerank.second_look import Embed, Evidence, Reranker, Shown, keep_all, second_look
 from samething.rerank.tokens import GRAPH, METADATA, Tokens
 from samething.rerank.trust import Trust
+from samething.sessions import open_session
 
 __all__ = [
     "RERANKERS",
@@ -89,11 +90,9 @@ def _of_graph(path: Path, state: object) -> Reranker:
         ArtefactError: it cannot be read.
         InputError: it has other inputs than these.
     """
-    import onnxruntime
-
     del state
     try:
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        session = open_session(path, "cpu", num_threads=0)  # as many as onnxruntime takes by itself
     except Exception as error:  # onnxruntime has a dozen kinds of its own
         raise ArtefactError(
             f"{path} cannot be loaded ({first_line(error)})",
