@@ -39,6 +39,7 @@ from samething.arrays import Embeddings
 from samething.errors import ArtefactError, InputError
 from samething.index.conditions_and_hits import Between, Condition
 from samething.index.description import IndexDescription, Regions, Table, vector_crc32
+from samething.index.interface import Vector
 
 LONGEST_TEXT: Final = 65_535
 """Bytes in a text of Milvus."""

@@ -21,7 +21,7 @@ from samething.index.conditions_and_hits import Between, Condition
 from samething.index.description import IndexDescription, vector_crc32
 
 Connection: TypeAlias = sqlite3.Connection
-Slots: TypeAlias = Int[np.ndarray, "_"]
+Slots: TypeAlias = Int[np.ndarray, " _"]
 
 _SQL_TYPES: Final = {"text": "TEXT", "texts": "TEXT", "integer": "INTEGER", "number": "REAL"}
 _VALUES: Final = json.JSONEncoder(default=repr).encode
