@@ -41,9 +41,10 @@ _LISTED_CANDIDATES: Final = 200
 """Fewest that lists are asked for: codes of 2 bits order them roughly, and the exact ranking decides."""
 _LINKS: Final = 32
 _BREADTH_OF_BUILDING: Final = 40
-_BREADTHS: Final = (*(part << power for power in range(3, 11) for part in (2, 3)), 4096)
-"""Tried in turn: 16, 24, 32, 48, ... What a narrow one finds a broader one finds too, so of all that fall
-short the broadest is the likeliest to pass by luck: the bound of the first that passes is that of one try."""
+_LEAST_BREADTH: Final = 16
+_LARGEST_BREADTH: Final = 4096
+_FINENESS: Final = 8
+"""The breadth chosen is above one that is not enough by an eighth of that at most."""
 _ROWS_AT_A_TIME: Final = 50_000
 _Z95: Final = 1.6449
 """95 % of a normal distribution lie below so many standard deviations."""
@@ -201,20 +202,8 @@ def tuned_graph(
     nodes = _trained(vectors, slots, random)
     _add(nodes, vectors, rest)
     expected, exact_ms = _expected(searched, sample, rest, k)
-    tried: dict[str, float] = {}
-    for breadth in _BREADTHS:
-        times, num_found = [], 0
-        for row, wanted in zip(sample, expected, strict=True):
-            started = time.perf_counter()
-            query = vectors[row : row + 1]
-            found = np.sort(candidates(nodes, query[0], k + SPARE, breadth=breadth))
-            top = nearest_units(query, vectors[found], min(k, len(found)))
-            times.append(time.perf_counter() - started)
-            num_found += len(wanted.intersection(found[top.indices[0]].tolist()))
-        recall, latency = num_found / (k * len(sample)), 1e3 * float(np.median(times))
-        tried[str(breadth)] = lower_bound(recall, len(sample))
-        if is_reached := tried[str(breadth)] >= target:
-            break
+    breadth, recall, latency, tried = _broad_enough(nodes, vectors, sample, expected, target=target, k=k)
+    is_reached = breadth > 0
     if is_reached:
         _add(nodes, vectors, sample)
         with atomic_path(path) as partial:
@@ -222,18 +211,60 @@ def tuned_graph(
     return RecallReport(
         target=target,
         recall=recall if is_reached else 1.0,
-        lower_bound=tried[str(breadth)] if is_reached else 1.0,
+        lower_bound=tried[breadth] if is_reached else 1.0,
         k=k,
         num_queries=len(sample),
         num_rows=len(slots),
         num_slots=len(vectors),
-        breadth=breadth if is_reached else 0,
+        breadth=breadth,
         latency_ms=latency if is_reached else exact_ms,
         exact_latency_ms=exact_ms,
         sha256=file_sha256(path) if is_reached else "",
-        tried=tried,
+        tried={str(each): bound for each, bound in tried.items()},
         structure="lists" if isinstance(nodes, faiss.IndexIVF) else "graph",
     )
+
+
+def _broad_enough(
+    nodes: Any,
+    vectors: Float[np.ndarray, "n d"] | CodedRows,
+    sample: Slots,
+    expected: list[set[int]],
+    *,
+    target: float,
+    k: int,
+) -> tuple[int, float, float, dict[int, float]]:
+    """The narrowest search, nearly, whose recall has a lower bound of ``target``.
+
+    What a narrow search finds a broader one finds too. So of all that fall short the broadest is the likeliest
+    to pass by luck, and however many are tried, the bound is right as often as that of one.
+
+    Returns:
+        Breadth, 0 if none is enough; recall; median milliseconds of a query; and the bound of each tried.
+    """
+    tried: dict[int, float] = {}
+    found = (0, 0.0, 0.0)
+    low = breadth = _LEAST_BREADTH
+    while breadth <= _LARGEST_BREADTH:
+        times, num_found = [], 0
+        for row, wanted in zip(sample, expected, strict=True):
+            started = time.perf_counter()
+            query = vectors[row : row + 1]
+            near = np.sort(candidates(nodes, query[0], k + SPARE, breadth=breadth))
+            top = nearest_units(query, vectors[near], min(k, len(near)))
+            times.append(time.perf_counter() - started)
+            num_found += len(wanted.intersection(near[top.indices[0]].tolist()))
+        recall = num_found / (k * len(sample))
+        tried[breadth] = lower_bound(recall, len(sample))
+        if tried[breadth] >= target:
+            found = (breadth, recall, 1e3 * float(np.median(times)))
+        else:
+            low = breadth
+        high = found[0]
+        if high and high - low <= max(1, low // _FINENESS):
+            break
+        breadth = (low + high) // 2 if high else 2 * breadth
+    return *found, tried
 
 
 def _faiss() -> Any:
