@@ -1,6 +1,8 @@
 """What computes: candidates agree with torch or are not used, what was asked for is had or refused."""
 
+import itertools
 import json
+import types
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from samething.backbones.graphs import graph, graph_path
 from samething.backbones.runtimes import Trials, choose_runtime, reason_against
 from samething.errors import InputError
 from samething.images import prepare
-from samething.sessions import PARITY_COSINE, fastest, parity_cosine
+from samething.sessions import PARITY_COSINE, fastest, open_session, parity_cosine
 from scenes import photographs
 from test_backbones import TINY, save_tiny
 
@@ -61,6 +63,33 @@ def test_runtimes_in_float32_agree_at_any_batch(cache, backbone, sample, name):
     assert np.abs(kept - expected[:1]).max() < 1e-3 * np.abs(expected).max()
     json.dumps(chosen.record)
     assert chosen.record["cosines"][name] >= PARITY_COSINE
+
+
+def test_threads_of_onnxruntime_each_compute_a_part_of_a_batch(cache, backbone, sample, monkeypatch):
+    """Together on every image they waited for each other, which took a fifth more."""
+    one = runtimes.with_graph(backbone, "cpu")
+    sizes: list[int] = []
+
+    def opened(*given, num_threads):
+        assert num_threads == 1
+        session = open_session(*given, num_threads=num_threads)
+
+        def run(names, given):
+            sizes.append(len(given["pixels"]))
+            return session.run(names, given)
+
+        return types.SimpleNamespace(run=run)
+
+    monkeypatch.setattr(runtimes, "open_session", opened)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    extract = runtimes.with_graph(backbone, "cpu")
+    for batch, parts in ((5, [1, 2, 2]), (2, [1, 1]), (1, [1])):
+        found = extract(sample[:batch])
+        assert sorted(sizes) == parts
+        sizes.clear()
+        ends = np.cumsum([0, *sorted(parts, reverse=True)])
+        expected = [one(sample[start:end]) for start, end in itertools.pairwise(ends)]
+        assert (found == np.concatenate(expected)).all()
 
 
 def test_the_fastest_of_those_that_agree_is_taken():

@@ -48,15 +48,13 @@ def devices_here() -> list[str]:
     return found
 
 
-def open_session(graph: Path, device: str, *, num_threads: int, spinning: bool = False) -> Any:
+def open_session(graph: Path, device: str, *, num_threads: int) -> Any:
     """An ONNX graph, ready to run: ``session.run(None, {"pixels": …})`` gives its outputs.
 
     Args:
         graph: the file.
         device: one of :data:`PROVIDERS`, or openvino-bfloat16.
         num_threads: threads of a CPU for one call's arithmetic.
-        spinning: let threads of onnxruntime that wait keep their core, which is faster where nothing else
-            wants it.
 
     Raises:
         MissingExtraError: the device's package is not installed.
@@ -81,8 +79,8 @@ def open_session(graph: Path, device: str, *, num_threads: int, spinning: bool =
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
-    if not spinning:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # threads that wait leave their core to others
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     wanted: list[Any] = [PROVIDERS[device]]
     if device in ("cuda", "tensorrt"):
         onnxruntime.preload_dlls()  # of NVIDIA's own packages

@@ -24,7 +24,6 @@ from samething.features.store import INT8_NAME, JOB_NAME, KIND, FeatureSet
 from samething.features.worker_pool import ImageReader, ImageStream, num_decoders, read_one_batch
 from samething.files import Json, claim_folder, disk_errors, is_finished, only_one_writer
 from samething.progress import progress_bar
-from samething.sessions import open_session
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,5 +141,4 @@ def int8_runtime(job: Job, reader: ImageReader, backbone: Backbone) -> Runtime:
             expected="the graph that this folder began with",
             next_step="bring it back, or extract all features anew into another folder (-o)",
         )
-    session = open_session(kept, "cpu", num_threads=num_threads, spinning=True)
-    return Runtime("int8", "cpu", with_session(session), record)
+    return Runtime("int8", "cpu", with_session(kept), record)

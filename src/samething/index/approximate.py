@@ -236,8 +236,8 @@ def _broad_enough(
 ) -> tuple[int, float, float, dict[int, float]]:
     """The narrowest search, nearly, whose recall has a lower bound of ``target``.
 
-    What a narrow search finds a broader one finds too. So of all that fall short the broadest is the likeliest
-    to pass by luck, and however many are tried, the bound is right as often as that of one.
+    What a narrow search finds a broader one finds too. So of all that fall short the broadest is the
+    likeliest to pass by luck, and however many are tried, the bound is right as often as that of one.
 
     Returns:
         Breadth, 0 if none is enough; recall; median milliseconds of a query; and the bound of each tried.
