@@ -97,11 +97,11 @@ def _without_colour(svg: str) -> str:
 
 def trimmed(drawing: Image.Image) -> Image.Image | None:
     """A drawing (RGBA) or silhouette (L) cut to its opaque part; None when that is 4 pixels wide or less."""
-    cover = drawing if drawing.mode == "L" else drawing.getchannel("A")
-    box = cover.point(lambda alpha: 255 * (alpha >= 16)).getbbox()
-    if box is None or max(box[2] - box[0], box[3] - box[1]) <= 4:
+    cover = np.asarray(drawing if drawing.mode == "L" else drawing.getchannel("A")) >= 16
+    rows, columns = (np.flatnonzero(cover.any(axis=axis)).tolist() for axis in (1, 0))
+    if not rows or max(columns[-1] - columns[0], rows[-1] - rows[0]) < 4:
         return None
-    return drawing.crop(box)
+    return drawing.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
 
 
 def sketch(drawing: Drawing) -> Float[np.ndarray, " cells"] | None:
@@ -189,6 +189,6 @@ def _in_two_tones(silhouette: Image.Image, random: np.random.Generator) -> Image
     amount.paste(silhouette, _corner(silhouette, random))
     steps = np.arange(64)[:, None] / 63
     palette = np.rint(ground * (1 - steps) + ink * steps).astype(np.uint8)
-    image = Image.frombytes("P", amount.size, amount.point(lambda value: value // 4).tobytes())
+    image = Image.frombytes("P", amount.size, (np.asarray(amount) // 4).tobytes())
     image.putpalette(palette.tobytes())
     return image

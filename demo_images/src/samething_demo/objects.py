@@ -91,14 +91,21 @@ def _view(
         physicsClientId=client,
     )
     shape = (_RENDERED_SIDE, _RENDERED_SIDE)
-    rgba = np.asarray(colour, np.uint8).reshape(*shape, 4).copy()
-    rgba[..., 3] = np.where(np.asarray(body).reshape(shape) >= 0, 255, 0)
+    rgba = np.asarray(colour, np.uint8).reshape(*shape, 4)
+    rgba[..., 3] = 255 * (np.asarray(body).reshape(shape) >= 0)
     # scaled down as RGBA, so that the ground the renderer drew does not shine through at the edges
-    small = np.asarray(Image.fromarray(rgba).resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32)
-    cover, tint = small[..., 3:] / 255, random.uniform(0.85, 1.15, 3).astype(np.float32)
-    image = cover * small[..., :3] * tint + (1 - cover) * _gradient(random)
-    image += 3 * random.standard_normal(image.shape, np.float32)
-    return Image.fromarray(image.round().clip(0, 255).astype(np.uint8))
+    small = Image.fromarray(rgba).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    *colours, cover = (np.asarray(channel, np.float32) for channel in small.split())
+    cover, tint = cover / np.float32(255), random.uniform(0.85, 1.15, 3).astype(np.float32)
+    ground = _gradient(random)
+    noise = 3 * random.standard_normal((SIDE, SIDE, 3), np.float32)
+    # a channel at a time: arrays whose last axis is 3 long take twice as long
+    parts = [
+        cover * colours[number] * tint[number] + (1 - cover) * ground[..., number] + noise[..., number]
+        for number in range(3)
+    ]
+    image = np.stack([part.round().clip(0, 255).astype(np.uint8) for part in parts], axis=2)
+    return Image.fromarray(image)
 
 
 def _gradient(random: np.random.Generator) -> Float[np.ndarray, "rows columns 3"]:

@@ -67,7 +67,7 @@ def package_files(module: str, pattern: str) -> tuple[Path, ...]:
         MissingExtraError: the package is not installed.
         InputError: no file matches: the package has another layout than the demo knows.
     """
-    files = tuple(sorted(package_folder(module).glob(pattern)))
+    files = tuple(sorted(package_folder(module).glob(pattern), key=lambda path: path.parts))
     if not files:
         raise InputError(
             f"the Python package {module!r} holds no file {pattern}",
