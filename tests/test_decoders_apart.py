@@ -76,7 +76,7 @@ def test_many_threads_share_a_few_processes(decoders):
 
 
 def test_one_thread_watches_all_deadlines(decoders):
-    """Each call started a timer's thread, which took a fifth of what decoding an upload takes."""
+    """Each call started a timer's thread, which took a fifth of its time."""
     others = set(threading.enumerate())
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: decoders.call("it", os.getpid), range(8)))

@@ -114,7 +114,7 @@ class Decoders:
     def _end_later(self, process: subprocess.Popen[bytes]) -> None:
         with self._guard:
             self._ends[process] = end = time.monotonic() + self.deadline_s
-            if self._watcher is None:  # one for all: a thread for each call took as long as decoding
+            if self._watcher is None:  # one for all: starting one took a fifth of each call
                 self._watcher = threading.Thread(target=self._watch, name="deadlines", daemon=True)
                 self._watcher.start()
             elif end < self._watched_until:
