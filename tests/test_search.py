@@ -762,7 +762,7 @@ def test_killed_changes_lose_nothing_acknowledged(line, tmp_path, what):
         opened = Searcher.open(place)
         assert opened.index.verify().problems == () and opened.index.count() >= 36
         for path in images.rglob("renamed*.jpg"):  # a moved image is findable at every moment
-            assert opened.find(path, k=1).matches[0].score > 0.99  # of a row in 4 bits
+            assert opened.find(path, k=1).matches[0].metadata["sha256"] == file_sha256(path)
         delay = 1.3 * delay + 0.05
     assert kills  # the first comes at once
     final = Searcher.open(place).index
