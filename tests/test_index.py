@@ -31,7 +31,7 @@ from samething.index import (
     open_index,
 )
 from samething.index.sqlite_folder import bound_to
-from samething.retrieval import code_scan, exact_topk, nearest_units
+from samething.retrieval import FlatScan, code_scan, exact_topk, nearest_units
 from samething.retrieval.codes import Coder
 
 DIM = 8
@@ -718,6 +718,12 @@ def test_the_fast_search_is_the_exact_one(
     fast, exact = nearest_units(queries, gallery, k), exact_topk(queries, gallery, k, normalised=True)
     np.testing.assert_array_equal(fast.indices, exact.indices)
     np.testing.assert_array_equal(fast.scores, exact.scores)
+    scan = FlatScan(gallery)
+    scan.nearest(queries[:1], k)  # by NumPy, the others by FAISS
+    for number in range(len(queries)):
+        found = scan.nearest(queries[number : number + 1], k)
+        np.testing.assert_array_equal(found.indices[0], exact.indices[number])
+        np.testing.assert_array_equal(found.scores[0], exact.scores[number])
 
 
 # ---- choosing the engine

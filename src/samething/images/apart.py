@@ -26,7 +26,8 @@ from samething.errors import ImageError, SamethingError
 
 MEMORY_BYTES: Final = 3 << 30
 """What one image may take in such a process, on Linux."""
-
+_PIPE_BYTES: Final = 2**20
+"""A small image goes through at once; with the system's own 64 KiB both sides wait for each other."""
 _COMMAND: Final = "from samething.images.apart import answer_requests; answer_requests({})"
 
 
@@ -86,6 +87,7 @@ class Decoders:
             [sys.executable, "-c", _COMMAND.format(self.memory_bytes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            pipesize=_PIPE_BYTES,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
         )
 

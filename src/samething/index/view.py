@@ -10,12 +10,12 @@ import numpy as np
 
 from samething.arrays import Bool, Float, Shaped
 from samething.index.sqlite_rows import Slots
-from samething.retrieval import CodeScan, FewCodes, SharedProducts
+from samething.retrieval import CodeScan, FewCodes, FlatScan
 from samething.retrieval.codes import CodedRows, Coder
 
 Kept: TypeAlias = Shaped[np.ndarray, "n _"]
 """Vectors as they lie in the file: little-endian float32, or bytes of codes."""
-Searched: TypeAlias = SharedProducts | FewCodes | CodeScan
+Searched: TypeAlias = FlatScan | FewCodes | CodeScan
 """All vectors of a view, for threads that ask at the same time."""
 
 
@@ -70,7 +70,7 @@ class View:
 def searched(kept: Kept, coder: Coder | None, *, shortest: float, before: View | None) -> Searched:
     """What searches among vectors; of ``before``, a view of the first of them, it takes over what it can."""
     if coder is None:
-        return SharedProducts(kept)
+        return FlatScan(kept)
     rows, known = CodedRows(kept, coder), None if before is None else before.searched
     if len(rows) <= FewCodes.most(coder):
         return FewCodes(rows, before=known if isinstance(known, FewCodes) else None)

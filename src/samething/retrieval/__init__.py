@@ -22,8 +22,8 @@ float32 jobs where it is installed, numpy elsewhere.
 
 from samething.retrieval.code_scan import CodeScan, FewCodes
 from samething.retrieval.nearest import (
+    FlatScan,
     NearPairs,
-    SharedProducts,
     TopK,
     exact_topk,
     nearest_units,
@@ -36,11 +36,11 @@ __all__ = [
     "CodeScan",
     "Distance",
     "FewCodes",
+    "FlatScan",
     "NearPairs",
     "Precision",
     "RankCounter",
     "Relevant",
-    "SharedProducts",
     "TopK",
     "exact_topk",
     "nearest_units",

@@ -17,7 +17,7 @@ import numpy as np
 
 from samething.arrays import Float, Int, Queries, UInt8
 from samething.retrieval.codes import CodedRows, Coder, Codes
-from samething.retrieval.nearest import SharedProducts, TopK, nearest_units
+from samething.retrieval.nearest import FlatScan, TopK, nearest_units
 
 _PART_BYTES: Final = 2**22
 """Codes of a part: what one change makes a reader bring into order again, in 40 ms at most."""
@@ -179,7 +179,7 @@ class FewCodes:
 
     def __init__(self, gallery: CodedRows, *, before: FewCodes | None = None) -> None:
         self.gallery = gallery
-        self._known: SharedProducts | None = None
+        self._known: FlatScan | None = None
         if before is not None:
             self._known = vars(before).get("_decoded", before._known)
 
@@ -188,20 +188,20 @@ class FewCodes:
         """How many rows are few: they take 32 MiB as float32."""
         return _FEW_BYTES // (4 * len(coder.step))
 
-    def among(self, rows: Int[np.ndarray, " r"]) -> SharedProducts:
+    def among(self, rows: Int[np.ndarray, " r"]) -> FlatScan:
         """The same for some of the rows, copied."""
-        return SharedProducts(self.gallery[rows])
+        return FlatScan(self.gallery[rows])
 
     def nearest(self, queries: Queries, k: int) -> TopK:
         """As :func:`nearest_units`, of the decoded rows."""
         return self._decoded.nearest(queries, k)
 
     @functools.cached_property
-    def _decoded(self) -> SharedProducts:
+    def _decoded(self) -> FlatScan:
         known, self._known = self._known, None
         if known is None:
-            return SharedProducts(self.gallery[:])
-        return SharedProducts(np.concatenate([known.gallery, self.gallery[len(known.gallery) :]]))
+            return FlatScan(self.gallery[:])
+        return FlatScan(np.concatenate([known.gallery, self.gallery[len(known.gallery) :]]))
 
 
 def _part(codes: Codes, coder: Coder) -> Any:
