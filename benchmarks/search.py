@@ -387,7 +387,7 @@ def compare_syncs(num_images: int, *, rounds: int, scratch: Path) -> None:
     make_folder(folder, num_images)
     collection = Collection(folder)
     index = create_index(scratch / "index", dim=DIM, **IDENTITY, extra_columns=FILE_COLUMNS)
-    files = collection.files(collection.key(scratch / "index"))
+    files = collection.files(scratch / "index")
     for start in range(0, num_images, 20_000):
         part = files[start : start + 20_000]
         names = [hashlib.sha256(Path(file.location).read_bytes()).hexdigest() for file in part]

@@ -30,6 +30,7 @@ from samething.index import (
     create_index,
     open_index,
 )
+from samething.index.interface import listed
 from samething.index.sqlite_folder import bound_to
 from samething.retrieval import FlatScan, code_scan, exact_topk, nearest_units
 from samething.retrieval.codes import Coder
@@ -105,10 +106,8 @@ class MemoryIndex(AbstractIndex):
         coder = self.description.coder
         return vectors if coder is None else coder.decode(coder.encode(vectors))
 
-    def _amend(self, amendment):
-        vectors, regions = amendment.vectors, amendment.regions
-        there = {name: self.store[name][1] for name in amendment.ids if name in self.store}
-        kept, gone = amendment.changed(there)
+    def _amend(self, ids, changed, vectors, regions):
+        kept, gone = changed({name: self.store[name][1] for name in ids if name in self.store})
         for row in kept.to_pylist():
             name = row["id"]
             if vectors:
@@ -138,28 +137,28 @@ class MemoryIndex(AbstractIndex):
         matrix = np.empty((len(ids), width), dtype=object)
         for number, names in enumerate(ids):
             matrix[number, :] = names
-        schema = pa.schema([self.description.item_schema.field(name) for name in columns])
         score_matrix = np.array(scores, dtype=np.float64).reshape(len(ids), width)
-        table = pa.Table.from_pylist(rows, schema=schema)
-        return Hits(matrix, score_matrix, table, None, places if self.description.regions else None)
+        return Hits(matrix, score_matrix, rows, columns, self.description, places)
 
-    def _items(self, columns):
-        yield from self._rows(list(self.store), columns).to_batches()
+    def items(self, columns=None):
+        yield from self.rows(list(self.store), columns).to_batches()
 
-    def _rows(self, ids, columns):
-        self._vectors(ids)
-        schema = pa.schema([self.description.item_schema.field(name) for name in columns])
-        return pa.Table.from_pylist([self.store[name][1] for name in ids], schema=schema)
+    def rows(self, ids, columns=None):
+        chosen = self.description.chosen(columns)
+        schema = pa.schema([self.description.item_schema.field(name) for name in chosen])
+        return pa.Table.from_pylist([row for _, row, _ in self.found(ids)], schema=schema)
 
-    def _vectors(self, ids):
-        for name in ids:
-            if name not in self.store:
-                raise InputError(f"the id {name!r}", expected="an id", next_step="look")
-        return np.array([self.store[name][0] for name in ids], dtype=np.float32).reshape(-1, self.dim)
+    def vectors(self, ids):
+        found = [vector for vector, _, _ in self.found(ids)]
+        return np.array(found, dtype=np.float32).reshape(-1, self.dim)
 
-    def _regions(self, ids):
-        self._vectors(ids)
-        return [self.store[name][2] for name in ids]
+    def regions(self, ids):
+        return [regions for _, _, regions in self.found(ids)]
+
+    def found(self, ids):
+        names = listed(ids)
+        self.require_there(names, self.store)
+        return [self.store[name] for name in names]
 
 
 def best_of(query, vectors):

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from samething.arrays import Float
-from samething.errors import InputError, MissingExtraError, needed
+from samething.errors import ArtefactError, InputError, MissingExtraError, SamethingError, first_line, needed
 from samething.files import user_cache
 
 PARITY_COSINE: Final = 0.9998
@@ -104,6 +104,37 @@ def open_session(graph: Path, device: str, *, num_threads: int) -> Any:
             next_step=f"install them, or choose another device: {', '.join(here)}",
         )
     return session
+
+
+def open_graph(graph: Path, num_threads: int | None = None, device: str = "cpu") -> Any:
+    """Open an ONNX graph.
+
+    Args:
+        graph: the file.
+        num_threads: threads for one image's arithmetic; by default all cores.
+        device: what computes it.
+
+    Raises:
+        ArtefactError: onnxruntime cannot read it.
+        InputError: another device is not here, or cannot compute it.
+        MissingExtraError: that device's package is not installed.
+    """
+    try:
+        return open_session(graph, device, num_threads=num_threads or os.cpu_count() or 1)
+    except SamethingError:
+        raise
+    except Exception as error:  # onnxruntime has a dozen kinds of its own
+        if device != "cpu":
+            raise InputError(
+                f"{device} cannot compute {graph} ({type(error).__name__}: {first_line(error)})",
+                expected="a graph that the device computes",
+                next_step="choose another device, or auto, which finds the fastest that works",
+            ) from error
+        raise ArtefactError(
+            f"{graph} cannot be loaded ({first_line(error)})",
+            expected="an ONNX model that onnxruntime reads",
+            next_step="pip install --upgrade onnxruntime, or export the model again",
+        ) from error
 
 
 class OpenVinoSession:

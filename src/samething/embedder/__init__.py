@@ -30,7 +30,6 @@ from samething.embedder.devices import (
     SAMPLE,
     Choice,
     drawn_images,
-    open_graph,
     pays,
     require_parity,
     say_choice,
@@ -51,6 +50,7 @@ from samething.images.decoding import MAX_PIXELS
 from samething.images.parts import Place, cut_out
 from samething.images.preparing import as_it_is
 from samething.retrieval.codes import Coder, Codes
+from samething.sessions import open_graph
 
 KIND: Final = "model"
 FORMAT_VERSION: Final = 2
@@ -134,9 +134,20 @@ class Embedder:
             manifest = Manifest(kind=KIND, format_version=FORMAT_VERSION, made_from=made_from)
         else:
             manifest = read_manifest(folder, kind=KIND, format_version=FORMAT_VERSION)
-            config = _checked_config(folder, manifest)
+            require_whole(folder, manifest, ["config.json"])
+            config = read_json(folder / "config.json")
+            form = form_of(config)
+            if form["format"] not in WITH_GRAPH:
+                raise ArtefactError(
+                    f"{folder} was exported with --format {form['format']}, which has no model.onnx",
+                    expected=f"a model of the format {', '.join(sorted(WITH_GRAPH))}",
+                    next_step="export the run again without --format",
+                )
+            listed = manifest.content.get("sha256", {})
+            parts = {name for name in listed if name.startswith("model.onnx") or name == "codes.npz"}
+            require_whole(folder, manifest, sorted({"model.onnx", *parts}))
             session = _session(folder, num_threads)
-            if form_of(config)["codes"] != "float32":
+            if form["codes"] != "float32":
                 coder = Coder.read(folder / "codes.npz")
         loaded = cls(folder, manifest, config, session, coder, num_threads=num_threads)
         return loaded if wanted is None else loaded.on(wanted)
@@ -321,13 +332,12 @@ class Embedder:
         """An image decoded as this model wants it: :func:`samething.images.decode` with its settings."""
         return decode(image, max_pixels=self.max_pixels, box=box, least_side=self.least_side)
 
-    def prepare(self, image: Image.Image) -> Pixels:
-        """A decoded image as the model's graph takes it, uint8 (3, height, width)."""
-        return self.preparation(image)
-
     @functools.cached_property
-    def preparation(self) -> Callable[[Image.Image], Pixels]:
-        """:meth:`prepare` without the model: a function that another process can be sent."""
+    def prepare(self) -> Callable[[Image.Image], Pixels]:
+        """From a decoded image to what the model's graph takes, uint8 (3, height, width).
+
+        It is a function without the model, which another process can be sent.
+        """
         if self.form["input"] == "pixels":
             return functools.partial(prepare, preprocessing=self.preprocessing)
         return as_it_is  # the graph resizes by itself
@@ -390,21 +400,3 @@ def _filled(results: Iterator[tuple[int, Any]], batch_size: int) -> Iterator[tup
 def form_of(config: Mapping[str, Json]) -> Mapping[str, Json]:
     """How a model was written, from its configuration; a model of version 1 has the plain form."""
     return {**PLAIN_FORM, **config.get("form", {})}
-
-
-def _checked_config(folder: Path, manifest: Manifest) -> Mapping[str, Json]:
-    """The configuration, after the files that embedding needs were checked."""
-    require_whole(folder, manifest, ["config.json"])
-    config: Mapping[str, Json] = read_json(folder / "config.json")
-    if form_of(config)["format"] not in WITH_GRAPH:
-        raise ArtefactError(
-            f"{folder} was exported with --format {form_of(config)['format']}, which has no model.onnx",
-            expected=f"a model of the format {', '.join(sorted(WITH_GRAPH))}",
-            next_step="export the run again without --format",
-        )
-    listed = manifest.content.get("sha256", {})
-    needed = {"model.onnx"} | {
-        name for name in listed if name.startswith("model.onnx") or name == "codes.npz"
-    }
-    require_whole(folder, manifest, sorted(needed))
-    return config

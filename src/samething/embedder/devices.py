@@ -12,20 +12,19 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias, get_args
 
 import numpy as np
 from PIL import Image
 
 from samething.arrays import Embeddings, Pixels
-from samething.errors import ArtefactError, InputError, SamethingError, first_line
+from samething.errors import InputError, SamethingError, first_line
 from samething.files import Json, fingerprint, read_json, user_cache, write_json
 from samething.progress import say
 from samething.sessions import (
     PARITY_COSINE,
     devices_here,
     fastest,
-    open_session,
     parity_cosine,
     seconds_in_turns,
     seconds_of,
@@ -69,37 +68,6 @@ def wanted_device(device: str | None) -> str | None:
             next_step="choose one of these; auto takes the fastest of those that are here",
         )
     return name
-
-
-def open_graph(graph: Path, num_threads: int | None = None, device: str = "cpu") -> Any:
-    """Open an ONNX graph.
-
-    Args:
-        graph: the file.
-        num_threads: threads for one image's arithmetic; by default all cores.
-        device: what computes it.
-
-    Raises:
-        ArtefactError: onnxruntime cannot read it.
-        InputError: another device is not here, or cannot compute it.
-        MissingExtraError: that device's package is not installed.
-    """
-    try:
-        return open_session(graph, device, num_threads=num_threads or os.cpu_count() or 1)
-    except SamethingError:
-        raise
-    except Exception as error:  # onnxruntime has a dozen kinds of its own
-        if device != "cpu":
-            raise InputError(
-                f"{device} cannot compute {graph} ({type(error).__name__}: {first_line(error)})",
-                expected="a graph that the device computes",
-                next_step="choose another device, or auto, which finds the fastest that works",
-            ) from error
-        raise ArtefactError(
-            f"{graph} cannot be loaded ({first_line(error)})",
-            expected="an ONNX model that onnxruntime reads",
-            next_step="pip install --upgrade onnxruntime, or export the model again",
-        ) from error
 
 
 def require_parity(device: str, compute: Compute, cpu: Compute, shape: tuple[int, int]) -> None:

@@ -15,7 +15,6 @@ from samething.backbones import write_onnx
 from samething.backbones.graphs import write_with_head
 from samething.backbones.whole_numbers import CALIBRATION_BATCH, NUM_CALIBRATION, quantise
 from samething.embedder import FORMAT_VERSION, KIND, Embedder
-from samething.embedder.devices import open_graph
 from samething.errors import ArtefactError, InputError
 from samething.export.card import card, configuration
 from samething.export.embedding_model import EmbeddingModel, Source, UnitHead, first_dims
@@ -29,6 +28,7 @@ from samething.export.sentence_transformer import write_sentence_transformer
 from samething.files import Manifest, atomic_path, write_json, write_text
 from samething.heads import Head
 from samething.retrieval.codes import Coder
+from samething.sessions import open_graph
 from samething.training.run import write_tensors
 
 WORK: Final = ".work"

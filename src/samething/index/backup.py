@@ -57,9 +57,12 @@ def restore(backup: SqliteIndex, index: SqliteIndex) -> int:
         InputError: the index cannot be written to.
         ArtefactError: the copy is damaged.
     """
-    with index.writing() as (db, old), index.successor(db, old, backup.description) as copy:
+    with (
+        index.in_use(Generation.transaction) as (db, old),
+        index.successor(db, old, backup.description) as copy,
+    ):
         num_rows = _copy(backup, copy)
-        with copy.transaction("IMMEDIATE") as theirs:
+        with copy.transaction() as theirs:
             copy.set_notes(theirs, "generations", {"last": copy.number})
         index.take_over(copy)
     return num_rows
@@ -68,7 +71,7 @@ def restore(backup: SqliteIndex, index: SqliteIndex) -> int:
 def _copy(index: SqliteIndex, copy: Generation) -> int:
     """One state of an index into another generation's files, all on disk and verified."""
     copy.unlink()
-    with index.reading() as ((db, view), generation), disk_errors(copy.folder):
+    with index.in_use(Generation.reading) as ((db, view), generation), disk_errors(copy.folder):
         copy.description = generation.description
         copy.vectors_file.write_bytes(generation.checked(db, view).kept.data)
         with contextlib.closing(sqlite3.connect(copy.database, isolation_level=None)) as theirs:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -98,45 +99,30 @@ class Hits:
     Args:
         ids: Python strings. ``k`` is smaller than asked for where fewer rows match the filter.
         scores: cosine similarities, float64, rounded to 10 decimals; rows that agree in those are tied.
-        items: metadata of the hits: all hits of the first query, then all of the second, and so on.
-        rows: the same as mappings, where they are at hand.
-        places: in the same order, the region that is more like the query than the whole image, or None;
-            None for all: an index without regions.
+        rows: metadata of the hits: all hits of the first query, then all of the second, and so on.
+        columns: of the metadata.
+        description: of the index.
+        places: in the order of the rows, the region that is more like the query than the whole image, or
+            None; without meaning in an index without regions.
     """
 
     def __init__(
         self,
         ids: Shaped[np.ndarray, "q k"],
         scores: Float[np.ndarray, "q k"],
-        items: Table | Callable[[], Table],
-        rows: list[dict[str, Any]] | None = None,
-        places: Sequence[Place | None] | None = None,
-    ) -> None:
-        self.ids = ids
-        self.scores = scores
-        self.places = places
-        self._items, self._rows = items, rows
-
-    @classmethod
-    def of_rows(
-        cls,
-        ids: Shaped[np.ndarray, "q k"],
-        scores: Float[np.ndarray, "q k"],
         rows: list[dict[str, Any]],
         columns: list[str],
         description: IndexDescription,
         places: Sequence[Place | None],
-    ) -> Hits:
-        """Hits whose metadata become a table when that is asked for; ``places`` count with regions alone."""
-        shown = None if description.regions is None else places
-        return cls(ids, scores, lambda: item_rows(rows, columns, description), rows, shown)
+    ) -> None:
+        self.ids, self.scores = ids, scores
+        self._rows, self._columns, self._description = rows, columns, description
+        self.places = None if description.regions is None else places
 
-    @property
+    @functools.cached_property
     def items(self) -> Table:
         """Metadata of all hits as a table."""
-        if callable(self._items):  # pyarrow takes 0.3 s to import, and most callers want ``of``
-            self._items = self._items()
-        return self._items
+        return item_rows(self._rows, self._columns, self._description)
 
     def __len__(self) -> int:
         """Number of queries."""
@@ -146,10 +132,7 @@ class Hits:
         """The hits of one query: mappings of the columns, ``score`` and, with regions, ``place``."""
         num_hits = self.ids.shape[1]
         first = query * num_hits
-        if self._rows is None:
-            rows = self.items.slice(first, num_hits).to_pylist()
-        else:
-            rows = self._rows[first : first + num_hits]
+        rows = self._rows[first : first + num_hits]
         found = [{**row, "score": float(score)} for row, score in zip(rows, self.scores[query], strict=True)]
         if self.places is not None:
             for place, hit in enumerate(found, start=first):

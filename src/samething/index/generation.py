@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Literal
 
 import numpy as np
 
@@ -30,7 +30,9 @@ from samething.files import Json, disk_errors
 from samething.index.conditions_and_hits import Condition
 from samething.index.description import IndexDescription
 from samething.index.sqlite_rows import Connection, RowFormat, Slots, checksum
-from samething.index.view import Kept, View, searched
+from samething.index.view import Kept, Searched, View
+from samething.retrieval import CodeScan, FewCodes, FlatScan
+from samething.retrieval.codes import CodedRows
 
 WAIT_S: Final = 600.0
 """How long a writer waits for another one's batch."""
@@ -75,8 +77,12 @@ class Generation:
         with disk_errors(folder):
             made.vectors_file.touch()
             made.database.touch()
-        with made.transaction("IMMEDIATE") as db:
-            made.rows.create_tables(db, file=made.vectors_file.name, description=description)
+        with made.transaction() as db:
+            for statement in made.rows.statements:
+                db.execute(statement)
+            db.execute("INSERT INTO state VALUES (1, 0)")
+            space = (made.vectors_file.name, description.codes, description.dim)
+            db.execute("INSERT INTO spaces VALUES (0, 'main', ?, ?, ?, 0, 0)", space)
         return made
 
     def unlink(self) -> None:
@@ -112,8 +118,8 @@ class Generation:
     # ---- transactions
 
     @contextlib.contextmanager
-    def transaction(self, kind: str) -> Iterator[Connection]:
-        """A connection within a transaction of its own: ``DEFERRED`` to read, ``IMMEDIATE`` to write.
+    def transaction(self, kind: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE") -> Iterator[Connection]:
+        """A connection within a transaction of its own: ``IMMEDIATE`` to write, ``DEFERRED`` to read.
 
         Raises:
             InputError: the folder cannot be written to, or the disk is full.
@@ -213,32 +219,33 @@ class Generation:
         """One state of the rows, and the view of it."""
         for _ in range(100):
             with self.transaction("DEFERRED") as db:
-                view = self._seen(db)
-                if view is not None:
+                (change,) = db.execute("SELECT change FROM state").fetchone() or (-1,)
+                with self._guard:
+                    view = self._view
+                    if view is None or view.change < change:
+                        view = self._view = self._looked_at(db, view, change)
+                if view.change == change:  # else another thread has seen a later state already
                     yield db, view
                     return
         raise self.damaged(f"{self.database} goes back in time")
-
-    def _seen(self, db: Connection) -> View | None:
-        """The view of a transaction's state; None where another thread has seen a later one already."""
-        (change,) = db.execute("SELECT change FROM state").fetchone() or (-1,)
-        with self._guard:
-            old = self._view
-            if old is None or old.change < change:
-                self._view = self._looked_at(db, old, change)
-            elif old.change > change:
-                return None
-            return self._view
 
     def _looked_at(self, db: Connection, old: View | None, change: int) -> View:
         """What was appended and deleted since the last view; the rest of it is taken over."""
         counts = db.execute("SELECT num_slots, num_dead FROM spaces WHERE space = 0").fetchone()
         if old is None:
-            self.rows.require_tables(db)
+            there = {sql for (sql,) in db.execute("SELECT sql FROM sqlite_master")}
+            if not there.issuperset(self.rows.statements):
+                raise self.damaged(f"{self.database}: its tables are not those of an index")
         if change < 0 or counts is None:
             raise self.damaged(f"{self.database} does not say what state it is in")
         num_slots, num_dead = counts
-        kept = self._mapped(num_slots)
+        num_bytes = self.description.vector_bytes * num_slots
+        self.require_whole(num_bytes)
+        mapped: mmap.mmap | bytes = b""
+        if num_bytes:
+            assert self._file is not None
+            mapped = mmap.mmap(self._file.fileno(), num_bytes, access=mmap.ACCESS_READ)
+        kept = np.frombuffer(mapped, dtype=np.uint8).reshape(num_slots, self.description.vector_bytes)
         is_dead = np.zeros(num_slots, dtype=bool)
         if old is not None:
             is_dead[: len(old.is_dead)] = old.is_dead
@@ -247,17 +254,26 @@ class Generation:
         if known + len(slots) != num_dead or (slots and not 0 <= min(slots) <= max(slots) < num_slots):
             raise self.damaged(f"{self.database} counts its rows wrongly")
         is_dead[slots] = True
-        rows = self._rows_by_slot(db, old, num_slots)
-        if old is not None and len(old.kept) == num_slots:
-            return View(change, kept, old.searched, is_dead, num_dead, rows)
-        shortest = self.notes(db, "codes").get("shortest", 1.0)
-        found = searched(kept, self.description.coder, shortest=shortest, before=old)
-        return View(change, kept, found, is_dead, num_dead, rows)
+        rows = None if self.description.regions is None else self._rows_by_slot(db, old, num_slots)
+        coder, before = self.description.coder, None if old is None else old.searched
+        if coder is None:
+            kept = kept.view("<f4")
+        searched: Searched
+        if before is not None and len(before.gallery) == num_slots:
+            searched = before
+        elif coder is None:
+            searched = FlatScan(kept)
+        elif num_slots <= FewCodes.most(coder):
+            few = before if isinstance(before, FewCodes) else None
+            searched = FewCodes(CodedRows(kept, coder), before=few)
+        else:
+            scan = before if isinstance(before, CodeScan) else None
+            shortest = self.notes(db, "codes").get("shortest", 1.0)
+            searched = CodeScan(CodedRows(kept, coder), shortest=shortest, before=scan)
+        return View(change, kept, searched, is_dead, num_dead, rows)
 
-    def _rows_by_slot(self, db: Connection, old: View | None, num_slots: int) -> Slots | None:
+    def _rows_by_slot(self, db: Connection, old: View | None, num_slots: int) -> Slots:
         """The slot of the row that each slot is of; a slot never changes its row."""
-        if self.description.regions is None:
-            return None
         rows = np.arange(num_slots)
         known = 0 if old is None or old.rows is None else len(old.rows)
         if old is not None and old.rows is not None:
@@ -268,16 +284,6 @@ class Generation:
             raise self.damaged(f"{self.database} has regions of nothing")
         rows[parts] = theirs
         return rows
-
-    def _mapped(self, num_slots: int) -> Kept:
-        num_bytes = self.description.vector_bytes * num_slots
-        self.require_whole(num_bytes)
-        mapped: mmap.mmap | bytes = b""
-        if num_bytes:
-            assert self._file is not None
-            mapped = mmap.mmap(self._file.fileno(), num_bytes, access=mmap.ACCESS_READ)
-        kept = np.frombuffer(mapped, dtype=np.uint8).reshape(num_slots, self.description.vector_bytes)
-        return kept.view("<f4") if self.description.coder is None else kept
 
     def require_whole(self, num_bytes: int) -> None:
         """Refuse a file of vectors that is too short: reading its map would end the process.
@@ -384,11 +390,6 @@ class Generation:
         """Vectors as they are kept: float32, or codes."""
         coder = self.description.coder
         return np.ascontiguousarray(vectors, dtype="<f4") if coder is None else coder.encode(vectors)
-
-    def kept_at(self, db: Connection, slots: Sequence[int]) -> Kept:
-        """Vectors of slots that the transaction sees, as they are kept, compared with their checksums."""
-        kept = self.checked(db, self.looked_at_anew(db)).kept
-        return np.take(kept, np.asarray(slots, dtype=np.int64), axis=0)
 
     def set_notes(self, db: Connection, kind: str, values: Mapping[str, Json]) -> None:
         """Set some notes of a kind; None removes one."""

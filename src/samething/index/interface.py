@@ -1,13 +1,12 @@
 """What every index can do, whatever engine keeps it: the interface, its checks and its results.
 
-An engine implements the methods whose names start with an underscore, and gets rows that were checked
-already. So a wrong vector, an unknown column or another model is refused with the same words everywhere.
+What changes or searches an index is checked here, and an engine's methods with an underscore get what was
+checked. So a wrong vector, an unknown column or another model is refused with the same words everywhere.
 """
 
 from __future__ import annotations
 
 import abc
-import dataclasses
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -35,17 +34,6 @@ Row: TypeAlias = Mapping[str, Any]
 Vector: TypeAlias = Float[np.ndarray, " d"]
 Changed: TypeAlias = Callable[[Mapping[str, Row]], tuple[Table, list[str]]]
 """Rows as they are -> rows as they are to be, and ids to go."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Amendment:
-    """A change of rows by what they are, checked; see :meth:`AbstractIndex.amend`."""
-
-    ids: list[str]
-    changed: Changed
-    vectors: Mapping[str, Vector] | None
-    """By id; None: rows keep theirs, and their regions."""
-    regions: Mapping[str, Regions]
 
 
 class AbstractIndex(abc.ABC):
@@ -183,8 +171,9 @@ class AbstractIndex(abc.ABC):
                 expected="one row per vector",
                 next_step="check how the two were made",
             )
-        parts = checked_regions(table["id"].to_pylist(), regions, self.description)
-        last_of_id = {name: row for row, name in enumerate(table["id"].to_pylist())}
+        names = table["id"].to_pylist()
+        parts = {} if regions is None else checked_regions(names, regions, self.description)
+        last_of_id = {name: row for row, name in enumerate(names)}
         if len(last_of_id) < len(vectors):
             kept = sorted(last_of_id.values())
             vectors, table = vectors[kept], table.take(kept)
@@ -214,24 +203,24 @@ class AbstractIndex(abc.ABC):
         Raises:
             InputError: as for :meth:`add`.
         """
-        by_id = None
+        names, by_id = listed(ids), None
         if vectors is not None:
-            by_id = dict(zip(_ids(ids), unit_vectors(vectors, dim=self.dim), strict=True))
+            by_id = dict(zip(names, unit_vectors(vectors, dim=self.dim), strict=True))
 
         def changed(there: Mapping[str, Row]) -> tuple[Table, list[str]]:
-            rows = {name: amended(name, there.get(name)) for name in ids if by_id or name in there}
+            rows = {name: amended(name, there.get(name)) for name in names if by_id or name in there}
             kept = [row for row in rows.values() if row is not None]
             return item_table(kept, self.description), [name for name in there if rows[name] is None]
 
-        if len(ids):
-            parts = checked_regions(ids, regions, self.description)
-            self._amend(Amendment(_ids(ids), changed, by_id, parts))
+        if names:
+            parts = {} if regions is None else checked_regions(names, regions, self.description)
+            self._amend(names, changed, by_id, parts)
 
     def delete(self, ids: Iterable[str]) -> None:
         """Delete the rows with these ids; ids that are not there are no error."""
-        names = _ids(ids)
+        names = list(dict.fromkeys(listed(ids)))
         if names:
-            self._delete(list(dict.fromkeys(names)))
+            self._delete(names)
 
     def notes(self, kind: str) -> dict[str, Json]:
         """What is kept beside the rows, such as the folders that a sync follows; an engine may keep nothing.
@@ -275,9 +264,8 @@ class AbstractIndex(abc.ABC):
         queries = unit_vectors(queries, dim=self.dim)
         if k < 1:
             raise InputError(f"k={k}", expected="at least 1 hit", next_step="give a larger k")
-        return self._search(
-            queries, k, conditions(where or {}, self.description.columns), self.description.chosen(columns)
-        )
+        checked = conditions(where, self.description.columns) if where else {}
+        return self._search(queries, k, checked, self.description.chosen(columns))
 
     @abc.abstractmethod
     def count(self) -> int:
@@ -286,37 +274,37 @@ class AbstractIndex(abc.ABC):
     def __len__(self) -> int:
         return self.count()
 
+    @abc.abstractmethod
     def items(self, columns: Sequence[str] | None = None) -> Iterator[RecordBatch]:
         """The metadata of all rows, a batch at a time, in no particular order.
 
         Args:
             columns: which to bring besides the id; by default all but the thumbnail.
         """
-        return self._items(self.description.chosen(columns))
 
+    @abc.abstractmethod
     def rows(self, ids: Iterable[str], columns: Sequence[str] | None = None) -> Table:
         """The metadata of some rows, in the order of ``ids``.
 
         Raises:
             InputError: an id that is not there.
         """
-        return self._rows(_ids(ids), self.description.chosen(columns))
 
+    @abc.abstractmethod
     def vectors(self, ids: Iterable[str]) -> Embeddings:
         """The vectors of some rows, float32 of length 1, in the order of ``ids``; those in codes come back.
 
         Raises:
             InputError: an id that is not there.
         """
-        return self._vectors(_ids(ids))
 
+    @abc.abstractmethod
     def regions(self, ids: Iterable[str]) -> list[Regions]:
         """The parts of some rows that have vectors of their own, in the order of ``ids``.
 
         Raises:
             InputError: an id that is not there.
         """
-        return self._regions(_ids(ids))
 
     @abc.abstractmethod
     def verify(self) -> Verification:
@@ -364,8 +352,17 @@ class AbstractIndex(abc.ABC):
         """Store rows with distinct ids in one step; return when they outlive the process."""
 
     @abc.abstractmethod
-    def _amend(self, amendment: Amendment) -> None:
-        """Ask for the rows to be and the ids to go, given the rows that are there; store both in one step."""
+    def _amend(
+        self,
+        ids: list[str],
+        changed: Changed,
+        vectors: Mapping[str, Vector] | None,
+        regions: Mapping[str, Regions],
+    ) -> None:
+        """Ask for the rows to be and the ids to go, given the rows that are there; store both in one step.
+
+        ``vectors`` and ``regions`` are by id; without vectors rows keep theirs, and their regions.
+        """
 
     @abc.abstractmethod
     def _delete(self, ids: list[str]) -> None:
@@ -375,20 +372,13 @@ class AbstractIndex(abc.ABC):
     def _search(self, queries: Queries, k: int, where: dict[str, Condition], columns: list[str]) -> Hits:
         """The nearest rows; all of ``where`` must hold."""
 
-    @abc.abstractmethod
-    def _items(self, columns: list[str]) -> Iterator[RecordBatch]: ...
 
-    @abc.abstractmethod
-    def _rows(self, ids: list[str], columns: list[str]) -> Table: ...
+def listed(ids: Iterable[str]) -> list[str]:
+    """Ids as a list; a single text is refused.
 
-    @abc.abstractmethod
-    def _vectors(self, ids: list[str]) -> Embeddings: ...
-
-    @abc.abstractmethod
-    def _regions(self, ids: list[str]) -> list[Regions]: ...
-
-
-def _ids(ids: Iterable[str]) -> list[str]:
+    Raises:
+        InputError: it is one.
+    """
     if isinstance(ids, str):
         raise InputError(f"ids={ids!r}", expected="a list of ids", next_step="give [id] for a single one")
     return list(ids)

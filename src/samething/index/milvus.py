@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -35,7 +35,7 @@ from samething.index.description import (
     item_rows,
     vector_crc32,
 )
-from samething.index.interface import AbstractIndex, Amendment
+from samething.index.interface import AbstractIndex, Changed, Vector, listed
 from samething.index.milvus_place import MilvusPlace, without_password
 from samething.index.milvus_schema import (
     bound_to,
@@ -160,13 +160,18 @@ class MilvusIndex(AbstractIndex):
             for start in range(0, len(rows), _ROWS_A_WRITE):
                 self._connected.upsert(self._name, rows[start : start + _ROWS_A_WRITE])
 
-    def _amend(self, amendment: Amendment) -> None:
-        found = self._found(amendment.ids, ["metadata", "thumbnail", "vector"])
-        kept, gone = amendment.changed({name: item_of(row) for name, row in found.items()})
-        own = amendment.vectors or {name: row["vector"] for name, row in found.items()}
-        regions = amendment.regions
-        if amendment.vectors is None:
-            regions = dict(zip(found, self._regions(list(found)), strict=True))
+    def _amend(
+        self,
+        ids: list[str],
+        changed: Changed,
+        vectors: Mapping[str, Vector] | None,
+        regions: Mapping[str, Regions],
+    ) -> None:
+        found = self._found(ids, ["metadata", "thumbnail", "vector"])
+        kept, gone = changed({name: item_of(row) for name, row in found.items()})
+        own = vectors or {name: row["vector"] for name, row in found.items()}
+        if vectors is None:
+            regions = dict(zip(found, self.regions(found), strict=True))
         if kept.num_rows:
             names = kept["id"].to_pylist()
             self._upsert(np.asarray([own[name] for name in names], dtype=np.float32), kept, regions)
@@ -211,7 +216,7 @@ class MilvusIndex(AbstractIndex):
         width = min(map(len, parts), default=0)
         shape = (len(queries), width)
         hits = [hit for part in parts for hit in part[:width]]
-        return Hits.of_rows(
+        return Hits(
             np.array([name for name, _, _ in hits], dtype=object).reshape(shape),
             np.array([score for _, score, _ in hits], dtype=float).reshape(shape),
             [item_of(found[name]) for name, _, _ in hits],
@@ -244,10 +249,11 @@ class MilvusIndex(AbstractIndex):
         # an approximate index may return fewer rows for one query than for another; _search sees to that
         return [_scored(query, found, k) for query, found in zip(queries, answers, strict=True)]
 
-    def _items(self, columns: list[str]) -> Iterator[RecordBatch]:
-        for rows in self._stream(_fields(columns), self._only_rows):
-            items = [item_of(row) for row in rows]
-            yield from item_rows(items, columns, self.description).to_batches()
+    def items(self, columns: Sequence[str] | None = None) -> Iterator[RecordBatch]:
+        """See :meth:`AbstractIndex.items`."""
+        chosen = self.description.chosen(columns)
+        for rows in self._stream(_fields(chosen), self._only_rows):
+            yield from item_rows([item_of(row) for row in rows], chosen, self.description).to_batches()
 
     @property
     def _only_rows(self) -> str:
@@ -263,18 +269,22 @@ class MilvusIndex(AbstractIndex):
                 while rows := iterator.next():
                     yield list(rows)
 
-    def _rows(self, ids: list[str], columns: list[str]) -> Table:
-        found = self._get(ids, _fields(columns))
-        return item_rows([item_of(found[name]) for name in ids], columns, self.description)
+    def rows(self, ids: Iterable[str], columns: Sequence[str] | None = None) -> Table:
+        """See :meth:`AbstractIndex.rows`."""
+        chosen = self.description.chosen(columns)
+        found = self._get(ids, _fields(chosen))
+        return item_rows([item_of(row) for row in found], chosen, self.description)
 
-    def _vectors(self, ids: list[str]) -> Embeddings:
-        found = self._get(ids, ["vector"])
-        rows = [found[name]["vector"] for name in ids]
+    def vectors(self, ids: Iterable[str]) -> Embeddings:
+        """See :meth:`AbstractIndex.vectors`."""
+        rows = [row["vector"] for row in self._get(ids, ["vector"])]
         vectors: Embeddings = np.asarray(rows, dtype=np.float32).reshape(-1, self.dim)
         return vectors
 
-    def _regions(self, ids: list[str]) -> list[Regions]:
-        parts: dict[str, list[Any]] = {name: [] for name in self._get(ids, ["metadata"])}
+    def regions(self, ids: Iterable[str]) -> list[Regions]:
+        """See :meth:`AbstractIndex.regions`."""
+        ids = [item_of(row)["id"] for row in self._get(ids, ["metadata"])]
+        parts: dict[str, list[Any]] = {name: [] for name in ids}
         for chosen in self._of_rows(list(parts)):
             for part in chain.from_iterable(self._stream(["metadata", "vector"], chosen)):
                 parts[item_of(part)["id"]].append(part)
@@ -285,10 +295,11 @@ class MilvusIndex(AbstractIndex):
             found.append(Regions([tuple(item_of(part)["place"]) for part in own], vectors))
         return found
 
-    def _get(self, ids: Sequence[str], fields: list[str]) -> dict[str, Any]:
-        found = self._found(ids, fields)
-        self.require_there(ids, found)
-        return found
+    def _get(self, ids: Iterable[str], fields: list[str]) -> list[Any]:
+        names = listed(ids)
+        found = self._found(names, fields)
+        self.require_there(names, found)
+        return [found[name] for name in names]
 
     def _found(self, ids: Sequence[str], fields: list[str]) -> dict[str, Any]:
         wanted = list(dict.fromkeys(ids))

@@ -1,4 +1,4 @@
-"""Rows of a generation with the parts of their images: stored, changed, deleted, copied.
+"""Rows of a generation with the parts of their images: stored, deleted, copied.
 
 All of it in the caller's transaction.
 """
@@ -6,29 +6,22 @@ All of it in the caller's transaction.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 
 import samething.index.sqlite_regions as sqlite_regions
-from samething.arrays import Shaped
-from samething.images.parts import Place
 from samething.index.description import Regions, vector_crc32
 from samething.index.generation import Generation
-from samething.index.interface import Amendment
 from samething.index.sqlite_rows import Connection, StoredRow
 from samething.index.view import Kept
 
-KeptRegions: TypeAlias = tuple[Sequence[Place], Shaped[np.ndarray, "_ _"]]
-"""Places of a row's parts, and their vectors as they are kept."""
 _ROWS_A_COPY: Final = 5_000
 
 
-def as_kept(generation: Generation, regions: Mapping[str, Regions]) -> dict[str, KeptRegions]:
-    """Regions as a generation keeps them."""
-    return {
-        name: (own.places, generation.kept(own.vectors)) for name, own in regions.items() if len(own.places)
-    }
+def as_kept(generation: Generation, regions: Mapping[str, Regions]) -> dict[str, Regions]:
+    """Regions with their vectors as a generation keeps them."""
+    return {name: Regions(own.places, generation.kept(own.vectors)) for name, own in regions.items()}
 
 
 def upsert(
@@ -36,7 +29,7 @@ def upsert(
     db: Connection,
     vectors: Kept,
     rows: Sequence[StoredRow],
-    regions: Mapping[str, KeptRegions] | None = None,
+    regions: Mapping[str, Regions] | None = None,
 ) -> None:
     """Insert rows with distinct ids; those that are there are replaced, and keep an equal vector.
 
@@ -69,33 +62,18 @@ def upsert(
         free = len(view.kept) + len(new)
         for slot, row in zip(slots, rows, strict=True):
             name = row.values[0]
-            places, own = regions.get(name, ((), vectors[:0]))
-            of_own = range(free, free := free + len(own))
-            sqlite_regions.insert(db, of_own, slot, places, vector_crc32([name] * len(own), own))
-            parts.append(own)
+            if own := regions.get(name):
+                of_own = range(free, free := free + len(own.places))
+                checks_of_own = vector_crc32([name] * len(own.places), own.vectors)
+                sqlite_regions.insert(db, of_own, slot, own.places, checks_of_own)
+                parts.append(own.vectors)
         added = np.concatenate(parts)
     if len(added):
         generation.append(db, len(view.kept), added)
-    generation.rows.remove(db, list(there.values()))
+    if there:
+        generation.rows.remove(db, list(there.values()))
     generation.rows.insert(db, slots, rows, checks)
     generation.bury(db, dead)
-
-
-def amend(generation: Generation, db: Connection, amendment: Amendment) -> None:
-    """Change rows by what they are. See :meth:`AbstractIndex.amend`."""
-    slots = generation.rows.slots(db, amendment.ids)
-    there = generation.read(db, list(slots.values()), list(generation.description.columns))
-    kept, gone = amendment.changed(dict(zip(slots, there, strict=True)))
-    rows = generation.rows.stored(kept.to_pylist())
-    names = [row.values[0] for row in rows]
-    if not names:
-        pass
-    elif (vectors := amendment.vectors) is None:
-        upsert(generation, db, generation.kept_at(db, [slots[name] for name in names]), rows)
-    else:
-        own = generation.kept(np.stack([vectors[name] for name in names]))
-        upsert(generation, db, own, rows, as_kept(generation, amendment.regions))
-    delete(generation, db, gone)
 
 
 def delete(generation: Generation, db: Connection, ids: Sequence[str]) -> None:
@@ -115,8 +93,10 @@ def copy_rows(source: Generation, generation: Generation, db: Connection) -> Non
         for start in range(0, len(living), _ROWS_A_COPY):
             slots = living[start : start + _ROWS_A_COPY]
             items = source.read(theirs, slots.tolist(), columns)
-            parts = [regions_of(source, theirs, kept, slot) for slot in slots.tolist()]
-            regions = {item["id"]: (own.places, own.vectors) for item, own in zip(items, parts, strict=True)}
+            regions = {
+                item["id"]: regions_of(source, theirs, kept, slot)
+                for item, slot in zip(items, slots.tolist(), strict=True)
+            }
             upsert(generation, db, kept[slots], generation.rows.stored(items), regions)
 
 

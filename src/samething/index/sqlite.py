@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -27,18 +27,11 @@ from samething.errors import ArtefactError, SamethingError
 from samething.files import Json, disk_errors, is_finished, only_one_writer, write_manifest
 from samething.index.approximate import Graph, RecallReport, note_report, tuned_graph
 from samething.index.conditions_and_hits import Condition, Hits, Verification
-from samething.index.description import (
-    ColumnKind,
-    IndexDescription,
-    RecordBatch,
-    Regions,
-    Table,
-    item_rows,
-)
+from samething.index.description import ColumnKind, IndexDescription, RecordBatch, Regions, Table, item_rows
 from samething.index.generation import Generation
-from samething.index.interface import AbstractIndex, Amendment
+from samething.index.interface import AbstractIndex, Changed, Vector, listed
 from samething.index.ranked import nearest_rows
-from samething.index.row_changes import amend, as_kept, copy_rows, delete, regions_of, upsert
+from samething.index.row_changes import as_kept, copy_rows, delete, regions_of, upsert
 from samething.index.sqlite_folder import (
     NO_STAMP,
     Stamp,
@@ -111,7 +104,7 @@ class SqliteIndex(AbstractIndex):
 
     def beside(self, description: IndexDescription) -> SqliteIndex:
         """One to take this one's place. See :meth:`AbstractIndex.beside`."""
-        with self.writing() as (db, generation):
+        with self.in_use(Generation.transaction) as (db, generation):
             extra = generation.description.extra_columns  # another process may have added some
             description = dataclasses.replace(description, extra_columns=extra)
             wanted = bound_to(description)
@@ -130,7 +123,7 @@ class SqliteIndex(AbstractIndex):
     def swap(self, of: AbstractIndex) -> bool:
         """Write a manifest that names this generation. See :meth:`AbstractIndex.swap`."""
         assert isinstance(of, SqliteIndex)
-        with of.writing() as (db, old):
+        with of.in_use(Generation.transaction) as (db, old):
             number = self._generation.number
             if old.number == number:
                 return True  # another process that made the same one was faster
@@ -155,13 +148,13 @@ class SqliteIndex(AbstractIndex):
 
         Other writers wait for it, readers do not. A killed process leaves the index as it was.
         """
-        with self.writing() as (db, old):
+        with self.in_use(Generation.transaction) as (db, old):
             self._copy_to(db, old, old.description)
 
     def add_columns(self, kinds: Mapping[str, ColumnKind]) -> None:
         """Compact the index into one with further columns. See :meth:`AbstractIndex.add_columns`."""
         if not kinds.keys() <= self.description.columns.keys():
-            with self.writing() as (db, old):
+            with self.in_use(Generation.transaction) as (db, old):
                 known = old.description
                 new = {name: kind for name, kind in kinds.items() if name not in known.columns}
                 if new:  # no other process was faster
@@ -173,7 +166,7 @@ class SqliteIndex(AbstractIndex):
         noted = old.notes(db, "next").get("generation", {}).get("number", 0)
         self._remove_others(keep=(old.number, noted))
         with self.successor(db, old, description) as fresh:
-            with fresh.transaction("IMMEDIATE") as theirs:
+            with fresh.transaction() as theirs:
                 copy_rows(old, fresh, theirs)
             self.take_over(fresh, db, keep=noted)
 
@@ -205,7 +198,7 @@ class SqliteIndex(AbstractIndex):
             kept = ("approximate", "codes", *(() if keep else ("next",)))
             marks = ", ".join("?" * len(kept))
             notes = notes_of.execute(f"SELECT * FROM notes WHERE kind NOT IN ({marks})", kept).fetchall()
-            with fresh.transaction("IMMEDIATE") as theirs:
+            with fresh.transaction() as theirs:
                 theirs.executemany("INSERT OR IGNORE INTO notes VALUES (?, ?, ?, ?)", notes)
         with disk_errors(self.folder):
             write_manifest(self.folder, new_manifest(fresh.description, fresh.number))
@@ -227,44 +220,62 @@ class SqliteIndex(AbstractIndex):
 
     def _upsert(self, vectors: Embeddings, items: Table, regions: Mapping[str, Regions]) -> None:
         rows = items.to_pylist()
-        with self.writing() as (db, generation):
+        with self.in_use(Generation.transaction) as (db, generation):
             parts = as_kept(generation, regions)
             upsert(generation, db, generation.kept(vectors), generation.rows.stored(rows), parts)
 
-    def _amend(self, amendment: Amendment) -> None:
-        with self.writing() as (db, generation):
-            amend(generation, db, amendment)
+    def _amend(
+        self,
+        ids: list[str],
+        changed: Changed,
+        vectors: Mapping[str, Vector] | None,
+        regions: Mapping[str, Regions],
+    ) -> None:
+        with self.in_use(Generation.transaction) as (db, generation):
+            slots = generation.rows.slots(db, ids)
+            there = generation.read(db, list(slots.values()), list(generation.description.columns))
+            kept, gone = changed(dict(zip(slots, there, strict=True)))
+            rows = generation.rows.stored(kept.to_pylist())
+            names = [row.values[0] for row in rows]
+            if names and vectors is None:
+                view = generation.checked(db, generation.looked_at_anew(db))
+                upsert(generation, db, view.kept[[slots[name] for name in names]], rows)
+            elif names and vectors is not None:
+                own = generation.kept(np.stack([vectors[name] for name in names]))
+                upsert(generation, db, own, rows, as_kept(generation, regions))
+            if gone:
+                delete(generation, db, gone)
 
     def _delete(self, ids: list[str]) -> None:
-        with self.writing() as (db, generation):
+        with self.in_use(Generation.transaction) as (db, generation):
             delete(generation, db, ids)
 
     def notes(self, kind: str) -> dict[str, Json]:
         """See :meth:`AbstractIndex.notes`."""
-        with self.reading() as ((db, _), generation):
+        with self.in_use(Generation.reading) as ((db, _), generation):
             return generation.notes(db, kind)
 
     def set_notes(self, kind: str, values: Mapping[str, Json]) -> None:
         """See :meth:`AbstractIndex.set_notes`."""
-        with self.writing() as (db, generation):
+        with self.in_use(Generation.transaction) as (db, generation):
             generation.set_notes(db, kind, values)
 
     # ---- asking
 
     def count(self) -> int:
         """Number of rows."""
-        with self.reading() as ((_, view), _):
+        with self.in_use(Generation.reading) as ((_, view), _):
             return view.num_rows
 
     def _search(self, queries: Queries, k: int, where: dict[str, Condition], columns: list[str]) -> Hits:
-        with self.reading() as ((db, view), generation):
+        with self.in_use(Generation.reading) as ((db, view), generation):
             if queries.shape[1] != generation.description.dim:
                 raise of_another_model(self.location, self.description, generation.description)
             chosen = generation.matching(db, view, where) if where else None
             k = min(k, view.num_rows if chosen is None else len(chosen))
             if k == 0 or len(queries) == 0:
                 ids = np.empty((len(queries), k), dtype=object)
-                return Hits.of_rows(ids, ids.astype(float), [], columns, self.description, [])
+                return Hits(ids, ids.astype(float), [], columns, self.description, [])
             if chosen is not None:
                 chosen = view.with_regions(chosen)
             stored: dict[int, tuple[Any, ...]] | None = None if columns == ["id"] else {}
@@ -279,36 +290,43 @@ class SqliteIndex(AbstractIndex):
                 found = view.rows[found]
             if stored is not None:
                 rows = generation.read(db, found.tolist(), columns, stored)
-        return Hits.of_rows(ids, scores, rows, columns, self.description, places)
+        return Hits(ids, scores, rows, columns, self.description, places)
 
-    def _items(self, columns: list[str]) -> Iterator[RecordBatch]:
+    def items(self, columns: Sequence[str] | None = None) -> Iterator[RecordBatch]:
+        """See :meth:`AbstractIndex.items`."""
         import pyarrow as pa
 
-        schema = pa.schema([self.description.item_schema.field(name) for name in columns])
-        with self.reading() as ((db, _), generation):
-            for values in generation.rows.scan(db, columns, _ROWS_A_SCAN):
+        chosen = self.description.chosen(columns)
+        schema = pa.schema([self.description.item_schema.field(name) for name in chosen])
+        with self.in_use(Generation.reading) as ((db, _), generation):
+            for values in generation.rows.scan(db, chosen, _ROWS_A_SCAN):
                 arrays = [pa.array(part, field.type) for part, field in zip(values, schema, strict=True)]
                 yield pa.record_batch(arrays, schema=schema)
 
-    def _rows(self, ids: list[str], columns: list[str]) -> Table:
-        with self.reading() as ((db, _), generation):
-            found = generation.read(db, self._slots(db, ids), columns)
-        return item_rows(found, columns, self.description)
+    def rows(self, ids: Iterable[str], columns: Sequence[str] | None = None) -> Table:
+        """See :meth:`AbstractIndex.rows`."""
+        chosen = self.description.chosen(columns)
+        with self.in_use(Generation.reading) as ((db, _), generation):
+            found = generation.read(db, self._slots(db, ids), chosen)
+        return item_rows(found, chosen, self.description)
 
-    def _vectors(self, ids: list[str]) -> Embeddings:
-        with self.reading() as ((db, view), generation):
+    def vectors(self, ids: Iterable[str]) -> Embeddings:
+        """See :meth:`AbstractIndex.vectors`."""
+        with self.in_use(Generation.reading) as ((db, view), generation):
             vectors = generation.checked(db, view).vectors
             return vectors[np.asarray(self._slots(db, ids), dtype=np.int64)]
 
-    def _regions(self, ids: list[str]) -> list[Regions]:
-        with self.reading() as ((db, view), generation):
+    def regions(self, ids: Iterable[str]) -> list[Regions]:
+        """See :meth:`AbstractIndex.regions`."""
+        with self.in_use(Generation.reading) as ((db, view), generation):
             vectors = generation.checked(db, view).vectors
             return [regions_of(generation, db, vectors, slot) for slot in self._slots(db, ids)]
 
-    def _slots(self, db: Connection, ids: list[str]) -> list[int]:
-        slots = RowFormat.slots(db, ids)
-        self.require_there(ids, slots)
-        return [slots[name] for name in ids]
+    def _slots(self, db: Connection, ids: Iterable[str]) -> list[int]:
+        names = listed(ids)
+        slots = RowFormat.slots(db, names)
+        self.require_there(names, slots)
+        return [slots[name] for name in names]
 
     # ---- approximate search
 
@@ -324,12 +342,12 @@ class SqliteIndex(AbstractIndex):
         Raises:
             InputError: a recall out of range, or too few rows.
         """
-        with self.reading() as ((db, view), generation):
+        with self.in_use(Generation.reading) as ((db, view), generation):
             searched = generation.checked(db, view).searched
             slots = np.flatnonzero(~view.is_dead)
             path = graph_path(self.folder, generation.number)
             report = tuned_graph(path, searched, slots, target=recall, k=k, num_queries=num_queries)
-        with self.writing() as (db, now):
+        with self.in_use(Generation.transaction) as (db, now):
             if now.number == generation.number:
                 note_report(db, now, report)
             else:  # it was compacted meanwhile
@@ -338,7 +356,7 @@ class SqliteIndex(AbstractIndex):
 
     def search_exactly(self) -> None:
         """Let searches be exact again."""
-        with self.writing() as (db, generation):
+        with self.in_use(Generation.transaction) as (db, generation):
             note_report(db, generation, None)
 
     def recall_report(self) -> RecallReport | None:
@@ -364,7 +382,7 @@ class SqliteIndex(AbstractIndex):
     def verify(self) -> Verification:
         """Compare every row, list, thumbnail and vector with its checksum."""
         try:
-            with self.reading() as ((db, _), generation):
+            with self.in_use(Generation.reading) as ((db, _), generation):
                 num_rows, problems = generation.problems()
                 path = graph_path(self.folder, generation.number)
                 noted = generation.notes(db, "approximate").get("report")
@@ -382,19 +400,14 @@ class SqliteIndex(AbstractIndex):
 
     # ---- the generation in use
 
-    def reading(self) -> contextlib.AbstractContextManager[tuple[tuple[Connection, View], Generation]]:
-        """One state of the index as it was last acknowledged, by any process."""
-        return self._in_use(Generation.reading)
-
-    def writing(self) -> contextlib.AbstractContextManager[tuple[Connection, Generation]]:
-        """The lock of the generation in use, for one change that is on disk when the block has ended."""
-        return self._in_use(lambda generation: generation.transaction("IMMEDIATE"))
-
     @contextlib.contextmanager
-    def _in_use(
+    def in_use(
         self, begin: Callable[[Generation], contextlib.AbstractContextManager[T]]
     ) -> Iterator[tuple[T, Generation]]:
-        """A transaction of the generation in use.
+        """A transaction of the generation in use: what ``begin`` gives, and the generation.
+
+        ``Generation.reading`` sees one state of the index as it was last acknowledged, by any process.
+        ``Generation.transaction`` holds the lock for one change, which is on disk when the block has ended.
 
         Whoever changes the manifest holds the lock of the generation that it named, and removes files only
         afterwards. So what a manifest that has not changed since the beginning names is locked, or whole.
@@ -418,15 +431,11 @@ class SqliteIndex(AbstractIndex):
 
     def _is_current(self, generation: Generation) -> bool:
         with self._guard:  # another thread may have followed the manifest meanwhile
-            return generation is self._generation and not self._has_moved()
-
-    def _has_moved(self) -> bool:
-        return self._stamp is not None and manifest_stamp(self.folder) != self._stamp
+            return generation is self._generation and self._stamp in (None, manifest_stamp(self.folder))
 
     def _follow(self) -> None:
         with self._guard:
-            while self._has_moved():
-                stamp = manifest_stamp(self.folder)
+            while self._stamp not in (None, stamp := manifest_stamp(self.folder)):
                 description, number = read_description(self.folder)
                 if description.model_fingerprint != self.model_fingerprint:
                     raise of_another_model(self.location, self.description, description)

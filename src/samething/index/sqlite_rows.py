@@ -64,11 +64,6 @@ class StoredRow:
     """Its columns but the thumbnail; the id comes first, lists are JSON."""
     thumbnail: bytes | None
 
-    @property
-    def row_crc32(self) -> int:
-        """Over all values."""
-        return checksum(self.values)
-
 
 class RowFormat:
     """The tables of an index with certain columns: written, read and filtered.
@@ -87,37 +82,26 @@ class RowFormat:
         self.names = ", ".join(f'"{name}"' for name in self.kinds)
         self.stored_names = f"{self.names}, row_crc32"
         self._places = {name: place for place, name in enumerate(self.kinds)}
-        self._lists = [(place, name) for name, place in self._places.items() if self.kinds[name] == "texts"]
-
-    # ---- making
-
-    def create_tables(self, db: Connection, *, file: str, description: IndexDescription) -> None:
-        """Make all tables, empty."""
-        for statement in self.statements:
-            db.execute(statement)
-        db.execute("INSERT INTO state VALUES (1, 0)")
-        space = (file, description.codes, description.dim)
-        db.execute("INSERT INTO spaces VALUES (0, 'main', ?, ?, ?, 0, 0)", space)
-
-    def require_tables(self, db: Connection) -> None:
-        """Refuse a database whose tables are not those that were made.
-
-        Raises:
-            ValueError: they are others.
-        """
-        there = {sql for (sql,) in db.execute("SELECT sql FROM sqlite_master")}
-        if not there.issuperset(self.statements):
-            raise ValueError("its tables are not those of an index")
+        self._lists = {name: place for name, place in self._places.items() if self.kinds[name] == "texts"}
 
     # ---- writing
 
     def stored(self, items: Sequence[Mapping[str, Any]]) -> list[StoredRow]:
         """Checked metadata as it is stored."""
-        kinds = self.kinds.items()
-        return [
-            StoredRow(tuple(_stored(item.get(name), kind) for name, kind in kinds), item["thumbnail"])
-            for item in items
-        ]
+        found = []
+        for item in items:
+            values = []
+            for name, kind in self.kinds.items():
+                value = item.get(name)
+                if value is None or value != value:  # SQLite knows no NaN
+                    value = None
+                elif kind == "texts":
+                    value = _LIST(value)
+                elif kind == "number":
+                    value += 0.0  # nor a zero below zero
+                values.append(value)
+            found.append(StoredRow(tuple(values), item["thumbnail"]))
+        return found
 
     def insert(
         self, db: Connection, slots: Sequence[int], rows: Sequence[StoredRow], checks: Sequence[int]
@@ -127,11 +111,12 @@ class RowFormat:
         db.executemany(
             f"INSERT INTO rows VALUES ({marks})",
             [
-                (slot, *row.values, check, row.row_crc32)
+                (slot, *row.values, check, checksum(row.values))
                 for slot, row, check in zip(slots, rows, checks, strict=True)
             ],
         )
-        db.executemany("INSERT INTO members VALUES (?, ?, ?)", list(self._members(slots, rows)))
+        members = self._members((slot, row.values) for slot, row in zip(slots, rows, strict=True))
+        db.executemany("INSERT INTO members VALUES (?, ?, ?)", members)
         db.executemany(
             "INSERT INTO blobs VALUES ('thumbnail', ?, ?, ?)",
             [
@@ -143,18 +128,17 @@ class RowFormat:
 
     def remove(self, db: Connection, slots: Sequence[int]) -> None:
         """Remove rows; what their slots hold stays in the file."""
-        found = at_slots(db, self.names, slots)
-        rows = [StoredRow(found[slot], None) for slot in slots if slot in found]
-        db.executemany("DELETE FROM members WHERE (name, text, slot) = (?, ?, ?)", self._members(slots, rows))
+        members = self._members(at_slots(db, self.names, slots).items())
+        db.executemany("DELETE FROM members WHERE (name, text, slot) = (?, ?, ?)", members)
         for table in ("rows", "blobs"):
             db.executemany(f"DELETE FROM {table} WHERE slot = ?", [(slot,) for slot in slots])
 
-    def _members(self, slots: Sequence[int], rows: Sequence[StoredRow]) -> set[tuple[int, str, int]]:
+    def _members(self, rows: Iterable[tuple[int, Sequence[Any]]]) -> set[tuple[int, str, int]]:
         return {
             (place, text, slot)
-            for slot, row in zip(slots, rows, strict=True)
-            for place, _ in self._lists
-            for text in json.loads(row.values[place] or "[]")
+            for slot, values in rows
+            for place in self._lists.values()
+            for text in json.loads(values[place] or "[]")
             if text is not None
         }
 
@@ -186,12 +170,12 @@ class RowFormat:
         stored = {**known, **at_slots(db, self.stored_names, unread)}
         for slot in dict.fromkeys(slots):
             row = stored.get(slot)
-            if row is None or StoredRow(row[:-1], None).row_crc32 != row[-1]:
+            if row is None or checksum(row[:-1]) != row[-1]:
                 problems.append(f"the row of {row[0]!r} is damaged" if row else f"slot {slot} has no row")
                 row = (None,) * (len(self.kinds) + 1)
-            found[slot] = {
-                name: self.value(name, row[self._places[name]]) for name in columns if name != "thumbnail"
-            }
+            found[slot] = {name: row[self._places[name]] for name in columns if name != "thumbnail"}
+            for name in self._lists.keys() & found[slot].keys():
+                found[slot][name] = found[slot][name] and json.loads(found[slot][name])
             if "thumbnail" in columns:
                 blob = db.execute(
                     "SELECT content, crc32 FROM blobs WHERE kind = 'thumbnail' AND slot = ?", (slot,)
@@ -200,10 +184,6 @@ class RowFormat:
                     problems.append(f"the thumbnail of {row[0]!r} is damaged")
                 found[slot]["thumbnail"] = blob[0] if blob else None
         return [found[slot] for slot in slots], problems
-
-    def value(self, name: str, stored: Any) -> Any:
-        """A value as it was given."""
-        return stored if stored is None or self.kinds[name] != "texts" else json.loads(stored)
 
     def scan(self, db: Connection, columns: Sequence[str], num_rows: int) -> Iterator[list[list[Any]]]:
         """The columns of all rows, so many rows at a time: a list of values per column.
@@ -223,8 +203,8 @@ class RowFormat:
                     raise ValueError(f"the row of {values[0]!r} is damaged")
             by_column = list(zip(*part, strict=True))
             yield [
-                [self.value(name, value) for value in by_column[place]]
-                if self.kinds.get(name) == "texts"
+                [text and json.loads(text) for text in by_column[place]]
+                if name in self._lists
                 else list(by_column[place])
                 for name, place in zip(columns, places, strict=True)
             ]
@@ -259,11 +239,10 @@ class RowFormat:
         members: set[int] = set()
         for slot, *values, vector_check, row_check in db.execute("SELECT * FROM rows"):
             num_rows += 1
-            row = StoredRow(tuple(values), None)
-            if row.row_crc32 != row_check:
+            if checksum(values) != row_check:
                 problems.append(f"the row of {values[0]!r} is damaged")
                 continue
-            members ^= {hash(entry) for entry in self._members([slot], [row])}
+            members ^= {hash(entry) for entry in self._members([(slot, values)])}
             if not slot < len(vectors) or vector_crc32([values[0]], vectors[slot : slot + 1]) != [
                 vector_check
             ]:
@@ -294,14 +273,6 @@ def at_slots(db: Connection, columns: str, slots: Iterable[int]) -> dict[int, tu
             f"SELECT slot, {columns} FROM rows WHERE slot IN ({', '.join('?' * len(part))})", part
         )
     }
-
-
-def _stored(value: Any, kind: str) -> Any:
-    if value is None or value != value:  # SQLite knows no NaN
-        return None
-    if kind == "texts":
-        return _LIST(value)
-    return value + 0.0 if kind == "number" else value  # nor a zero below zero
 
 
 def _slots(db: Connection, table: str, values: Sequence[Any]) -> Slots:

@@ -11,7 +11,7 @@ import numpy as np
 from samething.arrays import Bool, Float, Shaped
 from samething.index.sqlite_rows import Slots
 from samething.retrieval import CodeScan, FewCodes, FlatScan
-from samething.retrieval.codes import CodedRows, Coder
+from samething.retrieval.codes import CodedRows
 
 Kept: TypeAlias = Shaped[np.ndarray, "n _"]
 """Vectors as they lie in the file: little-endian float32, or bytes of codes."""
@@ -65,13 +65,3 @@ class View:
     def vectors(self) -> Float[np.ndarray, "n d"] | CodedRows:
         """All vectors by slot: float32 of length 1, or decoded to that where they are read."""
         return self.searched.gallery
-
-
-def searched(kept: Kept, coder: Coder | None, *, shortest: float, before: View | None) -> Searched:
-    """What searches among vectors; of ``before``, a view of the first of them, it takes over what it can."""
-    if coder is None:
-        return FlatScan(kept)
-    rows, known = CodedRows(kept, coder), None if before is None else before.searched
-    if len(rows) <= FewCodes.most(coder):
-        return FewCodes(rows, before=known if isinstance(known, FewCodes) else None)
-    return CodeScan(rows, shortest=shortest, before=known if isinstance(known, CodeScan) else None)

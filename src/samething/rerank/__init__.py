@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from samething.errors import ArtefactError, InputError, MissingExtraError, first_line, needed
+from samething.errors import InputError, MissingExtraError, needed
 from samething.files import Json
 from samething.rerank.gains import query_expansion, reciprocal_reranking
 from samething.rerank.geometry import Geometry
@@ -21,7 +21,7 @@ from samething.rerank.regions import Regions
 from samething.rerank.second_look import Embed, Evidence, Reranker, Shown, keep_all, second_look
 from samething.rerank.tokens import GRAPH, METADATA, Tokens
 from samething.rerank.trust import Trust
-from samething.sessions import open_session
+from samething.sessions import open_graph
 
 __all__ = [
     "RERANKERS",
@@ -91,14 +91,7 @@ def _of_graph(path: Path, state: object) -> Reranker:
         InputError: it has other inputs than these.
     """
     del state
-    try:
-        session = open_session(path, "cpu", num_threads=0)  # as many as onnxruntime takes by itself
-    except Exception as error:  # onnxruntime has a dozen kinds of its own
-        raise ArtefactError(
-            f"{path} cannot be loaded ({first_line(error)})",
-            expected="an ONNX graph of tokens, or one that scores pairs of images",
-            next_step="export it again",
-        ) from error
+    session = open_graph(path)
     holds_tokens = METADATA in session.get_modelmeta().custom_metadata_map
     return (Tokens if holds_tokens else PairScorer).of_graph(path, session)
 

@@ -19,7 +19,7 @@ from samething.progress import Terminal
 from samething.search.collection import CAPTURE_COLUMNS, FILE_COLUMNS, Collection, fitted
 from samething.search.conditions import conditions
 from samething.search.feature_vectors import KnownVectors, is_feature_folder, known_vectors
-from samething.search.looking_again import Prepared, SecondLook, prepare
+from samething.search.looking_again import SecondLook
 from samething.search.matches import Match, Matches, with_thumbnails
 from samething.search.near_duplicates import Duplicates, near_duplicates
 from samething.search.queries import query_images
@@ -33,7 +33,16 @@ from samething.search.remembered import (
 )
 from samething.search.searcher import Searcher
 from samething.search.syncing import Changes, known_rows
-from samething.search.upkeep import Verified, backup, compact, restore, tune, verify
+from samething.search.upkeep import (
+    Prepared,
+    Verified,
+    backup,
+    compact,
+    prepare,
+    restore,
+    tune,
+    verify,
+)
 from samething.search.view_calibration import calibrate
 
 __all__ = [
@@ -124,17 +133,17 @@ def index(
         for place in source
         if not is_feature_folder(Path(place))
     ]
-    files = [file for part in plain for file in part.some_files(part.key(output))]  # before anything is made
+    files = [file for part in plain for file in part.some_files(output)]  # before anything is made
     model = model_for(model, output, files, dim=dim, yes=yes, runtime=runtime)
     embedder = dataclasses.replace(Embedder.load(model, device=device), max_pixels=pixels_of(max_megapixels))
     known = [KnownVectors(embedder, Path(place)) for place in source if is_feature_folder(Path(place))]
     collections = [*plain, *(part.collection for part in known)]
-    files += [file for part in known for file in part.collection.files(part.collection.key(output))]
+    files += [file for part in known for file in part.collection.files(output)]
     opened, files, decoding = _opened(output, embedder, files, decoding, noted, has_features=bool(known))
     embedder = dataclasses.replace(embedder, decoding=decoding)
     remember_model(opened, model, embedder)
     remember_collections(opened, collections)
-    known += known_vectors(embedder, vectors_of)
+    known += [] if vectors_of is None else known_vectors(embedder, vectors_of)
     searcher = Searcher(embedder, opened).update_files(files, known=known).with_passed_over(collections)
     calibrate(opened, embedder)
     return searcher
@@ -160,33 +169,31 @@ def _opened(
 ) -> tuple[AbstractIndex, list[Source], SearchDecoding]:
     """An index, made where there is none; the files with values that fit its columns; how it decodes."""
     identity = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
-    if exists_index(output):
-        opened = open_index(output, **identity)
-        require_same(regions, opened)
-        require_regions(opened.description.regions, files=None, has_features=has_features)
-        files, kinds = fitted(files, opened.description.columns)
-        decoding = _kept_decoding(opened, decoding)
-    else:
+    is_new = not exists_index(output)
+    if is_new:
         require_regions(regions, files=files, has_features=has_features)
         files, kinds = fitted(files, {})
         extra = {**CAPTURE_COLUMNS, **kinds, **FILE_COLUMNS}
         opened = create_index(
             output, dim=embedder.dim, **identity, extra_columns=extra, coder=embedder.coder, regions=regions
         )
-        decoding = _new_decoding(opened, decoding)
+    else:
+        opened = open_index(output, **identity)
+        require_same(regions, opened)
+        require_regions(opened.description.regions, files=None, has_features=has_features)
+        files, kinds = fitted(files, opened.description.columns)
+    decoding = _decoding(opened, decoding, is_new=is_new)
     opened.add_columns(kinds)
     return opened, files, decoding
 
 
-def _new_decoding(index: AbstractIndex, wanted: SearchDecoding | None) -> SearchDecoding:
-    """How a new index decodes its images: it must be able to note it, so that queries do the same."""
-    if Path(index.location).is_dir():
+def _decoding(index: AbstractIndex, wanted: SearchDecoding | None, *, is_new: bool) -> SearchDecoding:
+    """How an index decodes its images: as it notes, which cannot be changed for some of them.
+
+    A new one must be able to note it, so that queries do the same; an engine elsewhere cannot.
+    """
+    if is_new and Path(index.location).is_dir():
         return wanted or ("scaled" if index.description.regions is None else "exact")
-    return _kept_decoding(index, wanted)
-
-
-def _kept_decoding(index: AbstractIndex, wanted: SearchDecoding | None) -> SearchDecoding:
-    """How an index decodes its images, which cannot be changed for some of them."""
     kept = remembered_decoding(index)
     if wanted not in (None, kept):
         raise InputError(
@@ -399,7 +406,7 @@ def rebuild(
     collections = [Collection(place, domain) for place in source or ()]
 
     def there() -> list[Source]:
-        found = [file for part in collections for file in part.files(part.key(index))]
+        found = [file for part in collections for file in part.files(index)]
         return found or [file for files in known_rows(old).values() for file in files]
 
     files = there()
@@ -417,8 +424,7 @@ def rebuild(
             regions=noted,
         )
     )
-    chosen = (_kept_decoding if new.count() else _new_decoding)(new, decoding)
-    embedder = dataclasses.replace(embedder, decoding=chosen)
+    embedder = dataclasses.replace(embedder, decoding=_decoding(new, decoding, is_new=new.count() == 0))
     remember_model(new, model, embedder)
     successor = Searcher(embedder, new)
     added = 0

@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +18,7 @@ from PIL import Image
 from samething.errors import InputError, visible
 from samething.files import Json
 from samething.images import Box, Source, as_they_are, disk_state, find_files, keyed, thumbnail
-from samething.images.finding import EXCLUDED, FoundFile, is_excluded
+from samething.images.finding import EXCLUDED, is_excluded
 from samething.index import AbstractIndex, ColumnKind
 from samething.progress import say
 
@@ -73,18 +73,32 @@ class Collection:
         place, folder = self.location.resolve(), str(index).removeprefix("sqlite://")
         return str(place) if "://" in folder else os.path.relpath(place, Path(folder).resolve())
 
-    def files(self, key: str = "") -> list[Source]:
+    def files(self, index: str | Path | None = None) -> list[Source]:
         """Every image file, in a fixed order; nothing is read but the names and what the disk says of them.
 
         Args:
-            key: how an index names this collection, for the files.
+            index: whose files they are to be; they name this collection as it does.
 
         Raises:
             InputError: the folder or catalog is not there.
             ArtefactError: a catalog that is damaged, or whose images have moved.
         """
         self.require_there()
-        return self._of_folder(key) if self.location.is_dir() else self._of_catalog(key)
+        key = "" if index is None else self.key(index)
+        if not self.location.is_dir():
+            return self._of_catalog(key)
+        folder = Path(os.path.abspath(self.location))  # noqa: PTH100 - links stay as the user named them
+        start = len(str(folder).rstrip("/")) + 1
+        self.passed_over.clear()
+        found = []
+        for file in find_files(folder, self.exclude):
+            if file.is_image:
+                label = file.path[start:].rpartition("/")[0]
+                state = disk_state(file.path, file.status)
+                found.append(Source(file.path, label=label, domain=self.domain, collection=key, **state))
+            else:
+                self.passed_over[visible(file.passed_over)] += 1
+        return found
 
     def excludes(self, file: Source) -> bool:
         """Whether a file of this collection is one that is to be passed over."""
@@ -92,13 +106,13 @@ class Collection:
         start = f"{os.path.abspath(top)}/"  # noqa: PTH100 - links stay as the user named them
         return file.location.startswith(start) and is_excluded(file.location[len(start) :], self.exclude)
 
-    def some_files(self, key: str) -> list[Source]:
+    def some_files(self, index: str | Path) -> list[Source]:
         """As :meth:`files`, of which there must be some.
 
         Raises:
             InputError: there is none.
         """
-        found = self.files(key)
+        found = self.files(index)
         if not found:
             raise InputError(
                 f"no images in {self.location}",
@@ -106,15 +120,6 @@ class Collection:
                 next_step="check the path",
             )
         return found
-
-    def _listed(self, files: Iterable[FoundFile]) -> Iterator[FoundFile]:
-        """The images among files; the others are counted."""
-        self.passed_over.clear()
-        for file in files:
-            if file.is_image:
-                yield file
-            else:
-                self.passed_over[visible(file.passed_over)] += 1
 
     def require_there(self) -> None:
         """Refuse a place that is not there.
@@ -128,20 +133,6 @@ class Collection:
                 expected="a folder of images, or a catalog",
                 next_step="check the path; nothing was changed. A folder on another disk may not be mounted",
             )
-
-    def _of_folder(self, key: str) -> list[Source]:
-        folder = Path(os.path.abspath(self.location))  # noqa: PTH100 - links stay as the user named them
-        start = len(str(folder).rstrip("/")) + 1
-        return [
-            Source(
-                file.path,
-                label=file.path[start:].rpartition("/")[0],
-                domain=self.domain,
-                collection=key,
-                **disk_state(file.path, file.status),
-            )
-            for file in self._listed(find_files(folder, self.exclude))
-        ]
 
     def _of_catalog(self, key: str) -> list[Source]:
         from samething.catalog import Catalog
@@ -277,6 +268,11 @@ def place_of(file: Source) -> str:
     return f"{file.collection}\x1e{file.key}"
 
 
+_KEPT: Final = (
+    "label", "domain", "size_bytes", "modified", "mark", "box", "region", "collection", "metadata",
+)  # fmt: skip
+
+
 def row_of(content_id: str, files: list[Source]) -> dict[str, Any]:
     """The columns of a row that say which files show its content; the first of them gives path and label.
 
@@ -285,6 +281,11 @@ def row_of(content_id: str, files: list[Source]) -> dict[str, Any]:
     files = sorted(files, key=lambda file: (file.key, file.collection))
     first = files[0]
     modified = [file.modified for file in files if file.modified is not None]
+    noted = []
+    for file in files:
+        kept = {name: getattr(file, name) for name in _KEPT}
+        said = {name: value for name, value in kept.items() if value not in (None, "", {})}
+        noted.append({"path": file.location, **said})
     return {
         **{name: value for file in reversed(files) for name, value in file.metadata.items()},
         "id": content_id,
@@ -292,7 +293,7 @@ def row_of(content_id: str, files: list[Source]) -> dict[str, Any]:
         "label": first.label,
         "domain": first.domain,
         "sha256": content_id if first.box is None else None,
-        "files": json.dumps([_file_to_json(file) for file in files], ensure_ascii=False),
+        "files": json.dumps(noted, ensure_ascii=False),
         "paths": list(dict.fromkeys(file.location for file in files)),
         "labels": sorted({file.label for file in files}),
         "domains": sorted({file.domain for file in files}),
@@ -324,18 +325,6 @@ def is_blank(row: Mapping[str, Any]) -> bool:
     with Image.open(io.BytesIO(row["thumbnail"])) as small:
         bands = (band.getextrema() for band in small.convert("RGB").split())
         return all(high - low <= _ONE_COLOUR for low, high in bands)  # type: ignore[operator]
-
-
-_KEPT: Final = (
-    "label", "domain", "size_bytes", "modified", "mark", "box", "region", "collection", "metadata",
-)  # fmt: skip
-
-
-def _file_to_json(file: Source) -> dict[str, Json]:
-    kept = {name: getattr(file, name) for name in _KEPT}
-    return {"path": file.location} | {
-        name: value for name, value in kept.items() if value not in (None, "", {})
-    }
 
 
 def files_of(text: str) -> list[Source]:

@@ -98,10 +98,10 @@ class KnownVectors:
                 )
 
 
-def known_vectors(embedder: Embedder, location: Path | None) -> list[KnownVectors]:
-    """Those of a feature folder; none without a folder, or where its features give other vectors."""
+def known_vectors(embedder: Embedder, location: Path) -> list[KnownVectors]:
+    """Those of a feature folder; none where its features give other vectors."""
     with contextlib.suppress(InputError, FingerprintError):
-        return [] if location is None else [KnownVectors(embedder, location)]
+        return [KnownVectors(embedder, location)]
     return []
 
 

@@ -6,32 +6,26 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from PIL import Image
-from rich.markup import escape
 
 from samething.arrays import Embeddings
 from samething.embedder import Embedder
 from samething.errors import ImageError, InputError
 from samething.files import Json, fingerprint
 from samething.images import Source, decode, in_threads
-from samething.index import AbstractIndex, open_index
-from samething.progress import progress_bar
-from samething.rerank import Evidence, Kept, Reranker, Shown, Trust, keep_all, reranker_of, second_look
+from samething.index import AbstractIndex
+from samething.rerank import Evidence, Kept, Reranker, Shown, Trust, reranker_of, second_look
 from samething.rerank.second_look import NUM_CANDIDATES
 from samething.search.collection import files_of
-from samething.search.remembered import embedder_of, nearby
 from samething.search.view_calibration import NEAR_DUPLICATE, NUM_VIEWS, some_rows, view_of
 
 TRUST: Final = "second-look"
 """Notes of an index: model and re-ranker -> what its evidence is worth."""
 _VERIFIED: Final = 20
 """Places that agree from which a match is called verified."""
-_AT_ONCE: Final = 64
 _NUM_QUERIES: Final = 256
 _NEIGHBOURS: Final = 20
 _MORE_THAN_OWN: Final = 2.0
@@ -181,78 +175,6 @@ def _same(image: Image.Image) -> Image.Image:
 
 def _note(index: AbstractIndex, reranker: Reranker) -> str:
     return f"{index.model_fingerprint} {reranker.name} {fingerprint(reranker.made_from)}"
-
-
-# ---- before the first search
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """An index made ready for a second look."""
-
-    reranker: str
-    num_kept: int
-    """Images of which the re-ranker has what it needs."""
-    unreadable: tuple[tuple[str, str], ...]
-    """Path and reason of each image that cannot be read."""
-    trust: Trust
-
-    @property
-    def exit_status(self) -> int:
-        """0, or 3 where images cannot be read."""
-        return 3 if self.unreadable else 0
-
-    def __rich__(self) -> str:
-        lines = [
-            f"{self.num_kept:,} images are ready for --rerank {self.reranker}; what its evidence is worth was"
-            f" learned from {self.trust.num_pairs:,} pairs ({self.trust.taught_by})"
-        ]
-        for domain, weights in self.trust.weights.items():
-            if not any(weights):
-                lines.append(escape(f"  {domain or 'other domains'}: nothing, results stay as they are"))
-        lines += [escape(f"  {path}: {reason}") for path, reason in self.unreadable[:5]]
-        return "\n".join(lines)
-
-
-def prepare(
-    index: str | Path = "index",
-    *,
-    model: str | Path | None = None,
-    rerank: str = "geometry",
-    labels: bool = False,
-) -> Prepared:
-    """Make an index ready for a second look: keep what it needs of each image, and learn what it is worth.
-
-    Without this a search looks as well, computes what it needs of its candidates on the way, and trusts the
-    evidence as far as the re-ranker's own careful weights go. Run it again after the index has grown; it goes
-    on where it stopped.
-
-    Args:
-        index: the index folder, or the URL of a distributed engine.
-        model: the model folder, if it was moved since the index was made.
-        rerank: which second look: geometry, or regions, which embeds 25 windows of each image.
-        labels: learn from images with one label, where labels name things; else from views of the images.
-
-    Raises:
-        InputError: no such re-ranker.
-        MissingExtraError: a package that it needs is not installed.
-    """
-    opened = open_index(nearby(index))
-    embedder = embedder_of(opened, model, None)
-    look = SecondLook.of(opened, embedder, rerank)
-    num_kept, unreadable, ids = 0, [], []
-    rows = (row for batch in opened.items() for row in batch.to_pylist())
-    with progress_bar("images") as progress:
-        task = progress.add_task("second look", total=opened.count())
-        while part := list(islice(rows, _AT_ONCE)):
-            ids += [row["id"] for row in part]
-            for row, content in zip(part, keep_all(look.reranker, look.shown(part), look.kept), strict=True):
-                num_kept += not isinstance(content, ImageError)
-                if isinstance(content, ImageError):
-                    unreadable.append((row["path"], content.reason))
-            progress.advance(task, len(part))
-    look.kept.keep_only(ids)
-    return Prepared(rerank, num_kept, tuple(unreadable), learn(look, embedder, labels=labels))
 
 
 def learn(look: SecondLook, embedder: Embedder, *, labels: bool) -> Trust:

@@ -95,7 +95,8 @@ class Match:
     def of(cls, hit: Mapping[str, Any], *, rank: int, probability: float | None) -> Match:
         """A row of the index with its score as a match; what has no value is left out of ``metadata``."""
         path = hit["path"] or ""
-        label, domain = label_at(hit) or (hit["label"] or "", hit["domain"] or "")
+        of_region = label_at(hit) if hit.get("place") else None
+        label, domain = of_region or (hit["label"] or "", hit["domain"] or "")
         return cls(
             rank=rank,
             score=hit["score"],
@@ -241,7 +242,14 @@ class Matches:
                 chance = "" if match.probability is None else f"  {match.probability:4.0%}"
                 shows = "  ".join(filter(None, (match.label, match.domain, match.where, match.verified)))
                 lines.append(Text(f"{match.rank:>3}  {match.score:.3f}{chance}  {shows}", **_WHOLE))
-                lines.append(_path_of(match))
+                is_address = is_url(match.path)
+                link = match.path if is_address else Path(match.path).absolute().as_uri()
+                is_link = not is_address or match.path.startswith("http")  # in terminals that can
+                line = Text("     ", **_WHOLE)
+                line.append(_short(match.path), Style(link=link) if is_link else None)
+                if more := len(match.copies):
+                    line.append(f"  (and {more} {'copy' if more == 1 else 'copies'})")
+                lines.append(line)
         if not self.matches:
             lines.append(Text("nothing to show: no image meets the filter, or the index is empty"))
         if self.advice and self.matches:
@@ -250,18 +258,6 @@ class Matches:
 
 
 _WHOLE: Final[Mapping[str, Any]] = {"no_wrap": True, "overflow": "ignore"}
-
-
-def _path_of(match: Match) -> Text:
-    """Path or address, a link in terminals that can, and how many copies there are."""
-    is_address = is_url(match.path)
-    link = match.path if is_address else Path(match.path).absolute().as_uri()
-    is_link = not is_address or match.path.startswith("http")
-    line = Text("     ", **_WHOLE)
-    line.append(_short(match.path), Style(link=link) if is_link else None)
-    if more := len(match.copies):
-        line.append(f"  (and {more} {'copy' if more == 1 else 'copies'})")
-    return line
 
 
 def _short(path: str) -> str:

@@ -63,12 +63,6 @@ def query_images(
     return [embedder.unpacked(image, box=crop) for image in given]
 
 
-def called(images: Sequence[ImageLike]) -> str:
-    """What messages call a query."""
-    names = [str(image) if isinstance(image, str | Path) else "the image given" for image in images]
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-
-
 def require_one_to_crop(crop: Box | None, num_images: int) -> None:
     """Refuse a crop of several images.
 

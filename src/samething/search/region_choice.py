@@ -11,13 +11,13 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from PIL import Image
 
-from samething.embedder.devices import open_graph
 from samething.errors import ArtefactError, InputError
 from samething.files import file_sha256
 from samething.images import Source
 from samething.images.parts import WINDOWS, Place, standing_out
 from samething.index import AbstractIndex
 from samething.search.collection import files_of
+from samething.sessions import open_graph
 
 BOXES: Final = "boxes"
 Chooser: TypeAlias = Callable[[Image.Image, Sequence[Source]], Sequence[Place]]
@@ -127,9 +127,7 @@ def places_of(image: Image.Image, files: Sequence[Source]) -> list[Place]:
 
 
 def label_at(hit: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Label and domain of the catalog's box that a hit was found by; None for the whole image."""
-    if hit.get("place") is None:
-        return None
+    """Label and domain of the catalog's box that a hit was found by; None where that was no box."""
     for file in files_of(hit.get("files") or "[]"):
         if file.region and place_of_box(file.region, (hit["width"], hit["height"])) == hit["place"]:
             return file.label, file.domain

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Sequence
@@ -54,23 +53,6 @@ def remembered_decoding(index: AbstractIndex) -> SearchDecoding:
     """How the images of an index are decoded; ``exact`` where nothing is noted, as by earlier versions."""
     noted: SearchDecoding = index.notes(_DECODINGS).get(index.model_fingerprint, "exact")
     return noted
-
-
-def embedder_of(index: AbstractIndex, model: Path | str | None, device: str | None) -> Embedder:
-    """The model of an index, which decodes images as the index's were.
-
-    Args:
-        index: the index.
-        model: the model's place; by default where it was when the index was made.
-        device: what computes it.
-
-    Raises:
-        ArtefactError: the model is missing or damaged.
-        FingerprintError: it is not the index's own.
-    """
-    embedder = Embedder.load(remembered_model(index) if model is None else model, device=device)
-    index.require_model(embedder.fingerprint, embedder.name)
-    return dataclasses.replace(embedder, decoding=remembered_decoding(index))
 
 
 def remember_model(index: AbstractIndex, model: Path | str, embedder: Embedder) -> None:

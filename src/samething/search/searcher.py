@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,15 +27,15 @@ from samething.search.collection import (
 from samething.search.feature_vectors import KnownVectors
 from samething.search.looking_again import Rerank, SecondLook
 from samething.search.matches import Match, Matches
-from samething.search.queries import called, query_images, together, vectors_of_label
+from samething.search.queries import query_images, together, vectors_of_label
 from samething.search.region_choice import as_kept
 from samething.search.remembered import (
     COLLECTIONS,
-    embedder_of,
     model_beside,
     nearby,
     remembered_collections,
     remembered_decoding,
+    remembered_model,
 )
 from samething.search.storing import carried_out
 from samething.search.syncing import Changes, known_rows, make_plan
@@ -79,7 +78,9 @@ class Searcher:
         try:
             if model is not None and (beside := model_beside(location, str(model))).is_dir():
                 model = beside  # a backbone by its name
-            embedder = embedder_of(index, model, device)
+            embedder = Embedder.load(remembered_model(index) if model is None else model, device=device)
+            index.require_model(embedder.fingerprint, embedder.name)
+            embedder = dataclasses.replace(embedder, decoding=remembered_decoding(index))
         except BaseException:
             index.close()
             raise
@@ -109,18 +110,13 @@ class Searcher:
         From labels, where the model was exported with that; else from views of the index's own images.
         """
         by: Calibrator = "labels"
-        known = self._by_labels
-        if known is None:
-            noted = self.index.notes(CALIBRATIONS).get(self.embedder.fingerprint) or {}
-            if noted.get("calibration") is None:
-                return None, None
-            known, by = Calibration.from_json(noted["calibration"]), "views"
-        return known.for_index(self.index.count()), by
-
-    @functools.cached_property
-    def _by_labels(self) -> Calibration | None:
-        content = self.embedder.config.get("calibration")
-        return None if content is None else Calibration.from_json(content)
+        noted = self.embedder.config.get("calibration")
+        if noted is None:
+            by = "views"
+            noted = (self.index.notes(CALIBRATIONS).get(self.embedder.fingerprint) or {}).get("calibration")
+        if noted is None:
+            return None, None
+        return Calibration.from_json(noted).for_index(self.index.count()), by
 
     # ---- asking
 
@@ -151,7 +147,9 @@ class Searcher:
         asked = query_images(self.embedder, images, crop=crop)
         vectors = self.embedder.embed_prepared([self.embedder.prepare(image) for image in asked])
         look = None if rerank is None else self.second_look(rerank).asking(asked, vectors)
-        return self.find_vectors(vectors, name=called(images), k=k, where=where, combine=combine, look=look)
+        names = [str(image) if isinstance(image, str | Path) else "the image given" for image in images]
+        name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+        return self.find_vectors(vectors, name=name, k=k, where=where, combine=combine, look=look)
 
     def second_look(self, rerank: Rerank, **options: Any) -> SecondLook:
         """A second look in this index, with options of :meth:`SecondLook.of` such as ``budget_ms``."""
@@ -284,10 +282,9 @@ class Searcher:
         listed: dict[str, Collection] = {}
         files, held = uploaded_files(self.index) if collections is None else [], []
         for part in remembered_collections(self.index) if collections is None else collections:
-            key = part.key(location)
             try:
-                files += part.files(key)
-                listed[key] = part
+                files += part.files(location)
+                listed[part.key(location)] = part
             except SamethingError as error:
                 held.append(error.given)
         files, kinds = fitted(files, self.index.description.columns)

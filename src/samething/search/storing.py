@@ -61,7 +61,7 @@ def carried_out(
                 index.require_model(embedder.fingerprint)
                 index.amend(
                     list(found.looks),
-                    functools.partial(_with_looks, plan, found.looks),
+                    lambda name, row, looks=found.looks: plan.new[name].of(name, row, looks[name]),  # type: ignore[misc]
                     vectors=np.stack(found.vectors),
                     regions=found.regions if index.description.regions is not None else None,
                 )
@@ -143,9 +143,3 @@ def _say_cost(regions: Sequence[Regions], index: AbstractIndex, num_images: int,
         f"{num_images:,} images take about {f'{took:.0f} s' if took < 120 else f'{took / 60:,.0f} minutes'} "
         f"and {num_images * kept / 1e6:,.1f} MB"
     )
-
-
-def _with_looks(
-    plan: Plan, looks: Mapping[str, dict[str, Any]], name: str, row: Mapping[str, Any] | None
-) -> dict[str, Any] | None:
-    return plan.new[name].of(name, row, looks[name])

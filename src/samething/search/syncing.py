@@ -173,7 +173,7 @@ def make_plan(
                 changes[name].gone.append(file)  # it was said to go
             else:
                 gone.append((name, file))
-    held = _held(gone, rows, content_of, present, hold or {})
+    held = _held(gone, rows, content_of, present, hold) if hold else {}
     for name, file in gone:
         if not any((file.collection, folder) in held for folder in ["", *folders_above(file.location)]):
             changes[name].gone.append(file)

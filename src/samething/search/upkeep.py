@@ -1,19 +1,27 @@
-"""What an index folder needs now and then: tuned, compacted, copied, brought back, verified."""
+"""What an index needs now and then: tuned, compacted, copied, brought back, made ready, verified."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+from itertools import islice
 from pathlib import Path
+from typing import Final
 
 from rich.markup import escape
 
 from samething.checksums import damages
-from samething.errors import ArtefactError, InputError
+from samething.errors import ArtefactError, ImageError, InputError
 from samething.files import read_manifest
 from samething.index import RecallReport, SqliteIndex, back_up, exists_index, open_index
 from samething.index import restore as restore_index
+from samething.progress import progress_bar
+from samething.rerank import Trust, keep_all
+from samething.search.looking_again import learn
 from samething.search.remembered import remembered_model
+from samething.search.searcher import Searcher
+
+_IMAGES_AT_ONCE: Final = 64
 
 
 def tune(
@@ -96,6 +104,74 @@ def restore(copy: Path, index: Path) -> str:
             with contextlib.closing(_embedded(index, otherwise="name the index folder")) as opened:
                 num_rows = restore_index(source, opened)
     return f"{num_rows:,} rows in {index}, verified"
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """An index made ready for a second look."""
+
+    reranker: str
+    num_kept: int
+    """Images of which the re-ranker has what it needs."""
+    unreadable: tuple[tuple[str, str], ...]
+    """Path and reason of each image that cannot be read."""
+    trust: Trust
+
+    @property
+    def exit_status(self) -> int:
+        """0, or 3 where images cannot be read."""
+        return 3 if self.unreadable else 0
+
+    def __rich__(self) -> str:
+        lines = [
+            f"{self.num_kept:,} images are ready for --rerank {self.reranker}; what its evidence is worth was"
+            f" learned from {self.trust.num_pairs:,} pairs ({self.trust.taught_by})"
+        ]
+        for domain, weights in self.trust.weights.items():
+            if not any(weights):
+                lines.append(escape(f"  {domain or 'other domains'}: nothing, results stay as they are"))
+        lines += [escape(f"  {path}: {reason}") for path, reason in self.unreadable[:5]]
+        return "\n".join(lines)
+
+
+def prepare(
+    index: str | Path = "index",
+    *,
+    model: str | Path | None = None,
+    rerank: str = "geometry",
+    labels: bool = False,
+) -> Prepared:
+    """Make an index ready for a second look: keep what it needs of each image, and learn what it is worth.
+
+    Without this a search looks as well, computes what it needs of its candidates on the way, and trusts the
+    evidence as far as the re-ranker's own careful weights go. Run it again after the index has grown; it goes
+    on where it stopped.
+
+    Args:
+        index: the index folder, or the URL of a distributed engine.
+        model: the model folder, if it was moved since the index was made.
+        rerank: which second look: geometry, or regions, which embeds 25 windows of each image.
+        labels: learn from images with one label, where labels name things; else from views of the images.
+
+    Raises:
+        InputError: no such re-ranker.
+        MissingExtraError: a package that it needs is not installed.
+    """
+    searcher = Searcher.open(index, model=model)
+    look = searcher.second_look(rerank)
+    num_kept, unreadable, ids = 0, [], []
+    rows = (row for batch in searcher.index.items() for row in batch.to_pylist())
+    with progress_bar("images") as progress:
+        task = progress.add_task("second look", total=searcher.index.count())
+        while part := list(islice(rows, _IMAGES_AT_ONCE)):
+            ids += [row["id"] for row in part]
+            for row, content in zip(part, keep_all(look.reranker, look.shown(part), look.kept), strict=True):
+                num_kept += not isinstance(content, ImageError)
+                if isinstance(content, ImageError):
+                    unreadable.append((row["path"], content.reason))
+            progress.advance(task, len(part))
+    look.kept.keep_only(ids)
+    return Prepared(rerank, num_kept, tuple(unreadable), learn(look, searcher.embedder, labels=labels))
 
 
 @dataclasses.dataclass(frozen=True)

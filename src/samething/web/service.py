@@ -198,7 +198,7 @@ class Service:
         """What serves now, its batcher, the image (None where its pixels alone are asked for), its pixels."""
         searcher, batcher = self._serving()
         embedder = searcher.embedder
-        make = embedder.preparation if is_alone else None
+        make = embedder.prepare if is_alone else None
         found = self._decoded(content, "the upload", make=make, box=crop, least_side=embedder.least_side)
         return searcher, batcher, *((None, found) if is_alone else (found, embedder.prepare(found)))
 
