@@ -59,6 +59,9 @@ class MemoryIndex(AbstractIndex):
         cls.stores[str(location)] = (description, {})
         return cls(str(location), description)
 
+    def __init__(self, location, description):
+        self.location, self.description = location, description
+
     @classmethod
     def open(cls, location):
         if str(location) not in cls.stores:
@@ -150,7 +153,7 @@ class MemoryIndex(AbstractIndex):
 
     def vectors(self, ids):
         found = [vector for vector, _, _ in self.found(ids)]
-        return np.array(found, dtype=np.float32).reshape(-1, self.dim)
+        return np.array(found, dtype=np.float32).reshape(-1, self.description.dim)
 
     def regions(self, ids):
         return [regions for _, _, regions in self.found(ids)]
@@ -255,8 +258,9 @@ def named(num_rows: int, prefix: str = "p") -> list[dict[str, Any]]:
 
 def test_a_new_index_is_empty_and_can_be_searched(engine: Engine) -> None:
     index = engine.create()
-    assert (index.count(), len(index), index.dim) == (0, 0, DIM)
-    assert (index.model_fingerprint, index.model_name) == ("a1b2c3d4e5f60718", "small-64")
+    assert (index.count(), len(index), index.description.dim) == (0, 0, DIM)
+    bound = index.description
+    assert (bound.model_fingerprint, bound.model_name) == ("a1b2c3d4e5f60718", "small-64")
     hits = index.search(unit(3), 5, where={"domain": "cars"})
     assert len(hits) == 3
     assert hits.ids.shape == hits.scores.shape == (3, 0)
@@ -652,7 +656,7 @@ def test_another_index_takes_the_place_in_one_step(engine: Engine) -> None:
     assert not new.swap(old)
     assert new.swap(old)
     found = engine.open(old.location, **new_model)
-    assert (found.count(), found.dim, found.model_name) == (4, 4, "new-4")
+    assert (found.count(), found.description.dim, found.description.model_name) == (4, 4, "new-4")
     assert found.search(np.eye(4, dtype=np.float32)[1:2], 1, where={"season": "été"}).ids.tolist() == [["n1"]]
     assert new.count() == 4
     with pytest.raises(FingerprintError, match="new-4"):

@@ -260,7 +260,8 @@ asking.start()
 for number in range(20):
     row = f"{name} {number}"
     index.set_notes("uploads", {row: {"label": "x"}})
-    index.amend([row], lambda name, row: {"id": name}, vectors=np.eye(index.dim, dtype=np.float32)[:1])
+    vector = np.eye(index.description.dim, dtype=np.float32)[:1]
+    index.amend([row], lambda name, row: {"id": name}, vectors=vector)
     print(row, flush=True)
 is_over = True
 asking.join()

@@ -48,20 +48,20 @@ def devices_here() -> list[str]:
     return found
 
 
-def open_session(graph: Path, device: str, *, num_threads: int) -> Any:
+def open_session(graph: Path, device: str = "cpu", *, num_threads: int | None = None) -> Any:
     """An ONNX graph, ready to run: ``session.run(None, {"pixels": …})`` gives its outputs.
 
     Args:
         graph: the file.
         device: one of :data:`PROVIDERS`, or openvino-bfloat16.
-        num_threads: threads of a CPU for one call's arithmetic.
+        num_threads: threads of a CPU for one call's arithmetic; by default all cores.
 
     Raises:
+        ArtefactError: onnxruntime cannot read it.
+        InputError: the device is not there, cannot be used on this machine, or cannot compute it.
         MissingExtraError: the device's package is not installed.
-        InputError: the device is not there, or cannot be used on this machine.
-        Exception: of many kinds: the graph cannot be read, or not be computed there.
     """
-    here = devices_here()
+    here, num_threads = devices_here(), num_threads or os.cpu_count() or 1
     if device not in here:
         if device.startswith("openvino"):
             raise MissingExtraError("openvino", extra="openvino")
@@ -73,15 +73,9 @@ def open_session(graph: Path, device: str, *, num_threads: int) -> Any:
             if extra
             else "choose one of these, or auto, which measures them",
         )
-    if device.startswith("openvino") and importlib.util.find_spec("openvino") is not None:
-        return OpenVinoSession(graph, num_threads=num_threads, bfloat16=device == "openvino-bfloat16")
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    # threads that wait leave their core to others
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    wanted: list[Any] = [PROVIDERS[device]]
+    wanted: list[Any] = [PROVIDERS[device]] if device in PROVIDERS else []
     if device in ("cuda", "tensorrt"):
         onnxruntime.preload_dlls()  # of NVIDIA's own packages
         # the search for the fastest convolution would be repeated for every size of a batch
@@ -91,36 +85,19 @@ def open_session(graph: Path, device: str, *, num_threads: int) -> Any:
         kept.mkdir(parents=True, exist_ok=True)
         cache = {"trt_engine_cache_enable": True, "trt_engine_cache_path": os.fspath(kept)}
         wanted.insert(0, (PROVIDERS[device], cache))
+    if device != "cpu":
+        wanted.append("CPUExecutionProvider")  # for the operations that the device does not have
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    # threads that wait leave their core to others
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if device == "directml":  # it requires both
         options.enable_mem_pattern = False
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    if device != "cpu":
-        wanted.append("CPUExecutionProvider")  # for the operations that the device does not have
-    session = onnxruntime.InferenceSession(graph, options, providers=wanted, enable_fallback=False)
-    if session.get_providers()[0] != PROVIDERS[device]:  # without its libraries it takes the CPU in silence
-        raise InputError(
-            f"the device {device}, which onnxruntime cannot start here",
-            expected="the device's own libraries and driver",
-            next_step=f"install them, or choose another device: {', '.join(here)}",
-        )
-    return session
-
-
-def open_graph(graph: Path, num_threads: int | None = None, device: str = "cpu") -> Any:
-    """Open an ONNX graph.
-
-    Args:
-        graph: the file.
-        num_threads: threads for one image's arithmetic; by default all cores.
-        device: what computes it.
-
-    Raises:
-        ArtefactError: onnxruntime cannot read it.
-        InputError: another device is not here, or cannot compute it.
-        MissingExtraError: that device's package is not installed.
-    """
     try:
-        return open_session(graph, device, num_threads=num_threads or os.cpu_count() or 1)
+        if device.startswith("openvino") and importlib.util.find_spec("openvino") is not None:
+            return OpenVinoSession(graph, num_threads=num_threads, bfloat16=device == "openvino-bfloat16")
+        session = onnxruntime.InferenceSession(graph, options, providers=wanted, enable_fallback=False)
     except SamethingError:
         raise
     except Exception as error:  # onnxruntime has a dozen kinds of its own
@@ -135,6 +112,13 @@ def open_graph(graph: Path, num_threads: int | None = None, device: str = "cpu")
             expected="an ONNX model that onnxruntime reads",
             next_step="pip install --upgrade onnxruntime, or export the model again",
         ) from error
+    if session.get_providers()[0] != PROVIDERS[device]:  # without its libraries it takes the CPU in silence
+        raise InputError(
+            f"the device {device}, which onnxruntime cannot start here",
+            expected="the device's own libraries and driver",
+            next_step=f"install them, or choose another device: {', '.join(here)}",
+        )
+    return session
 
 
 class OpenVinoSession:

@@ -50,7 +50,7 @@ from samething.images.decoding import MAX_PIXELS
 from samething.images.parts import Place, cut_out
 from samething.images.preparing import as_it_is
 from samething.retrieval.codes import Coder, Codes
-from samething.sessions import open_graph
+from samething.sessions import open_session
 
 KIND: Final = "model"
 FORMAT_VERSION: Final = 2
@@ -146,7 +146,7 @@ class Embedder:
             listed = manifest.content.get("sha256", {})
             parts = {name for name in listed if name.startswith("model.onnx") or name == "codes.npz"}
             require_whole(folder, manifest, sorted({"model.onnx", *parts}))
-            session = _session(folder, num_threads)
+            session = open_session(folder / "model.onnx", num_threads=num_threads)
             if form["codes"] != "float32":
                 coder = Coder.read(folder / "codes.npz")
         loaded = cls(folder, manifest, config, session, coder, num_threads=num_threads)
@@ -300,7 +300,8 @@ class Embedder:
             position, image = numbered
             upright = self.unpacked(image)
             places = () if regions is None else regions(position, upright)
-            pixels = [self.prepare(part) for part in (upright, *cut_out(upright, places))]
+            parts = cut_out(upright, places) if places else ()
+            pixels = [self.prepare(part) for part in (upright, *parts)]
             return pixels, places, None if keep is None else keep(upright)
 
         num_threads = os.cpu_count() or 1
@@ -385,8 +386,9 @@ def _session(folder: Path, num_threads: int | None, device: str = "cpu") -> Any:
     """The graph of a model folder, or of a repository in transformers.js' or optimum's layout."""
     if is_graph_repository(folder):
         graph = graph_of(folder)
-        return NormalisedGraph(open_graph(graph, num_threads, device), preprocessing_of(folder), graph.name)
-    return open_graph(folder / "model.onnx", num_threads, device)
+        session = open_session(graph, device, num_threads=num_threads)
+        return NormalisedGraph(session, preprocessing_of(folder), graph.name)
+    return open_session(folder / "model.onnx", device, num_threads=num_threads)
 
 
 def _filled(results: Iterator[tuple[int, Any]], batch_size: int) -> Iterator[tuple[int, Any]]:

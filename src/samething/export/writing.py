@@ -28,7 +28,7 @@ from samething.export.sentence_transformer import write_sentence_transformer
 from samething.files import Manifest, atomic_path, write_json, write_text
 from samething.heads import Head
 from samething.retrieval.codes import Coder
-from samething.sessions import open_graph
+from samething.sessions import open_session
 from samething.training.run import write_tensors
 
 WORK: Final = ".work"
@@ -126,7 +126,7 @@ def _write_checked_graph(model: EmbeddingModel, graph: Path, pixels: PixelBatch)
     # a kept graph may be older than the code of one's own backbone; then both are exported as a whole
     for write in (_write_joined, _write_at_once):
         if difference > LARGEST_DIFFERENCE and write(model, graph):
-            found = open_graph(graph).run(None, {"pixels": pixels})[0]
+            found = open_session(graph).run(None, {"pixels": pixels})[0]
             difference = float(np.abs(found - expected).max())
     if difference > LARGEST_DIFFERENCE:
         raise ArtefactError(
@@ -189,4 +189,4 @@ def _opened(graph: Path, source: Source, dim: int, form: Form, coder: Coder | No
         "backbone": {"preprocessing": source.backbone.preprocessing.to_json()},
     }
     manifest = Manifest(kind=KIND, format_version=FORMAT_VERSION, made_from={})
-    return Embedder(graph.parent, manifest, config, open_graph(graph, num_threads()), coder)
+    return Embedder(graph.parent, manifest, config, open_session(graph, num_threads=num_threads()), coder)

@@ -13,7 +13,7 @@ import numpy as np
 from samething.arrays import Float, Shaped
 from samething.errors import InputError
 from samething.images.parts import Place
-from samething.retrieval.codes import Coder, StoredCodes, bytes_per_vector
+from samething.retrieval.codes import Coder, StoredCodes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -107,7 +107,7 @@ class IndexDescription:
     @property
     def vector_bytes(self) -> int:
         """Bytes of a vector as it is kept."""
-        return bytes_per_vector(self.dim, self.codes)
+        return 4 * self.dim if self.coder is None else self.coder.num_bytes
 
     @property
     def columns(self) -> dict[str, str]:
@@ -252,7 +252,12 @@ def item_table(items: Items, description: IndexDescription) -> Table:
 
     schema = description.item_schema
     try:
-        table = items if isinstance(items, pa.Table) else _from_mappings(items)
+        if isinstance(items, pa.Table):
+            table = items
+        else:
+            rows = list(items)
+            names = dict.fromkeys(name for row in rows for name in row)
+            table = pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
         unknown = [name for name in table.column_names if name not in schema.names]
         if unknown:
             raise InputError(
@@ -290,11 +295,3 @@ def item_rows(rows: list[dict[str, Any]], columns: list[str], description: Index
 
     schema = pa.schema([description.item_schema.field(name) for name in columns])
     return pa.Table.from_pylist(rows, schema=schema)
-
-
-def _from_mappings(items: Iterable[Mapping[str, Any]]) -> Table:
-    import pyarrow as pa
-
-    rows = list(items)
-    names = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})

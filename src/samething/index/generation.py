@@ -18,8 +18,7 @@ import urllib.parse
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import IO, Any, Final, Literal
+from typing import IO, Final, Literal
 
 import numpy as np
 
@@ -55,6 +54,8 @@ class Generation:
     def __init__(self, folder: Path, number: int, description: IndexDescription) -> None:
         self.folder, self.number, self.description = folder, number, description
         self.database = folder / f"rows-{number}.sqlite"
+        self.vectors_file = folder / f"vectors-{number}.{description.codes.replace('float32', 'f32')}"
+        """Nothing but vectors as they are kept."""
         self.rows = RowFormat(description)
         self._is_closed = False
         self._num_active = 0
@@ -63,11 +64,6 @@ class Generation:
         self._view: View | None = None
         self._file: IO[bytes] | None = None
         self._num_checked = 0
-
-    @property
-    def vectors_file(self) -> Path:
-        """Nothing but vectors as they are kept."""
-        return self.folder / f"vectors-{self.number}.{self.description.codes.replace('float32', 'f32')}"
 
     @classmethod
     def create(cls, folder: Path, number: int, description: IndexDescription) -> Generation:
@@ -97,15 +93,11 @@ class Generation:
         """Let go of connections and of the vectors, when whoever reads at the moment has come to an end."""
         with self._guard:
             self._is_closed = True
-            self._release()
+            if not self._num_active:
+                self._let_go()
 
     def __del__(self) -> None:
-        self._is_closed, self._num_active = True, 0
-        self._release()
-
-    def _release(self) -> None:
-        if self._is_closed and not self._num_active:
-            self._let_go()
+        self._let_go()
 
     def _let_go(self) -> None:
         while self._free:
@@ -167,7 +159,8 @@ class Generation:
                 self._num_active -= 1
                 if db is not None:
                     self._free.append(db)
-                self._release()
+                if self._is_closed and not self._num_active:
+                    self._let_go()
 
     def _connect(self) -> Connection:
         """A connection; one without locks where nobody can write, or keep a note of who reads."""
@@ -299,23 +292,6 @@ class Generation:
             raise self.damaged(f"{self.vectors_file}: {error.strerror}") from error
         if size < num_bytes:
             raise self.damaged(f"{self.vectors_file} has {size} bytes instead of {num_bytes}")
-
-    def read(
-        self,
-        db: Connection,
-        slots: Sequence[int],
-        columns: Sequence[str],
-        known: Mapping[int, tuple[Any, ...]] = MappingProxyType({}),
-    ) -> list[dict[str, Any]]:
-        """Columns of rows, in the order of their slots; ``known`` as in :meth:`RowFormat.read`.
-
-        Raises:
-            ArtefactError: one is not what was written.
-        """
-        found, problems = self.rows.read(db, slots, columns, known)
-        if problems:
-            raise self.damaged("; ".join(problems))
-        return found
 
     def matching(self, db: Connection, view: View, where: Mapping[str, Condition]) -> Slots:
         """Slots of the rows that a filter lets through, ascending; kept until the next change."""

@@ -43,9 +43,10 @@ class AbstractIndex(abc.ABC):
     the same index at the same time; every call sees all that was acknowledged before it began.
     """
 
-    def __init__(self, location: str, description: IndexDescription) -> None:
-        self.location = location
-        self.description = description
+    location: str
+    """Where it is, as messages show it."""
+    description: IndexDescription
+    """What it is bound to."""
 
     # ---- making and opening
 
@@ -111,34 +112,20 @@ class AbstractIndex(abc.ABC):
 
     # ---- what it is
 
-    @property
-    def dim(self) -> int:
-        """Number of dimensions of a vector."""
-        return self.description.dim
-
-    @property
-    def model_fingerprint(self) -> str:
-        """Identity of the model that made the vectors."""
-        return self.description.model_fingerprint
-
-    @property
-    def model_name(self) -> str:
-        """Name of the model that made the vectors."""
-        return self.description.model_name
-
     def require_model(self, fingerprint: str, name: str | None = None) -> None:
         """Refuse another model's vectors.
 
         Raises:
             FingerprintError: names both models.
         """
-        if fingerprint != self.model_fingerprint:
+        own = self.description
+        if fingerprint != own.model_fingerprint:
             theirs = f"{name!r} ({fingerprint})" if name else f"with the fingerprint {fingerprint}"
-            ours = f"{self.model_name!r} ({self.model_fingerprint})"
+            ours = f"{own.model_name!r} ({own.model_fingerprint})"
             raise FingerprintError(
                 f"vectors of the model {theirs} for the index {self.location}, which was made by {ours}",
                 expected=f"vectors of {ours}: vectors of different models cannot be compared",
-                next_step=f"use the model {self.model_name!r}, or make an index with the other model",
+                next_step=f"use the model {own.model_name!r}, or make an index with the other model",
             )
 
     # ---- changing
@@ -163,7 +150,7 @@ class AbstractIndex(abc.ABC):
         Raises:
             InputError: vectors or metadata that do not fit, or a disk that is full or read-only.
         """
-        vectors = unit_vectors(vectors, dim=self.dim)
+        vectors = unit_vectors(vectors, dim=self.description.dim)
         table = item_table(items, self.description)
         if table.num_rows != len(vectors):
             raise InputError(
@@ -205,7 +192,7 @@ class AbstractIndex(abc.ABC):
         """
         names, by_id = listed(ids), None
         if vectors is not None:
-            by_id = dict(zip(names, unit_vectors(vectors, dim=self.dim), strict=True))
+            by_id = dict(zip(names, unit_vectors(vectors, dim=self.description.dim), strict=True))
 
         def changed(there: Mapping[str, Row]) -> tuple[Table, list[str]]:
             rows = {name: amended(name, there.get(name)) for name in names if by_id or name in there}
@@ -261,7 +248,7 @@ class AbstractIndex(abc.ABC):
             FingerprintError: another process rebuilt the index with another model.
             ArtefactError: what the index has on disk is damaged.
         """
-        queries = unit_vectors(queries, dim=self.dim)
+        queries = unit_vectors(queries, dim=self.description.dim)
         if k < 1:
             raise InputError(f"k={k}", expected="at least 1 hit", next_step="give a larger k")
         checked = conditions(where, self.description.columns) if where else {}

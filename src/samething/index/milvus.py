@@ -67,7 +67,8 @@ class MilvusIndex(AbstractIndex):
     def __init__(self, location: str, place: MilvusPlace, client: Any, description: IndexDescription) -> None:
         """Use ``create`` or ``open``."""
         # its fields for fewer bits are float16 and, of late, int8 of one scale: a coder's steps fit neither
-        super().__init__(without_password(location), dataclasses.replace(description, coder=None))
+        self.description = dataclasses.replace(description, coder=None)
+        self.location = without_password(location)
         self._place = place
         self._client: Any = client
         self._alias = place.collection
@@ -278,7 +279,7 @@ class MilvusIndex(AbstractIndex):
     def vectors(self, ids: Iterable[str]) -> Embeddings:
         """See :meth:`AbstractIndex.vectors`."""
         rows = [row["vector"] for row in self._get(ids, ["vector"])]
-        vectors: Embeddings = np.asarray(rows, dtype=np.float32).reshape(-1, self.dim)
+        vectors: Embeddings = np.asarray(rows, dtype=np.float32).reshape(-1, self.description.dim)
         return vectors
 
     def regions(self, ids: Iterable[str]) -> list[Regions]:
@@ -291,8 +292,9 @@ class MilvusIndex(AbstractIndex):
         found = []
         for name in ids:
             own = sorted(parts[name], key=lambda part: item_of(part)["region"])
-            vectors = np.asarray([part["vector"] for part in own], np.float32).reshape(-1, self.dim)
-            found.append(Regions([tuple(item_of(part)["place"]) for part in own], vectors))
+            vectors = np.asarray([part["vector"] for part in own], np.float32)
+            places = [tuple(item_of(part)["place"]) for part in own]
+            found.append(Regions(places, vectors.reshape(-1, self.description.dim)))
         return found
 
     def _get(self, ids: Iterable[str], fields: list[str]) -> list[Any]:

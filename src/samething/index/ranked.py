@@ -48,7 +48,7 @@ def nearest_rows(
     """
     if not is_few or chosen is None:
         generation.checked(db, view)
-    gallery = view.vectors if chosen is None else view.vectors.take(chosen, axis=0)
+    gallery = view.searched.gallery if chosen is None else view.searched.gallery.take(chosen, axis=0)
     ids = np.empty((len(queries), k), dtype=object)
     scores = np.empty((len(queries), k))
     slots = np.empty((len(queries), k), dtype=np.int64)

@@ -92,7 +92,7 @@ def copy_rows(source: Generation, generation: Generation, db: Connection) -> Non
         columns = list(source.description.columns)
         for start in range(0, len(living), _ROWS_A_COPY):
             slots = living[start : start + _ROWS_A_COPY]
-            items = source.read(theirs, slots.tolist(), columns)
+            items = source.rows.read(theirs, slots.tolist(), columns)
             regions = {
                 item["id"]: regions_of(source, theirs, kept, slot)
                 for item, slot in zip(items, slots.tolist(), strict=True)

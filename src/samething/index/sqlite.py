@@ -63,8 +63,7 @@ class SqliteIndex(AbstractIndex):
 
     def __init__(self, folder: Path, description: IndexDescription, number: int, stamp: Stamp | None) -> None:
         """Use ``create`` or ``open``. ``stamp``: the manifest's before it was read; None: not followed."""
-        super().__init__(str(folder), description)
-        self.folder = folder
+        self.location, self.folder, self.description = str(folder), folder, description
         self._generation = Generation(folder, number, description)
         self._stamp = stamp
         self._is_closed = False
@@ -233,7 +232,8 @@ class SqliteIndex(AbstractIndex):
     ) -> None:
         with self.in_use(Generation.transaction) as (db, generation):
             slots = generation.rows.slots(db, ids)
-            there = generation.read(db, list(slots.values()), list(generation.description.columns))
+            columns = list(generation.description.columns)
+            there = generation.rows.read(db, list(slots.values()), columns) if slots else []
             kept, gone = changed(dict(zip(slots, there, strict=True)))
             rows = generation.rows.stored(kept.to_pylist())
             names = [row.values[0] for row in rows]
@@ -289,7 +289,7 @@ class SqliteIndex(AbstractIndex):
                 places = sqlite_regions.places(db, found, view.rows[found])
                 found = view.rows[found]
             if stored is not None:
-                rows = generation.read(db, found.tolist(), columns, stored)
+                rows = generation.rows.read(db, found.tolist(), columns, stored)
         return Hits(ids, scores, rows, columns, self.description, places)
 
     def items(self, columns: Sequence[str] | None = None) -> Iterator[RecordBatch]:
@@ -307,19 +307,19 @@ class SqliteIndex(AbstractIndex):
         """See :meth:`AbstractIndex.rows`."""
         chosen = self.description.chosen(columns)
         with self.in_use(Generation.reading) as ((db, _), generation):
-            found = generation.read(db, self._slots(db, ids), chosen)
+            found = generation.rows.read(db, self._slots(db, ids), chosen)
         return item_rows(found, chosen, self.description)
 
     def vectors(self, ids: Iterable[str]) -> Embeddings:
         """See :meth:`AbstractIndex.vectors`."""
         with self.in_use(Generation.reading) as ((db, view), generation):
-            vectors = generation.checked(db, view).vectors
+            vectors = generation.checked(db, view).searched.gallery
             return vectors[np.asarray(self._slots(db, ids), dtype=np.int64)]
 
     def regions(self, ids: Iterable[str]) -> list[Regions]:
         """See :meth:`AbstractIndex.regions`."""
         with self.in_use(Generation.reading) as ((db, view), generation):
-            vectors = generation.checked(db, view).vectors
+            vectors = generation.checked(db, view).searched.gallery
             return [regions_of(generation, db, vectors, slot) for slot in self._slots(db, ids)]
 
     def _slots(self, db: Connection, ids: Iterable[str]) -> list[int]:
@@ -437,7 +437,7 @@ class SqliteIndex(AbstractIndex):
         with self._guard:
             while self._stamp not in (None, stamp := manifest_stamp(self.folder)):
                 description, number = read_description(self.folder)
-                if description.model_fingerprint != self.model_fingerprint:
+                if description.model_fingerprint != self.description.model_fingerprint:
                     raise of_another_model(self.location, self.description, description)
                 self._generation.close()
                 self._generation = Generation(self.folder, number, description)

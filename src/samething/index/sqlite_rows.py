@@ -12,6 +12,7 @@ import json
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -158,11 +159,14 @@ class RowFormat:
         db: Connection,
         slots: Sequence[int],
         columns: Sequence[str],
-        known: Mapping[int, tuple[Any, ...]],
-    ) -> tuple[list[dict[str, Any]], list[str]]:
-        """Columns of rows, in the order of the slots, and a sentence for each that is damaged.
+        known: Mapping[int, tuple[Any, ...]] = MappingProxyType({}),
+    ) -> list[dict[str, Any]]:
+        """Columns of rows, in the order of the slots.
 
         ``known`` are the ``stored_names`` of rows that the transaction has read already.
+
+        Raises:
+            ValueError: a row or thumbnail is damaged; names all of them.
         """
         found: dict[int, dict[str, Any]] = {}
         problems: list[str] = []
@@ -183,7 +187,9 @@ class RowFormat:
                 if blob and zlib.crc32(blob[0]) != blob[1]:
                     problems.append(f"the thumbnail of {row[0]!r} is damaged")
                 found[slot]["thumbnail"] = blob[0] if blob else None
-        return [found[slot] for slot in slots], problems
+        if problems:
+            raise ValueError("; ".join(problems))
+        return [found[slot] for slot in slots]
 
     def scan(self, db: Connection, columns: Sequence[str], num_rows: int) -> Iterator[list[list[Any]]]:
         """The columns of all rows, so many rows at a time: a list of values per column.

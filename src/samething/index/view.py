@@ -8,10 +8,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from samething.arrays import Bool, Float, Shaped
+from samething.arrays import Bool, Shaped
 from samething.index.sqlite_rows import Slots
 from samething.retrieval import CodeScan, FewCodes, FlatScan
-from samething.retrieval.codes import CodedRows
 
 Kept: TypeAlias = Shaped[np.ndarray, "n _"]
 """Vectors as they lie in the file: little-endian float32, or bytes of codes."""
@@ -60,8 +59,3 @@ class View:
         is_chosen = np.zeros(len(self.kept), dtype=bool)
         is_chosen[rows] = True
         return np.flatnonzero(is_chosen[self.rows] & ~self.is_dead)
-
-    @property
-    def vectors(self) -> Float[np.ndarray, "n d"] | CodedRows:
-        """All vectors by slot: float32 of length 1, or decoded to that where they are read."""
-        return self.searched.gallery

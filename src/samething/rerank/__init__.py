@@ -21,7 +21,7 @@ from samething.rerank.regions import Regions
 from samething.rerank.second_look import Embed, Evidence, Reranker, Shown, keep_all, second_look
 from samething.rerank.tokens import GRAPH, METADATA, Tokens
 from samething.rerank.trust import Trust
-from samething.sessions import open_graph
+from samething.sessions import open_session
 
 __all__ = [
     "RERANKERS",
@@ -91,7 +91,7 @@ def _of_graph(path: Path, state: object) -> Reranker:
         InputError: it has other inputs than these.
     """
     del state
-    session = open_graph(path)
+    session = open_session(path)
     holds_tokens = METADATA in session.get_modelmeta().custom_metadata_map
     return (Tokens if holds_tokens else PairScorer).of_graph(path, session)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import sys
 from collections.abc import Iterator
@@ -141,10 +142,8 @@ class Scorer:
         In float64 both ways, and numpy and torch on any device, give the same bits. The scores are where the
         rows are.
         """
-
-        def products(one: Any, other: Any) -> Any:
-            return np.einsum("nd,nd->n", one, other) if pairwise else one @ other.T
-
+        each = functools.partial(np.einsum, "nd,nd->n")
+        products: Any = each if pairwise else lambda one, other: one @ other.T
         scores = products(queries.parts[0], entries.parts[0])
         if self.precision == "float64":
             cross = products(queries.parts[0], entries.parts[1])

@@ -171,7 +171,8 @@ def _opened(
     identity = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
     is_new = not exists_index(output)
     if is_new:
-        require_regions(regions, files=files, has_features=has_features)
+        if regions is not None:
+            require_regions(regions, files=files, has_features=has_features)
         files, kinds = fitted(files, {})
         extra = {**CAPTURE_COLUMNS, **kinds, **FILE_COLUMNS}
         opened = create_index(
@@ -180,10 +181,12 @@ def _opened(
     else:
         opened = open_index(output, **identity)
         require_same(regions, opened)
-        require_regions(opened.description.regions, files=None, has_features=has_features)
+        if opened.description.regions is not None:
+            require_regions(opened.description.regions, files=None, has_features=has_features)
         files, kinds = fitted(files, opened.description.columns)
     decoding = _decoding(opened, decoding, is_new=is_new)
-    opened.add_columns(kinds)
+    if kinds:
+        opened.add_columns(kinds)
     return opened, files, decoding
 
 

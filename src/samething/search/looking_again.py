@@ -174,7 +174,7 @@ def _same(image: Image.Image) -> Image.Image:
 
 
 def _note(index: AbstractIndex, reranker: Reranker) -> str:
-    return f"{index.model_fingerprint} {reranker.name} {fingerprint(reranker.made_from)}"
+    return f"{index.description.model_fingerprint} {reranker.name} {fingerprint(reranker.made_from)}"
 
 
 def learn(look: SecondLook, embedder: Embedder, *, labels: bool) -> Trust:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageGrab
@@ -55,7 +55,8 @@ def query_images(
     """
     if not images:
         raise InputError("no image to look for", expected="one or more", next_step="name an image")
-    require_one_to_crop(crop, len(images))
+    if crop is not None:
+        require_one_to_crop(len(images))
     given = [
         _clipboard() if isinstance(image, str) and image == CLIPBOARD and not Path(image).exists() else image
         for image in images
@@ -63,13 +64,13 @@ def query_images(
     return [embedder.unpacked(image, box=crop) for image in given]
 
 
-def require_one_to_crop(crop: Box | None, num_images: int) -> None:
+def require_one_to_crop(num_images: int) -> None:
     """Refuse a crop of several images.
 
     Raises:
         InputError: says how many.
     """
-    if crop is not None and num_images > 1:
+    if num_images > 1:
         raise InputError(
             f"a crop and {num_images} images",
             expected="one image with a crop",
@@ -77,19 +78,15 @@ def require_one_to_crop(crop: Box | None, num_images: int) -> None:
         )
 
 
-def together(
-    vectors: Float[np.ndarray, "m d"], *, combine: Literal["mean", "max"]
-) -> Float[np.ndarray, "q d"]:
-    """The queries to send: the mean direction of several images, or each of them for the best of each.
+def mean_direction(vectors: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "1 d"]:
+    """What several images have in common.
 
-    >>> together(np.eye(2, dtype=np.float32), combine="mean").round(3).tolist()
+    >>> mean_direction(np.eye(2, dtype=np.float32)).round(3).tolist()
     [[0.7070000171661377, 0.7070000171661377]]
 
     Raises:
         InputError: images whose mean has no direction.
     """
-    if combine == "max" or len(vectors) == 1:
-        return vectors
     mean: Float[np.ndarray, " d"] = vectors.astype(np.float64).mean(axis=0)
     length = float(np.linalg.norm(mean))
     if length < 1e-6:
@@ -98,7 +95,7 @@ def together(
             expected="several images of one thing",
             next_step="give fewer of them, or --combine max",
         )
-    direction: Float[np.ndarray, "q d"] = (mean / length).astype(np.float32)[None]
+    direction: Float[np.ndarray, "1 d"] = (mean / length).astype(np.float32)[None]
     return direction
 
 

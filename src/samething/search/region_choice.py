@@ -17,7 +17,7 @@ from samething.images import Source
 from samething.images.parts import WINDOWS, Place, standing_out
 from samething.index import AbstractIndex
 from samething.search.collection import files_of
-from samething.sessions import open_graph
+from samething.sessions import open_session
 
 BOXES: Final = "boxes"
 Chooser: TypeAlias = Callable[[Image.Image, Sequence[Source]], Sequence[Place]]
@@ -56,18 +56,18 @@ def named(regions: str) -> str:
     return f"{file_sha256(Path(regions))} {Path(regions).resolve()}"
 
 
-def require_regions(noted: str | None, *, files: Sequence[Source] | None, has_features: bool) -> None:
+def require_regions(noted: str, *, files: Sequence[Source] | None, has_features: bool) -> None:
     """Refuse images that give no regions.
 
     Args:
-        noted: the way to choose regions; None: there are none.
+        noted: the way to choose regions.
         files: the images of a new index; None: it is there already.
         has_features: whether vectors of some come from a feature folder.
 
     Raises:
         InputError: they come from features, which are of whole images; or a catalog without boxes.
     """
-    if noted is not None and has_features:
+    if has_features:
         raise InputError(
             "a feature folder for an index with regions",
             expected="images: features are of whole ones",
@@ -157,7 +157,7 @@ def _detector(graph: Path, sha256: str) -> Chooser:
             expected="the file that chose the regions of the images so far",
             next_step="bring it back, or: samething index rebuild INDEX --model MODEL --regions NAME.onnx",
         )
-    session = open_graph(graph)
+    session = open_session(graph)
     (given,) = session.get_inputs()
     height, width = (side if isinstance(side, int) else 640 for side in given.shape[2:])
     names = [output.name for output in session.get_outputs()]

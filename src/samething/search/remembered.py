@@ -30,7 +30,7 @@ def remembered_model(index: AbstractIndex) -> Path | str:
     Raises:
         ArtefactError: it is not known, or not there any more.
     """
-    noted: str | None = index.notes(_MODELS).get(index.model_fingerprint)
+    noted: str | None = index.notes(_MODELS).get(index.description.model_fingerprint)
     if noted is None:
         raise ArtefactError(
             f"{index.location} does not say where its model is",
@@ -51,7 +51,7 @@ def remembered_model(index: AbstractIndex) -> Path | str:
 
 def remembered_decoding(index: AbstractIndex) -> SearchDecoding:
     """How the images of an index are decoded; ``exact`` where nothing is noted, as by earlier versions."""
-    noted: SearchDecoding = index.notes(_DECODINGS).get(index.model_fingerprint, "exact")
+    noted: SearchDecoding = index.notes(_DECODINGS).get(index.description.model_fingerprint, "exact")
     return noted
 
 

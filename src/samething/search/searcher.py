@@ -27,7 +27,7 @@ from samething.search.collection import (
 from samething.search.feature_vectors import KnownVectors
 from samething.search.looking_again import Rerank, SecondLook
 from samething.search.matches import Match, Matches
-from samething.search.queries import query_images, together, vectors_of_label
+from samething.search.queries import mean_direction, query_images, vectors_of_label
 from samething.search.region_choice import as_kept
 from samething.search.remembered import (
     COLLECTIONS,
@@ -207,7 +207,8 @@ class Searcher:
         """
         left_out = set(leave_out)
         depth = k if look is None else max(k, NUM_CANDIDATES)
-        hits = self.index.search(together(vectors, combine=combine), depth + len(left_out), where=where)
+        asked = mean_direction(vectors) if combine == "mean" and len(vectors) > 1 else vectors
+        hits = self.index.search(asked, depth + len(left_out), where=where)
         best: dict[str, dict[str, Any]] = {}
         for query in range(len(hits)):
             for hit in hits.of(query):

@@ -30,8 +30,8 @@ def overview_of(index: AbstractIndex) -> dict[str, Json]:
     del labels[""]
     return {
         "num_images": domains.total(),
-        "model": index.model_name,
-        "dim": index.dim,
+        "model": index.description.model_name,
+        "dim": index.description.dim,
         "domains": dict(sorted(domains.items())),
         "num_labels": len(labels),
         "samples": _spread(list(samples.values()), _MAX_SAMPLES),

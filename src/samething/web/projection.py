@@ -44,12 +44,13 @@ def image_map(index: AbstractIndex) -> ImageMap:
     ids = [row[0] for row in rows]
     folder = Path(index.location)
     kept = folder / MAP_NAME if folder.is_dir() else None
-    places = None if kept is None else _kept_places(kept, ids, index.model_fingerprint)
+    model = index.description.model_fingerprint
+    places = None if kept is None else _kept_places(kept, ids, model)
     if places is None:
         places = project(index.vectors(ids))
         if kept is not None:
             with contextlib.suppress(InputError), atomic_path(kept) as partial, partial.open("wb") as stream:
-                np.savez(stream, model=index.model_fingerprint, ids=np.array(ids, np.str_), places=places)
+                np.savez(stream, model=model, ids=np.array(ids, np.str_), places=places)
     return ImageMap(ids, places, [row[1] for row in rows], [row[2] for row in rows])
 
 

@@ -154,7 +154,8 @@ class Service:
             ImageError: one of them is no image, or too large.
             BusyError: too many others wait, or it took too long.
         """
-        require_one_to_crop(crop, len(contents))
+        if crop is not None:
+            require_one_to_crop(len(contents))
         loop = asyncio.get_running_loop()
         is_alone = len(contents) == 1 and not rerank
         jobs: list[Any] = [(self._decoders, self._prepared, content, crop, is_alone) for content in contents]
