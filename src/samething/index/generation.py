@@ -117,19 +117,21 @@ class Generation:
             InputError: the folder cannot be written to, or the disk is full.
             ArtefactError: damage, or another process writes for too long.
         """
-        is_writing = kind == "IMMEDIATE"
+        with self._guard:
+            db = self._free.pop() if self._free else None
+            self._num_active += 1
         try:
-            with self._lent() as db:
-                db.execute(f"BEGIN {kind}")
-                try:
-                    yield db
-                    db.execute("COMMIT")
-                except BaseException:
-                    with contextlib.suppress(sqlite3.Error):
-                        db.execute("ROLLBACK")
-                    raise
+            db = db or self._connect()
+            db.execute(f"BEGIN {kind}")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    db.execute("ROLLBACK")
+                raise
         except sqlite3.Error as error:
-            raise self._translated(error, is_writing=is_writing) from error
+            raise self._translated(error, is_writing=kind == "IMMEDIATE") from error
         except UnicodeEncodeError as error:
             raise InputError(
                 f"the text {error.object!r}", expected="Unicode without surrogates", next_step="correct it"
@@ -138,22 +140,6 @@ class Generation:
             if not self._is_damaged():
                 raise
             raise self.damaged(f"{self.database}: {error}") from error
-
-    def _is_damaged(self) -> bool:
-        try:
-            with self._lent() as db:
-                return bool(self._problems(db, self._looked_at(db, None, 0))[1])
-        except (ArtefactError, sqlite3.Error, *_OF_DAMAGE):
-            return True
-
-    @contextlib.contextmanager
-    def _lent(self) -> Iterator[Connection]:
-        with self._guard:
-            db = self._free.pop() if self._free else None
-            self._num_active += 1
-        try:
-            db = db or self._connect()
-            yield db
         finally:
             with self._guard:
                 self._num_active -= 1
@@ -161,6 +147,13 @@ class Generation:
                     self._free.append(db)
                 if self._is_closed and not self._num_active:
                     self._let_go()
+
+    def _is_damaged(self) -> bool:
+        try:
+            with contextlib.closing(self._connect()) as db:
+                return bool(self._problems(db, self._looked_at(db, None, 0))[1])
+        except (ArtefactError, sqlite3.Error, *_OF_DAMAGE):
+            return True
 
     def _connect(self) -> Connection:
         """A connection; one without locks where nobody can write, or keep a note of who reads."""

@@ -17,7 +17,7 @@ from samething.errors import ImageError, InputError
 from samething.files import Json, fingerprint
 from samething.images import Source, decode, in_threads
 from samething.index import AbstractIndex
-from samething.rerank import Evidence, Kept, Reranker, Shown, Trust, reranker_of, second_look
+from samething.rerank import Kept, Reranker, Shown, Trust, reranker_of, second_look
 from samething.rerank.second_look import NUM_CANDIDATES
 from samething.search.collection import files_of
 from samething.search.view_calibration import NEAR_DUPLICATE, NUM_VIEWS, some_rows, view_of
@@ -105,7 +105,7 @@ class SecondLook:
     def asking(self, images: Sequence[Image.Image], vectors: Embeddings) -> SecondLook:
         """This for a query of some images, with their vectors."""
         asked = [
-            Shown("", functools.partial(_same, image), vector)
+            Shown("", lambda image=image: image, vector)
             for image, vector in zip(images, vectors, strict=True)
         ]
         return dataclasses.replace(self, asked=tuple(asked))
@@ -151,26 +151,20 @@ class SecondLook:
                 if evidence is not None:
                     added = self.trust.added(np.array([evidence.numbers]), [hit["domain"] or ""]).item()
                     if hit["evidence"] is None or added > hit["added"]:
-                        hit |= {"added": added, "evidence": self._told(evidence, added, number)}
+                        told: dict[str, Json] = {
+                            "by": self.reranker.name,
+                            "added": added,
+                            "agreeing": evidence.num_agreeing,
+                            "verified": evidence.num_agreeing >= _VERIFIED and added > 0,
+                            "points": [list(point) for point in evidence.points],
+                            "place": None if evidence.place is None else list(evidence.place),
+                            "image": number,
+                        }
+                        hit |= {"added": added, "evidence": told}
         return sorted(seen, key=lambda hit: (-(hit["score"] + hit["added"]), -hit["score"], hit["id"]))
-
-    def _told(self, evidence: Evidence, added: float, number: int) -> dict[str, Json]:
-        return {
-            "by": self.reranker.name,
-            "added": added,
-            "agreeing": evidence.num_agreeing,
-            "verified": evidence.num_agreeing >= _VERIFIED and added > 0,
-            "points": [list(point) for point in evidence.points],
-            "place": None if evidence.place is None else list(evidence.place),
-            "image": number,
-        }
 
 
 Rerank = str | Reranker | SecondLook
-
-
-def _same(image: Image.Image) -> Image.Image:
-    return image
 
 
 def _note(index: AbstractIndex, reranker: Reranker) -> str:
@@ -234,4 +228,4 @@ def _views(look: SecondLook, embedder: Embedder) -> Iterator[_Asked]:
         if not isinstance(view, ImageError):
             near = look.index.search(originals[number].vector[None], NUM_CANDIDATES, columns=["id"]).of(0)
             copies = {hit["id"] for hit in near if hit["score"] >= NEAR_DUPLICATE} - {rows[number]["id"]}
-            yield Shown("", functools.partial(_same, view), embedder.embed([view])[0]), rows[number], copies
+            yield Shown("", lambda view=view: view, embedder.embed([view])[0]), rows[number], copies

@@ -13,7 +13,6 @@ from samething.arrays import Float
 from samething.embedder import Embedder
 from samething.errors import ImageError, InputError
 from samething.images import Box, ImageLike
-from samething.index import AbstractIndex
 
 CLIPBOARD = "clipboard"
 """Name of a query that is the image in the clipboard."""
@@ -97,25 +96,3 @@ def mean_direction(vectors: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "1 d"
         )
     direction: Float[np.ndarray, "1 d"] = (mean / length).astype(np.float32)[None]
     return direction
-
-
-def vectors_of_label(index: AbstractIndex, label: str) -> tuple[list[str], Float[np.ndarray, "m d"]]:
-    """Ids and vectors of the index's own images of a thing.
-
-    Raises:
-        InputError: the index has no such label.
-    """
-    column = "labels" if "labels" in index.description.extra_columns else "label"
-    ids = [
-        row["id"]
-        for batch in index.items(columns=[column])
-        for row in batch.to_pylist()
-        if label in (row[column] if column == "labels" else [row[column]])
-    ]
-    if not ids:
-        raise InputError(
-            f"the label {label!r}",
-            expected="a label of the index",
-            next_step="see the labels of what a search finds",
-        )
-    return ids, index.vectors(ids)

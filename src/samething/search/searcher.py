@@ -27,7 +27,7 @@ from samething.search.collection import (
 from samething.search.feature_vectors import KnownVectors
 from samething.search.looking_again import Rerank, SecondLook
 from samething.search.matches import Match, Matches
-from samething.search.queries import mean_direction, query_images, vectors_of_label
+from samething.search.queries import mean_direction, query_images
 from samething.search.region_choice import as_kept
 from samething.search.remembered import (
     COLLECTIONS,
@@ -171,11 +171,24 @@ class Searcher:
         Raises:
             InputError: the index has no such label.
         """
-        ids, vectors = vectors_of_label(self.index, label)
+        column = "labels" if "labels" in self.index.description.extra_columns else "label"
+        ids = [
+            row["id"]
+            for batch in self.index.items(columns=[column])
+            for row in batch.to_pylist()
+            if label in (row[column] if column == "labels" else [row[column]])
+        ]
+        if not ids:
+            raise InputError(
+                f"the label {label!r}",
+                expected="a label of the index",
+                next_step="see the labels of what a search finds",
+            )
         look = None if rerank is None else self.second_look(rerank).asking_rows(ids[:_MAX_LOOKED_FOR])
         return self.find_vectors(
-            vectors, name=f"label {label}", k=k, where=where, combine=combine, leave_out=ids, look=look
-        )
+            self.index.vectors(ids), name=f"label {label}", k=k, where=where, combine=combine,
+            leave_out=ids, look=look,
+        )  # fmt: skip
 
     def find_row(
         self, row_id: str, *, k: int = 5, where: Where | None = None, rerank: Rerank | None = None
