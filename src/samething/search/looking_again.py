@@ -104,10 +104,7 @@ class SecondLook:
 
     def asking(self, images: Sequence[Image.Image], vectors: Embeddings) -> SecondLook:
         """This for a query of some images, with their vectors."""
-        asked = [
-            Shown("", lambda image=image: image, vector)
-            for image, vector in zip(images, vectors, strict=True)
-        ]
+        asked = [Shown("", image.copy, vector) for image, vector in zip(images, vectors, strict=True)]
         return dataclasses.replace(self, asked=tuple(asked))
 
     def asking_rows(self, ids: Sequence[str]) -> SecondLook:
@@ -228,4 +225,4 @@ def _views(look: SecondLook, embedder: Embedder) -> Iterator[_Asked]:
         if not isinstance(view, ImageError):
             near = look.index.search(originals[number].vector[None], NUM_CANDIDATES, columns=["id"]).of(0)
             copies = {hit["id"] for hit in near if hit["score"] >= NEAR_DUPLICATE} - {rows[number]["id"]}
-            yield Shown("", lambda view=view: view, embedder.embed([view])[0]), rows[number], copies
+            yield Shown("", view.copy, embedder.embed([view])[0]), rows[number], copies
