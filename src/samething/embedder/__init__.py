@@ -18,7 +18,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -28,12 +28,13 @@ from samething.checksums import require_whole
 from samething.embedder.devices import (
     LEAST_IMAGES,
     SAMPLE,
+    VARIABLE,
     Choice,
+    Device,
     drawn_images,
     pays,
     require_parity,
     say_choice,
-    wanted_device,
 )
 from samething.embedder.graph_repositories import (
     NormalisedGraph,
@@ -125,7 +126,6 @@ class Embedder:
             InputError: the device is not here, or its vectors are not the CPU's.
             MissingExtraError: a hub id, and huggingface_hub is not installed; or the device's package is not.
         """
-        wanted = wanted_device(device)
         folder = model_folder(model)
         coder = None
         if is_graph_repository(folder):
@@ -150,15 +150,23 @@ class Embedder:
             if form["codes"] != "float32":
                 coder = Coder.read(folder / "codes.npz")
         loaded = cls(folder, manifest, config, session, coder, num_threads=num_threads)
-        return loaded if wanted is None else loaded.on(wanted)
+        wanted = device or os.environ.get(VARIABLE)
+        return loaded.on(wanted) if wanted else loaded
 
     def on(self, device: str) -> Embedder:
         """This model on one device, which :meth:`fastest` then leaves; auto frees the choice again.
 
         Raises:
-            InputError: the device is not here, cannot compute the model, or its vectors are not the CPU's.
+            InputError: no such name, or the device is not here, cannot compute the model, or its vectors are
+                not the CPU's.
             MissingExtraError: its package is not installed.
         """
+        if device not in get_args(Device):
+            raise InputError(
+                f"the device {device!r}",
+                expected=f"one of {', '.join(get_args(Device))}",
+                next_step="choose one of these; auto takes the fastest of those that are here",
+            )
         made = self._on("cpu" if device == "auto" else device)
         if made.device != "cpu":
             require_parity(

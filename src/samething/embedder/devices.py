@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -52,22 +52,6 @@ _AHEAD: Final = 1.2
 
 Compute: TypeAlias = Callable[[Sequence[Pixels]], Embeddings]
 """From prepared images to vectors."""
-
-
-def wanted_device(device: str | None) -> str | None:
-    """The device that is asked for, by a call or else by :data:`VARIABLE`; None where nothing is.
-
-    Raises:
-        InputError: no such name.
-    """
-    name = device or os.environ.get(VARIABLE) or None
-    if name is not None and name not in get_args(Device):
-        raise InputError(
-            f"the device {name!r}",
-            expected=f"one of {', '.join(get_args(Device))}",
-            next_step="choose one of these; auto takes the fastest of those that are here",
-        )
-    return name
 
 
 def require_parity(device: str, compute: Compute, cpu: Compute, shape: tuple[int, int]) -> None:
