@@ -13,7 +13,7 @@ from PIL import Image
 
 from samething.arrays import Embeddings
 from samething.embedder import Embedder
-from samething.errors import ImageError, InputError
+from samething.errors import ImageError
 from samething.files import Json, fingerprint
 from samething.images import Source, decode, in_threads
 from samething.index import AbstractIndex
@@ -38,6 +38,8 @@ Read = Callable[[Source], Image.Image]
 class SecondLook:
     """A re-ranker in an index, and the query's images that it compares with what a search found.
 
+    :meth:`samething.search.Searcher.second_look` makes one.
+
     Uploads and files are compared as they are; of the index's own images what the re-ranker needs is kept in
     the index folder.
     """
@@ -51,46 +53,6 @@ class SecondLook:
     """How an image of the index is read."""
     asked: tuple[Shown, ...] = ()
     """The query's images."""
-
-    @classmethod
-    def of(
-        cls,
-        index: AbstractIndex,
-        embedder: Embedder,
-        rerank: str | Reranker,
-        *,
-        budget_ms: float | None = None,
-        read: Read = decode,
-    ) -> SecondLook:
-        """A second look with what was learned in this index, by the re-ranker's name or with one's own.
-
-        Args:
-            index: the index.
-            embedder: its model.
-            rerank: a name of ``RERANKERS``, ``tokens`` where the model's folder has its graph, the path of a
-                graph, or a re-ranker.
-            budget_ms: begin to look at no further image after this time; None: look at all.
-            read: how an image of the index is read.
-
-        Raises:
-            InputError: no such re-ranker, or a budget that is no time.
-            MissingExtraError: a package that it needs is not installed.
-        """
-        if budget_ms is not None and not budget_ms > 0:
-            raise InputError(
-                f"a budget of {budget_ms} ms", expected="more than 0", next_step="leave it out to look at all"
-            )
-        if rerank == "regions" and index.description.regions is not None:
-            raise InputError(
-                "the second look at regions in an index that has regions",
-                expected="another second look: the search compares the regions already",
-                next_step="leave it out, or take geometry",
-            )
-        if isinstance(rerank, str):
-            rerank = reranker_of(rerank, embedder.embed, embedder.fingerprint, embedder.folder)
-        noted = index.notes(TRUST).get(_note(index, rerank))
-        trust = Trust.untaught(rerank.weights) if noted is None else Trust.from_json(noted)
-        return cls(rerank, index, trust, Kept.beside(index.location), budget_ms, read)
 
     @classmethod
     def without_model(cls, index: AbstractIndex, name: str) -> SecondLook:
@@ -164,7 +126,8 @@ class SecondLook:
 Rerank = str | Reranker | SecondLook
 
 
-def _note(index: AbstractIndex, reranker: Reranker) -> str:
+def trust_key(index: AbstractIndex, reranker: Reranker) -> str:
+    """Under which an index notes what a re-ranker's evidence is worth."""
     return f"{index.description.model_fingerprint} {reranker.name} {fingerprint(reranker.made_from)}"
 
 
@@ -200,7 +163,7 @@ def learn(look: SecondLook, embedder: Embedder, *, labels: bool) -> Trust:
         most = _MORE_THAN_OWN * np.array(look.reranker.weights)
         weights = {name: tuple(np.minimum(own, most).tolist()) for name, own in trust.weights.items()}
         trust = dataclasses.replace(trust, weights=weights)
-    look.index.set_notes(TRUST, {_note(look.index, look.reranker): trust.to_json()})
+    look.index.set_notes(TRUST, {trust_key(look.index, look.reranker): trust.to_json()})
     return trust
 
 

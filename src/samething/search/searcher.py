@@ -15,8 +15,9 @@ from samething.arrays import Float
 from samething.calibration import Calibration, Calibrator
 from samething.embedder import Embedder
 from samething.errors import FingerprintError, InputError, SamethingError
-from samething.images import Box, ImageLike, Source
+from samething.images import Box, ImageLike, Source, decode
 from samething.index import AbstractIndex, IndexDescription, Where, open_index
+from samething.rerank import Kept, Trust, reranker_of
 from samething.rerank.second_look import NUM_CANDIDATES
 from samething.search.collection import (
     UPLOADED,
@@ -25,7 +26,7 @@ from samething.search.collection import (
     uploaded_files,
 )
 from samething.search.feature_vectors import KnownVectors
-from samething.search.looking_again import Rerank, SecondLook
+from samething.search.looking_again import TRUST, Read, Rerank, SecondLook, trust_key
 from samething.search.matches import Match, Matches
 from samething.search.queries import mean_direction, query_images
 from samething.search.region_choice import as_kept
@@ -151,11 +152,39 @@ class Searcher:
         name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
         return self.find_vectors(vectors, name=name, k=k, where=where, combine=combine, look=look)
 
-    def second_look(self, rerank: Rerank, **options: Any) -> SecondLook:
-        """A second look in this index, with options of :meth:`SecondLook.of` such as ``budget_ms``."""
+    def second_look(
+        self, rerank: Rerank, *, budget_ms: float | None = None, read: Read = decode
+    ) -> SecondLook:
+        """A second look with what was learned in this index, by the re-ranker's name or with one's own.
+
+        Args:
+            rerank: a name of ``RERANKERS``, ``tokens`` where the model's folder has its graph, the path of a
+                graph, or a re-ranker; a second look stays as it is.
+            budget_ms: begin to look at no further image after this time; None: look at all.
+            read: how an image of the index is read.
+
+        Raises:
+            InputError: no such re-ranker, or a budget that is no time.
+            MissingExtraError: a package that it needs is not installed.
+        """
         if isinstance(rerank, SecondLook):
             return rerank
-        return SecondLook.of(self.index, self.embedder, rerank, **options)
+        index, embedder = self.index, self.embedder
+        if budget_ms is not None and not budget_ms > 0:
+            raise InputError(
+                f"a budget of {budget_ms} ms", expected="more than 0", next_step="leave it out to look at all"
+            )
+        if rerank == "regions" and index.description.regions is not None:
+            raise InputError(
+                "the second look at regions in an index that has regions",
+                expected="another second look: the search compares the regions already",
+                next_step="leave it out, or take geometry",
+            )
+        if isinstance(rerank, str):
+            rerank = reranker_of(rerank, embedder.embed, embedder.fingerprint, embedder.folder)
+        noted = index.notes(TRUST).get(trust_key(index, rerank))
+        trust = Trust.untaught(rerank.weights) if noted is None else Trust.from_json(noted)
+        return SecondLook(rerank, index, trust, Kept.beside(index.location), budget_ms, read)
 
     def find_label(
         self,
