@@ -272,7 +272,7 @@ def _short(path: str) -> str:
 NO_THUMBNAIL: Final = "the terminal shows no images"
 
 
-def with_thumbnails(found: Matches, *, width: int = 24) -> Any:
+def with_thumbnails(found: Matches) -> Any:
     """The matches with small images beside them, in a terminal that can (kitty, iTerm, sixel).
 
     Raises:
@@ -284,7 +284,7 @@ def with_thumbnails(found: Matches, *, width: int = 24) -> Any:
         shown = (
             Text(NO_THUMBNAIL)
             if is_url(match.path) or not Path(match.path).is_file()
-            else shown_image(match.path, width=width, height="auto")
+            else shown_image(match.path, width=24, height="auto")
         )
         table.add_row(Text(str(match.rank)), shown, Text(f"{match.score:.3f}\n{match.label}\n{match.path}"))
     return Group(table, Text(found.advice))

@@ -15,11 +15,12 @@ from typing import Final
 from samething.errors import ImageError
 
 _PORTS: Final = {"http": 80, "https": 443}
+_MOST_REDIRECTS: Final = 3
 _PUBLIC_V6: Final = ipaddress.ip_network("2000::/3")
 """All of the public internet. IPv4 addresses in IPv6 ones (mapped, NAT64, ``::127.0.0.1``) are outside."""
 
 
-def fetch_public(url: str, *, max_bytes: int, timeout_s: float, redirects: int = 3) -> bytes:
+def fetch_public(url: str, *, max_bytes: int, timeout_s: float) -> bytes:
     """The bytes behind a URL of the public internet.
 
     The host's address is looked up once, must be public, and is the one connected to: a name that leads to
@@ -29,7 +30,7 @@ def fetch_public(url: str, *, max_bytes: int, timeout_s: float, redirects: int =
         ImageError: another scheme or port, a private address, an answer that is too large or slow, or none.
     """
     deadline = time.monotonic() + timeout_s
-    for _ in range(redirects + 1):
+    for _ in range(_MOST_REDIRECTS + 1):
         found = _ask(url, max_bytes=max_bytes, deadline=deadline)
         if isinstance(found, bytes):
             return found

@@ -65,11 +65,11 @@ def _kept_places(kept: Path, ids: list[str], model: str) -> Float[np.ndarray, "n
     return None
 
 
-def project(vectors: Embeddings, *, seed: int = 0) -> Float[np.ndarray, "n 2"]:
+def project(vectors: Embeddings) -> Float[np.ndarray, "n 2"]:
     """Two numbers per vector, in [0, 1]: by UMAP where it is installed and there are enough, else by PCA."""
     if len(vectors) == 0:
         return np.empty((0, 2))
-    places = _umap(vectors, seed) if len(vectors) >= 50 else None
+    places = _umap(vectors) if len(vectors) >= 50 else None
     if places is None:
         centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
         _, _, axes = np.linalg.svd(centred, full_matrices=False)
@@ -80,14 +80,14 @@ def project(vectors: Embeddings, *, seed: int = 0) -> Float[np.ndarray, "n 2"]:
     return scaled
 
 
-def _umap(vectors: Embeddings, seed: int) -> Float[np.ndarray, "n 2"] | None:
+def _umap(vectors: Embeddings) -> Float[np.ndarray, "n 2"] | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of one thread being used for the sake of the seed
         try:
             import umap
         except ImportError:
             return None
-        found = umap.UMAP(metric="cosine", n_neighbors=15, min_dist=0.15, random_state=seed)
+        found = umap.UMAP(metric="cosine", n_neighbors=15, min_dist=0.15, random_state=0)
         return np.asarray(found.fit_transform(vectors), dtype=float)
 
 
