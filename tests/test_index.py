@@ -95,7 +95,7 @@ class MemoryIndex(AbstractIndex):
         return len(self.store)
 
     def verify(self) -> Verification:
-        return Verification(self.count(), 0, ())
+        return Verification(self.count(), ())
 
     def close(self) -> None:
         self.is_closed = True

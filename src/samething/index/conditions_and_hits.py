@@ -146,7 +146,5 @@ class Verification:
 
     num_rows: int
     """Rows that could be read."""
-    num_files: int
-    """Files whose content was compared with its checksum; 0 for an engine without files of its own."""
     problems: tuple[str, ...]
     """One sentence each, with the file's name where one is to blame. Empty: all is as it was written."""

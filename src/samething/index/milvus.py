@@ -327,7 +327,7 @@ class MilvusIndex(AbstractIndex):
                 if check != row["vector_crc32"]
             ]
             num_rows += sum("place" not in item_of(row) for row in rows)
-        return Verification(num_rows, 0, tuple(problems))
+        return Verification(num_rows, tuple(problems))
 
     # ---- the connection
 

@@ -390,7 +390,7 @@ class SqliteIndex(AbstractIndex):
                     problems.append(f"{path} is not what was written: tune the index again")
         except ArtefactError as error:
             num_rows, problems = 0, [error.given]
-        return Verification(num_rows, 2, tuple(dict.fromkeys(problems)))
+        return Verification(num_rows, tuple(dict.fromkeys(problems)))
 
     def close(self) -> None:
         """Let go of the vectors and of the files; the index cannot be used afterwards."""
