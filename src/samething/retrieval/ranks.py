@@ -117,7 +117,7 @@ class RankCounter:
         self._num_counted = 0
         scores = pair_scores(self._scorer, queries, gallery, (query, rows), memory_mib=memory_mib)
         order = np.lexsort((scores, query))  # worst first in each query
-        self._query, self._row, self._score = query, rows[order], scores[order]
+        self._query, self._score = query, scores[order]
         self._ahead = np.zeros(len(rows), dtype=np.int64)
         self._starts = np.concatenate([[0], np.cumsum(relevant.counts)])
         # entries that are not counted: relevant ones are ranked among themselves by their order
