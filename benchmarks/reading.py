@@ -88,7 +88,7 @@ class Items(torch.utils.data.Dataset):
 
 def warm_rates(path: Path, batches: Batches) -> dict[str, Rate]:
     in_ram = np.load(path, mmap_mode="r")[:NUM_WARM].copy()
-    reader = RowReader(path)
+    reader = RowReader(np.load(path, mmap_mode="r"))
     items = Items(path)
     # a tensor in RAM makes the leanest items: what is left is the loader's own work
     lean = torch.from_numpy(in_ram)
@@ -133,7 +133,7 @@ def cold_rates(path: Path) -> dict[str, Rate]:
     def ours() -> float:
         batches = shuffled(NUM_ROWS, kind="block-shuffled", epoch=0)
         start = time.perf_counter()
-        with contextlib.closing(RowReader(path)) as reader:
+        with contextlib.closing(RowReader(np.load(path, mmap_mode="r"))) as reader:
             reader.plan(np.concatenate(batches))
             for batch in batches:
                 reader.rows(batch)

@@ -15,11 +15,11 @@ from efficientnet_lite_pytorch import EfficientNet
 from samething.backbones import (
     BACKBONES,
     Backbone,
-    efficientnet_lite_state,
     load_backbone,
     weights_fingerprint,
     write_onnx,
 )
+from samething.backbones.timm_networks import efficientnet_lite_state
 from samething.errors import ArtefactError, InputError, SamethingError
 from samething.images import Preprocessing, prepare
 from scenes import photographs

@@ -27,9 +27,8 @@ from samething.training.config import REMOVED, paper
 from samething.training.data import TrainingData
 from samething.training.loop import HeadTrainer
 from samething.training.on_card import Recorded, RowsOnDevice
-from samething.training.optimisers import build_optimiser
+from samething.training.optimisers import Schedule, build_optimiser
 from samething.training.run import Run
-from samething.training.schedule import Schedule
 from samething.training.validation import validation_scores
 from scenes import feature_folder
 
@@ -180,7 +179,7 @@ def test_nothing_in_a_step_on_a_card_waits_for_a_number(features, tmp_path, loss
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a card can record it")
 def test_a_step_that_cannot_be_recorded_is_taken_plainly_and_said(capsys):
-    recorded = Recorded(lambda number: number * 2, torch.device("cuda"))
+    recorded = Recorded(lambda number: number * 2)
     recorded._num_plain = 3  # it would be recorded now
     assert [float(recorded(torch.tensor(value))) for value in (1.0, 4.0)] == [2.0, 8.0]
     assert capsys.readouterr().err.count("cannot be recorded as a CUDA graph") == 1
@@ -396,8 +395,8 @@ def test_dropout_does_not_shift_what_the_head_sees(kind, features, tmp_path):
     linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     rows = torch.from_numpy(np.asarray(features.rows[trainer.data.rows], np.float32))
     with torch.no_grad():
-        trainer._embeddings(rows, trainer._dropout(len(rows)))
-        trainer._embeddings(rows, None)
+        trainer.head(rows, trainer._dropout(len(rows)))
+        trainer.head(rows, None)
     dropped, whole = seen
     kept = dropped != 0
     assert 0.4 < kept.float().mean() < 0.6

@@ -194,7 +194,10 @@ def _projection(config: HeadConfig, width: int) -> nn.Module:
     if config.kind == "none":
         return nn.Identity()
     if config.kind == "average":
-        return _average_pool(width, dim)
+        # torch's AdaptiveAvgPool1d(width → dim) as a fixed linear map, which every runtime knows
+        pool = nn.Linear(width, dim, bias=False).requires_grad_(False)
+        pool.weight.copy_(nn.functional.adaptive_avg_pool1d(torch.eye(width), dim).T)
+        return pool
     if config.kind == "mlp":
         return nn.Sequential(
             nn.Linear(width, config.hidden_dim),
@@ -203,14 +206,6 @@ def _projection(config: HeadConfig, width: int) -> nn.Module:
         )
     linear = nn.Linear(width, dim, bias=config.bias)
     return nn.Sequential(BatchStandardise(width), linear) if config.kind == "batchnorm-linear" else linear
-
-
-def _average_pool(width: int, dim: int) -> nn.Linear:
-    """torch's AdaptiveAvgPool1d(width → dim) as a fixed linear map, which every runtime knows."""
-    pool = nn.Linear(width, dim, bias=False)
-    with torch.no_grad():
-        pool.weight.copy_(nn.functional.adaptive_avg_pool1d(torch.eye(width), dim).T)
-    return pool.requires_grad_(False)
 
 
 def build_head(config: HeadConfig, width: int, *, seed: int = 0) -> Head:

@@ -58,10 +58,6 @@ def epoch_batches(
         order = _domain_balanced(domains, temperature, rng)
     else:
         order = rng.permutation(len(classes))
-    return _cut(order, batch_size)
-
-
-def _cut(order: Int[np.ndarray, " n"], batch_size: int) -> list[Int[np.ndarray, " b"]]:
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     if len(batches) > 1 and len(batches[-1]) < 2:  # batch statistics need two rows
         batches[-2:] = [np.concatenate(batches[-2:])]

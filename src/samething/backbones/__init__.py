@@ -14,13 +14,11 @@ if TYPE_CHECKING:
     from samething.backbones.backbone_table import BACKBONES
     from samething.backbones.loading import load_backbone, load_from_metadata, load_the_same
     from samething.backbones.network import Backbone, weights_fingerprint, write_onnx
-    from samething.backbones.packaged import efficientnet_lite_state
 
 __all__ = [
     "BACKBONES",
     "Backbone",
     "BackboneRow",
-    "efficientnet_lite_state",
     "load_backbone",
     "load_from_metadata",
     "load_the_same",
@@ -29,8 +27,8 @@ __all__ = [
 ]
 
 _ROOMS: Final = {
-    "BACKBONES": "backbone_table", "Backbone": "network", "efficientnet_lite_state": "packaged",
-    "load_backbone": "loading", "load_from_metadata": "loading", "load_the_same": "loading",
+    "BACKBONES": "backbone_table", "Backbone": "network", "load_backbone": "loading",
+    "load_from_metadata": "loading", "load_the_same": "loading",
     "weights_fingerprint": "network", "write_onnx": "network",
 }  # fmt: skip
 

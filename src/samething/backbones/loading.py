@@ -17,9 +17,9 @@ from samething.backbones.backbone_table import BACKBONES, PACKAGED, Loader
 from samething.backbones.network import Backbone
 from samething.backbones.on_disk import hub_access, hub_cache
 from samething.backbones.open_clip_networks import open_clip_network, open_clip_settings
-from samething.backbones.packaged import efficientnet_lite0_from_package
 from samething.backbones.pooling import PooledNetwork, Pooling
 from samething.backbones.timm_networks import (
+    efficientnet_lite0_from_package,
     timm_licence,
     timm_network,
     timm_settings,
@@ -101,23 +101,15 @@ def load_backbone(
         options["sizes"] = list(sizes)
     first = members[0]
     if len(members) == 1 and len(first.views) == 1 and first.views[0].resize != "longer_side":
-        return Backbone(
-            first.networks[0],
-            name=name,
-            width=first.width,
-            preprocessing=first.views[0],
-            licence=first.licence,
-            options=options | ({"views": views} if views != "own" else {}),
-        )
-    options |= {"views": views, "combine": combine} | ({"resize": resize} if resize else {})
-    canvas = CanvasNetwork(members)
+        network, width, preprocessing = first.networks[0], first.width, first.views[0]
+        options |= {"views": views} if views != "own" else {}
+    else:
+        network = canvas = CanvasNetwork(members)
+        width, preprocessing = canvas.width, canvas_preprocessing(members)
+        options |= {"views": views, "combine": combine} | ({"resize": resize} if resize else {})
+    licence = " + ".join(dict.fromkeys(member.licence for member in members))
     return Backbone(
-        canvas,
-        name=name,
-        width=canvas.width,
-        preprocessing=canvas_preprocessing(members),
-        licence=" + ".join(dict.fromkeys(member.licence for member in members)),
-        options=options,
+        network, name=name, width=width, preprocessing=preprocessing, licence=licence, options=options
     )
 
 

@@ -127,7 +127,7 @@ class Trials:
     def __init__(
         self, backbone: Backbone, sample: UInt8[torch.Tensor, "b 3 height width"], device: str
     ) -> None:
-        self.backbone, self.device = backbone, device
+        self.backbone, self.device, self._images = backbone, device, sample
         self.candidates: dict[str, Extract] = {"torch": with_torch(backbone, device)}
         self.rates: dict[str, float] = {}
         """Images per second."""
@@ -135,9 +135,17 @@ class Trials:
         """Least cosine to torch's features in float32."""
         self.left_out: dict[str, str] = {}
         """Why a runtime was not used."""
-        once = seconds_of(lambda: self.candidates["torch"](sample[:1]), turns=2)
-        self.sample = sample[: min(_MAX_SAMPLE, max(2, int(_SAMPLE_S / once)))]
-        self.expected = self.candidates["torch"](self.sample)
+
+    @functools.cached_property
+    def sample(self) -> UInt8[torch.Tensor, "b 3 height width"]:
+        """As many images as torch computes in about two seconds."""
+        once = seconds_of(lambda: self.candidates["torch"](self._images[:1]), turns=2)
+        return self._images[: min(_MAX_SAMPLE, max(2, int(_SAMPLE_S / once)))]
+
+    @functools.cached_property
+    def expected(self) -> Float[np.ndarray, "b w"]:
+        """Their features by torch."""
+        return self.candidates["torch"](self.sample)
 
     def require(self, name: str) -> None:
         """Build the runtime that was asked for, or say why that cannot be."""

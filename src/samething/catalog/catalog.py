@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -42,6 +42,18 @@ _SOURCE_COLUMNS: Final = ("image", "label", "domain", *BOX_COLUMNS)
 
 # Rows turned into text together; what there is of them in memory at a time.
 _ROWS_AT_A_TIME: Final = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+    """An image that was left out, and why."""
+
+    image: str
+    """Path as in the catalog; bytes that are no UTF-8 appear as ``\\xNN``."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.image}: {self.reason}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,16 +200,13 @@ class Catalog:
 
     def source(self, row: int) -> Source:
         """The source of one row."""
-        cells = {name: self.table[name][row].as_py() for name in _SOURCE_COLUMNS if name in self._names}
+        names = self.table.column_names
+        cells = {name: self.table[name][row].as_py() for name in _SOURCE_COLUMNS if name in names}
         sides: list[Any] = [cells.get(name) for name in BOX_COLUMNS]
         box = None if sides[0] is None else Box(*sides)
         return Source(
             located(self.root, cells["image"] or ""), box, cells["label"] or "", cells["domain"] or ""
         )
-
-    @functools.cached_property
-    def _names(self) -> frozenset[str]:
-        return frozenset(self.table.column_names)
 
     @property
     def boxes(self) -> list[Box | None]:
@@ -267,8 +276,13 @@ class Catalog:
         digest = hashlib.sha256()
         for place, name in enumerate(sorted([*SCHEMA.names, *optional])):
             digest.update(f'{"," if place else "{"}"{name}":['.encode())
-            for number, text in enumerate(_json_pieces(self.table[name])):
-                digest.update(b"," + text if number else text)
+            joint = ""
+            for chunk in self.table[name].chunks:
+                for start in range(0, len(chunk), _ROWS_AT_A_TIME):
+                    values = chunk.slice(start, _ROWS_AT_A_TIME).to_pylist()
+                    text = json.dumps(values, ensure_ascii=True, separators=(",", ":"))[1:-1]
+                    digest.update((joint + text).encode())
+                    joint = ","
             digest.update(b"]")
         digest.update(b"}")
         return digest.hexdigest()[:16]
@@ -308,9 +322,12 @@ class Catalog:
     def write(self, target: Path) -> Path:
         """Write the catalog as Parquet, atomically; the root is kept relative to the file where it can be."""
         target = Path(target)
+        root, folder = self.root.resolve(), target.parent.resolve()
+        if root.is_relative_to(folder) or folder.is_relative_to(root):
+            root = Path(os.path.relpath(root, folder))
         metadata = {
             "samething.format_version": str(FORMAT_VERSION),
-            "samething.root": _relative(self.root.resolve(), target.parent.resolve()),
+            "samething.root": root.as_posix(),
             "samething.fingerprint": self.fingerprint,
             CATALOG_KEY: NO_DIGEST,
         }
@@ -419,14 +436,6 @@ class Catalog:
         return self.with_column("role", roles)
 
 
-def _json_pieces(column: pa.ChunkedArray) -> Iterator[bytes]:
-    """The values of a column as JSON, separated by commas, some thousands at a time."""
-    for chunk in column.chunks:
-        for start in range(0, len(chunk), _ROWS_AT_A_TIME):
-            values = chunk.slice(start, _ROWS_AT_A_TIME).to_pylist()
-            yield json.dumps(values, ensure_ascii=True, separators=(",", ":"))[1:-1].encode()
-
-
 def require_shares(*, val: float, test: float, seed: int) -> None:
     """Refuse shares of a split that cannot be.
 
@@ -439,12 +448,3 @@ def require_shares(*, val: float, test: float, seed: int) -> None:
             expected="shares in [0, 1) whose sum is below 1, and a seed of at least 0",
             next_step="give smaller shares, or another seed",
         )
-
-
-def _relative(root: Path, folder: Path) -> str:
-    """``root`` as seen from ``folder`` when one holds the other, else absolute."""
-    if root.is_relative_to(folder):
-        return root.relative_to(folder).as_posix()
-    if folder.is_relative_to(root):
-        return "/".join([".."] * len(folder.relative_to(root).parts))
-    return str(root)

@@ -12,14 +12,12 @@ import itertools
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from samething.arrays import FeatureRows, Float, Int
 from samething.errors import ArtefactError
-from samething.features.store import FeatureSet
 
 GROUP_ROWS: Final = 8192
 """Rows that are read ahead together; two such groups are held: 38 MB for float16 rows of 1152."""
@@ -64,21 +62,14 @@ class RowReader:
     child uses the memory map.
 
     Args:
-        source: a ``.npy`` file (n, w), or a feature set.
-
-    Raises:
-        ArtefactError: the file is missing or truncated.
+        features: of a feature set, memory-mapped or in memory.
     """
 
-    def __init__(self, source: Path | FeatureSet) -> None:
-        try:
-            array = source.rows if isinstance(source, FeatureSet) else np.load(source, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise _damaged(source, str(error)) from error
+    def __init__(self, features: FeatureRows) -> None:
         # a slice of a memory map, or an array in memory, has no file of its own to read from
-        whole = isinstance(array, np.memmap) and not isinstance(array.base, np.ndarray)
-        self._file = array if isinstance(array, np.memmap) and whole and array.flags.c_contiguous else None
-        self._array = np.asarray(array)
+        is_whole = not isinstance(features.base, np.ndarray) and features.flags.c_contiguous
+        self._file = features if isinstance(features, np.memmap) and is_whole else None
+        self._array = np.asarray(features)
         self._process = os.getpid()
         self._descriptor: int | None = None
         self._pool: ThreadPoolExecutor | None = None

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from samething.images.addresses import container_of, is_url, located
 from samething.images.decoding import ImageLike, clipped, decode, dimensions, thumbnail
-from samething.images.finding import find_files, is_image_file
+from samething.images.finding import find_files
 from samething.images.formats import IMAGE_SUFFIXES
 from samething.images.pixels import read_pixels
 from samething.images.preparing import Decoding, Preprocessing, ResizePolicy, least_side, prepare
-from samething.images.reading import Identity, as_they_are, checksum, identify, in_threads, prepared
+from samething.images.reading import as_they_are, checksum, identify, in_threads, prepared
 from samething.images.source import Box, Source, disk_state, keyed
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "Box",
     "Decoding",
-    "Identity",
     "ImageLike",
     "Preprocessing",
     "ResizePolicy",
@@ -35,7 +34,6 @@ __all__ = [
     "find_files",
     "identify",
     "in_threads",
-    "is_image_file",
     "is_url",
     "keyed",
     "least_side",

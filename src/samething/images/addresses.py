@@ -64,13 +64,12 @@ def container_of(location: str) -> str:
 
 def local_path(location: str) -> str | None:
     """The path of a file on this disk, also where it is written as a ``file:`` URL; None for other URLs."""
-    scheme = scheme_of(location)
-    if scheme not in ("", "file"):
+    if not is_url(location):
+        return location
+    scheme, _, path = location.partition("://")
+    if scheme.lower() != "file":
         return None
-    path = location[len("file://") :] if scheme else location
-    if scheme and not os.path.exists(path):  # noqa: PTH110
-        return urllib.parse.unquote(path)  # as browsers write it
-    return path
+    return path if os.path.exists(path) else urllib.parse.unquote(path)  # noqa: PTH110 (as browsers write it)
 
 
 def open_file(location: str) -> Any:

@@ -20,7 +20,7 @@ from samething.images.apart import Decoders
 from samething.images.capture import capture_of
 from samething.images.colour_profiles import in_usual_colours
 from samething.images.formats import open_encoded
-from samething.images.jpeg_files import AT_A_FRACTION, can_be_scaled, unpacked_jpeg
+from samething.images.jpeg_files import AT_A_FRACTION, unpacked_jpeg
 from samething.images.netpbm import is_read_value_by_value, unpacked_values
 from samething.images.source import Box, Source, check_bytes, check_pixels, open_image_file
 from samething.images.tiff_layouts import is_planar_with_16_bits, unpacked_planes
@@ -133,7 +133,8 @@ def decoded(
     if box is not None:
         width, height = (round(side * factor) for side in upright.size)
         inside = clipped(box, width, height, name=name)
-        return upright.crop(inside if factor == 1 else _scaled(inside, factor))
+        left, top, right, bottom = (int(side / factor) for side in inside)
+        return upright.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
     if factor > 1:
         upright.info["full_size"] = full_size[::-1] if is_turned else full_size
     return upright
@@ -158,11 +159,6 @@ def is_costly(encoded: Image.Image) -> bool:
 def _decoders(process_id: int) -> Decoders:
     del process_id  # what a process inherits when it is forked is its parent's
     return Decoders(os.cpu_count() or 1, deadline_s=DEADLINE_S)
-
-
-def _scaled(box: Box, factor: float) -> tuple[int, int, int, int]:
-    left, top, right, bottom = (int(side / factor) for side in box)
-    return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
 def pixels_of(megapixels: float | None) -> int:
@@ -217,8 +213,9 @@ def opened(
                 else:
                     stream = stack.enter_context(open_image_file(image))
                 encoded = stack.enter_context(open_encoded(stream, name, max_pixels))
-            limit = max_pixels * (AT_A_FRACTION if can_be_scaled(encoded) else 1)
-            check_pixels(name, *encoded.size, limit)
+            # so that its pixels need not be in memory at once
+            is_scalable = isinstance(encoded, JpegImageFile) and not encoded.info.get("progressive")
+            check_pixels(name, *encoded.size, max_pixels * (AT_A_FRACTION if is_scalable else 1))
             yield encoded
     except ImageError:
         raise
@@ -261,9 +258,16 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, name: str, max_pixels: int, least_side: int | None) -> Image.Image:
-    # not ImageOps.exif_transpose, which also rewrites the metadata and so fails where that alone is damaged
     # unpacked first, because Pillow turns TIFF files by itself there
-    image = _unpacked(image, name, max_pixels, least_side)
+    if isinstance(image, JpegImageFile) and image.tile:
+        image = unpacked_jpeg(image, name, min(max_pixels, MAX_PIXELS), least_side)
+    elif is_read_value_by_value(image):
+        image = unpacked_values(image)
+    elif is_planar_with_16_bits(image):
+        image = unpacked_planes(image)
+    else:
+        image.load()
+    # not ImageOps.exif_transpose, which also rewrites the metadata and so fails where that alone is damaged
     turn = TURNS.get(orientation(image.getexif))
     profile = image.info.get("icc_profile")
     image = image if turn is None else image.transpose(turn)
@@ -280,18 +284,6 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int, least_side: int | No
         if any(high - low > 255 - NEARLY_WHITE for low, high in _extremes(on_black)):
             on_white = on_black
     return in_usual_colours(on_white, profile)
-
-
-def _unpacked(image: Image.Image, name: str, max_pixels: int, least_side: int | None) -> Image.Image:
-    """An image whose pixels are in memory."""
-    if isinstance(image, JpegImageFile) and image.tile:
-        return unpacked_jpeg(image, name, min(max_pixels, MAX_PIXELS), least_side)
-    if is_read_value_by_value(image):
-        return unpacked_values(image)
-    if is_planar_with_16_bits(image):
-        return unpacked_planes(image)
-    image.load()
-    return image
 
 
 def _laid_on(ground: str, image: Image.Image) -> Image.Image:

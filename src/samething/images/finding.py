@@ -38,14 +38,6 @@ class FoundFile(NamedTuple):
     """What it is where it is no image: its suffix, or one of the words above."""
 
 
-def is_image_file(path: str | Path) -> bool:
-    """Whether a file looks like an image: by its suffix, or for other names by its first bytes.
-
-    A broken link named like an image counts, so that it is listed; pipes and devices do not.
-    """
-    return _found(str(path)).is_image
-
-
 def is_excluded(path: str, exclude: Sequence[str]) -> bool:
     """Whether a path below a folder, or a name in it, is like one of the patterns of ``--exclude``.
 
@@ -61,6 +53,9 @@ def is_excluded(path: str, exclude: Sequence[str]) -> bool:
 
 def find_files(folder: Path, exclude: Sequence[str] = ()) -> Iterator[FoundFile]:
     """Walk a folder in sorted order and yield every file.
+
+    A file looks like an image by its suffix, or for other names by its first bytes. A broken link named like
+    an image counts, so that it is listed; pipes and devices do not.
 
     Not looked into, and yielded as files that are no images: hidden files and folders (names starting with a
     dot), folders of systems and storage devices, links to folders, and what is excluded.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import struct
 from typing import Final
 
@@ -33,27 +34,25 @@ FORMATS: Final = (
     "TGA",
 )
 
-# First bytes of the formats people keep images in; a dot stands for any byte.
+# How files of the formats people keep images in begin; a dot stands for any byte.
 _SIGNATURES: Final = {
-    "JPEG": (b"\xff\xd8\xff",),
-    "PNG": (b"\x89PNG\r\n\x1a\n",),
-    "GIF": (b"GIF87a", b"GIF89a"),
-    "WEBP": (b"RIFF....WEBP",),
-    "RAW": (
-        b"II*\0....CR", b"....ftypcrx ", b"FUJIFILMCCD-RAW", b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"\0MRM",
-        b"FOVb", b"II\x1a\0\0\0HEAPCCDR",
-    ),
-    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    "HEIF": tuple(b"....ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")),
-    "AVIF": (b"....ftypavif", b"....ftypavis"),
-    "JXL": (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"),
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "GIF": rb"GIF8[79]a",
+    "WEBP": rb"RIFF....WEBP",
+    "RAW": rb"II\*\x00....CR|....ftypcrx |FUJIFILMCCD-RAW|IIU\x00|IIR[OS]|MMOR|\x00MRM|FOVb|"
+           rb"II\x1a\x00\x00\x00HEAPCCDR",
+    "TIFF": rb"II[*+]\x00|MM\x00[*+]",
+    "HEIF": rb"....ftyp(heic|heix|hevc|heim|mif1|msf1)",
+    "AVIF": rb"....ftypavi[fs]",
+    "JXL": rb"\xff\x0a|\x00\x00\x00\x0cJXL \r\n\x87\n",
 }
 
-# Formats with a first word of their own that are no images here, so that the message can say what a file is.
+# The same of what is no image here, so that the message can say what a file is.
 _OTHERS: Final = {
-    b"%PDF": "a PDF document", b"8BPS": "a Photoshop document", b"%!PS": "a PostScript document",
-    b"v/1\x01": "an OpenEXR image", b"II\xbc\x01": "a JPEG XR image", b"<svg": "an SVG drawing",
-    b"<?xml": "an XML document", b"<!": "a web page", b"....ftyp": "a film",
+    rb"%PDF": "a PDF document", rb"8BPS": "a Photoshop document", rb"%!PS": "a PostScript document",
+    rb"v/1\x01": "an OpenEXR image", rb"II\xbc\x01": "a JPEG XR image", rb"<svg": "an SVG drawing",
+    rb"<\?xml": "an XML document", rb"<!": "a web page", rb"....ftyp": "a film",
 }
 # fmt: on
 
@@ -64,14 +63,7 @@ def kind_of(head: bytes) -> str | None:
     >>> kind_of(b"RIFF\\x1a\\0\\0\\0WEBPVP8 "), kind_of(b"RIFF\\x1a\\0\\0\\0WAVEfmt ")
     ('WEBP', None)
     """
-    return next((kind for kind, all_of_it in _SIGNATURES.items() if _begins(head, all_of_it)), None)
-
-
-def _begins(head: bytes, signatures: tuple[bytes, ...]) -> bool:
-    return any(
-        len(head) >= len(signature) and all(a in (b, 46) for b, a in zip(head, signature, strict=False))
-        for signature in signatures
-    )
+    return next((kind for kind, start in _SIGNATURES.items() if re.match(start, head, re.DOTALL)), None)
 
 
 def open_encoded(stream: io.BufferedIOBase, name: str, max_pixels: int) -> Image.Image:
@@ -109,7 +101,7 @@ def open_encoded(stream: io.BufferedIOBase, name: str, max_pixels: int) -> Image
             stream.seek(0)
             with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
                 return factory(stream, "")  # type: ignore[arg-type]
-    other = next((f"is {words} and" for start, words in _OTHERS.items() if _begins(head, (start,))), "is")
+    other = next((f"is {words} and" for start, words in _OTHERS.items() if re.match(start, head, re.S)), "is")
     reason = described(stream) if kind == "TIFF" else ""
     raise ImageError.of(
         name,

@@ -31,11 +31,6 @@ class _Scans(NamedTuple):
     has_end: bool
 
 
-def can_be_scaled(image: Image.Image) -> bool:
-    """Whether an image may be unpacked at a fraction, so that its pixels need not be in memory at once."""
-    return isinstance(image, JpegImageFile) and not image.info.get("progressive")
-
-
 def check_scans(content: bytes, name: str) -> None:
     """Refuse a JPEG file that would be gone over too often.
 

@@ -50,73 +50,67 @@ def read_pixels(
         name, image = str(image), image.read()
     else:
         name = name_of(image)
-    array, size = _unpacked(image, preprocessing, max_pixels, box, name)
+    found = _turbo(image, name, preprocessing, max_pixels, box) if isinstance(image, bytes) else None
+    if found is None:
+        upright = decoded(image, name, max_pixels=max_pixels, box=box)
+        found = np.array(upright), upright.size  # a copy, because torch wants to be allowed to write
     if preprocessing.views:
-        return canvas([_prepared(array, size, view) for view in preprocessing.views], preprocessing)
-    return _prepared(array, size, preprocessing)
+        return canvas([_prepared(*found, view) for view in preprocessing.views], preprocessing)
+    return _prepared(*found, preprocessing)
 
 
 def _prepared(
     array: UInt8[np.ndarray, "tall wide 3"], size: tuple[int, int], preprocessing: Preprocessing
 ) -> Pixels:
+    """As :func:`prepare`; ``size`` is what the image had before it was unpacked at a fraction."""
     layout = layout_of(*size, preprocessing)
     if layout.cut is not None:
-        array = _part(array, layout.cut)
+        left, top, right, bottom = layout.cut
+        array = np.ascontiguousarray(array[top:bottom, left:right])
     if array.shape[1::-1] != layout.resized:
         array = _resized(array, layout.resized, preprocessing)
     return laid_out(array, layout, preprocessing)
 
 
-def _unpacked(
-    image: ImageLike, preprocessing: Preprocessing, max_pixels: int, box: Box | None, name: str
-) -> tuple[UInt8[np.ndarray, "tall wide 3"], tuple[int, int]]:
-    """Upright RGB pixels with their box cut out, and the full size that they have before any scaling."""
-    jpeg = None
-    if isinstance(image, bytes):
-        with opened(image, max_pixels=max_pixels, name=name) as encoded:
-            if (
-                encoded.format == "JPEG"
-                and encoded.mode in ("RGB", "L")
-                and encoded.width * encoded.height <= min(max_pixels, MAX_PIXELS)
-                and unusual(encoded.info.get("icc_profile"), encoded.mode) is None
-            ):
-                check_scans(image, name)
-                turn = orientation(encoded.getexif)
-                jpeg = _turbo(image, encoded.size, turn, preprocessing, boxed=box is not None)
-    if jpeg is None:
-        upright = decoded(image, name, max_pixels=max_pixels, box=box)  # type: ignore[arg-type]
-        # a copy, because torch wants to be allowed to write
-        return np.array(upright), upright.size
-    array, (width, height) = jpeg
-    if box is not None:
-        inside = clipped(box, width, height, name=name)
-        array = _part(array, inside)
-        width, height = inside.right - inside.left, inside.bottom - inside.top
-    return array, (width, height)
-
-
 def _turbo(
-    content: bytes, size: tuple[int, int], turn: object, preprocessing: Preprocessing, *, boxed: bool
-) -> tuple[np.ndarray, tuple[int, int]] | None:
-    """Upright pixels of a JPEG file and the full upright size; None where the reference has to decide."""
+    content: bytes, name: str, preprocessing: Preprocessing, max_pixels: int, box: Box | None
+) -> tuple[UInt8[np.ndarray, "tall wide 3"], tuple[int, int]] | None:
+    """Upright pixels of a JPEG file with the box cut out, and the size that they have before any scaling.
+
+    None where the reference has to decide.
+    """
     import simplejpeg
 
-    turned = turn in (5, 6, 7, 8)
-    upright = size[::-1] if turned else size
-    least = {}
-    if preprocessing.decoding == "scaled" and not boxed and not preprocessing.views:
-        layout = layout_of(*upright, preprocessing)
-        wide, tall = layout.resized[::-1] if turned else layout.resized
-        if layout.cut is None:
-            # from a factor of 2 on it takes less time than a full decode
-            least = {"min_width": 2 * wide, "min_height": 2 * tall, "min_factor": 2.0}
-    try:
-        array = simplejpeg.decode_jpeg(content, "RGB", **least)
-    except ValueError:  # damaged, or of a kind that only Pillow knows
-        return None
+    with opened(content, max_pixels=max_pixels, name=name) as encoded:
+        size = encoded.size
+        if (
+            encoded.format != "JPEG"
+            or encoded.mode not in ("RGB", "L")
+            or size[0] * size[1] > min(max_pixels, MAX_PIXELS)
+            or unusual(encoded.info.get("icc_profile"), encoded.mode) is not None
+        ):
+            return None
+        check_scans(content, name)
+        turn = orientation(encoded.getexif)
+        upright = size[::-1] if turn in (5, 6, 7, 8) else size
+        least = {}
+        if preprocessing.decoding == "scaled" and box is None and not preprocessing.views:
+            layout = layout_of(*upright, preprocessing)
+            wide, tall = layout.resized if upright == size else layout.resized[::-1]
+            if layout.cut is None:
+                # from a factor of 2 on it takes less time than a full decode
+                least = {"min_width": 2 * wide, "min_height": 2 * tall, "min_factor": 2.0}
+        try:
+            array = simplejpeg.decode_jpeg(content, "RGB", **least)
+        except ValueError:  # damaged, or of a kind that only Pillow knows
+            return None
     if not least and array.shape[1::-1] != size:
         return None
-    return np.ascontiguousarray(_TURNED.get(turn, np.asarray)(array)), upright
+    array = _TURNED.get(turn, np.asarray)(array)
+    if box is not None:
+        left, top, right, bottom = clipped(box, *upright, name=name)
+        array, upright = array[top:bottom, left:right], (right - left, bottom - top)
+    return np.ascontiguousarray(array), upright
 
 
 # EXIF 2.3, tag 0x0112; 1 is upright
@@ -129,10 +123,6 @@ _TURNED: Final[dict[object, Callable[[np.ndarray], np.ndarray]]] = {
     7: lambda array: array[::-1, ::-1].transpose(1, 0, 2),
     8: lambda array: np.rot90(array, 1),
 }
-
-
-def _part(array: np.ndarray, box: Box) -> UInt8[np.ndarray, "tall wide 3"]:
-    return np.ascontiguousarray(array[box.top : box.bottom, box.left : box.right])
 
 
 def _resized(

@@ -193,9 +193,12 @@ def layout_of(width: int, height: int, preprocessing: Preprocessing) -> Layout:
         scale = size / max(width, height)
         resized = max(1, round(width * scale)), max(1, round(height * scale))
         return Layout(None, resized, (-((size - resized[0]) // 2), -((size - resized[1]) // 2)))
-    cut = _without_far_ends(width, height)
-    if cut is not None:
-        width, height = cut.right - cut.left, cut.bottom - cut.top
+    cut = None
+    longest = _LONGEST_STRIP * min(width, height)
+    if max(width, height) > longest:  # resized whole, a strip of 1 × 60,000 pixels would need gigabytes
+        left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+        width, height = min(width, longest), min(height, longest)
+        cut = Box(left, top, left + width, top + height)
     short_side = int(size / preprocessing.crop_fraction)
     if width <= height:
         resized = (short_side, int(short_side * height / width))
@@ -248,12 +251,3 @@ def canvas(views: Sequence[UInt8[np.ndarray, "3 _ _"]], preprocessing: Preproces
         pixels[:, top : top + height, :width] = view
         top += height
     return pixels
-
-
-def _without_far_ends(width: int, height: int) -> Box | None:
-    """A strip cut to 64 times its width: resized whole, one of 1 × 60,000 pixels would need gigabytes."""
-    longest = _LONGEST_STRIP * min(width, height)
-    if max(width, height) <= longest:
-        return None
-    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
-    return Box(left, top, left + min(width, longest), top + min(height, longest))

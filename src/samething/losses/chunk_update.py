@@ -7,7 +7,7 @@ either way.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,42 +16,41 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from samething.arrays import Float
 
 
-class ChunkUpdate:
-    """A step of an optimiser for one two-dimensional parameter, begun once and given its rows in pieces.
+def chunk_update(
+    optimiser: Optimizer, parameter: nn.Parameter
+) -> Callable[[int, Float[Tensor, "rows d"]], None] | None:
+    """Begin a step of an optimiser for one two-dimensional parameter, which is given its rows in pieces.
 
     Args:
-        optimiser: SGD, Adam or AdamW, see :func:`updates_in_chunks`; its group's learning rate, betas and
-            weight decay hold at the time of construction.
+        optimiser: its group's learning rate, betas and weight decay hold from now to the last piece.
         parameter: one of its parameters.
+
+    Returns:
+        What updates the rows from a number on with their gradient, which is used up. None where it could not
+        stand in for the optimiser's own step: that is another than SGD, Adam or AdamW, or an unusual one.
     """
+    if type(optimiser) not in (SGD, Adam, AdamW):
+        return None
+    holding = (each for each in optimiser.param_groups if any(own is parameter for own in each["params"]))
+    group = next(holding, None)
+    if group is None:
+        raise ValueError("the optimiser does not hold this parameter")
+    if group["maximize"] or group.get("amsgrad") or group["differentiable"]:
+        return None
+    weight = parameter.detach()
+    # asking for the state makes it, and SGD without momentum has none
+    keeps_state = not isinstance(optimiser, SGD) or group["momentum"]
+    state = optimiser.state[parameter] if keeps_state else {}
+    is_first_step = not state
 
-    def __init__(self, optimiser: Optimizer, parameter: nn.Parameter) -> None:
-        self.group = _group_of(optimiser, parameter)
-        self.parameter = parameter.detach()
-        # asking for the state makes it, and SGD without momentum has none
-        keeps_state = not isinstance(optimiser, SGD) or self.group["momentum"]
-        self.state = optimiser.state[parameter] if keeps_state else {}
-        self.is_first_step = not self.state
-        if isinstance(optimiser, SGD):
-            if self.is_first_step and self.group["momentum"]:
-                self.state["momentum_buffer"] = torch.zeros_like(self.parameter)
-        else:
-            if self.is_first_step:
-                self.state["step"] = torch.tensor(0.0)
-                self.state["exp_avg"] = torch.zeros_like(self.parameter)
-                self.state["exp_avg_sq"] = torch.zeros_like(self.parameter)
-            self.state["step"] += 1
-        self._is_sgd = isinstance(optimiser, SGD)
-        decoupled = self.group.get("decoupled_weight_decay", isinstance(optimiser, AdamW))
-        self._adam_kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
+    if isinstance(optimiser, SGD):
+        if is_first_step and group["momentum"]:
+            state["momentum_buffer"] = torch.zeros_like(weight)
 
-    def __call__(self, start: int, gradient: Float[Tensor, "rows d"]) -> None:
-        """Update the rows from ``start`` on with their gradient, which is used up."""
-        rows = slice(start, start + len(gradient))
-        parameter, group, state = [self.parameter[rows]], self.group, self.state
-        if self._is_sgd:
+        def update_sgd(start: int, gradient: Float[Tensor, "rows d"]) -> None:
+            rows = slice(start, start + len(gradient))
             torch._fused_sgd_(
-                parameter,
+                [weight[rows]],
                 [gradient],
                 [state["momentum_buffer"][rows]] if group["momentum"] else [],
                 weight_decay=group["weight_decay"],
@@ -60,12 +59,24 @@ class ChunkUpdate:
                 dampening=group["dampening"],
                 nesterov=group["nesterov"],
                 maximize=False,
-                is_first_step=self.is_first_step,
+                is_first_step=is_first_step,
             )
-            return
-        beta1, beta2 = group["betas"]
-        self._adam_kernel(
-            parameter,
+
+        return update_sgd
+
+    if is_first_step:
+        state["step"] = torch.tensor(0.0)
+        state["exp_avg"] = torch.zeros_like(weight)
+        state["exp_avg_sq"] = torch.zeros_like(weight)
+    state["step"] += 1
+    decoupled = group.get("decoupled_weight_decay", isinstance(optimiser, AdamW))
+    adam_kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
+    beta1, beta2 = group["betas"]
+
+    def update_adam(start: int, gradient: Float[Tensor, "rows d"]) -> None:
+        rows = slice(start, start + len(gradient))
+        adam_kernel(
+            [weight[rows]],
             [gradient],
             [state["exp_avg"][rows]],
             [state["exp_avg_sq"][rows]],
@@ -80,17 +91,4 @@ class ChunkUpdate:
             maximize=False,
         )
 
-
-def updates_in_chunks(optimiser: Optimizer, parameter: nn.Parameter) -> bool:
-    """Whether :class:`ChunkUpdate` can stand in for this optimiser's step on this parameter."""
-    if type(optimiser) not in (SGD, Adam, AdamW):
-        return False
-    group = _group_of(optimiser, parameter)
-    return not (group["maximize"] or group.get("amsgrad") or group["differentiable"])
-
-
-def _group_of(optimiser: Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
-    for group in optimiser.param_groups:
-        if any(each is parameter for each in group["params"]):
-            return group
-    raise ValueError("the optimiser does not hold this parameter")
+    return update_adam

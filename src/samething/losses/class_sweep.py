@@ -164,6 +164,7 @@ class Workspace:
         masks = self.masks[kept * (k - 1) * b : (kept + n) * (k - 1) * b].view(k - 1, n, b)
         # with one centre the only plane is what was kept
         numbers = exponentials if k == 1 else planes.view(n * k, b)
+        bits = torch.int16 if self.dtype == torch.bfloat16 else self.dtype
         return Piece(
             start=start,
             stop=stop,
@@ -181,8 +182,8 @@ class Workspace:
             flat_exponentials=exponentials.view(-1),
             masks=list(masks.unbind(0)),
             masks_as_bytes=list(masks.view(torch.uint8).unbind(0)),
-            exponentials_as_bits=_as_bits(exponentials),
-            planes_as_bits=list(_as_bits(planes).unbind(1)),
+            exponentials_as_bits=exponentials.view(bits),
+            planes_as_bits=list(planes.view(bits).unbind(1)),
             numbers=numbers,
             sums=self.sums[number * b : (number + 1) * b],
         )
@@ -210,10 +211,6 @@ class Targets:
     """Where (class, batch row) is in a flat [classes, b] matrix of the piece."""
     rows: Int[Tensor, " t"]
     """Row of the nearest centre of that class among the piece's."""
-
-
-def _as_bits(numbers: Tensor) -> Tensor:
-    return numbers.view(torch.int16) if numbers.dtype == torch.bfloat16 else numbers
 
 
 class ClassSweep:
@@ -268,8 +265,8 @@ class ClassSweep:
     def other_logsumexp(self) -> Float[Tensor, " b"]:
         """``ln Σ_{j≠y} exp(scale·cos θ_j)`` of each row, for the margins that need it first."""
         scale = float(self.margin.scale)
-        logarithm = self._first_pass(None, scale, largest_logit=scale, masks=False).log()
-        return (logarithm + self._shift_of_logits()).to(self.unit.dtype)
+        others, shift = self._first_pass(None, scale, largest_logit=scale, masks=False)
+        return (others.log() + shift).to(self.unit.dtype)
 
     def run(
         self, context: RowContext, share: float, sink_for: Callable[[Tensor | None], GradientSink]
@@ -284,14 +281,16 @@ class ClassSweep:
         scale, keeps = float(context.scale), self.plan.keeps
         largest_logit = scale * self.margin.similarity_bound(context)
         plain = self.margin.keeps_other_cosines
-        others = self._first_pass(None if plain else context, scale, largest_logit=largest_logit, masks=keeps)
+        others, shift = self._first_pass(
+            None if plain else context, scale, largest_logit=largest_logit, masks=keeps
+        )
         check_lengths("class weight", self.workspace.lengths[: self.num_rows, 0])
 
         with torch.enable_grad():
             cosines = self.target_cosines.detach().requires_grad_()
             similarity = self.margin.target_similarity(cosines, context)
             (slope,) = torch.autograd.grad(similarity.sum(), cosines)
-        target = similarity.detach().double() * scale - self._shift_of_logits()
+        target = similarity.detach().double() * scale - shift
         # ln(1 + others/e^target), where either may be beyond the other's precision
         losses = torch.logaddexp(others.log() - target, torch.zeros_like(target))
         row_factor = (scale * share / self.b) / (others + target.exp())
@@ -331,8 +330,8 @@ class ClassSweep:
 
     def _first_pass(
         self, context: RowContext | None, scale: float, *, largest_logit: float, masks: bool
-    ) -> Float[Tensor, " b"]:
-        """Sum of ``exp(logit - shift)`` over the other classes, for each row.
+    ) -> tuple[Float[Tensor, " b"], Tensor | float]:
+        """Sum of ``exp(logit - shift)`` over the other classes, for each row, and the shift.
 
         Without a context the logit is ``scale × cosine``, which the product with a scaled embedding gives at
         once; with one, the margin's similarity stands between them.
@@ -346,7 +345,7 @@ class ClassSweep:
             self.shift = torch.full_like(self.unit[:, 0], excess * LOG2_E)
         for piece, targets in zip(self.pieces, self.targets, strict=True):
             self._sum_exponentials(piece, targets, masks=masks)
-        if self.shift is not None and float(self._total().min()) < SMALLEST_SUM:
+        if self.shift is not None and float(self.plan.sums.double().sum(dim=0).min()) < SMALLEST_SUM:
             # each row's largest logit of a wrong class, as an exponent of 2
             highest = torch.full_like(self.unit[:, 0], -math.inf)
             for piece, targets in zip(self.pieces, self.targets, strict=True):
@@ -358,10 +357,8 @@ class ClassSweep:
             self.shift = highest
             for piece, targets in zip(self.pieces, self.targets, strict=True):
                 self._sum_exponentials(piece, targets, masks=masks)
-        return self._total()
-
-    def _shift_of_logits(self) -> Tensor | float:
-        return 0.0 if self.shift is None else self.shift.double() / LOG2_E
+        shift = 0.0 if self.shift is None else self.shift.double() / LOG2_E
+        return self.plan.sums.double().sum(dim=0), shift
 
     # ---- what a piece goes through
 
@@ -412,6 +409,3 @@ class ClassSweep:
         if slope is not None:
             piece.exponentials.mul_(slope)
         return weight
-
-    def _total(self) -> Float[Tensor, " b"]:
-        return self.plan.sums.double().sum(dim=0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from samething.arrays import Float, Int
-from samething.losses.chunk_update import ChunkUpdate, updates_in_chunks
+from samething.losses.chunk_update import chunk_update
 from samething.losses.class_sweep import ClassSweep, GradientSink, Workspace
 from samething.losses.head import MarginHead, check_lengths
 from samething.losses.margins import BatchRows, Margin
@@ -164,8 +164,9 @@ class FusedMarginStep:
         """Where the gradient of the class weights goes, a chunk at a time."""
         weight, k = self.head.weight, self.head.num_centers
         alone = classes is None and num_processes() == 1 and self.head.prefixes == (weight.shape[1],)
-        if alone and self.optimiser is not None and updates_in_chunks(self.optimiser, weight):
-            return ChunkUpdate(self.optimiser, weight)
+        update = chunk_update(self.optimiser, weight) if alone and self.optimiser is not None else None
+        if update is not None:
+            return update
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
         gradients = weight.grad

@@ -214,10 +214,6 @@ class FinetuneConfig:
         """Last layers that learn; None: all."""
         return None if self.unfreeze == "all" else int(self.unfreeze)
 
-    def to_json(self) -> dict[str, Json]:
-        """Plain JSON values."""
-        return dataclasses.asdict(self)
-
 
 _LARGE: Final = 1e12
 _NOT_NEGATIVE: Final = (

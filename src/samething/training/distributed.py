@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import numpy as np
@@ -37,38 +36,30 @@ def processes() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
-def rank() -> int:
-    """Number of this process, 0 for a single one."""
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-
-
 def is_first() -> bool:
     """Whether this process writes files and shows progress."""
-    return rank() == 0
-
-
-def writer(lock: AbstractContextManager[None]) -> AbstractContextManager[None]:
-    """The lock for the process that writes; nothing for the others."""
-    is_first = int(os.environ.get("RANK", "0")) == 0  # the processes may not have joined yet
-    return lock if is_first else contextlib.nullcontext()
+    return num_processes() == 1 or torch.distributed.get_rank() == 0
 
 
 def wait_for_all() -> None:
     """Wait until every process has come here."""
-    if torch.distributed.is_initialized():
+    if num_processes() > 1:
         torch.distributed.barrier()
 
 
 def share(rows: Rows) -> Rows:
     """This process' consecutive part of a batch."""
+    if num_processes() == 1:
+        return rows
     parts = np.linspace(0, len(rows), num_processes() + 1).astype(int)
-    return rows[parts[rank()] : parts[rank() + 1]]
+    rank = torch.distributed.get_rank()
+    return rows[parts[rank] : parts[rank + 1]]
 
 
 def sum_gradients(loss: Tensor, optimiser: torch.optim.Optimizer) -> Tensor:
     """Add up loss and gradients over the processes; returns the loss of the whole batch."""
     total = loss.detach().clone()
-    if torch.distributed.is_initialized():
+    if num_processes() > 1:
         torch.distributed.all_reduce(total)
         for group in optimiser.param_groups:
             for parameter in group["params"]:

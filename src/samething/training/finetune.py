@@ -34,8 +34,8 @@ from samething.images import prepared
 from samething.training.config import FinetuneConfig, TrainConfig
 from samething.training.data import TrainingData
 from samething.training.loop import HeadTrainer, run_training
+from samething.training.optimisers import Schedule
 from samething.training.run import BACKBONE_NAME, START_NAME, Run, write_tensors
-from samething.training.schedule import Schedule
 from samething.training.trainer import Trainer, claimed, copied_state
 from samething.training.unfreezing import Unfrozen, unfreeze
 
@@ -56,7 +56,7 @@ def run_finetuning(
     """Train the head, then the backbone with it, into a run folder; see :func:`samething.training.train`."""
     made_from = {
         "config": config.to_json(),
-        "finetune": tune.to_json(),
+        "finetune": dataclasses.asdict(tune),
         "features": features.manifest.fingerprint,
     }
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -83,6 +83,7 @@ class Finetuner(Trainer):
 
     title = "fine-tune"
     checkpoint_name = "finetune.pt"
+    backbone: Backbone
     unfrozen: Unfrozen
 
     def __init__(
@@ -102,7 +103,7 @@ class Finetuner(Trainer):
         self.advice = f"lower --tune-learning-rate (now {tune.tune_learning_rate})"
         first = HeadTrainer(features, data, config, folder / HEAD_FIRST)
         first.run()  # was finished: it only loads where it stood
-        self.records_from = (first.step, first.num_steps / first.steps_per_epoch)
+        self.records_from = (first.step, first.schedule.num_steps / first.steps_per_epoch)
         self.start = first.learned()["head"]
         self.head = first.head.to(self.device).eval()
         self.margin_head = first.margin_head
@@ -143,7 +144,7 @@ class Finetuner(Trainer):
 
     def _batches(self) -> Generator[tuple[Int[np.ndarray, " b"], Tensor], None, None]:
         wanted = [rows for batches, position in self._epochs_left() for rows in batches[position:]]
-        wanted = wanted[: self.num_steps - self.step]
+        wanted = wanted[: self.schedule.num_steps - self.step]
         pixels = self._pixels(
             np.concatenate([self.data.rows[:0], *(self.data.rows[rows] for rows in wanted)])
         )
@@ -155,10 +156,6 @@ class Finetuner(Trainer):
         sources = self.features.catalog.sources
         exact = dataclasses.replace(self.backbone.preprocessing, decoding="exact")
         return prepared((sources[row] for row in rows.tolist()), exact, ahead=self.batch_size)
-
-    def _embeddings(self, inputs: Tensor, dropout: Float[Tensor, "b w"] | None) -> Float[Tensor, "b d"]:
-        embeddings: Tensor = self.head(self.backbone(inputs), dropout)
-        return embeddings
 
     def _validation_embeddings(self) -> Float[np.ndarray, "v d"]:
         rows = self.data.val_rows
@@ -213,7 +210,7 @@ def _finish(tuner: Finetuner, made_from: dict[str, Any]) -> None:
         features="features",
         features_fingerprint=extracted.manifest.fingerprint,
         num_tuned_parameters=num_trained,
-        finetune=tuner.tune.to_json(),
+        finetune=dataclasses.asdict(tuner.tune),
         head_first_score=Run.open(folder / HEAD_FIRST).best_score,
         notes=[
             *tuner.data.notes,

@@ -25,9 +25,8 @@ from samething.training.config import TrainConfig
 from samething.training.data import TrainingData
 from samething.training.distributed import is_first, share
 from samething.training.on_card import Recorded, RowsOnDevice
-from samething.training.optimisers import build_optimiser
+from samething.training.optimisers import Schedule, build_optimiser
 from samething.training.run import Run, write_tensors
-from samething.training.schedule import Schedule
 from samething.training.starts import reduction_score, start_classes, starting_head
 from samething.training.trainer import Trainer, claimed, copied_state
 from samething.training.validation import kept_embeddings
@@ -59,7 +58,7 @@ class HeadTrainer(Trainer):
         self.dropout_seed = (config.seed,)
         self.validate_every, self.patience = config.validate_every, config.patience
         self.advice = f"lower --learning-rate (now {config.learning_rate}) or set gradient_clip"
-        self.reader = RowReader(features)
+        self.reader = RowReader(features.rows)
         per_epoch = self.steps_per_epoch
         self.schedule = Schedule(
             highest=config.learning_rate,
@@ -76,8 +75,8 @@ class HeadTrainer(Trainer):
         self.margin_head.to(self.device).train()
         # what a card would be waited for shows in the loss
         self.margin_head.checks = self.device.type == "cpu"
-        if num_processes() == 1:
-            self._full_step = Recorded(self._step, self.device)
+        if num_processes() == 1 and self.device.type == "cuda":
+            self._full_step = Recorded(self._step)
         self.optimiser = build_optimiser(config, [*self.head.parameters(), *self.margin_head.parameters()])
         if FusedMarginStep.covers(self.margin_head):
             # gradients that are summed or clipped first must be there whole
@@ -88,9 +87,14 @@ class HeadTrainer(Trainer):
     def _build_margin_head(self) -> MarginHead:
         config, dim = self.config, self.head.embedding_dim
         counts = self.data.class_counts.tolist()
-        margin = build_margin(
-            config.loss, num_classes=len(counts), class_counts=counts, **_margin_options(config)
-        )
+        options: dict[str, Any] = dict(config.loss_options)
+        if config.scale is not None:
+            options["scale"] = config.scale
+        if config.margin is not None:  # under the name that the loss has for it
+            accepted = inspect.signature(LOSSES[config.loss]).parameters if config.loss in LOSSES else {}
+            names = [name for name in ("margin_radians", "margin_max_radians") if name in accepted]
+            options[names[0] if names else "margin"] = config.margin
+        margin = build_margin(config.loss, num_classes=len(counts), class_counts=counts, **options)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed + 1)
             return MarginHead(
@@ -120,10 +124,6 @@ class HeadTrainer(Trainer):
                 for batch in batches[position:]:
                     rows = self.reader.rows(self.data.rows[share(batch)])
                     yield batch, torch.from_numpy(np.asarray(rows, np.float32))
-
-    def _embeddings(self, inputs: Tensor, dropout: Float[Tensor, "b w"] | None) -> Float[Tensor, "b d"]:
-        embeddings: Tensor = self.head(inputs, dropout)
-        return embeddings
 
     def current_head(self) -> Head:
         """The head as it would be used: whitened, if that is asked for."""
@@ -163,15 +163,3 @@ class HeadTrainer(Trainer):
         if self.config.keep_checkpoints and is_first():
             name = f"head-{self.step:09d}.safetensors"
             write_tensors(self.folder / "checkpoints" / name, self.current_head().state_dict())
-
-
-def _margin_options(config: TrainConfig) -> dict[str, Any]:
-    """What the configuration says of the margin, under the names that the loss has for it."""
-    options: dict[str, Any] = dict(config.loss_options)
-    if config.scale is not None:
-        options["scale"] = config.scale
-    if config.margin is not None:
-        accepted = inspect.signature(LOSSES[config.loss]).parameters if config.loss in LOSSES else {}
-        names = [name for name in ("margin_radians", "margin_max_radians") if name in accepted]
-        options[names[0] if names else "margin"] = config.margin
-    return options

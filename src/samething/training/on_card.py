@@ -59,18 +59,17 @@ class RowsOnDevice:
 
 
 class Recorded:
-    """A training step, from tensors to the loss: on a card one CUDA graph, elsewhere the plain call.
+    """A training step on a card, from tensors to the loss, as one CUDA graph.
 
     The first calls are plain ones; then a call is recorded, and from there on replayed on new inputs. Where
     it cannot be recorded it says why, and stays plain.
 
     Args:
         step: what is called; its tensors have the same shapes each time, and its numbers are the same.
-        device: where it computes.
     """
 
-    def __init__(self, step: Callable[..., Tensor], device: torch.device) -> None:
-        self._step, self._records = step, device.type == "cuda"
+    def __init__(self, step: Callable[..., Tensor]) -> None:
+        self._step, self._records = step, True
         self._num_plain = 0
         self._inputs: tuple[Any, ...] = ()
         self._graph: Any = None

@@ -19,6 +19,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from samething.arrays import Float, Int
+from samething.backbones import Backbone
 from samething.checksums import checksums_of, read_sealed, write_sealed
 from samething.errors import ArtefactError, InputError
 from samething.features import FeatureSet
@@ -43,6 +44,7 @@ from samething.training import distributed
 from samething.training.config import REMOVED, TrainConfig
 from samething.training.data import TrainingData
 from samething.training.on_card import RowsOnDevice
+from samething.training.optimisers import Schedule
 from samething.training.run import (
     BACKBONE_NAME,
     FORMAT_VERSION,
@@ -53,7 +55,6 @@ from samething.training.run import (
     write_tensorboard,
     write_tensors,
 )
-from samething.training.schedule import Schedule
 from samething.training.unfreezing import Unfrozen
 from samething.training.validation import validation_scores
 
@@ -87,7 +88,9 @@ def claimed(folder: Path, made_from: dict[str, Any], *, resume: bool) -> Iterato
         FingerprintError: the folder is of another configuration or other features.
         ArtefactError: it holds other files.
     """
-    with distributed.processes(), distributed.writer(only_one_writer(folder)), disk_errors(folder):
+    # the processes may not have joined yet
+    lock = only_one_writer(folder) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext()
+    with distributed.processes(), lock, disk_errors(folder):
         if distributed.is_first():
             recorded = read_json(folder / CONFIG_NAME) if (folder / CONFIG_NAME).exists() else None
             if recorded is not None and not resume:
@@ -141,8 +144,10 @@ class Trainer(abc.ABC):
     schedule: Schedule
     fused_step: FusedMarginStep | None = None
     """The quick path for the class weights on a CPU; None where autograd has to do it."""
+    backbone: Backbone | None = None
+    """What makes features of the inputs, where they are images."""
     unfrozen: Unfrozen | None = None
-    """The backbone that learns as well."""
+    """What of the backbone learns as well."""
     on_device: RowsOnDevice | None = None
     """The features, where they live on a card."""
 
@@ -190,10 +195,6 @@ class Trainer(abc.ABC):
         its places in :attr:`on_device`."""
 
     @abc.abstractmethod
-    def _embeddings(self, inputs: Tensor, dropout: Float[Tensor, "b w"] | None) -> Float[Tensor, "b d"]:
-        """Embeddings of one process's part of a batch, with factors for the features."""
-
-    @abc.abstractmethod
     def _validation_embeddings(self) -> Float[np.ndarray, "v d"]:
         """Unit-length embeddings of the validation images."""
 
@@ -208,14 +209,10 @@ class Trainer(abc.ABC):
         """Batches of an epoch."""
         return max(1, len(self._epoch(0)))
 
-    @property
-    def num_steps(self) -> int:
-        """Steps of the whole run."""
-        return self.schedule.num_steps
-
     def run(self) -> None:
         """Train from the last checkpoint, or from the start, to the end."""
         self._resume()
+        num_steps = self.schedule.num_steps
         if self.step == 0 and self.config.start == "lda" and not self.records:
             self._validate()
         per_epoch = self.steps_per_epoch
@@ -225,12 +222,12 @@ class Trainer(abc.ABC):
         )
         with self._progress_bar() as progress, contextlib.closing(self._batches()) as batches:
             task = progress.tasks[0].id
-            while self.step < self.num_steps and not self.stopped_early:
+            while self.step < num_steps and not self.stopped_early:
                 rows, inputs = next(batches)
                 self._under_way.append(self._train_step(rows, inputs))
                 self.step += 1
                 is_recorded = self.step % max(1, per_epoch // RECORDS_PER_EPOCH) == 0
-                is_validated = self.step % stride == 0 or self.step == self.num_steps
+                is_validated = self.step % stride == 0 or self.step == num_steps
                 is_saved = is_validated or (between and self.step % between == 0)
                 if is_recorded or is_saved or self.device.type == "cpu":  # a card is not waited for
                     self._look_at_losses()
@@ -249,19 +246,18 @@ class Trainer(abc.ABC):
 
     def _progress_bar(self) -> Progress:
         """Images done, of all, and per second; loss; validation score; time left."""
+        num_steps = self.schedule.num_steps
         bar = progress_bar(
             "images",
             "{task.fields[loss]} {task.fields[score]}",
-            disable=not distributed.is_first() or self.num_steps == 0,
+            disable=not distributed.is_first() or num_steps == 0,
         )
         sizes = [len(batch) for batch in self._epoch(0)]
-
-        def num_images(num_steps: int) -> int:
-            epochs, rest = divmod(num_steps, len(sizes))  # epochs of one length are assumed
-            return epochs * sum(sizes) + sum(sizes[:rest])
-
+        total, done = (  # epochs of one length are assumed
+            steps // len(sizes) * sum(sizes) + sum(sizes[: steps % len(sizes)])
+            for steps in (num_steps, self.step)
+        )
         score = "" if self.best_score is None else f"best mMP@5 {self.best_score:.1%}"
-        total, done = num_images(self.num_steps), num_images(self.step)
         bar.add_task(self.title, total=total, completed=done, loss="", score=score)
         return bar
 
@@ -281,7 +277,7 @@ class Trainer(abc.ABC):
         """The batches of every epoch that is left, and how many of them are done."""
         per_epoch = self.steps_per_epoch
         first, position = divmod(self.step, per_epoch)
-        for epoch in range(first, -(-self.num_steps // per_epoch)):
+        for epoch in range(first, -(-self.schedule.num_steps // per_epoch)):
             yield self._epoch(epoch)[:per_epoch], position if epoch == first else 0
 
     def _train_step(self, rows: Int[np.ndarray, " b"], inputs: Tensor) -> Tensor:
@@ -308,15 +304,17 @@ class Trainer(abc.ABC):
         assert labels is not None
 
         self.optimiser.zero_grad()
-        with self._autocast():
-            embeddings = self._embeddings(inputs, dropout)
-        if self.fused_step is not None:
-            loss, gradient = self.fused_step.loss_and_embedding_gradient(embeddings, labels, share=share)
-            embeddings.backward(gradient.to(embeddings.dtype))  # type: ignore[no-untyped-call]
-        else:
-            with self._autocast():
+        in_bfloat16 = self.config.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=in_bfloat16):
+            features = inputs if self.backbone is None else self.backbone(inputs)
+            embeddings = self.head(features, dropout)
+            if self.fused_step is None:
                 loss = self.margin_head(embeddings, labels) * share
+        if self.fused_step is None:
             loss.backward()
+        else:
+            loss, gradient = self.fused_step.loss_and_embedding_gradient(embeddings, labels, share=share)
+            embeddings.backward(gradient.to(embeddings.dtype))
         loss = distributed.sum_gradients(loss, self.optimiser)
         if self.config.gradient_clip:
             parameters = [each for group in self.optimiser.param_groups for each in group["params"]]
@@ -336,9 +334,6 @@ class Trainer(abc.ABC):
                 )
             self.losses.append(loss)
         self._under_way.clear()
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
     def _dropout(self, num_global: int) -> Float[Tensor, "b w"] | None:
         """Factors for this process's part of a batch, from seed and step alone, whatever was resumed."""

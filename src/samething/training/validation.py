@@ -25,19 +25,10 @@ def kept_embeddings(
 
 
 def validation_scores(embeddings: Embeddings, catalog: Catalog) -> tuple[float, float]:
-    """mMP@5 and R@1 as plain means over the domains of :func:`scores_by_domain`; NaN where there are none."""
-    scores = scores_by_domain(embeddings, catalog)
-    if not scores:
-        return float("nan"), float("nan")
-    score, recall = np.mean(list(scores.values()), axis=0)
-    return float(score), float(recall)
+    """mMP@5 and R@1 of images searched among each other, in one index over all domains.
 
-
-def scores_by_domain(embeddings: Embeddings, catalog: Catalog) -> dict[str, tuple[float, float]]:
-    """mMP@5 and R@1 a domain of images searched among each other, in one index over all domains.
-
-    An image does not find itself; images without another one of their instance do not count, nor do
-    domains that have no others.
+    They are plain means over the domains; NaN where there are none. An image does not find itself; images
+    without another one of their instance do not count, nor do domains that have no others.
 
     Args:
         embeddings: unit-length (v, d), one row per image.
@@ -51,8 +42,10 @@ def scores_by_domain(embeddings: Embeddings, catalog: Catalog) -> dict[str, tupl
     counts = num_relevant > 0
     precision = modified_mean_precision_at_k(relevance, num_relevant, k=5)
     domains = catalog.strings("domain")
-    return {
-        domain: (float(precision[rows].mean()), float(relevance[rows, 0].mean()))
+    scores = [
+        (precision[rows].mean(), relevance[rows, 0].mean())
         for domain in catalog.domains
         if (rows := counts & (domains == domain)).any()
-    }
+    ]
+    score, recall = np.mean(scores, axis=0) if scores else (np.nan, np.nan)
+    return float(score), float(recall)
