@@ -8,7 +8,6 @@ from typing import Any, Final, Literal, cast
 
 from torch import nn
 
-from samething.backbones.processor_settings import three
 from samething.errors import ArtefactError, InputError, first_line, needed
 from samething.images import Preprocessing, ResizePolicy
 
@@ -86,8 +85,8 @@ def open_clip_settings(identifier: str) -> Preprocessing:
         size=side if isinstance(side, int) else side[0],
         resize=_RESIZE[configured["resize_mode"]],
         interpolation=configured["interpolation"],
-        mean=three(configured["mean"]),
-        std=three(configured["std"]),
+        mean=tuple(map(float, configured["mean"])),
+        std=tuple(map(float, configured["std"])),
     )
 
 

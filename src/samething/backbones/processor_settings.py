@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from samething.images import Preprocessing
@@ -23,13 +23,7 @@ def processor_preprocessing(processor: Any) -> Preprocessing:
         resize="short_side_crop" if short_side else "squash",
         crop_fraction=side / short_side if short_side else 1.0,
         interpolation=_RESAMPLING[int(processor.resample)],
-        mean=three(processor.image_mean),
-        std=three(processor.image_std),
+        mean=tuple(map(float, processor.image_mean)),
+        std=tuple(map(float, processor.image_std)),
         place=(0.4999, 0.4999) if crop else (0.5, 0.5),  # its offset is rounded down, others' to even
     )
-
-
-def three(channels: Sequence[float]) -> tuple[float, float, float]:
-    """Red, green and blue as plain floats."""
-    red, green, blue = channels
-    return float(red), float(green), float(blue)

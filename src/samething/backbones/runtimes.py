@@ -83,19 +83,18 @@ def choose_runtime(
     trials = Trials(backbone, sample, device)
     if runtime == "auto":
         trials.attempt_all(num_images)
-        name = fastest(trials.rates, trials.cosines)
-    else:
+        runtime = fastest(trials.rates, trials.cosines)
+    elif runtime != "torch":
         trials.require(runtime)
-        name = runtime
     measured: dict[str, Json] = {
-        "name": name,
+        "name": runtime,
         "device": device,
         "threads": torch.get_num_threads(),
         "cosines": {key: round(value, 7) for key, value in trials.cosines.items()},
         "images_per_s": {key: float(f"{value:.4g}") for key, value in trials.rates.items()},
         "left_out": trials.left_out,
     }
-    return Runtime(name, device, trials.candidates[name], measured)
+    return Runtime(runtime, device, trials.candidates[runtime], measured)
 
 
 def reason_against(
@@ -149,8 +148,6 @@ class Trials:
 
     def require(self, name: str) -> None:
         """Build the runtime that was asked for, or say why that cannot be."""
-        if name == "torch":
-            return
         try:
             self.candidates[name] = self._compared(name)
         except MissingExtraError:

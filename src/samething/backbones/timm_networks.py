@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from samething.backbones.network import bytes_of
-from samething.backbones.processor_settings import three
 from samething.errors import ArtefactError, InputError, MissingExtraError, first_line, needed
 from samething.images import Preprocessing
 
@@ -141,8 +140,8 @@ def timm_settings(network: nn.Module) -> Preprocessing:
         crop_fraction=float(settings["crop_pct"]),
         resize="squash" if settings["crop_mode"] == "squash" else "short_side_crop",
         interpolation=settings["interpolation"],
-        mean=three(settings["mean"]),
-        std=three(settings["std"]),
+        mean=tuple(map(float, settings["mean"])),
+        std=tuple(map(float, settings["std"])),
     )
 
 

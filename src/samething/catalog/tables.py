@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
@@ -64,32 +62,25 @@ def read_table(source: Path) -> pa.Table:
             expected="a catalog (.parquet) or a table with img_path,label[,domain,role] (.csv)",
             next_step="make one with: samething catalog FOLDER -o catalog.parquet",
         )
-    with _readable(source):
+    try:
         if source.suffix.lower() == ".csv":
             return _with_plain_names(_with_numbers(_read_csv(source)))
-        stored = _digest(source)
+        # a foreign table, or one of an earlier version, holds no checksum
+        stored = (pq.read_metadata(source).metadata or {}).get(CATALOG_KEY.encode())
         if stored is not None:
-            require_whole_catalog(source, stored)
+            require_whole_catalog(source, stored.decode())
         table = pq.read_table(source)
         return table if is_own_format(table) else _with_plain_names(table)
-
-
-@contextlib.contextmanager
-def _readable(source: Path) -> Iterator[None]:
-    try:
-        yield
     except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ArtefactError(
-            f"{source} cannot be read ({error})",
-            expected="a Parquet table, or a CSV table in UTF-8 whose rows all have the header's columns",
-            next_step="make the catalog again, or check that the file is whole",
-        ) from error
+        raise _unreadable(source, error) from error
 
 
-def _digest(source: Path) -> str | None:
-    """The checksum that a catalog holds; None of a foreign table, or one of an earlier version."""
-    stored = (pq.read_metadata(source).metadata or {}).get(CATALOG_KEY.encode())
-    return None if stored is None else stored.decode()
+def _unreadable(source: Path, error: Exception) -> ArtefactError:
+    return ArtefactError(
+        f"{source} cannot be read ({error})",
+        expected="a Parquet table, or a CSV table in UTF-8 whose rows all have the header's columns",
+        next_step="make the catalog again, or check that the file is whole",
+    )
 
 
 def verify_catalog(source: Path) -> None:
@@ -98,15 +89,17 @@ def verify_catalog(source: Path) -> None:
     Raises:
         ArtefactError: it was changed, is unreadable, or holds none.
     """
-    with _readable(source):
-        stored = _digest(source)
+    try:
+        stored = (pq.read_metadata(source).metadata or {}).get(CATALOG_KEY.encode())
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(source, error) from error
     if stored is None:
         raise ArtefactError(
             f"{source} holds no checksum",
             expected="a catalog that this version wrote",
             next_step=f"write it again: samething catalog {source} -o catalog.parquet",
         )
-    require_whole_catalog(source, stored, once=False)
+    require_whole_catalog(source, stored.decode(), once=False)
 
 
 def is_own_format(table: pa.Table) -> bool:

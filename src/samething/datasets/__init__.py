@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from samething.catalog import Dropped, require_shares
+from samething.catalog import require_shares
 from samething.datasets.boxes import list_coco
 from samething.datasets.dataset import Dataset, Part, Published
 from samething.datasets.folder import list_folder
 from samething.datasets.hugging_face import is_hugging_face, list_hugging_face
 from samething.datasets.known_sets import datasets
-from samething.datasets.listing import Labels, Listing
+from samething.datasets.listing import Dropped, Labels, Listing
 from samething.datasets.public import DATASETS, read_dataset
 from samething.datasets.report import (
     DROPPED_SUFFIX,

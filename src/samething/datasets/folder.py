@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from samething.catalog import Catalog, Dropped
-from samething.datasets.listing import Labels, Listing
+from samething.catalog import Catalog
+from samething.datasets.listing import Dropped, Labels, Listing
 from samething.errors import InputError, is_utf8, visible
 from samething.images import find_files
 

@@ -9,9 +9,18 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from samething.arrays import Int
-from samething.catalog import Catalog, Dropped
+from samething.catalog import Catalog
 
 Labels: TypeAlias = Literal["folder", "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+    """One image that did not get into the catalog."""
+
+    image: str
+    """Path as in the catalog; bytes that are no UTF-8 appear as ``\\xNN``."""
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

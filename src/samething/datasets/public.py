@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from samething.catalog import BOX_COLUMNS, Catalog, Dropped
+from samething.catalog import BOX_COLUMNS, Catalog
 from samething.datasets.boxes import coco, read_deep_fashion2
 from samething.datasets.class_folders import class_folders, read_gpr1200, read_guiec
 from samething.datasets.dataset import Dataset, Part, Published, Reader
 from samething.datasets.ground_truth import read_forb, read_instre, revisited
 from samething.datasets.ilias import read_ilias, read_ilias_core, read_mini_ilias
-from samething.datasets.listing import Listing
+from samething.datasets.listing import Dropped, Listing
 from samething.datasets.lists import (
     grouped,
     listed,

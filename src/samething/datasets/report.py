@@ -11,7 +11,8 @@ import numpy as np
 import rich.console
 import rich.markup
 
-from samething.catalog import Catalog, Dropped
+from samething.catalog import Catalog
+from samething.datasets.listing import Dropped
 from samething.files import write_csv
 from samething.pages import Cell, Cells, Table
 
@@ -59,7 +60,8 @@ class CatalogReport:
         if self.dropped:
             where = escape(f"{self.path}{DROPPED_SUFFIX}")
             lines.append(f"[red]images dropped: {len(self.dropped):,}[/red], listed in {where}:")
-            lines += [f"  {escape(line)}" for line in _shortened(list(map(str, self.dropped)))]
+            reasons = [f"{entry.image}: {entry.reason}" for entry in self.dropped]
+            lines += [f"  {escape(line)}" for line in _shortened(reasons)]
         return rich.console.Group(table.printed(), *lines)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from samething.catalog import Catalog, Dropped
-from samething.datasets.listing import Listing
+from samething.catalog import Catalog
+from samething.datasets.listing import Dropped, Listing
 from samething.errors import ImageError
-from samething.images import Source, identify, in_threads, located
+from samething.images import Identity, Source, identify, in_threads, located
 from samething.progress import progress_bar
 
 
@@ -21,13 +21,13 @@ def survey_images(listing: Listing, max_pixels: int) -> tuple[Catalog, list[Drop
     # an image of several rows (its boxes, its roles) is opened once
     once, rows_once = np.unique(images, return_inverse=True)
     sources = [Source(located(catalog.root, image)) for image in once]
-    results: list[tuple[int, int, str] | ImageError] = []
+    results: list[Identity | ImageError] = []
     with progress_bar("images", only_on_terminal=True) as progress:
         task = progress.add_task("read", total=len(sources))
         for result in in_threads(lambda source: identify(source, max_pixels), sources):
             results.append(result)
             progress.advance(task)
-    seen: list[tuple[int, int, str]] = []
+    seen: list[Identity] = []
     kept: list[int] = []
     dropped: list[Dropped] = []
     for row, number in enumerate(rows_once):

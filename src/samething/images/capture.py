@@ -48,8 +48,8 @@ def _camera(exif: Image.Exif) -> dict[str, Any]:
     make, model = (_text(exif.get(tag)) for tag in (ExifTags.Base.Make, ExifTags.Base.Model))
     if make.split(" ")[0].lower() in model.lower():  # "NIKON CORPORATION" and "NIKON D90"
         make = ""
-    name = visible(f"{make} {model}".strip()[:_MOST_CHARACTERS])
-    return {"camera": name} if name else {}
+    name = f"{make} {model}".strip()[:_MOST_CHARACTERS]
+    return {"camera": visible(name)} if name else {}
 
 
 def _place(exif: Image.Exif) -> dict[str, Any]:

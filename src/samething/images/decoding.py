@@ -213,9 +213,8 @@ def opened(
                 else:
                     stream = stack.enter_context(open_image_file(image))
                 encoded = stack.enter_context(open_encoded(stream, name, max_pixels))
-            # so that its pixels need not be in memory at once
-            is_scalable = isinstance(encoded, JpegImageFile) and not encoded.info.get("progressive")
-            check_pixels(name, *encoded.size, max_pixels * (AT_A_FRACTION if is_scalable else 1))
+            by_parts = isinstance(encoded, JpegImageFile) and not encoded.info.get("progressive")
+            check_pixels(name, *encoded.size, max_pixels * (AT_A_FRACTION if by_parts else 1))
             yield encoded
     except ImageError:
         raise
@@ -274,8 +273,9 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int, least_side: int | No
     if image.mode.startswith(("I", "F")):
         image = _scaled_to_8_bits(image, name)
     if not image.has_transparency_data:
-        image = image if image.mode == "CMYK" else image.convert("RGB")
-        return in_usual_colours(image, profile)
+        if not profile:
+            return image.convert("RGB")
+        return in_usual_colours(image if image.mode == "CMYK" else image.convert("RGB"), profile)
     if image.mode == "La":
         image = image.convert("LA")  # Pillow drops the alpha of "La" on any other way
     on_white = _laid_on("white", image)

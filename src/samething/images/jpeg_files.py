@@ -16,7 +16,8 @@ MAX_SCANS: Final = 100
 """JPEG files with more scans are refused: each goes over the whole image, and encoders write about ten."""
 
 AT_A_FRACTION: Final = 4
-"""Times the pixels of other images that a JPEG file may have: it is unpacked at half its sides then."""
+"""Times the pixels of other images that a JPEG file may have, unless it is progressive: it is unpacked at
+half its sides then, so that its pixels need not be in memory at once."""
 
 # Neither stuffed bytes nor restarts, which lie inside of a scan (ITU-T T.81, B.1.1.2).
 _MARKER: Final = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd7])")

@@ -40,9 +40,9 @@ class Preprocessing:
     """Share of the resized shorter side that the central crop keeps, in (0, 1]; for ``short_side_crop``."""
     interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
     """Resampling filter, antialiased."""
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     """Subtracted from red, green and blue after scaling to [0, 1]."""
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
     """Divides red, green and blue after the mean is subtracted."""
     decoding: Decoding = "exact"
     """``exact``: Pillow alone, the reference; ``fast``: libjpeg-turbo and torch, within 2 of 255 of it;

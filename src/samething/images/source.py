@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -128,8 +127,7 @@ def keyed(name: str, box: Box | None) -> str:
     return name if box is None else f"{name}\x1f{','.join(map(str, box))}"
 
 
-@contextlib.contextmanager
-def open_image_file(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Iterator[io.BufferedReader]:
+def open_image_file(path: str | Path, *, max_bytes: int = MAX_BYTES) -> io.BufferedReader:
     """A file on this disk, opened; not one that is empty, missing or a pipe, which would never end.
 
     Raises:
@@ -142,11 +140,9 @@ def open_image_file(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Iterator
                 str(path), "is not a file", expected="an image file", next_step="check the path"
             )
         check_bytes(str(path), status.st_size, max_bytes)
-        stream = Path(path).open("rb")  # noqa: SIM115 (closed below)
+        return Path(path).open("rb")
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         raise unreadable(path, error) from error
-    with stream:
-        yield stream
 
 
 def unreadable(path: str | Path, error: Exception) -> ImageError:
