@@ -28,7 +28,7 @@ from typing import Final, TypeAlias
 import torch
 from torch import Tensor
 
-from samething.arrays import Bool, Float, Int, Shaped, UInt8
+from samething.arrays import Bool, Float, Int
 from samething.losses.head import check_lengths
 from samething.losses.margins import Margin, RowContext
 
@@ -65,27 +65,20 @@ class Piece:
     """Their weights, where all classes take part."""
     lengths: Float[Tensor, "rows 1"]
     unit_classes: Float[Tensor, "rows d"]
-    unit_by_dim: Float[Tensor, "d rows"]
     products: Float[Tensor, "rows d"]
     gradient: Float[Tensor, "rows d"]
     scratch: Float[Tensor, "rows d"]
     cosines: Float[Tensor, "rows b"]
-    """First pass: every centre with every embedding."""
+    """First pass: every centre with every embedding. Second pass, with several centres: exponentials, each
+    with its nearest centre; the others zero."""
     planes: list[Float[Tensor, "c b"]]
     """The same, a view a centre."""
     nearest: list[Float[Tensor, "c b"]]
     """Two buffers for running maxima."""
     exponentials: Float[Tensor, "c b"]
     """Kept between the passes."""
-    flat_exponentials: Float[Tensor, " cb"]
     masks: list[Bool[Tensor, "c b"]]
     """Kept between the passes: mask i is set where centre i + 1 beats all before it."""
-    masks_as_bytes: list[UInt8[Tensor, "c b"]]
-    exponentials_as_bits: Shaped[Tensor, "c b"]
-    """bfloat16 as int16: the product with 0 or 1 is the same, in a third of the time; others as they are."""
-    planes_as_bits: list[Shaped[Tensor, "c b"]]
-    numbers: Float[Tensor, "rows b"]
-    """Second pass: exponentials, each with its nearest centre; the others zero."""
     sums: Float[Tensor, " b"]
 
 
@@ -162,16 +155,12 @@ class Workspace:
         exponentials = self.exponentials[kept * b : (kept + n) * b].view(n, b)
         planes = self.planes[: n * k * b].view(n, k, b)
         masks = self.masks[kept * (k - 1) * b : (kept + n) * (k - 1) * b].view(k - 1, n, b)
-        # with one centre the only plane is what was kept
-        numbers = exponentials if k == 1 else planes.view(n * k, b)
-        bits = torch.int16 if self.dtype == torch.bfloat16 else self.dtype
         return Piece(
             start=start,
             stop=stop,
             weight=self.weight[start * k : stop * k],
             lengths=self.lengths[start * k : stop * k],
             unit_classes=self.unit_classes[: n * k],
-            unit_by_dim=self.unit_classes[: n * k].t(),
             products=self.products[: n * k],
             gradient=self.gradient[: n * k],
             scratch=self.scratch[: n * k],
@@ -179,12 +168,7 @@ class Workspace:
             planes=list(planes.unbind(1)),
             nearest=[each[: n * b].view(n, b) for each in self.nearest],
             exponentials=exponentials,
-            flat_exponentials=exponentials.view(-1),
             masks=list(masks.unbind(0)),
-            masks_as_bytes=list(masks.view(torch.uint8).unbind(0)),
-            exponentials_as_bits=exponentials.view(bits),
-            planes_as_bits=list(planes.view(bits).unbind(1)),
-            numbers=numbers,
             sums=self.sums[number * b : (number + 1) * b],
         )
 
@@ -297,6 +281,8 @@ class ClassSweep:
         target_factor = -(row_factor * others * slope.double()).to(self.unit.dtype)[:, None]
         row_factor = row_factor.to(self.unit.dtype)[:, None]
 
+        # bfloat16 as int16: the product with 0 or 1 is the same, in a third of the time
+        bits = torch.int16 if self.workspace.dtype == torch.bfloat16 else self.workspace.dtype
         sink = sink_for(self.classes)
         weighted = (self.unit * row_factor).to(self.workspace.dtype)
         of_targets = self.unit * target_factor
@@ -307,16 +293,17 @@ class ClassSweep:
             else:
                 weight = self._sum_exponentials(piece, targets, masks=True)
             # what was kept goes to each class's nearest centre; the others get zero
-            rest, planes = piece.exponentials_as_bits, piece.planes_as_bits
-            for i in range(len(planes) - 1, 0, -1):
-                torch.mul(rest, piece.masks_as_bytes[i - 1], out=planes[i])
+            rest, planes = piece.exponentials.view(bits), [plane.view(bits) for plane in piece.planes]
+            for i in range(self.k - 1, 0, -1):
+                torch.mul(rest, piece.masks[i - 1].view(torch.uint8), out=planes[i])
                 torch.sub(rest, planes[i], out=planes[0] if i == 1 else rest)
+            numbers = piece.exponentials if self.k == 1 else piece.cosines
             if self.workspace.dtype == from_others.dtype:
-                from_others.addmm_(piece.unit_by_dim, piece.numbers)
+                from_others.addmm_(piece.unit_classes.t(), numbers)
             else:
-                from_others.add_(piece.unit_by_dim @ piece.numbers)
+                from_others.add_(piece.unit_classes.t() @ numbers)
             gradient = piece.gradient
-            torch.mm(piece.numbers, weighted, out=piece.products)
+            torch.mm(numbers, weighted, out=piece.products)
             if piece.products.dtype != gradient.dtype:
                 gradient.copy_(piece.products)
             if targets is not None:
@@ -403,7 +390,7 @@ class ClassSweep:
             exponents = torch.sub(exponents, self.shift, out=piece.exponentials)
         torch.exp2(exponents, out=piece.exponentials)
         if targets is not None:
-            piece.flat_exponentials.index_fill_(0, targets.places, 0.0)
+            piece.exponentials.view(-1).index_fill_(0, targets.places, 0.0)
         # a sum that is wider than what it adds is not vectorised
         piece.sums.copy_(torch.sum(piece.exponentials, dim=0, dtype=piece.lengths.dtype))
         if slope is not None:

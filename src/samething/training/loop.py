@@ -20,10 +20,9 @@ from samething.files import Json
 from samething.heads import Head, whitened_head
 from samething.losses import LOSSES, MarginHead, build_margin
 from samething.losses.fused_step import FusedMarginStep
-from samething.losses.processes import num_processes
+from samething.losses.processes import is_first, num_processes, own_part
 from samething.training.config import TrainConfig
 from samething.training.data import TrainingData
-from samething.training.distributed import is_first, share
 from samething.training.on_card import Recorded, RowsOnDevice
 from samething.training.optimisers import Schedule, build_optimiser
 from samething.training.run import Run, write_tensors
@@ -112,7 +111,7 @@ class HeadTrainer(Trainer):
         self.on_device = self.on_device or RowsOnDevice.if_they_fit(self.features, self.data, self.device)
         if self.on_device is not None:
             for batches, position in self._epochs_left():
-                mine = [share(batch) for batch in batches[position:]]
+                mine = [own_part(batch) for batch in batches[position:]]
                 places = torch.from_numpy(np.concatenate(mine)).to(self.device)
                 parts = torch.split(places, [len(part) for part in mine])
                 yield from zip(batches[position:], parts, strict=True)
@@ -123,7 +122,7 @@ class HeadTrainer(Trainer):
                     num_seen = sum(len(batch) for batch in batches[:position])
                     self.reader.plan(self.data.rows[np.concatenate(batches)], start=num_seen)
                 for batch in batches[position:]:
-                    rows = self.reader.rows(self.data.rows[share(batch)])
+                    rows = self.reader.rows(self.data.rows[own_part(batch)])
                     yield batch, torch.from_numpy(np.asarray(rows, np.float32))
 
     def current_head(self) -> Head:

@@ -38,9 +38,9 @@ from samething.losses import MarginHead
 from samething.losses.fused_step import FusedMarginStep
 from samething.losses.head import generator_for_step
 from samething.losses.matrix_products import bfloat16_slowdown
+from samething.losses.processes import is_first, joined, own_part, sum_gradients, wait_for_all
 from samething.progress import progress_bar, say
 from samething.sampling import epoch_batches
-from samething.training import distributed
 from samething.training.config import REMOVED, TrainConfig
 from samething.training.data import TrainingData
 from samething.training.on_card import RowsOnDevice
@@ -90,8 +90,8 @@ def claimed(folder: Path, made_from: dict[str, Any], *, resume: bool) -> Iterato
     """
     # the processes may not have joined yet
     lock = only_one_writer(folder) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext()
-    with distributed.processes(), lock, disk_errors(folder):
-        if distributed.is_first():
+    with joined(), lock, disk_errors(folder):
+        if is_first():
             recorded = read_json(folder / CONFIG_NAME) if (folder / CONFIG_NAME).exists() else None
             if recorded is not None and not resume:
                 for name in (*_RESULTS, *_FOLDERS, *(_FINETUNED if "finetune" in recorded else ())):
@@ -107,9 +107,9 @@ def claimed(folder: Path, made_from: dict[str, Any], *, resume: bool) -> Iterato
                 kind=KIND,
                 next_step="choose another folder with -o, or start this one over with --no-resume",
             )
-        distributed.wait_for_all()
+        wait_for_all()
         yield is_finished(folder)
-        distributed.wait_for_all()
+        wait_for_all()
 
 
 def _as_recorded(recorded: dict[str, Any], made_from: dict[str, Any]) -> dict[str, Any]:
@@ -250,7 +250,7 @@ class Trainer(abc.ABC):
         bar = progress_bar(
             "images",
             "{task.fields[loss]} {task.fields[score]}",
-            disable=not distributed.is_first() or num_steps == 0,
+            disable=not is_first() or num_steps == 0,
         )
         sizes = [len(batch) for batch in self._epoch(0)]
         total, done = (  # epochs of one length are assumed
@@ -284,7 +284,7 @@ class Trainer(abc.ABC):
         """Take a step; returns its loss, which may still be under way on a card."""
         labels = None
         if self.on_device is None:
-            labels = torch.from_numpy(self.data.classes[distributed.share(rows)]).to(self.device)
+            labels = torch.from_numpy(self.data.classes[own_part(rows)]).to(self.device)
         rate = self.schedule.rate(self.step)
         for group in self.optimiser.param_groups:
             own = rate * group.get("share", 1.0)
@@ -315,7 +315,7 @@ class Trainer(abc.ABC):
         else:
             loss, gradient = self.fused_step.loss_and_embedding_gradient(embeddings, labels, share=share)
             embeddings.backward(gradient.to(embeddings.dtype))
-        loss = distributed.sum_gradients(loss, self.optimiser)
+        loss = sum_gradients(loss, self.optimiser)
         if self.config.gradient_clip:
             parameters = [each for group in self.optimiser.param_groups for each in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip)
@@ -346,7 +346,7 @@ class Trainer(abc.ABC):
             numbers = torch.rand(shape, generator=generator, device=self.device)
         else:
             numbers = torch.from_numpy(np.random.default_rng(seed).random(shape, dtype=np.float32))
-        return distributed.share(numbers < keep) / keep
+        return own_part(numbers < keep) / keep
 
     def _record(self, **values: float) -> None:
         steps, epochs = self.records_from
@@ -375,7 +375,7 @@ class Trainer(abc.ABC):
         return parts if self.unfrozen is None else {**parts, "backbone": self.unfrozen}
 
     def _save(self) -> None:
-        if not distributed.is_first():
+        if not is_first():
             return
         state = {
             "version": _CHECKPOINT_VERSION,
