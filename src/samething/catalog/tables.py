@@ -90,16 +90,16 @@ def verify_catalog(source: Path) -> None:
         ArtefactError: it was changed, is unreadable, or holds none.
     """
     try:
-        stored = (pq.read_metadata(source).metadata or {}).get(CATALOG_KEY.encode())
-    except (pa.ArrowException, OSError) as error:
+        stored = (pq.read_metadata(source).metadata or {}).get(CATALOG_KEY.encode(), b"").decode()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _unreadable(source, error) from error
-    if stored is None:
+    if not stored:
         raise ArtefactError(
             f"{source} holds no checksum",
             expected="a catalog that this version wrote",
             next_step=f"write it again: samething catalog {source} -o catalog.parquet",
         )
-    require_whole_catalog(source, stored.decode(), once=False)
+    require_whole_catalog(source, stored, once=False)
 
 
 def is_own_format(table: pa.Table) -> bool:
