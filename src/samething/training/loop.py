@@ -41,8 +41,7 @@ def run_training(features: FeatureSet, config: TrainConfig, folder: Path, *, res
         trainer = HeadTrainer(features, data, config, folder)
         trainer.run()
         if is_first():
-            head, found = trainer.result()
-            trainer.finish(head, made_from, **found)
+            trainer.finish(trainer.result(), made_from, **trainer.found_out())
     return dataclasses.replace(Run.open(folder), was_finished=False)
 
 
@@ -138,14 +137,15 @@ class HeadTrainer(Trainer):
         """Copies of the head's weights."""
         return {"head": copied_state(self.current_head())}
 
-    def result(self) -> tuple[Head, dict[str, Json]]:
-        """The head that the run is for, of the best validation or the last, and what was found out.
-
-        That is of its start, and whether the backbone's own reduction would be better.
-        """
+    def result(self) -> Head:
+        """The head that the run is for: of the best validation, or the last; on the CPU."""
         head = self.current_head()
         if self.config.keep == "best" and self.best:
             head.load_state_dict(self.best["head"])
+        return head.cpu().eval()
+
+    def found_out(self) -> dict[str, Json]:
+        """What was found out of the start, and whether the backbone's own reduction would be better."""
         found = dict(self.found)
         if self.config.start == "lda" and self.best_score is not None:
             plain = reduction_score(self.features, self.data, self.config, self.head.embedding_dim)
@@ -155,7 +155,7 @@ class HeadTrainer(Trainer):
                     f"against {self.best_score:.1%}, in as many bytes; label more instances"
                 )
                 found["notes"] = [*self.data.notes, worse]
-        return head.cpu().eval(), found
+        return found
 
     def _save(self) -> None:
         super()._save()
