@@ -60,7 +60,9 @@ def _files(folder: Path) -> Iterable[str]:
                 yield Path(parent, name).relative_to(folder).as_posix()
 
 
-def require_whole(folder: Path, manifest: Manifest, names: Iterable[str] | None = None) -> None:
+def require_whole(
+    folder: Path, manifest: Manifest, names: Iterable[str] | None = None, *, once: bool = True
+) -> None:
     """Check files of an artefact: one wrong bit in a weight or a feature would give wrong vectors.
 
     Args:
@@ -68,44 +70,39 @@ def require_whole(folder: Path, manifest: Manifest, names: Iterable[str] | None 
         manifest: its manifest; one of an earlier version, which lists no checksum, lets files pass that are
             there.
         names: paths below the folder; by default all that the manifest lists.
+        once: trust the mark of an earlier look.
 
     Raises:
         ArtefactError: one is missing, cut short, or differs from what the manifest says.
     """
     listed = _listed(manifest)
     for name in listed if names is None else names:
-        _require_whole(Path(folder), name, manifest, listed, once=True)
+        path = Path(folder) / name
+        if not path.is_file():
+            raise ArtefactError(
+                f"{path} does not exist",
+                expected=f"a whole {manifest.kind} folder",
+                next_step=f"copy the whole folder again, or make the {manifest.kind} again",
+            )
+        size, wanted = path.stat().st_size, manifest.content.get("bytes", {}).get(name)
+        if wanted is not None and size < wanted:
+            raise ArtefactError(
+                f"{path} is cut short: {size:,} of {wanted:,} bytes",
+                expected="the whole file, as it was written",
+                next_step="copy or download the file again; an interrupted copy leaves such files",
+            )
+        if listed and not _is_whole(path, listed.get(name), file_sha256, once=once):
+            raise ArtefactError(
+                f"{path} was changed or damaged since it was written",
+                expected=f"the SHA-256 that {Path(folder) / MANIFEST_NAME} names",
+                next_step=f"copy the folder again; or remove it and make the {manifest.kind} again",
+            )
 
 
 def _listed(manifest: Manifest) -> dict[str, str]:
     sha256 = manifest.content.get("sha256", {})
     # version 1 of features: the checksum of the one file
     return {f"{manifest.content['data']}/features.npy": sha256} if isinstance(sha256, str) else dict(sha256)
-
-
-def _require_whole(
-    folder: Path, name: str, manifest: Manifest, listed: dict[str, str], *, once: bool
-) -> None:
-    path = folder / name
-    if not path.is_file():
-        raise ArtefactError(
-            f"{path} does not exist",
-            expected=f"a whole {manifest.kind} folder",
-            next_step=f"copy the whole folder again, or make the {manifest.kind} again",
-        )
-    size, wanted = path.stat().st_size, manifest.content.get("bytes", {}).get(name)
-    if wanted is not None and size < wanted:
-        raise ArtefactError(
-            f"{path} is cut short: {size:,} of {wanted:,} bytes",
-            expected="the whole file, as it was written",
-            next_step="copy or download the file again; an interrupted copy leaves such files",
-        )
-    if listed and not _is_whole(path, listed.get(name), file_sha256, once=once):
-        raise ArtefactError(
-            f"{path} was changed or damaged since it was written",
-            expected=f"the SHA-256 that {folder / MANIFEST_NAME} names",
-            next_step=f"copy the folder again; or remove it and make the {manifest.kind} again",
-        )
 
 
 def _is_whole(path: Path, wanted: str | None, digest: Callable[[Path], str], *, once: bool) -> bool:
@@ -221,7 +218,7 @@ def damages(folder: Path) -> tuple[int, list[str]]:
     num_files, found = len(listed), []
     for name in listed:
         try:
-            _require_whole(folder, name, manifest, listed, once=False)
+            require_whole(folder, manifest, [name], once=False)
         except ArtefactError as error:
             found.append(error.given)
     for inner in sorted(folder.glob(f"*/{MANIFEST_NAME}")):

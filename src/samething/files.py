@@ -13,6 +13,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -54,7 +55,10 @@ def atomic_path(target: Path, *, durable: bool = True) -> Iterator[Path]:
                 next_step="choose another output with -o",
             )
         _make_folder(target.parent)
-        partial = _new_partial(target)
+        # not tempfile.mkstemp: its files are readable by their owner only, and what is made here is for
+        # others too; cut, so that a target of the longest legal length still has room for the suffix
+        partial = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
             yield partial
             if durable:
@@ -80,14 +84,6 @@ def require_writable(target: Path) -> None:
 
 class _NothingWrittenError(Exception):
     """Leaves an atomic write without writing."""
-
-
-def _new_partial(target: Path) -> Path:
-    # not tempfile.mkstemp: its files are readable by their owner only, and what is made here is for others
-    # too; the name is cut so that a target of the longest legal length still has room for the suffix
-    partial = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}{PARTIAL_SUFFIX}")
-    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    return partial
 
 
 @contextlib.contextmanager
@@ -157,6 +153,19 @@ def write_text(target: Path, text: str) -> None:
 def write_json(target: Path, value: Json) -> None:
     """Write JSON atomically: two-space indent, keys in the order given, non-ASCII kept readable."""
     write_text(target, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def finite(value: Json) -> Json:
+    """The value as JSON has it: null for numbers that are not finite, and lists for tuples.
+
+    >>> finite({"low": (0.5, math.nan)})
+    {'low': [0.5, None]}
+    """
+    if isinstance(value, Mapping):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 FORMULA: Final = "^('*[=+@\t\r-])"
@@ -299,7 +308,17 @@ def read_manifest(folder: Path, *, kind: str | None = None, format_version: int 
             expected=f"a {called} folder whose making ran to its end",
             next_step="run the command that makes it again: it resumes where it stopped",
         )
-    manifest, noted = _parse_manifest(folder / MANIFEST_NAME)
+    noted = read_json(folder / MANIFEST_NAME)
+    types = {"kind": str, "format_version": int, "made_from": dict, "content": dict, "fingerprint": str}
+    known = noted if isinstance(noted, dict) else {}
+    wrong = [name for name, type_ in types.items() if not isinstance(known.get(name), type_)]
+    if wrong:
+        raise ArtefactError(
+            f"{folder / MANIFEST_NAME} lacks {', '.join(wrong)}",
+            expected="a manifest written by samething",
+            next_step="make the artefact again",
+        )
+    manifest = Manifest(**{name: noted[name] for name in _FIELDS})
     if kind is not None and manifest.kind != kind:
         raise ArtefactError(
             f"{folder} is a {manifest.kind} folder",
@@ -325,43 +344,20 @@ def read_manifest(folder: Path, *, kind: str | None = None, format_version: int 
     return manifest
 
 
-def _parse_manifest(path: Path) -> tuple[Manifest, Json]:
-    """The manifest in a file, and all that stands there; the fingerprints are not yet compared."""
-    stored = read_json(path)
-    types = {"kind": str, "format_version": int, "made_from": dict, "content": dict, "fingerprint": str}
-    wrong = [
-        name
-        for name, kind in types.items()
-        if not isinstance(stored, dict) or not isinstance(stored.get(name), kind)
-    ]
-    if wrong:
-        raise ArtefactError(
-            f"{path} lacks {', '.join(wrong)}",
-            expected="a manifest written by samething",
-            next_step="make the artefact again",
-        )
-    return Manifest(**{name: stored[name] for name in _FIELDS}), stored
+def differences(ours: Mapping[str, Json], theirs: Mapping[str, Json]) -> list[tuple[str, Json, Json]]:
+    """The entries in which two ``made_from`` descriptions differ: name, our value, their value.
 
-
-def differences(ours: Mapping[str, Json], theirs: Mapping[str, Json]) -> list[str]:
-    """Names of the entries in which two ``made_from`` descriptions differ, nested ones with dots.
-
-    Values are compared as they look in JSON, so a tuple equals the list it is read back as. A missing entry
-    equals one that is null.
+    Names of nested ones have dots. Values are compared as they look in JSON, so a tuple equals the list it is
+    read back as. A missing entry equals one that is null.
 
     >>> differences({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}})
-    ['b.c']
+    [('b.c', 2, 3)]
     """
-    return [name for name, _, _ in _differing(ours, theirs)]
-
-
-def _differing(ours: Mapping[str, Json], theirs: Mapping[str, Json]) -> list[tuple[str, Json, Json]]:
-    """The entries that differ: dotted name, our value, their value."""
     found: list[tuple[str, Json, Json]] = []
     for key in sorted({*ours, *theirs}):
         left, right = ours.get(key), theirs.get(key)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
-            found += [(f"{key}.{name}", mine, other) for name, mine, other in _differing(left, right)]
+            found += [(f"{key}.{name}", mine, other) for name, mine, other in differences(left, right)]
         elif fingerprint(left) != fingerprint(right):
             found.append((key, left, right))
     return found
@@ -373,7 +369,7 @@ def require_same(ours: Mapping[str, Json], theirs: Mapping[str, Json], *, what: 
     Raises:
         FingerprintError: says which entries differ, with both values.
     """
-    differing = _differing(ours, theirs)
+    differing = differences(ours, theirs)
     if differing:
         found = "; ".join(f"{name} is {other!r}" for name, _, other in differing)
         wanted = "; ".join(f"{name} {mine!r}" for name, mine, _ in differing)
