@@ -31,7 +31,7 @@ from samething.backbones.loading import load_from_metadata
 from samething.catalog import Catalog
 from samething.cli import run_script
 from samething.embedder import Embedder
-from samething.evaluation import Comparison
+from samething.evaluation import compare_embeddings
 from samething.evaluation.looked_again import LookedAgain
 from samething.features import FeatureSet
 from samething.images import decode, prepare
@@ -103,7 +103,7 @@ def main(
         gains[f"{look.name}, untaught"] = LookedAgain(
             look, tested, Trust.untaught(look.weights), gains[look.name].known
         )
-    compared = Comparison.of(
+    compared = compare_embeddings(
         dict.fromkeys(["first search", *gains], embeddings[~is_val]), tested, gains=gains,
         protocol="default",
     )  # fmt: skip

@@ -81,7 +81,7 @@ def test_the_report_opens_with_the_answer(fitted):
 @pytest.mark.slow
 def test_the_same_again_computes_nothing_and_more_labels_stand_beside(fitted, images, monkeypatch):
     with monkeypatch.context() as patched:
-        for place in ("study.learning_curve.trained_head", "study.verdict.learning_curve"):
+        for place in ("study.verdict.trained_head", "study.verdict.learning_curve"):
             patched.setattr(f"samething.{place}", None)
         again = fit(images, domain="things", backbone=NAME, output=fitted.folder)
     assert again.verdict.sentences == fitted.verdict.sentences and again.searcher.num_added == 0

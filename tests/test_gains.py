@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from samething.catalog import Catalog
 from samething.errors import ArtefactError, InputError
-from samething.evaluation import Calibration, Comparison, evaluate_embeddings
+from samething.evaluation import Calibration, compare_embeddings, evaluate_embeddings
 from samething.evaluation.no_match import best_answers, fit_calibration, measure_no_match
 from samething.rerank.gains import (
     GAINS,
@@ -389,6 +389,6 @@ def test_a_comparison_prints_and_writes_no_match(tmp_path):
 
     images = catalog(tmp_path, things=30, views=4, val=10)
     rows = views_of(images, noise=0.6)
-    compared = Comparison.of({"run": rows}, images, num_resamples=5)
+    compared = compare_embeddings({"run": rows}, images, num_resamples=5)
     compared = dataclasses.replace(compared, no_match={"run": measure_no_match(rows, images)})
     assert compared.to_json()["run"]["no_match"]["num_queries"] == 20

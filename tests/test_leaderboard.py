@@ -9,7 +9,7 @@ import rich.console
 
 from samething.catalog import Catalog
 from samething.errors import ArtefactError, InputError
-from samething.evaluation import Comparison, evaluate_embeddings
+from samething.evaluation import compare_embeddings, evaluate_embeddings
 from samething.files import write_json
 from samething.leaderboard import BOARDS, leaderboard
 
@@ -39,7 +39,7 @@ def results(tmp_path):
     files = {}
     for protocol in ("default", "guiec", "uned", "ilias", "metric-learning"):
         files[protocol] = tmp_path / f"{protocol}.json"
-        compared = Comparison.of(
+        compared = compare_embeddings(
             {"run": rows, "half": rows[:, :4]}, catalog, protocol=protocol, num_resamples=20
         )
         files[protocol].write_text(json.dumps(compared.to_json()))
@@ -109,11 +109,8 @@ def test_one_protocol_is_shown_and_what_is_not_is_named(results):
 def test_domains_the_challenge_does_not_know_give_no_number(tmp_path):
     catalog = images(tmp_path, domains=("weather",))
     file = tmp_path / "r.json"
-    file.write_text(
-        json.dumps(
-            Comparison.of({"x": embeddings(catalog)}, catalog, protocol="guiec", num_resamples=5).to_json()
-        )
-    )
+    measured = compare_embeddings({"x": embeddings(catalog)}, catalog, protocol="guiec", num_resamples=5)
+    file.write_text(json.dumps(measured.to_json()))
     board = leaderboard(file)
     assert board.own["guiec"] == [] and "has no mmp@5 of guiec" in board.not_listed[0]
 

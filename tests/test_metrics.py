@@ -20,9 +20,8 @@ from samething.metrics import (
 from samething.statistics import (
     bootstrap_interval,
     domain_mean,
-    domain_mean_estimates,
+    mean_estimates,
     paired_difference,
-    weighted_mean_interval,
 )
 
 
@@ -159,13 +158,12 @@ def test_metrics_that_share_their_draws_have_the_intervals_they_have_alone():
     other_queries = values.copy()
     other_queries[1, 4] = np.nan
     for rows in (values, other_queries):
-        groups = [(np.ones(60, dtype=bool), domains), (domains == 1, domains)]
-        for (chosen, _), estimates in zip(groups, domain_mean_estimates(rows, groups), strict=True):
+        for chosen in (np.ones(60, dtype=bool), domains == 1):
+            estimates = mean_estimates(rows[:, chosen], domains[chosen])
             for found, own in zip(estimates, rows[:, chosen], strict=True):
                 interval = bootstrap_interval(own, domains[chosen])
                 assert found == (domain_mean(own, domains[chosen]), *interval)
-    nothing = [(np.ones(3, dtype=bool), np.zeros(3, dtype=int))]
-    assert np.isnan(domain_mean_estimates(np.full((2, 3), np.nan), nothing)).all()
+    assert np.isnan(mean_estimates(np.full((2, 3), np.nan), np.zeros(3, dtype=int))).all()
 
 
 def test_intervals_do_not_depend_on_how_many_draws_are_held(monkeypatch):
@@ -236,7 +234,7 @@ def test_weighted_means_equal_their_definition():
     values, domains = generator.uniform(size=90), np.repeat([0, 1, 2], [10, 30, 50])
     values[[3, 50]] = np.nan
     weights = np.array([3.0, 1.0, 0.0])
-    mean, low, high = weighted_mean_interval(values, domains, weights, num_resamples=4000)
+    [(mean, low, high)] = mean_estimates(values[None], domains, weights, num_resamples=4000)
     own = [[v for v, d in zip(values, domains, strict=True) if d == n and v == v] for n in range(3)]
     assert mean == pytest.approx((3 * sum(own[0]) / len(own[0]) + sum(own[1]) / len(own[1])) / 4)
     draws = sorted(
@@ -246,10 +244,10 @@ def test_weighted_means_equal_their_definition():
     )
     assert (low, high) == pytest.approx((draws[100], draws[3900]), abs=0.01)
     # domains that weigh the same are the plain mean, and one without a value gives its weight to the others
-    equal = weighted_mean_interval(values, domains, np.ones(3))
-    assert equal[0] == pytest.approx(domain_mean(values, domains))
+    [equal] = mean_estimates(values[None], domains, np.ones(3))
+    assert equal.value == pytest.approx(domain_mean(values, domains))
     values[domains == 0] = np.nan
-    assert weighted_mean_interval(values, domains, weights)[0] == pytest.approx(np.mean(own[1]))
-    assert all(math.isnan(one) for one in weighted_mean_interval(values, domains, np.array([1.0, 0.0, 0.0])))
+    assert mean_estimates(values[None], domains, weights)[0].value == pytest.approx(np.mean(own[1]))
+    assert np.isnan(mean_estimates(values[None], domains, np.array([1.0, 0.0, 0.0]))).all()
     with pytest.raises(InputError, match="num_resamples=0"):
-        weighted_mean_interval(values, domains, weights, num_resamples=0)
+        mean_estimates(values[None], domains, weights, num_resamples=0)

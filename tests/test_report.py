@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from samething.catalog import Catalog
-from samething.evaluation import Comparison
-from samething.evaluation.analysis import Analysis, ShownHit, ShownQuery
+from samething.evaluation import Comparison, compare_embeddings
+from samething.evaluation.analysis import NUM_HITS, Analysis
 from samething.evaluation.run_report import write_report
 from scenes import photographs
 
@@ -60,7 +60,7 @@ def comparison(*, domains=("art", "cars")) -> Comparison:
     ]  # fmt: skip
     images = Catalog.from_rows(rows, root=Path("/nowhere"))
     embeddings = {name: rng.normal(size=(28, 8)).astype(np.float32) for name in ("backbone", NASTY, "run")}
-    return Comparison.of(embeddings, images, num_resamples=20)
+    return compare_embeddings(embeddings, images, num_resamples=20)
 
 
 @pytest.fixture(scope="module")
@@ -70,18 +70,23 @@ def page(tmp_path_factory):
     for number, image in enumerate(photographs()[:3]):
         images.append(folder / f"<b>{number}.png")
         image.save(images[-1])
-    queries = [
-        ShownQuery(images[0], NASTY, "<i>domain", (
-            ShownHit(images[1], "right one", 0.9, True),
-            ShownHit(images[2], NASTY, 0.8, False),
-            ShownHit(folder / "gone.png", "gone", 0.1, False),
-        ))
-    ]  # fmt: skip
+    rows = [
+        {"image": images[0].name, "label": NASTY, "domain": "<i>domain", "role": "query"},
+        {"image": images[1].name, "label": "right one", "domain": "<i>domain", "role": "index"},
+        {"image": images[2].name, "label": NASTY, "domain": "<i>domain", "role": "index"},
+        {"image": "gone.png", "label": "gone", "domain": "<i>domain", "role": "index"},
+    ]
+    found = Analysis(
+        catalog=Catalog.from_rows(rows, root=folder), embeddings=np.eye(4), queries=np.array([0]),
+        found=np.array([[1, 2, 3]]), scores=np.array([[0.9, 0.8, 0.1]]),
+        is_right=np.array([[True, False, False]]), same=np.array([0.9]), different=np.array([0.1]),
+        best_wrong=np.array([]),
+    )  # fmt: skip
     records = [{"step": s, "loss": 1 / (s + 1), "learning_rate": 0.1} for s in range(5)]
     target = write_report(
         folder / "report.html", title=NASTY, comparison=comparison(domains=("<i>domain", "$\\frac$ cars")),
-        featured="run", records=[*records, {"step": 4, "val/mmp@5": 0.5}], queries=queries,
-        facts={"a <b>fact": NASTY},
+        featured="run", records=[*records, {"step": 4, "val/mmp@5": 0.5}],
+        facts={"a <b>fact": NASTY}, analysis=found,
     )  # fmt: skip
     return target.read_text(encoding="utf-8")
 
@@ -112,7 +117,8 @@ def test_images_are_inlined_and_small(page):
 
     every = [image["src"] for image in Page(page).all("img")]
     sources = [source for source in every if not source.startswith("data:image/svg+xml;base64,")]
-    assert len(every) == 8 and len(sources) == 4  # bars, three curves, query, three hits
+    assert len(every) == 12 and len(sources) == 7  # bars, similarities, map, three curves, query, three hits
+    sources = sources[3:]
     for source in sources[:3]:
         image = Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1])))
         assert image.format == "JPEG" and max(image.size) == 112
@@ -130,7 +136,8 @@ def test_marks_and_texts(page):
 
 def test_markup_in_names_is_text(page):
     parsed = Page(page)
-    assert "<script" not in page and not {"b", "i"} & {tag for tag, _ in parsed.tags}
+    # the map's legend has an i with a colour
+    assert "<script" not in page and not {"b", "i"} & {tag for tag, own in parsed.tags if not own}
     assert "".join(parsed.text).count(NASTY) >= 4  # title, heading, fact, table, labels
 
 
@@ -151,11 +158,20 @@ def html_unescaped(text):
     return html.unescape(text)
 
 
+def analysed() -> Analysis:
+    """Of images that are nowhere."""
+    rows = [
+        {"image": f"{number}.jpg", "label": f"l{number % 7}", "role": "query+index"} for number in range(28)
+    ]
+    embeddings = np.random.default_rng(0).normal(size=(28, 8)).astype(np.float32)
+    return Analysis.of(embeddings, Catalog.from_rows(rows, root=Path("/nowhere")))
+
+
 def test_same_input_same_page(tmp_path):
     def write(name):
         return write_report(
             tmp_path / name, title="t", comparison=comparison(), featured="run",
-            records=[{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}], queries=[], facts={},
+            records=[{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}], facts={}, analysis=analysed(),
         ).read_bytes()  # fmt: skip
 
     assert write("a.html") == write("b.html")
@@ -167,9 +183,15 @@ def test_queries_without_a_positive_are_counted_and_no_number_reads_nan(tmp_path
         for n, (label, domain) in enumerate([("a", "x"), ("a", "x"), ("b", "x"), ("c", "y"), ("d", "y")])
     ]
     embeddings = {"run": np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)}
-    measured = Comparison.of(embeddings, Catalog.from_rows(rows, root=Path("/nowhere")), num_resamples=5)
+    measured = compare_embeddings(embeddings, Catalog.from_rows(rows, root=Path("/nowhere")), num_resamples=5)
     text = write_report(
-        tmp_path / "r.html", title="t", comparison=measured, featured="run", records=[], queries=[], facts={}
+        tmp_path / "r.html",
+        title="t",
+        comparison=measured,
+        featured="run",
+        records=[],
+        facts={},
+        analysis=analysed(),
     ).read_text(encoding="utf-8")
     assert "without a positive left out" in text
     assert not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", text)) and "<td>–</td>" in text
@@ -193,10 +215,10 @@ def looked_at(tmp_path_factory):
     embeddings = generator.standard_normal((40, 6))[np.arange(120) % 40]
     embeddings = (embeddings + 0.6 * generator.standard_normal((120, 6))).astype(np.float32)
     analysis = Analysis.of(embeddings, catalog)
-    compared = Comparison.of({"run": embeddings, "other": embeddings[:, :3]}, catalog, num_resamples=20)
+    compared = compare_embeddings({"run": embeddings, "other": embeddings[:, :3]}, catalog, num_resamples=20)
     target = write_report(
         folder / "r.html", title="t", comparison=compared, featured="run", records=[],
-        queries=analysis.examples(4), facts={}, analysis=analysis, embeddings=embeddings,
+        facts={}, analysis=analysis,
     )  # fmt: skip
     return target.read_text(encoding="utf-8"), analysis, catalog, embeddings
 
@@ -237,8 +259,9 @@ def test_the_analysis_equals_sorting(looked_at):
     np.testing.assert_allclose(np.sort(analysis.same), np.sort(scores[same]), atol=1e-5)
     np.testing.assert_allclose(analysis.best_wrong, np.where(same, -2, scores).max(axis=1), atol=1e-5)
     worst, near = analysis.worst(5), analysis.near_misses(5)
-    assert all(not any(hit.is_right for hit in query.hits) for query in worst)
-    firsts = [query.hits[0].score for query in worst]
+    assert not analysis.is_right[worst, :NUM_HITS].any()
+    firsts = analysis.scores[worst, 0].tolist()
     assert firsts == sorted(firsts, reverse=True)
-    assert all(not query.hits[0].is_right for query in near)
-    assert {query.domain for query in analysis.examples(4)} == set(catalog.domains)
+    assert len(near) and not analysis.is_right[near, 0].any()
+    examples = analysis.queries[analysis.examples(4)]
+    assert set(catalog.strings("domain")[examples]) == set(catalog.domains)

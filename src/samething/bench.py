@@ -15,7 +15,7 @@ from rich.markup import escape
 from samething.datasets import DATASETS, Part
 from samething.datasets import catalog as list_images
 from samething.errors import FingerprintError, InputError
-from samething.evaluation import Comparison
+from samething.evaluation import Comparison, compare_embeddings
 from samething.evaluation.protocols import protocol_of
 from samething.features import Estimate, FeatureSet, features
 from samething.files import write_json
@@ -211,7 +211,7 @@ def _measured(
             expected="training images to fit heads to, and such a number among --dims",
             next_step="name a feature folder with train images: --train-on FEATURES --dims 64",
         )
-    comparison = Comparison.of(embeddings, own.catalog, protocol=row.protocol)
+    comparison = compare_embeddings(embeddings, own.catalog, protocol=row.protocol)
     origin = {"benchmark": row.listed or board, "backbone": dict(own.backbone)}
     results = {name: {**origin, **numbers} for name, numbers in comparison.to_json().items()}
     file = folder / f"{board}.json"

@@ -19,7 +19,7 @@ import numpy as np
 
 from samething.arrays import Bool, Float
 from samething.errors import ArtefactError, InputError
-from samething.files import Json
+from samething.files import Json, finite
 from samething.statistics import logistic_weights
 
 FORMAT_VERSION: Final = 1
@@ -189,11 +189,7 @@ class Calibration:
 
     def to_json(self) -> Json:
         """As stored in a model folder."""
-        content = dataclasses.asdict(self)
-        numbers = {name: value for name, value in content.items() if isinstance(value, float)}
-        finite = content | {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        finite["steps"] = [list(step) for step in self.steps]
-        return {"format_version": FORMAT_VERSION, **finite}
+        return finite({"format_version": FORMAT_VERSION, **dataclasses.asdict(self)})
 
     @classmethod
     def from_json(cls, content: Json) -> Calibration:

@@ -39,26 +39,10 @@ def _environment() -> Any:
 def write_page(target: Path, template: str, **values: Any) -> Path:
     """Fill in a template of ``templates/`` and write the page, whole or not at all.
 
-    The template may call ``image(path)``, ``drawing(figure)`` and ``pair(…)`` for the URLs of images; the
-    macros of ``parts.html`` lay out a :class:`Table`, figures, and rows of :class:`Thumbnail`.
+    The macros of ``parts.html`` lay out a :class:`Table`, figures, and rows of :class:`Thumbnail`.
     """
-    page = (
-        _environment()
-        .get_template(template)
-        .render(image=image_url, drawing=drawing_url, pair=pair_url, **values)
-    )
-    write_text(target, page)
+    write_text(target, _environment().get_template(template).render(**values))
     return target
-
-
-def drawing_url(figure: Any) -> str:
-    """A matplotlib figure as an image of its own, so that neither its ids nor its style touch the page."""
-    import matplotlib
-
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "samething"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def image_url(path: ImageLike) -> str:
@@ -205,7 +189,17 @@ def new_axes(width: float, height: float, **labels: Any) -> tuple[Any, Any]:
     return figure, axes
 
 
-def bars_figure(names: Sequence[str], series: Mapping[str, Sequence[Interval]], *, label: str) -> Any:
+def drawing_url(figure: Any) -> str:
+    """A matplotlib figure as an image of its own, so that neither its ids nor its style touch the page."""
+    import matplotlib
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "samething"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def bars_url(names: Sequence[str], series: Mapping[str, Sequence[Interval]], *, label: str) -> str:
     """Horizontal bars with intervals, of shares in percent: a group per name, a colour per series."""
     import matplotlib
 
@@ -230,12 +224,12 @@ def bars_figure(names: Sequence[str], series: Mapping[str, Sequence[Interval]], 
     axes.invert_yaxis()
     if len(series) > 1:
         figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
-    return figure
+    return drawing_url(figure)
 
 
-def lines_figure(
+def lines_url(
     lines: Mapping[str, Sequence[tuple[float, float, float, float]]], *, x_label: str, y_label: str
-) -> Any:
+) -> str:
     """Lines with intervals, of shares in percent: (x, share, low, high) per point."""
     figure, axes = new_axes(8.0, 3.6, xlabel=x_label, ylabel=y_label)
     for name, points in lines.items():
@@ -243,7 +237,7 @@ def lines_figure(
         (drawn,) = axes.plot(x, percent[0], marker="o", label=as_drawn(name))
         axes.fill_between(x, percent[1], percent[2], alpha=0.15, color=drawn.get_color())
     axes.legend(frameon=False)
-    return figure
+    return drawing_url(figure)
 
 
 def as_drawn(text: str) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -43,17 +42,26 @@ def percent(value: float, low: float | None = None, high: float = math.nan, *, s
     return text if low is None else f"{text} ({form.format(100 * low)}{to}{form.format(100 * high)})"
 
 
-def domain_mean(values: PerQuery, domains: Int[np.ndarray, " q"]) -> float:
-    """Plain mean over domains of the mean over each domain's queries.
+def domain_mean(
+    values: PerQuery, domains: Int[np.ndarray, " q"], weights: Float[np.ndarray, " m"] | None = None
+) -> float:
+    """Mean over domains of the mean over each domain's queries.
 
-    Every domain weighs the same however many queries it has (as in UnED, ICCV 2023). NaN values are left
-    out, and so is a domain that has no other; NaN if nothing is left.
+    Every domain weighs the same however many queries it has (as in UnED, ICCV 2023), or as much as it is
+    given. NaN values are left out, and so is a domain that has no other; NaN if nothing is left.
+
+    Args:
+        values: one value per query, NaN for none.
+        domains: domain of each query, as integers.
+        weights: not negative, by domain. They are divided by the sum of those whose domain has a value.
 
     >>> domain_mean(np.array([1.0, 0.0, np.nan, 1.0]), np.array([0, 0, 0, 1]))
     0.75
     """
     groups = _known_groups(values, domains)
-    return float(np.mean([group.mean() for group in groups])) if groups else float("nan")
+    shares = np.array([1.0 if weights is None else weights[domain] for domain in groups])
+    means = np.array([group.mean() for group in groups.values()])
+    return float(np.sum(shares * means) / np.sum(shares)) if shares.any() else math.nan
 
 
 def bootstrap_interval(
@@ -88,68 +96,35 @@ def bootstrap_interval(
     (0.5, 0.5)
     """
     groups = np.zeros(len(values), dtype=np.int64) if domains is None else domains
-    means = _resampled_domain_means(values[None], groups, num_resamples=num_resamples, seed=seed)
+    means = _resampled_means(values[None], groups, None, num_resamples, seed)
     return _central(means[0], level)
 
 
-def domain_mean_estimates(
+def mean_estimates(
     values: Float[np.ndarray, "m q"],
-    groups: Iterable[tuple[Bool[np.ndarray, " q"], Int[np.ndarray, " q"]]],
+    domains: Int[np.ndarray, " q"],
+    weights: Float[np.ndarray, " w"] | None = None,
     *,
     num_resamples: int = 2000,
-) -> list[list[Estimate]]:
+) -> list[Estimate]:
     """Several metrics of the same queries: each one's :func:`domain_mean` and :func:`bootstrap_interval`.
 
     The queries are drawn once for all metrics.
 
     Args:
         values: a row per metric.
-        groups: which queries are meant, and the domains of all queries; the result has a list for each.
-        num_resamples: means drawn, at least 1.
-    """
-    found = []
-    for chosen, domains in groups:
-        own, own_domains = values[:, chosen], domains[chosen]
-        means = _resampled_domain_means(own, own_domains, num_resamples=num_resamples, seed=0)
-        rows = zip(own, means, strict=True)
-        found.append([Estimate(domain_mean(row, own_domains), *_central(drawn, 0.95)) for row, drawn in rows])
-    return found
-
-
-def weighted_mean_interval(
-    values: PerQuery,
-    domains: Int[np.ndarray, " q"],
-    weights: Float[np.ndarray, " m"],
-    *,
-    num_resamples: int = 2000,
-) -> Estimate:
-    """Mean over domains with a weight each, and its percentile bootstrap interval.
-
-    Args:
-        values: one value per query, NaN for none.
-        domains: domain of each query, a position in ``weights``.
-        weights: not negative. They are divided by the sum of those whose domain has a value.
+        domains: domain of each query, as integers.
+        weights: of the domains, as in :func:`domain_mean`.
         num_resamples: means drawn, at least 1.
 
-    Returns:
-        The mean, and the lower and upper end; NaN when no domain has both a value and a weight.
-
-    >>> weighted_mean_interval(np.array([1.0, 0.0, 0.0]), np.array([0, 1, 1]), np.array([3.0, 1.0]))
-    Estimate(value=0.75, low=0.75, high=0.75)
+    >>> mean_estimates(np.array([[1.0, 0.0, 0.0]]), np.array([0, 1, 1]), np.array([3.0, 1.0]))
+    [Estimate(value=0.75, low=0.75, high=0.75)]
     """
-    known = ~np.isnan(values)
-    weighty = [number for number in np.unique(domains[known]) if weights[number] > 0]
-    total = float(sum(weights[number] for number in weighty))
-    if not weighty:
-        return Estimate(float("nan"), float("nan"), float("nan"))
-    generator = np.random.default_rng(0)
-    mean, means = 0.0, np.zeros(num_resamples)
-    for number in weighty:
-        group = values[known & (domains == number)]
-        share = float(weights[number]) / total
-        mean += share * float(group.mean())
-        means += share * _resampled_means(group[None], num_resamples, generator)[0]
-    return Estimate(mean, *_central(means, 0.95))
+    means = _resampled_means(values, domains, weights, num_resamples, seed=0)
+    return [
+        Estimate(domain_mean(row, domains, weights), *_central(drawn, 0.95))
+        for row, drawn in zip(values, means, strict=True)
+    ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,9 +200,8 @@ def paired_difference(
             next_step="evaluate both on one catalog",
         )
     values = first - second
-    means = _resampled_domain_means(values[None], domains, num_resamples=num_resamples, seed=0)
-    low, high = _central(means[0], 0.95)
-    groups = _known_groups(values, domains)
+    (found,) = mean_estimates(values[None], domains, num_resamples=num_resamples)
+    groups = list(_known_groups(values, domains).values())
     observed = abs(sum(float(group.mean()) for group in groups))
     generator = np.random.default_rng([0, 1])
     totals = np.zeros(num_resamples)
@@ -241,60 +215,51 @@ def paired_difference(
     # sums in another order differ in the last digits
     as_large = int(np.count_nonzero(np.abs(totals) >= observed - 1e-12))
     return PairedDifference(
-        difference=domain_mean(values, domains),
-        low=low,
-        high=high,
+        difference=found.value,
+        low=found.low,
+        high=found.high,
         num_queries=int(np.count_nonzero(~np.isnan(values))),
         p_value=(as_large + 1) / (num_resamples + 1) if groups else float("nan"),
     )
 
 
-def _resampled_domain_means(
-    values: Float[np.ndarray, "m q"], domains: Int[np.ndarray, " q"], *, num_resamples: int, seed: int
-) -> Float[np.ndarray, "m r"]:
-    """Resampled plain means over domains of each metric; NaN where no value is known."""
-    known = ~np.isnan(values)
-    if (known != known[:1]).any():  # of other queries, so they cannot share draws
-        return np.concatenate(
-            [
-                _resampled_domain_means(row[None], domains, num_resamples=num_resamples, seed=seed)
-                for row in values
-            ]
-        )
-    numbers = np.unique(domains[known[0]])
-    if not len(numbers):
-        return np.full((len(values), 1), np.nan)
-    generator = np.random.default_rng(seed)
-    means = [
-        _resampled_means(values[:, known[0] & (domains == number)], num_resamples, generator)
-        for number in numbers
-    ]
-    total: np.ndarray = sum(means, np.zeros(()))
-    return total / len(numbers)
-
-
 def _resampled_means(
-    values: Float[np.ndarray, "m q"], num_resamples: int, generator: np.random.Generator
+    values: Float[np.ndarray, "m q"],
+    domains: Int[np.ndarray, " q"],
+    weights: Float[np.ndarray, " w"] | None,
+    num_resamples: int,
+    seed: int,
 ) -> Float[np.ndarray, "m r"]:
+    """Resampled means over domains of each metric; NaN where no value is known."""
     if num_resamples < 1:
         raise InputError(
             f"num_resamples={num_resamples}", expected="at least 1", next_step="leave it at 2000"
         )
-    num_values = values.shape[1]
-    means = np.empty((len(values), num_resamples))
-    step = max(1, _DRAWS_AT_A_TIME // num_values)
-    for start in range(0, num_resamples, step):
-        stop = min(start + step, num_resamples)
-        drawn = generator.integers(num_values, size=(stop - start, num_values))
-        for row, own in zip(means, values, strict=True):
-            row[start:stop] = own[drawn].mean(axis=1)
-    return means
+    known = ~np.isnan(values)
+    if (known != known[:1]).any():  # of other queries, so they cannot share draws
+        rows = [_resampled_means(row[None], domains, weights, num_resamples, seed) for row in values]
+        return np.concatenate(rows)
+    generator = np.random.default_rng(seed)
+    totals, whole = np.zeros((len(values), num_resamples)), 0.0
+    for domain in np.unique(domains[known[0]]):
+        weight = 1.0 if weights is None else float(weights[domain])
+        if not weight:
+            continue
+        group = values[:, known[0] & (domains == domain)]
+        step = max(1, _DRAWS_AT_A_TIME // group.shape[1])
+        for start in range(0, num_resamples, step):
+            stop = min(start + step, num_resamples)
+            drawn = generator.integers(group.shape[1], size=(stop - start, group.shape[1]))
+            for row, own in zip(totals, group, strict=True):
+                row[start:stop] += weight * own[drawn].mean(axis=1)
+        whole += weight
+    return totals / whole if whole else np.full((len(values), 1), np.nan)
 
 
-def _known_groups(values: PerQuery, domains: Int[np.ndarray, " q"]) -> list[np.ndarray]:
+def _known_groups(values: PerQuery, domains: Int[np.ndarray, " q"]) -> dict[int, np.ndarray]:
     """The known values of each domain, by ascending domain number; domains without any are left out."""
     known = ~np.isnan(values)
-    return [values[known & (domains == domain)] for domain in np.unique(domains[known])]
+    return {domain: values[known & (domains == domain)] for domain in np.unique(domains[known]).tolist()}
 
 
 def _central(means: Float[np.ndarray, " r"], level: float) -> tuple[float, float]:

@@ -19,7 +19,17 @@ from samething.curate.ledger import MEANINGS, Ledger
 from samething.curate.pairs import METHODS, Pairs
 from samething.curate.same_image import made_of_each_other
 from samething.images import decode
-from samething.pages import Cell, Table, Thumbnail, as_drawn, image_url, new_axes, pair_url, write_page
+from samething.pages import (
+    Cell,
+    Table,
+    Thumbnail,
+    as_drawn,
+    drawing_url,
+    image_url,
+    new_axes,
+    pair_url,
+    write_page,
+)
 
 NUM_SAMPLES: Final = 9
 """Images shown of each domain."""
@@ -201,7 +211,7 @@ class _Page:
 def _histograms(
     before: Catalog, after: Catalog, was_there: np.ndarray, is_there: np.ndarray
 ) -> dict[str, Any]:
-    """How many classes have how many training images, before and after, a figure per domain."""
+    """How many classes have how many training images, before and after, a drawing's URL per domain."""
     sizes = []
     for catalog, rows in ((before, was_there), (after, is_there)):
         own = catalog.take(rows)
@@ -214,7 +224,7 @@ def _histograms(
         largest = max(int(own.max(initial=1)) for own in both)
         edges = np.unique(np.geomspace(1, largest + 1, min(largest, 16) + 1).round())
         edges = edges if len(edges) > 1 else np.array([1.0, 2.0])
-        figures[domain], axes = new_axes(4.2, 2.4)
+        figure, axes = new_axes(4.2, 2.4)
         for own, name, style in zip(both, ("before", "after"), _STYLES, strict=True):
             alpha = 0.35 if style == "stepfilled" else 1.0
             axes.hist(own, bins=edges.tolist(), label=name, histtype=style, alpha=alpha, linewidth=1.6)
@@ -223,4 +233,5 @@ def _histograms(
         axes.set_xticks(ticks, [f"{tick}" for tick in ticks])
         axes.minorticks_off()
         axes.legend(fontsize=8, frameon=False)
+        figures[domain] = drawing_url(figure)
     return figures

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,35 +9,20 @@ import cyclopts
 
 from samething.calibration import Calibration
 from samething.errors import InputError
-from samething.evaluation.comparison import Comparison
 from samething.evaluation.embedding_files import read_embeddings, write_descriptors
-from samething.evaluation.measuring import evaluate_embeddings
-from samething.evaluation.protocols import (
-    MEAN,
-    METRICS,
-    PROTOCOLS,
-    SCOPES,
-    Protocol,
-    ProtocolName,
-    Scope,
-    protocol_of,
-)
-from samething.evaluation.result import EvaluationResult
+from samething.evaluation.measuring import compare_embeddings, evaluate_embeddings
+from samething.evaluation.protocols import MEAN, PROTOCOLS, ProtocolName, Scope, protocol_of
+from samething.evaluation.result import Comparison, EvaluationResult
 from samething.files import write_json
-from samething.metrics import Metric
 from samething.retrieval import Precision
 
 __all__ = [
     "MEAN",
-    "METRICS",
     "PROTOCOLS",
-    "SCOPES",
     "Calibration",
     "Comparison",
     "EvaluationResult",
-    "Metric",
-    "Protocol",
-    "Scope",
+    "compare_embeddings",
     "evaluate",
     "evaluate_embeddings",
 ]
@@ -102,9 +86,8 @@ def evaluate(
     result: Comparison | EvaluationResult
     if embeddings is not None and catalog is not None:
         rows, tested = read_embeddings(embeddings, catalog)
-        options: dict[str, Any] = {"distractors": distractors, "precision": precision}
-        measured = evaluate_embeddings(rows, tested, protocol=chosen, show_progress=True, **options)
-        result = dataclasses.replace(measured, shown=shown)
+        options: dict[str, Any] = {"distractors": distractors, "precision": precision, "shown": shown}
+        result = evaluate_embeddings(rows, tested, protocol=chosen, show_progress=True, **options)
     else:
         from samething.evaluation.runs import OpenedRuns
 

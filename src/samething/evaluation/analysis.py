@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.util
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -14,45 +12,17 @@ from samething.arrays import Bool, Embeddings, Float, Int, unit
 from samething.catalog import Catalog
 from samething.evaluation.task import RetrievalTask
 
-_NUM_HITS: Final = 6
+NUM_HITS: Final = 6
+"""Answers of a query that are looked at."""
 _MAP_POINTS: Final = 400
-
-
-@dataclasses.dataclass(frozen=True)
-class ShownHit:
-    """An image that a query found."""
-
-    path: Path
-    label: str
-    score: float
-    is_right: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class ShownQuery:
-    """A query with what it found, best first."""
-
-    path: Path
-    label: str
-    domain: str
-    hits: tuple[ShownHit, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class MapPoint:
-    """An image at its place on the map; both coordinates in [0, 1]."""
-
-    path: Path
-    label: str
-    domain: str
-    x: float
-    y: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Analysis:
     """One embedding of a catalog's test images, looked at image by image in the merged index."""
 
+    embeddings: Embeddings
+    """One row per catalog row."""
     catalog: Catalog
     queries: Int[np.ndarray, " q"]
     """Catalog rows of the queries that have a positive."""
@@ -64,7 +34,7 @@ class Analysis:
     """Whether it is the same thing."""
     same: Float[np.ndarray, " p"]
     """Similarities of queries and their positives, of at most 20,000 pairs."""
-    different: Float[np.ndarray, " n"]
+    different: Float[np.ndarray, " r"]
     """Similarities of queries and other entries, of as many random pairs."""
     best_wrong: Float[np.ndarray, " w"]
     """Each query's most similar entry that is another thing."""
@@ -78,7 +48,7 @@ class Analysis:
         """
         task = RetrievalTask.of(catalog, "test")
         queries, gallery, relevant = task.queries, task.gallery, task.relevant
-        top, is_right = task.answers(embeddings, depth=_NUM_HITS)
+        top, is_right = task.answers(embeddings, depth=NUM_HITS)
         asked = relevant.counts > 0
         wrong = ~is_right & (top.indices >= 0)
         has_wrong = wrong.any(axis=1) & asked
@@ -90,6 +60,7 @@ class Analysis:
         askers = generator.integers(len(queries), size=len(some))
         other = ~task.is_right(askers, others) & (others != task.leave_out[askers])
         return cls(
+            embeddings=embeddings,
             catalog=catalog,
             queries=queries[asked],
             found=np.where(top.indices >= 0, gallery[np.maximum(top.indices, 0)], -1)[asked],
@@ -100,49 +71,25 @@ class Analysis:
             best_wrong=top.scores[has_wrong, wrong[has_wrong].argmax(axis=1)],
         )
 
-    def shown(self, place: int) -> ShownQuery:
-        """The query at this place among the queries, with its hits."""
-        labels, domains, paths = self._names
-        row = self.queries[place]
-        hits = tuple(
-            ShownHit(paths[entry], labels[entry], float(score), bool(right))
-            for entry, score, right in zip(
-                self.found[place, :_NUM_HITS],
-                self.scores[place, :_NUM_HITS],
-                self.is_right[place, :_NUM_HITS],
-                strict=True,
-            )
-            if entry >= 0
-        )
-        return ShownQuery(paths[row], labels[row], domains[row], hits)
-
-    @functools.cached_property
-    def _names(self) -> tuple[np.ndarray, np.ndarray, list[Path]]:
-        return self.catalog.strings("label"), self.catalog.strings("domain"), self.catalog.paths
-
-    def examples(self, count: int) -> list[ShownQuery]:
-        """Random queries, evenly over the domains."""
+    def examples(self, count: int) -> Int[np.ndarray, " e"]:
+        """Places of random queries, evenly over the domains."""
         generator, domains = np.random.default_rng(0), self.catalog.strings("domain")[self.queries]
         by_domain = [generator.permutation(np.flatnonzero(domains == name)) for name in np.unique(domains)]
         depth = -(-count // max(1, len(by_domain)))
         chosen = [rows[turn] for turn in range(depth) for rows in by_domain if turn < len(rows)]
-        return [self.shown(int(place)) for place in chosen[:count]]
+        return np.array(chosen[:count], dtype=np.int64)
 
-    def worst(self, count: int) -> list[ShownQuery]:
-        """Queries that are surest of a wrong answer, with no right one among the first."""
-        none = ~self.is_right[:, :_NUM_HITS].any(axis=1)
-        places = np.flatnonzero(none)
-        order = places[np.argsort(-self.scores[places, 0], kind="stable")]
-        return [self.shown(int(place)) for place in order[:count]]
+    def worst(self, count: int) -> Int[np.ndarray, " e"]:
+        """Places of queries that are surest of a wrong answer, with no right one among the first."""
+        places = np.flatnonzero(~self.is_right[:, :NUM_HITS].any(axis=1))
+        return places[np.argsort(-self.scores[places, 0], kind="stable")][:count]
 
-    def near_misses(self, count: int) -> list[ShownQuery]:
-        """Queries whose first answer is wrong and whose right one is behind by least."""
-        right = self.is_right.any(axis=1) & ~self.is_right[:, 0]
-        places = np.flatnonzero(right)
+    def near_misses(self, count: int) -> Int[np.ndarray, " e"]:
+        """Places of queries whose first answer is wrong and whose right one is behind by least."""
+        places = np.flatnonzero(self.is_right.any(axis=1) & ~self.is_right[:, 0])
         first = self.is_right[places].argmax(axis=1)
         behind = self.scores[places, 0] - self.scores[places, first]
-        order = places[np.lexsort((behind, first))]
-        return [self.shown(int(place)) for place in order[:count]]
+        return places[np.lexsort((behind, first))][:count]
 
     def confusions(self) -> tuple[list[str], Int[np.ndarray, "domains domains"], Int[np.ndarray, " domains"]]:
         """Domains, how many first answers of each domain's queries are wrong by the domain of the answer, and
@@ -154,34 +101,27 @@ class Analysis:
         np.add.at(counts, (asked[wrong], domain_of[first[wrong]]), 1)
         return names.tolist(), counts, np.bincount(asked, minlength=len(names))
 
+    def on_a_map(self) -> tuple[Int[np.ndarray, " p"], Float[np.ndarray, "p 2"], str]:
+        """Catalog rows of some index images, whole things together, their places in [0, 1], and the method.
 
-def map_of(embeddings: Embeddings, catalog: Catalog) -> tuple[list[MapPoint], str]:
-    """A map of some index images, whole things together, and how it was made.
+        t-SNE of cosine distances where scikit-learn is installed, else the two principal components.
+        """
+        index = np.flatnonzero(self.catalog.has_role("index", "query+index"))
+        classes = self.catalog.class_ids()[index]
+        order = np.random.default_rng(0).permutation(np.unique(classes))
+        rank = {int(label): place for place, label in enumerate(order)}
+        chosen = index[np.argsort([rank[int(label)] for label in classes], kind="stable")][:_MAP_POINTS]
+        rows = unit(self.embeddings[chosen], np.float64)
+        if importlib.util.find_spec("sklearn") and len(chosen) > 30:
+            from sklearn.manifold import TSNE
 
-    t-SNE of cosine distances where scikit-learn is installed, else the two principal components.
-    """
-    index = np.flatnonzero(catalog.has_role("index", "query+index"))
-    classes = catalog.class_ids()[index]
-    order = np.random.default_rng(0).permutation(np.unique(classes))
-    rank = {int(label): place for place, label in enumerate(order)}
-    chosen = index[np.argsort([rank[int(label)] for label in classes], kind="stable")][:_MAP_POINTS]
-    rows = unit(embeddings[chosen], np.float64)
-    if importlib.util.find_spec("sklearn") and len(chosen) > 30:
-        from sklearn.manifold import TSNE
-
-        method = "t-SNE, cosine distance, perplexity 15"
-        places = TSNE(metric="cosine", init="pca", perplexity=15, random_state=0).fit_transform(rows)
-    else:
-        method = "the two directions of largest variance"
-        centred = rows - rows.mean(axis=0)
-        places = np.zeros((len(rows), 2))
-        components = np.linalg.svd(centred, full_matrices=False)[2][:2]
-        places[:, : len(components)] = centred @ components.T
-    low, high = places.min(axis=0), places.max(axis=0)
-    places = (places - low) / np.maximum(high - low, 1e-12)
-    labels, domains, paths = catalog.strings("label"), catalog.strings("domain"), catalog.paths
-    points = [
-        MapPoint(paths[row], labels[row], domains[row], float(x), float(y))
-        for row, (x, y) in zip(chosen, places, strict=True)
-    ]
-    return points, method
+            method = "t-SNE, cosine distance, perplexity 15"
+            places = TSNE(metric="cosine", init="pca", perplexity=15, random_state=0).fit_transform(rows)
+        else:
+            method = "the two directions of largest variance"
+            centred = rows - rows.mean(axis=0)
+            places = np.zeros((len(rows), 2))
+            components = np.linalg.svd(centred, full_matrices=False)[2][:2]
+            places[:, : len(components)] = centred @ components.T
+        low, high = places.min(axis=0), places.max(axis=0)
+        return chosen, (places - low) / np.maximum(high - low, 1e-12), method

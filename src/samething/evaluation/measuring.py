@@ -7,10 +7,9 @@ come from the ranks of the relevant entries in the ranking of the whole gallery.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -19,8 +18,8 @@ from samething.catalog import Catalog
 from samething.errors import InputError
 from samething.evaluation.embedding_files import open_embeddings
 from samething.evaluation.looked_again import LookedAgain
-from samething.evaluation.protocols import Protocol, protocol_of
-from samething.evaluation.result import EvaluationResult
+from samething.evaluation.protocols import Protocol, Scope, protocol_of
+from samething.evaluation.result import Comparison, EvaluationResult
 from samething.evaluation.task import RetrievalTask, Role, TaskSet
 from samething.metrics import Metric, measure
 from samething.rerank.gains import Gain
@@ -37,10 +36,10 @@ def evaluate_embeddings(
     precision: Precision = "float64",
     num_resamples: int = 2000,
     role: Role = "test",
-    memory_mib: int = 256,
     protocol: str | Protocol = "default",
     distractors: Sequence[Path] = (),
     gain: Gain | LookedAgain | None = None,
+    shown: Scope = "merged",
     show_progress: bool = False,
 ) -> EvaluationResult:
     """Search the index images of a catalog with its query images, by a protocol.
@@ -57,12 +56,12 @@ def evaluate_embeddings(
         num_resamples: bootstrap resamples behind each interval, at least 1.
         role: ``test`` uses the roles ``query``, ``index`` and ``query+index``; ``val`` searches the
             validation images among themselves.
-        memory_mib: ceiling of the search's working memory in MiB, beyond the embeddings of queries and index.
         protocol: a protocol or its name.
         distractors: further ``.npy`` files of index rows that are relevant to nothing, of no domain;
             they are read a block at a time, and only the merged index holds them.
         gain: what is done with the vectors of each search before its ranking counts: see ``GAINS``; or a
             second look at its results.
+        shown: the scope that printing the result shows, where the protocol has it.
         show_progress: show a bar.
 
     Raises:
@@ -74,20 +73,17 @@ def evaluate_embeddings(
     tasks = catalog if isinstance(catalog, TaskSet) else TaskSet.of(catalog, role, protocol.scopes)
     shards = [open_embeddings(Path(path)) for path in distractors]
     _check(embeddings, tasks, protocol, num_resamples, list(zip(distractors, shards, strict=True)), gain)
-    counter_of = functools.partial(
-        RankCounter, precision=precision, distance=protocol.distance, memory_mib=memory_mib
-    )
-
-    def measured(task: RetrievalTask, further: Iterable[np.ndarray]) -> PerMetric:
-        ranks = _ranks(task, embeddings, further, gain, counter_of, show_progress)
-        return measure(protocol.metrics, ranks, task.relevant.counts)
-
-    merged: PerMetric = measured(tasks.merged, shards) if tasks.merged is not None else {}
+    search: dict[str, Any] = {"gain": gain, "precision": precision, "show_progress": show_progress}
+    merged: PerMetric = {}
+    if tasks.merged is not None:
+        merged = _measured(tasks.merged, embeddings, shards, protocol, **search)
     per_domain: PerMetric = {}
     if tasks.per_domain:
         per_domain = {metric: np.empty(len(tasks.queries)) for metric in protocol.metrics}
     for number, task in enumerate(tasks.per_domain):
-        found = merged if task is tasks.merged and not shards else measured(task, [])
+        found = merged
+        if task is not tasks.merged or shards:
+            found = _measured(task, embeddings, [], protocol, **search)
         for metric in protocol.metrics:
             per_domain[metric][tasks.query_domains == number] = found[metric]
     return EvaluationResult(
@@ -98,18 +94,49 @@ def evaluate_embeddings(
         per_domain=per_domain,
         num_resamples=num_resamples,
         protocol=protocol,
+        shown=shown,
     )
 
 
-def _ranks(
+def compare_embeddings(
+    embeddings: Mapping[str, np.ndarray],
+    catalog: Catalog,
+    *,
+    protocol: str | Protocol = "default",
+    gains: Mapping[str, Gain | LookedAgain] | None = None,
+    role: Role = "test",
+    **options: Any,
+) -> Comparison:
+    """Several embeddings of one catalog, each evaluated by itself, with the gain of its name if it has one.
+
+    Arguments are those of :func:`evaluate_embeddings`.
+
+    Raises:
+        InputError: there are none, or as :func:`evaluate_embeddings`.
+    """
+    if not embeddings:
+        raise InputError("no embeddings", expected="at least one", next_step="name what is to be compared")
+    protocol = protocol if isinstance(protocol, Protocol) else protocol_of(protocol)
+    tasks = TaskSet.of(catalog, role, protocol.scopes)
+    results = {
+        name: evaluate_embeddings(rows, tasks, protocol=protocol, gain=(gains or {}).get(name), **options)
+        for name, rows in embeddings.items()
+    }
+    dimensions = {name: rows.shape[1] for name, rows in embeddings.items()}
+    return Comparison(results=results, dimensions=dimensions)
+
+
+def _measured(
     task: RetrievalTask,
     embeddings: Embeddings,
     further: Iterable[np.ndarray],
+    protocol: Protocol,
+    *,
     gain: Gain | LookedAgain | None,
-    counter_of: Callable[..., RankCounter],
+    precision: Precision,
     show_progress: bool,
-) -> Int[np.ndarray, " p"]:
-    """Ranks of the relevant entries in the task's gallery and ``further`` parts of it."""
+) -> PerMetric:
+    """The protocol's metrics, by the ranks of what is relevant in the gallery and ``further`` parts of it."""
     queries, gallery = _take(embeddings, task.queries), _take(embeddings, task.gallery)
     if gain is not None:
         if isinstance(gain, LookedAgain):
@@ -120,11 +147,15 @@ def _ranks(
         if refined.scores is not None:
             if task.junk is not None:
                 refined.scores[task.junk.queries, task.junk.rows] = -np.inf
-            return ranks_of_scores(refined.scores, task.relevant, leave_out=task.leave_out)
-    counter = counter_of(queries, gallery, task.relevant, leave_out=task.leave_out, junk=task.junk)
+            ranks = ranks_of_scores(refined.scores, task.relevant, leave_out=task.leave_out)
+            return measure(protocol.metrics, ranks, task.relevant.counts)
+    counter = RankCounter(
+        queries, gallery, task.relevant, leave_out=task.leave_out, junk=task.junk,
+        distance=protocol.distance, precision=precision,
+    )  # fmt: skip
     for part in (gallery, *further):
         counter.count(part, show_progress=show_progress)
-    return counter.ranks()
+    return measure(protocol.metrics, counter.ranks(), task.relevant.counts)
 
 
 def _check(

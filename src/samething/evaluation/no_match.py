@@ -11,9 +11,8 @@ from samething.arrays import Bool, Embeddings, Float
 from samething.calibration import Calibration
 from samething.catalog import Catalog
 from samething.errors import InputError
-from samething.evaluation.result import or_null
 from samething.evaluation.task import RetrievalTask, Role, rows_by_role
-from samething.files import Json
+from samething.files import Json, finite
 from samething.statistics import bootstrap_interval
 
 
@@ -48,11 +47,7 @@ class NoMatch:
         """Numbers and the calibration; what is not finite is null."""
         content = dataclasses.asdict(self)
         del content["calibration"], content["fitted"]
-        plain = {
-            name: [or_null(end) for end in value] if isinstance(value, tuple) else or_null(value)
-            for name, value in content.items()
-        }
-        return {"calibration": self.calibration.to_json(), **plain}
+        return finite({"calibration": self.calibration.to_json(), **content})
 
     def __rich__(self) -> str:
         """One line for a person."""

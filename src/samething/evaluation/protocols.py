@@ -102,14 +102,12 @@ PROTOCOLS: Final[Mapping[str, Protocol]] = {name: _from_table(name, row) for nam
 """The protocols by name; ``custom`` is ``default`` with metrics of one's own."""
 
 
-def protocol_of(protocol: str | Protocol, *, metrics: tuple[Metric, ...] = ()) -> Protocol:
+def protocol_of(protocol: str, *, metrics: tuple[Metric, ...] = ()) -> Protocol:
     """The protocol of a name.
 
     Raises:
         InputError: no such protocol, or metrics beside a protocol that has its own.
     """
-    if isinstance(protocol, Protocol):
-        return protocol
     if protocol == "custom" or (protocol == "default" and metrics):
         return Protocol(name="custom", metrics=metrics or METRICS)
     if protocol not in PROTOCOLS or metrics:

@@ -1,14 +1,17 @@
-"""Every query's metrics under a protocol, and the numbers that are made of them."""
+"""Every query's metrics under a protocol, the numbers that are made of them, and several side by side."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import rich.table
+from rich.console import Group
+from rich.text import Text
 
 from samething.arrays import Bool, Int, PerQuery
 from samething.errors import InputError
@@ -21,16 +24,20 @@ from samething.evaluation.protocols import (
     composite_weights,
     title_of_scope,
 )
-from samething.files import Json
+from samething.files import Json, finite
 from samething.metrics import Metric, title_of
-from samething.pages import Table
+from samething.pages import Cell, Cells, Table
 from samething.statistics import (
     Estimate,
+    PairedDifference,
     domain_mean,
-    domain_mean_estimates,
+    mean_estimates,
+    paired_difference,
     percent,
-    weighted_mean_interval,
 )
+
+if TYPE_CHECKING:
+    from samething.evaluation.no_match import NoMatch
 
 Estimates: TypeAlias = Mapping[str, Mapping[Metric, Estimate]]
 """Domain or ``mean`` -> metric -> mean over its queries with the 95 % interval."""
@@ -90,23 +97,18 @@ class EvaluationResult:
         chosen = self.queries_of(domain)
         return domain_mean(self.values(metric, scope=scope)[chosen], self.mean_groups[chosen])
 
-    def interval(
-        self, metric: Metric, *, domain: str = MEAN, scope: Scope | None = None
-    ) -> tuple[float, float]:
-        """95 % bootstrap interval of :meth:`value`, with queries drawn inside each domain."""
-        self.values(metric, scope=scope), self.queries_of(domain)  # refuses what is not there
-        found = self.estimates(scope or self.protocol.scopes[0])[domain][metric]
-        return found.low, found.high
-
     def estimates(self, scope: Scope) -> Estimates:
         """Every :meth:`value` of a scope with its 95 % bootstrap interval; computed once."""
         if scope not in self._estimates:
-            values = np.stack([self.values(metric, scope=scope) for metric in self.metrics])
-            groups = [(self.queries_of(domain), self.mean_groups) for domain in (*self.domains, MEAN)]
-            found = domain_mean_estimates(values, groups, num_resamples=self.num_resamples)
+            metrics, groups = self.metrics, self.mean_groups
+            values = np.stack([self.values(metric, scope=scope) for metric in metrics])
+            chosen = {domain: self.queries_of(domain) for domain in (*self.domains, MEAN)}
+            found = {
+                domain: mean_estimates(values[:, own], groups[own], num_resamples=self.num_resamples)
+                for domain, own in chosen.items()
+            }
             self._estimates[scope] = {
-                domain: dict(zip(self.metrics, row, strict=True))
-                for domain, row in zip((*self.domains, MEAN), found, strict=True)
+                domain: dict(zip(metrics, row, strict=True)) for domain, row in found.items()
             }
         return self._estimates[scope]
 
@@ -117,9 +119,8 @@ class EvaluationResult:
         """
         weights = self.composite_weights
         numbers = np.array([weights.get(domain, 0.0) for domain in self.domains])
-        return weighted_mean_interval(
-            self.values(metric), self.query_domains, numbers, num_resamples=self.num_resamples
-        )
+        values = self.values(metric)[None]
+        return mean_estimates(values, self.query_domains, numbers, num_resamples=self.num_resamples)[0]
 
     @property
     def composite_weights(self) -> dict[str, float]:
@@ -138,16 +139,12 @@ class EvaluationResult:
 
     def num_queries(self, domain: str = MEAN) -> int:
         """Queries that entered the means, of a domain or of all."""
-        return int(np.count_nonzero(self._answerable[self.queries_of(domain)]))
+        # a positive is of the query's own domain, so all scopes agree
+        return int(np.count_nonzero(~np.isnan(self.values(self.metrics[0])[self.queries_of(domain)])))
 
     def num_queries_without_positive(self, domain: str = MEAN) -> int:
         """Queries that were left out because the index holds nothing that is relevant to them."""
-        return int(np.count_nonzero(~self._answerable[self.queries_of(domain)]))
-
-    @property
-    def _answerable(self) -> Bool[np.ndarray, " q"]:
-        # a positive is of the query's own domain, so both scopes agree
-        return np.asarray(~np.isnan(self.values(self.metrics[0])))
+        return int(np.count_nonzero(self.queries_of(domain))) - self.num_queries(domain)
 
     @property
     def mean_groups(self) -> Int[np.ndarray, " q"]:
@@ -186,14 +183,7 @@ class EvaluationResult:
                 domain: {
                     "num_queries": self.num_queries(domain),
                     "num_queries_without_positive": self.num_queries_without_positive(domain),
-                    **{
-                        metric: or_null(
-                            self.estimates(scope)[domain][metric].value
-                            if intervals
-                            else self.value(metric, domain=domain, scope=scope)
-                        )
-                        for metric in self.metrics
-                    },
+                    **{metric: found.value for metric, found in self.estimates(scope)[domain].items()},
                 }
                 for domain in domains
             }
@@ -202,8 +192,8 @@ class EvaluationResult:
             weights = self.composite_weights
             present = {challenge_domain(domain) for domain in weights}
             content["composite"] = {
-                **{metric: or_null(found.value) for metric, found in scores.items()},
-                "intervals": {metric: _ends(found) for metric, found in scores.items()},
+                **{metric: found.value for metric, found in scores.items()},
+                "intervals": {metric: (found.low, found.high) for metric, found in scores.items()},
                 "weights": weights,
                 "domains_without_a_weight": [domain for domain in self.domains if domain not in weights],
                 "missing": [name for name in protocol.domain_shares if name not in present],
@@ -212,8 +202,7 @@ class EvaluationResult:
             content["rounded"] = {
                 scope: {
                     domain: {
-                        metric: or_null(self.rounded(metric, domain=domain, scope=scope))
-                        for metric in self.metrics
+                        metric: self.rounded(metric, domain=domain, scope=scope) for metric in self.metrics
                     }
                     for domain in domains
                 }
@@ -221,17 +210,20 @@ class EvaluationResult:
             }
         if intervals:
             content["intervals"] = self.intervals()
-        return content
+        plain: dict[str, Json] = finite(content)
+        return plain
 
     def intervals(self) -> Json:
-        """Scope -> domain or ``mean`` -> metric -> lower and upper end of :meth:`interval`, or nulls."""
-        return {
-            scope: {
-                domain: {metric: _ends(found) for metric, found in row.items()}
-                for domain, row in self.estimates(scope).items()
+        """Scope -> domain or ``mean`` -> metric -> lower and upper end of its interval, or nulls."""
+        return finite(
+            {
+                scope: {
+                    domain: {metric: (found.low, found.high) for metric, found in row.items()}
+                    for domain, row in self.estimates(scope).items()
+                }
+                for scope in self.protocol.scopes
             }
-            for scope in self.protocol.scopes
-        }
+        )
 
     def __rich__(self) -> rich.table.Table:
         left_out = self.num_queries_without_positive()
@@ -257,10 +249,192 @@ class EvaluationResult:
         return Table(title_of_scope(self.scope), columns, rows, "\n".join(notes), featured).printed()
 
 
-def or_null(value: float | int) -> float | int | None:
-    """The number as JSON has it: null for one that is not finite."""
-    return value if math.isfinite(value) else None
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Comparison:
+    """Several embeddings of one catalog, measured on the same queries."""
+
+    results: Mapping[str, EvaluationResult]
+    """Name of the embedding -> its result, in the order given; all in the same scopes."""
+    dimensions: Mapping[str, int]
+    """Name of the embedding -> its number of dimensions."""
+    reference: str | None = None
+    """Name of the embedding that printing compares the others with."""
+    no_match: Mapping[str, NoMatch] = dataclasses.field(default_factory=dict)
+    """Name of an embedding -> how well it tells that there is no match, where that was asked for."""
+    _differences: dict[str, dict[str, dict[str, PairedDifference]]] = dataclasses.field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    @functools.cached_property
+    def first(self) -> EvaluationResult:
+        """The first result: queries, domains and metrics are the same in all."""
+        return next(iter(self.results.values()))
+
+    @functools.cached_property
+    def shown_estimates(self) -> Mapping[str, Estimates]:
+        """Name of the embedding -> its estimates in the scope that printing shows."""
+        return {name: result.estimates(self.first.scope) for name, result in self.results.items()}
+
+    def difference(
+        self,
+        first: str,
+        second: str,
+        *,
+        metric: Metric = "mmp@5",
+        scope: Scope | None = None,
+        domain: str = MEAN,
+    ) -> PairedDifference:
+        """How far the first is ahead on the same queries, with a paired bootstrap interval and test.
+
+        Args:
+            first: name of an embedding.
+            second: name of another.
+            metric: one of the protocol's.
+            scope: what was searched; by default the first of the protocol's.
+            domain: a domain, or the mean over all.
+
+        Raises:
+            InputError: a name, metric or domain is none of the comparison's.
+        """
+        for name in (first, second):
+            if name not in self.results:
+                raise InputError(
+                    f"no embedding called {name!r}",
+                    expected=f"one of {', '.join(self.results)}",
+                    next_step="use a name that was compared",
+                )
+        one, other = self.results[first], self.results[second]
+        chosen = one.queries_of(domain)
+        return paired_difference(
+            one.values(metric, scope=scope)[chosen],
+            other.values(metric, scope=scope)[chosen],
+            one.mean_groups[chosen],
+            num_resamples=one.num_resamples,
+        )
+
+    def differences(self, reference: str) -> Mapping[str, Mapping[str, PairedDifference]]:
+        """Every other embedding minus the reference: name -> domain or ``mean`` -> difference; computed once.
+
+        Of the first metric, in the scope that printing shows.
+        """
+        if reference not in self._differences:
+            self._differences[reference] = {
+                name: {
+                    domain: self.difference(
+                        name, reference, metric=self.first.metrics[0], domain=domain, scope=self.first.scope
+                    )
+                    for domain in (*self.first.domains, MEAN)
+                }
+                for name in self.results
+                if name != reference
+            }
+        return self._differences[reference]
+
+    def to_json(self) -> dict[str, Json]:
+        """Name -> ``dimension``, what :meth:`EvaluationResult.to_json` says, and ``intervals``.
+
+        Where there is a reference, every other embedding also has ``against``: the reference's name,
+        the metric, and a domain or ``mean`` -> ``difference``, ``interval``, ``p_value``, ``num_queries``.
+        """
+        content: dict[str, Json] = {}
+        for name, result in self.results.items():
+            own = {"dimension": self.dimensions[name], **result.to_json(intervals=True)}
+            if name in self.no_match:
+                own["no_match"] = self.no_match[name].to_json()
+            if self.reference is not None and name != self.reference:
+                own["against"] = {
+                    "reference": self.reference,
+                    "metric": self.first.metrics[0],
+                    "domains": {
+                        domain: found.to_json()
+                        for domain, found in self.differences(self.reference)[name].items()
+                    },
+                }
+            content[name] = own
+        return content
+
+    def table(self, domain: str = MEAN, *, title: str = "", featured: str | None = None) -> Table:
+        """All metrics of a domain, or of the mean; the best value of each is marked."""
+        found = {name: estimates[domain] for name, estimates in self.shown_estimates.items()}
+        best = {
+            metric: np.nanmax([row[metric].value for row in found.values()] + [-1])
+            for metric in self.first.metrics
+        }
+        rows: list[Cells] = []
+        for name, row in found.items():
+            cells: Cells = [name, f"{self.dimensions[name]:,}"]
+            for metric, one in row.items():
+                ends = "" if math.isnan(one.value) else f"{percent(one.low)}–{percent(one.high)}"
+                cells.append(Cell(percent(one.value), ends, "best" if one.value == best[metric] else ""))
+            rows.append(cells)
+        counts = f"{self.first.num_queries(domain):,} queries"
+        if left_out := self.first.num_queries_without_positive(domain):
+            counts += f", {left_out:,} without a positive left out"
+        what = f"mean of the {self.first.protocol.mean}" if domain == MEAN else domain
+        columns: Cells = [Cell(what, counts), "dim", *map(title_of, self.first.metrics)]
+        place = list(found).index(featured) if featured in found else None
+        return Table(title, columns, rows, featured=place)
+
+    def difference_table(self, reference: str, *, short: bool = False, title: str = "") -> Table:
+        """The first metric of every other embedding minus that of the reference; sure ones are marked.
+
+        Args:
+            reference: name of an embedding.
+            short: only the mean has its interval, and what is sure has a star.
+            title: of the table.
+        """
+        domains = (MEAN, *self.first.domains)
+        rows: list[Cells] = [
+            [name, *[difference_cell(of[domain], short=short and domain != MEAN) for domain in domains]]
+            for name, of in self.differences(reference).items()
+        ]
+        counts = [Cell(domain, f"n = {self.first.num_queries(domain):,}") for domain in domains]
+        note = "* the 95 % interval does not hold 0" if short else ""
+        return Table(title, ["", *counts], rows, note)
+
+    def __rich__(self) -> Group:
+        """All metrics as means over the domains, then the first metric domain by domain."""
+        scope, first, metric = title_of_scope(self.first.scope), self.first, self.first.metrics[0]
+        whole = f"{len(first.domains)} domains"
+        if first.protocol.mean == "queries":
+            whole = f"{first.num_queries():,} queries"
+        columns = [Cell(domain, f"n = {first.num_queries(domain):,}") for domain in first.domains]
+        rows = []
+        for name, found in self.shown_estimates.items():
+            halves = [
+                (one.value, 50 * (one.high - one.low)) for one in (found[d][metric] for d in first.domains)
+            ]
+            cells = [f"{percent(value)} ±{half:.1f}" if half >= 0 else "–" for value, half in halves]
+            rows.append([name, *cells])
+        title = f"{title_of(metric)} per domain, {scope}, % ± half of the 95 % interval"
+        tables = [
+            self.table(title=f"Mean of {whole}, {scope}, % (95 % interval)"),
+            Table(title, ["embedding", *columns], rows),
+        ]
+        if self.reference is not None:
+            # the mean with its interval, domains without theirs, which are in the JSON and the report
+            title = f"{title_of(metric)} against {self.reference}, points (95 % interval; p by randomisation)"
+            tables.append(self.difference_table(self.reference, short=True, title=title))
+        said = [
+            Text.assemble((name, "bold"), f": {found.__rich__()}") for name, found in self.no_match.items()
+        ]
+        return Group(*(table.printed() for table in tables), *said)
 
 
-def _ends(found: Estimate) -> list[Json]:
-    return [or_null(found.low), or_null(found.high)]
+def difference_cell(difference: PairedDifference, *, short: bool = False) -> Cell:
+    """Points with interval and p-value, or, ``short``, with a star; what is sure is marked.
+
+    >>> difference_cell(PairedDifference(difference=0.01, low=0.0, high=0.02, num_queries=9, p_value=0.5))
+    Cell(text='+1.0', small='+0.0 to +2.0; p .500', kind='', style='')
+    >>> tiny = PairedDifference(difference=0.01, low=0.005, high=0.02, num_queries=9, p_value=0.0004)
+    >>> difference_cell(tiny).small, difference_cell(tiny, short=True).text
+    ('+0.5 to +2.0; p < .001', '+1.0*')
+    """
+    if difference.num_queries == 0:
+        return Cell("–")
+    text, kind = percent(difference.difference, sign=True), "best" if difference.is_sure else ""
+    if short:
+        return Cell(f"{text}*" if kind else text, kind=kind)
+    p = f"{difference.p_value:.3f}".replace("0.", ".", 1) if difference.p_value >= 0.001 else "< .001"
+    interval = f"{percent(difference.low, sign=True)} to {percent(difference.high, sign=True)}"
+    return Cell(text, f"{interval}; p {p}", kind)

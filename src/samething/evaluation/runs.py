@@ -12,16 +12,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from samething.arrays import Bool, Embeddings, FeatureRows, Float
+from samething.arrays import Bool, Embeddings, FeatureRows, Float, Int
 from samething.backbones import Backbone
 from samething.backbones.loading import load_from_metadata
 from samething.catalog import Catalog
 from samething.errors import InputError
 from samething.evaluation.analysis import Analysis
-from samething.evaluation.comparison import Comparison
 from samething.evaluation.looked_again import LookedAgain
+from samething.evaluation.measuring import compare_embeddings
 from samething.evaluation.no_match import NoMatch, measure_no_match
 from samething.evaluation.protocols import Protocol, Scope
+from samething.evaluation.result import Comparison
 from samething.evaluation.run_report import write_report
 from samething.evaluation.task import rows_by_role
 from samething.features import FeatureSet
@@ -44,16 +45,16 @@ class OpenedRuns:
     """Of each run."""
     catalog: Catalog
     """What all were trained on and are tested on."""
+    training: Int[np.ndarray, " t"]
+    """Rows of the catalog that were trained on, ascending."""
     is_tested: Bool[np.ndarray, " n"]
     """Which of its images are for the test."""
     tested: Catalog
     """These images."""
-    embeddings: tuple[Float[np.ndarray, "_ _"], ...]
-    """Of each run, of the test images; others than ``is_tested`` counts, so their number has no letter."""
 
     @classmethod
     def open(cls, folders: Sequence[Path], *, moved: Sequence[Path] = ()) -> OpenedRuns:
-        """Open finished runs and embed the test images.
+        """Open finished runs.
 
         Args:
             folders: the runs.
@@ -73,12 +74,25 @@ class OpenedRuns:
                     expected="runs on one catalog, so that they are asked the same questions",
                     next_step="evaluate them one by one",
                 )
-        rows_by_role(catalog, "test")  # refuses a catalog without them
-        tested = catalog.has_role("query", "index", "query+index")
-        embeddings = [_kept(run, run.head, found, tested) for run, found in zip(runs, features, strict=True)]
-        return cls(tuple(runs), tuple(features), catalog, tested, catalog.take(tested), tuple(embeddings))
+        is_tested = np.zeros(len(catalog), bool)
+        for rows in rows_by_role(catalog, "test"):
+            is_tested[rows] = True
+        training = np.flatnonzero(catalog.has_role("train"))
+        return cls(tuple(runs), tuple(features), catalog, training, is_tested, catalog.take(is_tested))
 
-    @property
+    def kept(
+        self, number: int, asked: Bool[np.ndarray, " n"], *, head: Head | None = None
+    ) -> Float[np.ndarray, "_ _"]:
+        """Embeddings of some images as a run's vectors are kept, by its own head or another one."""
+        run, rows = self.runs[number], self.features[number].rows
+        return kept_embeddings(head or run.head, rows, np.flatnonzero(asked), self.training, run.config.codes)
+
+    @functools.cached_property
+    def embeddings(self) -> list[Float[np.ndarray, "_ _"]]:
+        """Of each run, of the test images."""
+        return [self.kept(number, self.is_tested) for number in range(len(self.runs))]
+
+    @functools.cached_property
     def names(self) -> list[str]:
         """Of each run: its folder's name, or the whole path where several have that name."""
         names = [run.folder.name for run in self.runs]
@@ -130,15 +144,15 @@ class OpenedRuns:
             if baselines:
                 features, run = self.features[number], self.runs[number]
                 dim, codes = run.head.embedding_dim, run.config.codes.replace("float32", "")
-                train: FeatureRows = np.asarray(features.rows[self.catalog.has_role("train")])
+                train: FeatureRows = np.asarray(features.rows[self.training])
                 average = HeadConfig(kind="average", embedding_dim=dim, standardise=False)
                 pca = HeadConfig(kind="pca", embedding_dim=dim)
                 for label, rows in {
                     "backbone": np.asarray(features.rows[self.is_tested]),
-                    f"average-pool-{dim} {codes}": _kept(
-                        run, fitted_head(average, train), features, self.is_tested
+                    f"average-pool-{dim} {codes}": self.kept(
+                        number, self.is_tested, head=fitted_head(average, train)
                     ),
-                    f"PCA-{dim} {codes}": _kept(run, fitted_head(pca, train), features, self.is_tested),
+                    f"PCA-{dim} {codes}": self.kept(number, self.is_tested, head=fitted_head(pca, train)),
                 }.items():
                     if protocol.largest_dim is None or rows.shape[1] <= protocol.largest_dim:
                         embeddings.setdefault(prefix + label.strip(), rows)
@@ -148,9 +162,9 @@ class OpenedRuns:
             applied |= {f"{name} + {look}": self._looked_again(number, look) for look in rerank}
             if no_match is not None:
                 asked = self.is_tested | self.catalog.has_role("val")
-                rows = _kept(self.runs[number], self.runs[number].head, self.features[number], asked)
+                rows = self.kept(number, asked)
                 found[name] = measure_no_match(rows, self.catalog.take(asked), target_precision=no_match)
-        comparison = Comparison.of(
+        comparison = compare_embeddings(
             embeddings, self.tested, protocol=protocol, gains=applied, shown=shown, precision=precision
         )
         reference = self.names[0] if len(self.runs) > 1 or gains or rerank else None
@@ -164,7 +178,7 @@ class OpenedRuns:
         self.catalog.require_files()
         is_validation = self.catalog.has_role("val")
         validation = self.catalog.take(is_validation)
-        taught = LookedAgain.taught(reranker, validation, _kept(run, run.head, features, is_validation))
+        taught = LookedAgain.taught(reranker, validation, self.kept(number, is_validation))
         return LookedAgain(reranker, self.tested, taught.trust)
 
     def write_report(
@@ -172,22 +186,19 @@ class OpenedRuns:
     ) -> Path:
         """Write the HTML report of a comparison, about the first run; ``opening`` as for ``write_report``."""
         run, name, catalog = self.runs[0], self.names[0], self.tested
-        analysis = Analysis.of(self.embeddings[0], catalog)
         return write_report(
             target,
             title=f"samething: {name}",
             comparison=comparison,
             featured=name,
             records=run.records,
-            queries=analysis.examples(15),
             facts={
                 "test images": f"{len(catalog):,} of {len(np.unique(catalog.class_ids())):,} instances",
                 "domains": ", ".join(catalog.domains),
                 "backbone": f"{self.features[0].backbone['name']}, frozen",
                 "head": f"{run.head.embedding_dim}-d {run.config.codes} {run.config.head}, {run.config.loss}",
             },
-            analysis=analysis,
-            embeddings=self.embeddings[0],
+            analysis=Analysis.of(self.embeddings[0], catalog),
             opening=opening,
         )
 
@@ -205,11 +216,3 @@ def _embed(run: Run, features: FeatureSet) -> Embed:
             return run.head.embed(backbone()(torch.from_numpy(pixels)).float().numpy())
 
     return embed
-
-
-def _kept(
-    run: Run, head: Head, features: FeatureSet, asked: Bool[np.ndarray, " n"]
-) -> Float[np.ndarray, "_ _"]:
-    """Embeddings of some images as the run's vectors are kept."""
-    training = np.flatnonzero(features.catalog.has_role("train"))
-    return kept_embeddings(head, features.rows, np.flatnonzero(asked), training, run.config.codes)

@@ -21,7 +21,7 @@ from samething.calibration import Calibrator
 from samething.errors import InputError, needed
 from samething.files import Json, plain_cell, write_json, write_text
 from samething.images import ImageLike, is_url
-from samething.pages import write_page
+from samething.pages import image_url, pair_url, write_page
 from samething.search.region_choice import label_at
 
 Band: TypeAlias = Literal["the same", "perhaps", "no match"]
@@ -223,7 +223,8 @@ class Matches:
         elif suffix == ".csv":
             write_text(target, self.to_csv())
         elif suffix in (".html", ".htm"):
-            write_page(target, "matches.html", found=self, query_image=query_image, path=Path)
+            drawn = {"image": image_url, "pair": pair_url, "path": Path}
+            write_page(target, "matches.html", found=self, query_image=query_image, **drawn)
         else:
             raise InputError(
                 f"the output {target}",

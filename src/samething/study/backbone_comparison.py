@@ -12,7 +12,7 @@ import numpy as np
 
 from samething.errors import InputError
 from samething.features import FeatureSet
-from samething.pages import Table, as_drawn, new_axes
+from samething.pages import Table, as_drawn, drawing_url, new_axes
 from samething.progress import progress_bar
 from samething.statistics import percent
 from samething.study.contest import Contender, Contest
@@ -217,7 +217,7 @@ def _table(rows: Sequence[Mapping[str, Any]], *, best: int) -> Table:
     )  # fmt: skip
 
 
-def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Score against parameters and against speed, where they are known; the front by validation scores."""
     figures = {}
     for title, key, label, sign in (
@@ -230,7 +230,7 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return figures
 
 
-def _bubbles(rows: Sequence[Mapping[str, Any]], front: Sequence[bool], key: str, label: str) -> Any:
+def _bubbles(rows: Sequence[Mapping[str, Any]], front: Sequence[bool], key: str, label: str) -> str:
     """Test scores, x logarithmic: a number per backbone, a colour per way, the front filled and joined."""
     from matplotlib.lines import Line2D
 
@@ -256,7 +256,7 @@ def _bubbles(rows: Sequence[Mapping[str, Any]], front: Sequence[bool], key: str,
         handles, [as_drawn(name) for name in (*map(WAYS.get, colours), *numbers)], loc="center left",
         bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False,
     )  # fmt: skip
-    return figure
+    return drawing_url(figure)
 
 
 def pareto_front(costs: Sequence[int | float], scores: Sequence[int | float]) -> list[bool]:

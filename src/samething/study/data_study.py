@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 import cyclopts
 
 from samething.features import FeatureSet
-from samething.pages import Table, bars_figure, lines_figure
+from samething.pages import Table, bars_url, lines_url
 from samething.progress import progress_bar
 from samething.statistics import Estimate, percent
 from samething.study.contest import Contest
@@ -193,12 +193,12 @@ def _concluded(mixer: Mixer, findings: Findings) -> StudyResult:
         + f"; {terms.num_seeds} seeds",
     }
     figures = {
-        "Score against budget, validation": lines_figure(
+        "Score against budget, validation": lines_url(
             findings.curves, x_label="training images, at most", y_label="validation mMP@5 %"
         )
     }
     if ranking:
-        figures["Marginal gain"] = bars_figure(
+        figures["Marginal gain"] = bars_url(
             ranking,
             {"": [findings.marginal[group][0] for group in ranking]},
             label="points of validation mMP@5 that the mix has with it rather than without",

@@ -15,7 +15,7 @@ import numpy as np
 from samething.arrays import Float
 from samething.errors import InputError
 from samething.features import FeatureSet
-from samething.pages import Table, bars_figure
+from samething.pages import Table, bars_url
 from samething.progress import progress_bar
 from samething.statistics import percent
 from samething.study.contest import Contender, Contest
@@ -245,7 +245,7 @@ def _concluded(study: LossStudy, best: Sequence[Contender], on_val: Mapping[str,
         said_of_others({row["loss"]: row["gain_high"] for row in rows[1:]}),
     ]
     tables = [_table(rows, study.num_seeds), domain_table(rows, contest.test, ["loss"])]
-    bars = bars_figure(ranking, {"": ends}, label="test mMP@5 %, 95 % interval over queries")
+    bars = bars_url(ranking, {"": ends}, label="test mMP@5 %, 95 % interval over queries")
     return conclude(
         contest.folder, "Losses", facts, findings, tables, rows, {"Test score": bars}, chosen=chosen
     )

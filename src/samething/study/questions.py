@@ -18,8 +18,8 @@ from samething.progress import without_progress
 from samething.statistics import (
     Estimate,
     PairedDifference,
-    bootstrap_interval,
     domain_mean,
+    mean_estimates,
     paired_difference,
 )
 
@@ -79,7 +79,7 @@ class Questions:
 
     def estimate(self, values: PerQuery) -> Estimate:
         """The mean with its 95 % bootstrap interval over queries."""
-        return Estimate(self.mean(values), *bootstrap_interval(values, self.domain_of))
+        return mean_estimates(values[None], self.domain_of)[0]
 
     def of_domains(self, values: PerQuery) -> dict[str, float]:
         """Mean over the queries of each domain."""

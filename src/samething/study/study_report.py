@@ -58,7 +58,7 @@ def conclude(
     findings: Sequence[str],
     tables: Sequence[Table],
     rows: Sequence[Mapping[str, Any]],
-    figures: Mapping[str, Any],
+    figures: Mapping[str, str],
     *,
     chosen: Mapping[str, Json],
     recipe: Mapping[str, Json] | None = None,
@@ -72,7 +72,7 @@ def conclude(
         findings: what came out, in sentences.
         tables: of the report.
         rows: the result table as numbers.
-        figures: matplotlib figures by their titles.
+        figures: URLs of drawings by their titles.
         chosen: what was chosen on validation images.
         recipe: content of chosen.json, where that is more.
     """

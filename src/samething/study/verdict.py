@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
+from samething.arrays import Int
 from samething.errors import InputError
 from samething.evaluation import MEAN, Comparison
 from samething.evaluation.protocols import protocol_of
 from samething.evaluation.runs import OpenedRuns
 from samething.features import FeatureSet
 from samething.files import read_json, write_json
-from samething.pages import lines_figure
+from samething.heads import Head
+from samething.pages import lines_url
 from samething.statistics import PairedDifference
-from samething.study.learning_curve import Point, learning_curve
-from samething.study.questions import Questions, baseline_head
+from samething.study.questions import Questions, baseline_head, trained_head
 from samething.training.run import Run
 from samething.training.validation import kept_embeddings
 
 Kept: TypeAlias = Literal["head", "backbone", "principal components"]
 """What a model is made of."""
+
+SHARES: Final = (1 / 8, 1 / 4, 1 / 2)
+"""Of the labelled instances of each domain, besides all of them."""
+
+Point: TypeAlias = tuple[float, float, float, float]
+"""Labelled instances, mMP@5 as the mean over domains, and both ends of its 95 % interval."""
 
 RISE: Final = 0.01
 """mMP@5 that twice the labels must bring for more of them to be worth while."""
@@ -76,7 +84,7 @@ def verdict_on(run: Run, features: FeatureSet, folder: Path) -> Verdict:
     report = opened.write_report(
         folder / "report.html",
         comparison,
-        opening={"sentences": sentences, "advice": advice, "curve": _figure(points, tuple(backbone))},
+        opening={"sentences": sentences, "advice": advice, "curve": _drawing(points, tuple(backbone))},
     )
     return Verdict(kept, sentences, advice, comparison, report)
 
@@ -170,10 +178,42 @@ def _curve(run: Run, features: FeatureSet, path: Path) -> list[Point]:
     return points
 
 
-def _figure(points: Sequence[Point], backbone: tuple[float, ...]) -> Any:
+def learning_curve(run: Run, features: FeatureSet) -> list[Point]:
+    """The head of a run and heads trained as it on an eighth, a quarter and half of its instances.
+
+    The parts are nested, and drawn within each domain. Parts of fewer than two instances are left out.
+    """
+    questions = Questions.of(features, "test")
+    everything = np.flatnonzero(features.catalog.has_role("train"))
+    classes = features.catalog.class_ids()[everything]
+    enough = np.bincount(classes)[classes] > 1
+    rows, classes = everything[enough], classes[enough]
+    domains = features.catalog.strings("domain").astype(str)[rows]
+    generator = np.random.default_rng(0)
+    orders = [generator.permutation(np.unique(classes[domains == name])) for name in np.unique(domains)]
+
+    def point(number: int, head: Head, trained_on: Int[np.ndarray, " _"]) -> Point:
+        # kept in the bytes that the run is kept in
+        kept = kept_embeddings(head, features.rows, questions.chosen, trained_on, run.config.codes)
+        return (float(number), *questions.estimate(questions.scores(kept)))
+
+    points: list[Point] = []
+    before = 1
+    with tempfile.TemporaryDirectory() as work:
+        for share in SHARES:
+            chosen = np.concatenate([order[: round(share * len(order))] for order in orders])
+            if len(chosen) > before:
+                before, part = len(chosen), rows[np.isin(classes, chosen)]
+                head = trained_head(features, part, run.config, Path(work) / str(before))
+                points.append(point(before, head, part))
+    points.append(point(len(np.unique(classes)), run.head, everything))
+    return points
+
+
+def _drawing(points: Sequence[Point], backbone: tuple[float, ...]) -> str:
     ends = (points[0][0], points[-1][0])
     lines: dict[str, Any] = {
         "head": list(points),
         "frozen backbone": [(end, *backbone) for end in dict.fromkeys(ends)],
     }
-    return lines_figure(lines, x_label="labelled instances trained on", y_label="mMP@5 %")
+    return lines_url(lines, x_label="labelled instances trained on", y_label="mMP@5 %")
