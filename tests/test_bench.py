@@ -90,7 +90,7 @@ def test_every_board_runs_on_its_miniature(trees, tmp_path, name):
     (numbers,) = json.loads(done.file.read_text()).values()
     assert numbers["benchmark"] == (BOARDS[name].listed or name) and numbers["backbone"]["name"] == NAME
     scope = numbers.get("merged", numbers.get("per_domain"))
-    value = scope["mean"][done.comparison.first.metrics[0]]
+    value = scope["mean"][done.comparison.first.protocol.metrics[0]]
     assert 0 <= value <= 1 if value is not None else name in ("rp2k", "met", "cars196", "cub_200")  # no pairs
 
 

@@ -23,7 +23,11 @@ MEAN: Final = "mean"
 """Name of the row that is the mean over all; no domain may be called so."""
 METRICS: Final[tuple[Metric, ...]] = ("mmp@5", "r@1", "map")
 """Metrics where none are asked for."""
-SCOPES: Final[tuple[Scope, ...]] = ("merged", "per_domain")
+SCOPES: Final[Mapping[Scope, str]] = {
+    "merged": "one index over all domains",
+    "per_domain": "one index per domain",
+}
+"""The scopes, and the gallery searched in words."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,7 @@ class Protocol:
 
     name: str
     metrics: tuple[Metric, ...] = METRICS
-    scopes: tuple[Scope, ...] = SCOPES
+    scopes: tuple[Scope, ...] = tuple(SCOPES)
     """Which galleries are searched."""
     distance: Distance = "cosine"
     largest_dim: int | None = None
@@ -47,11 +51,6 @@ class Protocol:
     def __post_init__(self) -> None:
         for metric in self.metrics:
             require_metric(metric)
-
-
-def title_of_scope(scope: Scope) -> str:
-    """The gallery searched, in words."""
-    return "one index over all domains" if scope == "merged" else "one index per domain"
 
 
 _CHALLENGE_NAMES: Final[Mapping[str, Sequence[str]]] = tomllib.loads(

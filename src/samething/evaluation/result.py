@@ -18,11 +18,11 @@ from samething.errors import InputError
 from samething.evaluation.protocols import (
     MEAN,
     PROTOCOLS,
+    SCOPES,
     Protocol,
     Scope,
     challenge_domain,
     composite_weights,
-    title_of_scope,
 )
 from samething.files import Json, finite
 from samething.metrics import Metric, title_of
@@ -66,11 +66,6 @@ class EvaluationResult:
     _estimates: dict[Scope, Estimates] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """The protocol's metrics."""
-        return self.protocol.metrics
-
-    @property
     def scope(self) -> Scope:
         """The scope that printing shows: the one asked for, or else the protocol's first."""
         return self.shown if self.shown in self.protocol.scopes else self.protocol.scopes[0]
@@ -83,10 +78,10 @@ class EvaluationResult:
         """
         scopes = self.protocol.scopes
         scope = scope or scopes[0]
-        if metric not in self.metrics or scope not in scopes:
-            known = f"{', '.join(self.metrics)} over {' or '.join(map(title_of_scope, scopes))}"
+        if metric not in self.protocol.metrics or scope not in scopes:
+            known = f"{', '.join(self.protocol.metrics)} over {' or '.join(SCOPES[one] for one in scopes)}"
             raise InputError(
-                f"{metric} over {title_of_scope(scope)}",
+                f"{metric} over {SCOPES.get(scope, scope)}",
                 expected=f"{known}, as in the protocol {self.protocol.name}",
                 next_step="evaluate by a protocol that has it",
             )
@@ -100,7 +95,7 @@ class EvaluationResult:
     def estimates(self, scope: Scope) -> Estimates:
         """Every :meth:`value` of a scope with its 95 % bootstrap interval; computed once."""
         if scope not in self._estimates:
-            metrics, groups = self.metrics, self.mean_groups
+            metrics, groups = self.protocol.metrics, self.mean_groups
             values = np.stack([self.values(metric, scope=scope) for metric in metrics])
             chosen = {domain: self.queries_of(domain) for domain in (*self.domains, MEAN)}
             found = {
@@ -140,7 +135,9 @@ class EvaluationResult:
     def num_queries(self, domain: str = MEAN) -> int:
         """Queries that entered the means, of a domain or of all."""
         # a positive is of the query's own domain, so all scopes agree
-        return int(np.count_nonzero(~np.isnan(self.values(self.metrics[0])[self.queries_of(domain)])))
+        return int(
+            np.count_nonzero(~np.isnan(self.values(self.protocol.metrics[0])[self.queries_of(domain)]))
+        )
 
     def num_queries_without_positive(self, domain: str = MEAN) -> int:
         """Queries that were left out because the index holds nothing that is relevant to them."""
@@ -188,7 +185,7 @@ class EvaluationResult:
                 for domain in domains
             }
         if protocol.domain_shares is not None:
-            scores = {metric: self.composite(metric) for metric in self.metrics}
+            scores = {metric: self.composite(metric) for metric in self.protocol.metrics}
             weights = self.composite_weights
             present = {challenge_domain(domain) for domain in weights}
             content["composite"] = {
@@ -202,7 +199,8 @@ class EvaluationResult:
             content["rounded"] = {
                 scope: {
                     domain: {
-                        metric: self.rounded(metric, domain=domain, scope=scope) for metric in self.metrics
+                        metric: self.rounded(metric, domain=domain, scope=scope)
+                        for metric in self.protocol.metrics
                     }
                     for domain in domains
                 }
@@ -229,7 +227,9 @@ class EvaluationResult:
         left_out = self.num_queries_without_positive()
         notes = [f"{left_out} queries without a relevant entry in the index are left out"] if left_out else []
         if self.protocol.decimals is not None:
-            numbers = [f"{title_of(m)} {self.rounded(m, scope=self.scope):.3f}" for m in self.metrics]
+            numbers = [
+                f"{title_of(m)} {self.rounded(m, scope=self.scope):.3f}" for m in self.protocol.metrics
+            ]
             notes.append("mean as its authors round: " + ", ".join(numbers))
         if self.protocol.domain_shares is not None:
             weights = self.composite_weights
@@ -238,15 +238,15 @@ class EvaluationResult:
                 f"composite {title_of(metric)} {percent(*self.composite(metric))}, weights: {parts}"
                 if weights
                 else "no composite score: none of the domains is one of the challenge's"
-                for metric in self.metrics
+                for metric in self.protocol.metrics
             ]
-        columns = ["domain", "queries", *(f"{title_of(metric)} % (95 %)" for metric in self.metrics)]
+        columns = ["domain", "queries", *(f"{title_of(metric)} % (95 %)" for metric in self.protocol.metrics)]
         rows = [
             [domain, f"{self.num_queries(domain):,}", *(percent(*found) for found in row.values())]
             for domain, row in self.estimates(self.scope).items()
         ]
         featured = len(rows) - 1
-        return Table(title_of_scope(self.scope), columns, rows, "\n".join(notes), featured).printed()
+        return Table(SCOPES[self.scope], columns, rows, "\n".join(notes), featured).printed()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -321,7 +321,11 @@ class Comparison:
             self._differences[reference] = {
                 name: {
                     domain: self.difference(
-                        name, reference, metric=self.first.metrics[0], domain=domain, scope=self.first.scope
+                        name,
+                        reference,
+                        metric=self.first.protocol.metrics[0],
+                        domain=domain,
+                        scope=self.first.scope,
                     )
                     for domain in (*self.first.domains, MEAN)
                 }
@@ -344,7 +348,7 @@ class Comparison:
             if self.reference is not None and name != self.reference:
                 own["against"] = {
                     "reference": self.reference,
-                    "metric": self.first.metrics[0],
+                    "metric": self.first.protocol.metrics[0],
                     "domains": {
                         domain: found.to_json()
                         for domain, found in self.differences(self.reference)[name].items()
@@ -358,7 +362,7 @@ class Comparison:
         found = {name: estimates[domain] for name, estimates in self.shown_estimates.items()}
         best = {
             metric: np.nanmax([row[metric].value for row in found.values()] + [-1])
-            for metric in self.first.metrics
+            for metric in self.first.protocol.metrics
         }
         rows: list[Cells] = []
         for name, row in found.items():
@@ -371,7 +375,7 @@ class Comparison:
         if left_out := self.first.num_queries_without_positive(domain):
             counts += f", {left_out:,} without a positive left out"
         what = f"mean of the {self.first.protocol.mean}" if domain == MEAN else domain
-        columns: Cells = [Cell(what, counts), "dim", *map(title_of, self.first.metrics)]
+        columns: Cells = [Cell(what, counts), "dim", *map(title_of, self.first.protocol.metrics)]
         place = list(found).index(featured) if featured in found else None
         return Table(title, columns, rows, featured=place)
 
@@ -394,7 +398,7 @@ class Comparison:
 
     def __rich__(self) -> Group:
         """All metrics as means over the domains, then the first metric domain by domain."""
-        scope, first, metric = title_of_scope(self.first.scope), self.first, self.first.metrics[0]
+        scope, first, metric = SCOPES[self.first.scope], self.first, self.first.protocol.metrics[0]
         whole = f"{len(first.domains)} domains"
         if first.protocol.mean == "queries":
             whole = f"{first.num_queries():,} queries"

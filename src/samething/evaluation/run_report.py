@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from samething.evaluation.analysis import NUM_HITS, Analysis
-from samething.evaluation.protocols import MEAN, title_of_scope
+from samething.evaluation.protocols import MEAN, SCOPES
 from samething.evaluation.result import Comparison
 from samething.metrics import title_of
 from samething.pages import Cell, Table, Thumbnail, bars_url, drawing_url, image_url, new_axes, write_page
@@ -40,7 +40,7 @@ def write_report(
         opening: what the report begins with: ``sentences``, ``advice``, and a drawing ``curve``.
     """
     domains = [*comparison.first.domains, MEAN]
-    metric = comparison.first.metrics[0]
+    metric = comparison.first.protocol.metrics[0]
     named = {"loss": "training loss", "val/mmp@5": "validation mMP@5", "learning_rate": "learning rate"}
     points = {
         label: [(record["step"], record[name]) for record in records if name in record]
@@ -59,7 +59,7 @@ def write_report(
         opening=opening,
         facts=facts,
         featured=featured,
-        scope=title_of_scope(comparison.first.scope),
+        scope=SCOPES[comparison.first.scope],
         tables=[comparison.table(domain, featured=featured) for domain in [MEAN, *domains[:-1]]],
         bars=bars_url(
             domains,
