@@ -19,9 +19,9 @@ from samething.features import FeatureSet
 from samething.statistics import Estimate
 from samething.study import StudyFolder, select
 from samething.study.backbone_comparison import pareto_front
+from samething.study.contest import Questions
 from samething.study.data_mix import Terms, mixed_rows
 from samething.study.loss_search import defaults_of, search_space
-from samething.study.questions import Questions
 from samething.training import TrainConfig
 from scenes import feature_folder
 

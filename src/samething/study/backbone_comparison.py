@@ -15,8 +15,14 @@ from samething.features import FeatureSet
 from samething.pages import Table, as_drawn, drawing_url, new_axes
 from samething.progress import progress_bar
 from samething.statistics import percent
-from samething.study.contest import Contender, Contest
-from samething.study.questions import Questions, baseline_head, short_training, trained_head
+from samething.study.contest import (
+    Contender,
+    Contest,
+    Questions,
+    baseline_head,
+    short_training,
+    trained_head,
+)
 from samething.study.study_folder import StudyFolder
 from samething.study.study_report import (
     StudyResult,

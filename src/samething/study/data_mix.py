@@ -16,8 +16,7 @@ from samething.curate.rules import Budget, Limit, Population, Share
 from samething.errors import InputError
 from samething.features import FeatureSet
 from samething.statistics import Estimate
-from samething.study.contest import Contender, Contest
-from samething.study.questions import baseline_head, trained_head
+from samething.study.contest import Contender, Contest, baseline_head, trained_head
 
 if TYPE_CHECKING:
     from samething.heads import Head

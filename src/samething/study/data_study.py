@@ -13,10 +13,9 @@ from samething.features import FeatureSet
 from samething.pages import Table, bars_url, lines_url
 from samething.progress import progress_bar
 from samething.statistics import Estimate, percent
-from samething.study.contest import Contest
+from samething.study.contest import Contest, Questions, short_training
 from samething.study.data_mix import Mixer, Part, Terms, mixed_rows, named
 from samething.study.greedy import Step, select
-from samething.study.questions import Questions, short_training
 from samething.study.study_folder import StudyFolder
 from samething.study.study_report import StudyResult, conclude, domain_cells, shown
 

@@ -18,8 +18,7 @@ from samething.features import FeatureSet
 from samething.pages import Table, bars_url
 from samething.progress import progress_bar
 from samething.statistics import percent
-from samething.study.contest import Contender, Contest
-from samething.study.questions import Questions, short_training, trained_head
+from samething.study.contest import Contender, Contest, Questions, short_training, trained_head
 from samething.study.study_folder import StudyFolder
 from samething.study.study_report import (
     StudyResult,

@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 from samething.files import Json, atomic_path, write_json, write_text
 from samething.pages import Table, write_page
 from samething.statistics import percent
-from samething.study.contest import Contest
-from samething.study.questions import Questions
+from samething.study.contest import Contest, Questions
 from samething.study.study_folder import StudyFolder
 
 

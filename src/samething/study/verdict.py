@@ -20,7 +20,7 @@ from samething.files import read_json, write_json
 from samething.heads import Head
 from samething.pages import lines_url
 from samething.statistics import PairedDifference
-from samething.study.questions import Questions, baseline_head, trained_head
+from samething.study.contest import Questions, baseline_head, trained_head
 from samething.training.run import Run
 from samething.training.validation import kept_embeddings
 
