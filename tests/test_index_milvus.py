@@ -61,7 +61,7 @@ from samething.errors import ArtefactError
 from samething.index import open_index
 for attempt in range(60):
     try:
-        index = open_index("milvus://127.0.0.1:{PORT}/killed", model_fingerprint="f", model_name="m")
+        index = open_index("milvus://127.0.0.1:{PORT}/killed")
         found = index.verify()
         break
     except ArtefactError:

@@ -86,24 +86,14 @@ def create_index(
     return engine.create(place, description)
 
 
-def open_index(
-    location: str | Path, *, model_fingerprint: str | None = None, model_name: str | None = None
-) -> AbstractIndex:
+def open_index(location: str | Path) -> AbstractIndex:
     """Open an index with the engine that the location asks for. See :meth:`AbstractIndex.open`.
 
     Args:
         location: where it was made.
-        model_fingerprint: identity of the model to search with; None to look without searching.
-        model_name: its name, for the message when it is the wrong one.
-
-    Raises:
-        FingerprintError: it was made by another model.
     """
     engine, place = _engine(location)
-    index = engine.open(place)
-    if model_fingerprint is not None:
-        index.require_model(model_fingerprint, model_name)
-    return index
+    return engine.open(place)
 
 
 def exists_index(location: str | Path) -> bool:

@@ -96,9 +96,6 @@ class Generation:
             if not self._num_active:
                 self._let_go()
 
-    def __del__(self) -> None:
-        self._let_go()
-
     def _let_go(self) -> None:
         while self._free:
             self._free.pop().close()
@@ -106,6 +103,8 @@ class Generation:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    __del__ = _let_go
 
     # ---- transactions
 

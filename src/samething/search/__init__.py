@@ -168,7 +168,6 @@ def _opened(
     has_features: bool,
 ) -> tuple[AbstractIndex, list[Source], SearchDecoding]:
     """An index, made where there is none; the files with values that fit its columns; how it decodes."""
-    identity = {"model_fingerprint": embedder.fingerprint, "model_name": embedder.name}
     is_new = not exists_index(output)
     if is_new:
         if regions is not None:
@@ -176,10 +175,12 @@ def _opened(
         files, kinds = fitted(files, {})
         extra = {**CAPTURE_COLUMNS, **kinds, **FILE_COLUMNS}
         opened = create_index(
-            output, dim=embedder.dim, **identity, extra_columns=extra, coder=embedder.coder, regions=regions
-        )
+            output, dim=embedder.dim, model_fingerprint=embedder.fingerprint, model_name=embedder.name,
+            extra_columns=extra, coder=embedder.coder, regions=regions,
+        )  # fmt: skip
     else:
-        opened = open_index(output, **identity)
+        opened = open_index(output)
+        opened.require_model(embedder.fingerprint, embedder.name)
         require_same(regions, opened)
         if opened.description.regions is not None:
             require_regions(opened.description.regions, files=None, has_features=has_features)

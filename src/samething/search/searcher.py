@@ -252,7 +252,7 @@ class Searcher:
         asked = mean_direction(vectors) if combine == "mean" and len(vectors) > 1 else vectors
         hits = self.index.search(asked, depth + len(left_out), where=where)
         best: dict[str, dict[str, Any]] = {}
-        for query in range(len(hits)):
+        for query in range(len(asked)):
             for hit in hits.of(query):
                 if hit["id"] not in left_out and hit["score"] > best.get(hit["id"], {"score": -2})["score"]:
                     best[hit["id"]] = hit
