@@ -737,7 +737,9 @@ def test_the_location_chooses_the_engine(tmp_path: Path) -> None:
     made.add(unit(1), named(1))
     folder = str(tmp_path / "a")
     for location in (tmp_path / "a", folder, f"sqlite://{folder}", f"SQLITE://{folder}"):
-        assert open_index(location).count() == 1
+        opened = open_index(location)
+        opened.require_model(MODEL["model_fingerprint"])
+        assert opened.count() == 1
     for location in (
         "milvsu://host:19530/images",
         "milvus://host",
