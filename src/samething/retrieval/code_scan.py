@@ -8,7 +8,6 @@ score is known. So rows are asked for until no other one can be among the neares
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Iterator
 from typing import Any, Final
@@ -179,9 +178,8 @@ class FewCodes:
 
     def __init__(self, gallery: CodedRows, *, before: FewCodes | None = None) -> None:
         self.gallery = gallery
-        self._known: FlatScan | None = None
-        if before is not None:
-            self._known = vars(before).get("_decoded", before._known)
+        self._decoded: FlatScan | None = None if before is None else before._decoded
+        """The first rows, as far as they were decoded."""
 
     @staticmethod
     def most(coder: Coder) -> int:
@@ -194,14 +192,13 @@ class FewCodes:
 
     def nearest(self, queries: Queries, k: int) -> TopK:
         """As :func:`nearest_units`, of the decoded rows."""
-        return self._decoded.nearest(queries, k)
-
-    @functools.cached_property
-    def _decoded(self) -> FlatScan:
-        known, self._known = self._known, None
-        if known is None:
-            return FlatScan(self.gallery[:])
-        return FlatScan(np.concatenate([known.gallery, self.gallery[len(known.gallery) :]]))
+        decoded = self._decoded
+        if decoded is None:
+            decoded = self._decoded = FlatScan(self.gallery[:])
+        elif len(decoded.gallery) < len(self.gallery):
+            newer = self.gallery[len(decoded.gallery) :]
+            decoded = self._decoded = FlatScan(np.concatenate([decoded.gallery, newer]))
+        return decoded.nearest(queries, k)
 
 
 def _part(codes: Codes, coder: Coder) -> Any:
