@@ -12,10 +12,9 @@ import numpy as np
 
 from samething.errors import InputError, MissingExtraError, needed
 from samething.files import Json
-from samething.rerank.gains import query_expansion, reciprocal_reranking
+from samething.rerank.gains import Neighbours, query_expansion, reciprocal_reranking
 from samething.rerank.geometry import Geometry
 from samething.rerank.kept import Kept
-from samething.rerank.neighbours import Neighbours
 from samething.rerank.pair_scorer import PairScorer
 from samething.rerank.regions import Regions
 from samething.rerank.second_look import Embed, Evidence, Reranker, Shown, keep_all, second_look

@@ -1,15 +1,21 @@
-"""What can be gained after retrieval, without training: expansion of queries and index, and re-ranking."""
+"""What can be gained after retrieval, without training: expansion of queries and index, and re-ranking.
+
+Two of them are also second looks at the candidates of one search, which then say it of each other.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
+from PIL import Image
 
 from samething.arrays import Float, Gallery, Int, Queries, unit
 from samething.errors import InputError
+from samething.files import Json
+from samething.rerank.second_look import NUM_CANDIDATES, Evidence, Shown
 from samething.retrieval import exact_topk
 
 _MOST_PAIRS: Final = 2**28
@@ -162,3 +168,36 @@ GAINS: Final[Mapping[str, Gain]] = {
     "re-ranking": reciprocal_reranking,
 }
 """Gains by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbours:
+    """A gain among the candidates of one search.
+
+    Its one number is by how much it changes the cosine, so it may be below 0: a weight of 1 gives the gain's
+    own ranking.
+    """
+
+    name: str
+    gain: Gain
+    weights: tuple[float, ...] = (1.0,)
+    made_from: Json = None
+    at_once: int = NUM_CANDIDATES
+
+    def keep(self, image: Image.Image) -> bytes:
+        """Nothing is needed but the vectors."""
+        del image
+        return b""
+
+    def compare(
+        self, query: Shown, of_query: bytes, candidates: Sequence[Shown], of_each: Sequence[bytes]
+    ) -> Iterator[Evidence]:
+        """The change of each candidate's score."""
+        del of_query, of_each
+        if not candidates:
+            return
+        asked, entries = query.vector[None], np.stack([image.vector for image in candidates])
+        found = self.gain(asked, entries, np.array([-1]))
+        scores = found.queries @ found.gallery.T if found.scores is None else found.scores
+        for change in (scores - asked @ entries.T)[0].tolist():
+            yield Evidence((change,))
