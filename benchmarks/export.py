@@ -23,7 +23,6 @@ import torch
 from samething.embedder import Embedder
 from samething.export import export
 from samething.export.embedding_model import source_of
-from samething.export.onnx_forms import num_threads
 from samething.export.quality import prepared_images
 from samething.training.run import Run
 
@@ -39,7 +38,7 @@ FORMS = {
 def runner(name: str, folder: Path, pixels: np.ndarray) -> Callable[[], object]:
     batch = torch.from_numpy(pixels)
     if name in ("float32", "float16", "int8"):
-        embedder = Embedder.load(folder, num_threads=num_threads())
+        embedder = Embedder.load(folder, num_threads=torch.get_num_threads())
         return lambda: embedder.embed_pixels(pixels)
     with tempfile.TemporaryDirectory() as unpacked, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -55,7 +54,7 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=11)
     arguments.add_argument("--forms", nargs="*", default=list(FORMS))
     given = arguments.parse_args()
-    torch.set_num_threads(num_threads())
+    num_threads = torch.get_num_threads()
     source = source_of(Run.open(given.run), weights=None)
     model = source.model
     pixels = prepared_images(source.features.catalog, source.backbone.preprocessing, BATCH)
@@ -72,7 +71,7 @@ def main() -> None:
                 started = time.process_time()
                 call()
                 times[name].append(time.process_time() - started)
-    print(f"\nbatches of {BATCH}, {num_threads()} thread(s), medians of {given.rounds} turns, CPU time\n")
+    print(f"\nbatches of {BATCH}, {num_threads} thread(s), medians of {given.rounds} turns, CPU time\n")
     print("| form | images/s | × torch | least and most |\n| --- | --- | --- | --- |")
     for name, each in times.items():
         ratios = [ours / theirs for ours, theirs in zip(times["torch"][2:], each[2:], strict=True)]

@@ -82,6 +82,37 @@ def line(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """What ``make_tiny`` makes, and its model ``full``; forms of it may be written beside."""
+    from samething.export import export
+    from tiny import make_tiny
+
+    folder = make_tiny(tmp_path_factory.mktemp("tiny é"))
+    export(folder / "run", output=folder / "full", weights=folder / "w.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_vectors(tiny):
+    """The photographs by the model ``full``."""
+    from samething.embedder import Embedder
+    from scenes import photographs
+
+    return Embedder.load(tiny / "full").embed(photographs())
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Torch on one thread, so that sums are always of one order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def line_copy(line, tmp_path):
     """A copy of the line that a test may change; the index still remembers the model beside it."""

@@ -15,23 +15,10 @@ from samething.export.guiec import PreparedInside, in_fresh_process
 from samething.files import read_json
 from samething.images import Preprocessing, decode, prepare
 from scenes import photographs
-from tiny import make_tiny
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    folder = make_tiny(tmp_path_factory.mktemp("tiny"))
-    written(folder, "full")
-    return folder
 
 
 def written(folder, name, **options):
     return export(folder / "run", output=folder / name, weights=folder / "w.safetensors", **options)
-
-
-@pytest.fixture(scope="module")
-def vectors(tiny):
-    return Embedder.load(tiny / "full").embed(photographs())
 
 
 # The host's own calls, without this package: the image's bytes as they are, one at a time.
@@ -54,7 +41,7 @@ np.save(target, rows)
 
 
 @pytest.mark.slow
-def test_the_challenges_submission(tiny, vectors, tmp_path):
+def test_the_challenges_submission(tiny, tiny_vectors, tmp_path):
     written(tiny, "guiec", format="guiec")
     archive = tiny / "guiec" / "submission.zip"
     assert zipfile.ZipFile(archive).namelist() == ["saved_model.pt"]
@@ -69,7 +56,7 @@ def test_the_challenges_submission(tiny, vectors, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = np.load(tmp_path / "rows.npy")
     assert rows.shape == (8, 16) and np.isfinite(rows).all()
-    assert (rows[:6] * vectors).sum(axis=1).min() > 0.995
+    assert (rows[:6] * tiny_vectors).sum(axis=1).min() > 0.995
     with pytest.raises(ArtefactError, match="guiec, which has no"):
         Embedder.load(tiny / "guiec")
 
@@ -120,7 +107,7 @@ np.save(target, SentenceTransformer(folder).encode([Image.open(path).convert("RG
 
 
 @pytest.mark.slow
-def test_sentence_transformers_encodes_to_the_same_vectors(tiny, vectors, tmp_path):
+def test_sentence_transformers_encodes_to_the_same_vectors(tiny, tiny_vectors, tmp_path):
     written(tiny, "sentences", format="sentence-transformers")
     paths = []
     for number, image in enumerate(photographs()):
@@ -128,19 +115,21 @@ def test_sentence_transformers_encodes_to_the_same_vectors(tiny, vectors, tmp_pa
         image.save(paths[-1])
     done = run_python("-c", SENTENCES, tiny / "sentences", tmp_path / "rows.npy", *paths)
     assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(np.load(tmp_path / "rows.npy"), vectors, atol=1e-4)
-    np.testing.assert_allclose(Embedder.load(tiny / "sentences").embed(photographs()), vectors, atol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "rows.npy"), tiny_vectors, atol=1e-4)
+    np.testing.assert_allclose(
+        Embedder.load(tiny / "sentences").embed(photographs()), tiny_vectors, atol=1e-5
+    )
 
 
 @pytest.mark.slow
-def test_a_folder_for_the_hub(tiny, vectors):
+def test_a_folder_for_the_hub(tiny, tiny_vectors):
     from huggingface_hub import ModelCard
 
     written(tiny, "hub", format="hub")
     card = ModelCard.load(tiny / "hub" / "README.md")
     assert card.data.pipeline_tag == "image-feature-extraction" and card.data.license
     assert "*.onnx filter=lfs" in (tiny / "hub" / ".gitattributes").read_text()
-    np.testing.assert_array_equal(Embedder.load(tiny / "hub").embed(photographs()), vectors)
+    np.testing.assert_array_equal(Embedder.load(tiny / "hub").embed(photographs()), tiny_vectors)
     listed = read_json(tiny / "hub" / "manifest.json")["content"]["sha256"]
     assert {"README.md", "config.json", "model.onnx", "model.safetensors"} == set(listed)
     assert (tiny / "hub" / ".gitignore").exists()

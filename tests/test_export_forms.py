@@ -15,22 +15,14 @@ from samething.embedder import FORMAT_VERSION, Embedder
 from samething.errors import ArtefactError, FingerprintError, InputError
 from samething.evaluation import evaluate_embeddings
 from samething.export import Form, export
-from samething.export.parity import Parity
-from samething.export.quality import changes_of
+from samething.export.quality import Parity, changes_of
 from samething.files import file_sha256, read_json, read_manifest, write_json, write_manifest
 from samething.heads import build_head
 from samething.retrieval.codes import Coder
 from samething.training import train
 from samething.training.run import Run
 from scenes import photographs
-from tiny import make_tiny, read_tensors
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    folder = make_tiny(tmp_path_factory.mktemp("tiny é"))
-    written(folder, "full")
-    return folder
+from tiny import read_tensors
 
 
 def written(folder, name, run="run", **options):
@@ -38,26 +30,21 @@ def written(folder, name, run="run", **options):
     return export(folder / run, output=folder / name, weights=weights, allow_quality_loss=True, **options)
 
 
-@pytest.fixture(scope="module")
-def vectors(tiny):
-    return Embedder.load(tiny / "full").embed(photographs())
-
-
 @pytest.mark.slow
-def test_float16_halves_the_file_and_hardly_changes_a_vector(tiny, vectors):
+def test_float16_halves_the_file_and_hardly_changes_a_vector(tiny, tiny_vectors):
     made = written(tiny, "float16", precision="float16")
     half, full = (tiny / name / "model.onnx" for name in ("float16", "full"))
     assert half.stat().st_size < 0.7 * full.stat().st_size
     tensors = safetensors.torch.load_file(tiny / "float16" / "model.safetensors")
     assert {value.dtype for value in tensors.values() if value.is_floating_point()} == {torch.float16}
     found = Embedder.load(tiny / "float16").embed(photographs())
-    assert found.dtype == np.float32 and not np.array_equal(found, vectors)
-    np.testing.assert_allclose(found, vectors, atol=5e-3)
+    assert found.dtype == np.float32 and not np.array_equal(found, tiny_vectors)
+    np.testing.assert_allclose(found, tiny_vectors, atol=5e-3)
     assert made.parity.images_per_s is not None and made.config["form"]["precision"] == "float16"
     assert "float16" in (tiny / "float16" / "README.md").read_text()
 
 
-def test_whole_numbers_are_smaller_and_find_nearly_the_same(tiny, vectors):
+def test_whole_numbers_are_smaller_and_find_nearly_the_same(tiny, tiny_vectors):
     made = written(tiny, "int8", precision="int8")
     graph = onnx.load(tiny / "int8" / "model.onnx").graph
     assert {onnx.TensorProto.INT8} <= {tensor.data_type for tensor in graph.initializer}
@@ -65,16 +52,16 @@ def test_whole_numbers_are_smaller_and_find_nearly_the_same(tiny, vectors):
     assert not any("head." in name for name in quantised)  # the head stays as it was
     found = Embedder.load(tiny / "int8").embed(photographs())
     # weights are random and photographs unlike the training images: near, not equal
-    assert (found * vectors).sum(axis=1).mean() > 0.9
+    assert (found * tiny_vectors).sum(axis=1).mean() > 0.9
     before, after = made.parity.model_bytes
     assert after < before and (tiny / "int8" / "model.onnx").stat().st_size == after
     assert all(speed > 0 for speed in made.parity.images_per_s)
 
 
 @pytest.mark.slow
-def test_a_prefix_is_the_first_numbers_at_unit_length(tiny, vectors):
+def test_a_prefix_is_the_first_numbers_at_unit_length(tiny, tiny_vectors):
     made = written(tiny, "prefix", dim=5)
-    expected = vectors[:, :5] / np.linalg.norm(vectors[:, :5], axis=1, keepdims=True)
+    expected = tiny_vectors[:, :5] / np.linalg.norm(tiny_vectors[:, :5], axis=1, keepdims=True)
     embedder = Embedder.load(tiny / "prefix")
     np.testing.assert_allclose(embedder.embed(photographs()), expected, atol=1e-5)
     assert embedder.dim == made.config["head"]["embedding_dim"] == 5
@@ -85,15 +72,15 @@ def test_a_prefix_is_the_first_numbers_at_unit_length(tiny, vectors):
 
 
 @pytest.mark.slow
-def test_vectors_kept_in_fewer_bytes(tiny, vectors):
+def test_vectors_kept_in_fewer_bytes(tiny, tiny_vectors):
     made = written(tiny, "codes int8", codes="int8")
     embedder = Embedder.load(tiny / "codes int8")
-    coded = embedder.encode(vectors)
+    coded = embedder.encode(tiny_vectors)
     assert coded.dtype == np.uint8 and coded.shape == (6, 16)
     assert made.parity.vector_bytes == (64, 16)
     back = embedder.decode(coded)
     # photographs lie outside the range of the few training images, where steps of int8 are cut off
-    assert (back * vectors).sum(axis=1).min() > 0.97
+    assert (back * tiny_vectors).sum(axis=1).min() > 0.97
     # the parity is that of the decoded index
     run = Run.open(tiny / "run")
     features = run.features()
@@ -129,9 +116,9 @@ def test_a_budget_of_bytes_chooses_numbers_and_bits(tiny, budget, codes, dim, nu
             written(tiny, "never", bytes=budget, **other)
 
 
-def test_a_model_without_a_coder_says_so(tiny, vectors):
+def test_a_model_without_a_coder_says_so(tiny, tiny_vectors):
     with pytest.raises(InputError, match="stay float32") as error:
-        Embedder.load(tiny / "full").encode(vectors)
+        Embedder.load(tiny / "full").encode(tiny_vectors)
     assert "--codes" in error.value.next_step
 
 
@@ -197,7 +184,7 @@ def test_codes_and_formats_that_are_gone_say_to_export_again(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_resizing_inside_the_graph(tiny, vectors):
+def test_resizing_inside_the_graph(tiny, tiny_vectors):
     written(tiny, "inside", preprocessing_inside=True)
     embedder = Embedder.load(tiny / "inside")
     (given,) = embedder.session.get_inputs()
@@ -205,7 +192,7 @@ def test_resizing_inside_the_graph(tiny, vectors):
         True, False, True, True,
     ]  # fmt: skip
     found = embedder.embed(photographs())  # of several sizes in one batch
-    assert (found * vectors).sum(axis=1).min() > 0.995
+    assert (found * tiny_vectors).sum(axis=1).min() > 0.995
     alone = np.concatenate([embedder.embed([image]) for image in photographs()])
     np.testing.assert_allclose(found, alone, atol=1e-5)
 
@@ -227,8 +214,8 @@ def test_a_form_that_loses_too_much_is_refused_and_can_be_allowed(tiny, monkeypa
     def forbidden(*_, **__):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("samething.export.writing.write_onnx", forbidden)
-    monkeypatch.setattr("samething.export.writing.write_with_head", forbidden)
+    monkeypatch.setattr("samething.export.model_folder.write_onnx", forbidden)
+    monkeypatch.setattr("samething.export.model_folder.write_with_head", forbidden)
     made = export(tiny / "run", **options, allow_quality_loss=True)
     assert made.parity.tolerance == -1.0 and not made.parity.within_tolerance
     assert Embedder.load(target).dim == 1 and not (target / "refused.json").exists()
@@ -328,11 +315,11 @@ def _fingerprint_1(made_from):
     return fingerprint({"kind": "model", "format_version": 1, "made_from": made_from})
 
 
-def test_a_folder_of_version_1_is_read_and_recognised(tiny, vectors, tmp_path):
+def test_a_folder_of_version_1_is_read_and_recognised(tiny, tiny_vectors, tmp_path):
     folder = shutil.copytree(tiny / "full", tmp_path / "model")
     assert read_manifest(folder, kind="model", format_version=2).format_version == FORMAT_VERSION == 2
     as_version_1(folder)
-    np.testing.assert_array_equal(Embedder.load(folder).embed(photographs()), vectors)
+    np.testing.assert_array_equal(Embedder.load(folder).embed(photographs()), tiny_vectors)
     again = export(tiny / "run", output=folder, weights=tiny / "w.safetensors")
     assert again.largest_difference is None
     with pytest.raises(FingerprintError, match="another model"):
@@ -350,7 +337,7 @@ def test_a_folder_of_something_else_is_left_alone(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_average_is_the_mean_of_the_weights_and_needs_one_start(tiny, vectors):
+def test_an_average_is_the_mean_of_the_weights_and_needs_one_start(tiny, tiny_vectors):
     train(tiny / "f", output=tiny / "longer", recipe="demo", epochs=9.0, embedding_dim=16)
     made = written(tiny, "soup", average=(tiny / "longer",))
     heads = [Run.open(tiny / name).head.state_dict() for name in ("run", "longer")]
@@ -360,7 +347,7 @@ def test_an_average_is_the_mean_of_the_weights_and_needs_one_start(tiny, vectors
             torch.testing.assert_close(value, mean)
     assert made.config["training"]["mix"]["names"] == ["run", "longer"]
     assert "uniform average of run, longer" in (tiny / "soup" / "README.md").read_text()
-    assert not np.allclose(Embedder.load(tiny / "soup").embed(photographs()), vectors, atol=1e-4)
+    assert not np.allclose(Embedder.load(tiny / "soup").embed(photographs()), tiny_vectors, atol=1e-4)
     train(tiny / "f", output=tiny / "other start", recipe="demo", epochs=1.0, embedding_dim=16, seed=5)
     with pytest.raises(InputError, match="another start"):
         written(tiny, "refused soup", average=(tiny / "other start",))

@@ -12,14 +12,11 @@ from samething.export import export
 from samething.files import read_json
 from samething.index import open_index
 from scenes import photographs
-from tiny import make_tiny
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    folder = make_tiny(tmp_path_factory.mktemp("tiny"))
-    export(folder / "run", output=folder / "finder", weights=folder / "w.safetensors", format="hub")
-    return folder
+def finder(tiny):
+    return export(tiny / "run", output=tiny / "finder", weights=tiny / "w.safetensors", format="hub").folder
 
 
 CLIENT = """
@@ -45,21 +42,21 @@ except ArtefactError as error:
 
 
 @pytest.mark.slow
-def test_the_hubs_client_uploads_it_and_the_embedder_loads_it_by_its_id(tiny, tmp_path):
+def test_the_hubs_client_uploads_it_and_the_embedder_loads_it_by_its_id(finder, tmp_path):
     image = tmp_path / "image.png"
     photographs()[0].save(image)
     with fake_hub() as hub:
-        done = run_python("-c", CLIENT, hub.address, tiny / "finder", tmp_path / "home", image,
+        done = run_python("-c", CLIENT, hub.address, finder, tmp_path / "home", image,
                           tmp_path / "vectors.npy")  # fmt: skip
     assert done.returncode == 0, done.stderr
     uploaded = hub.repositories["someone/finder"]
-    listed = read_json(tiny / "finder" / "manifest.json")["content"]["sha256"]
+    listed = read_json(finder / "manifest.json")["content"]["sha256"]
     # hidden files have no checksum of ours; the lock stays at home
     assert set(uploaded) == {*listed, "manifest.json", ".gitattributes", ".gitignore"}
-    assert all(content == (tiny / "finder" / name).read_bytes() for name, content in uploaded.items())
+    assert all(content == (finder / name).read_bytes() for name, content in uploaded.items())
     assert hub.lfs_paths == {"model.onnx", "model.safetensors"}
     assert set(hub.cards) == {uploaded["README.md"].decode()}  # the client asks whether the header is good
-    expected = Embedder.load(tiny / "finder").embed(photographs()[:1])
+    expected = Embedder.load(finder).embed(photographs()[:1])
     np.testing.assert_array_equal(np.load(tmp_path / "vectors.npy"), expected)
     # the model's files for torch were left on the hub
     fetched = {path.name for path in (tmp_path / "home").rglob("snapshots/*/*")}
@@ -71,8 +68,8 @@ def test_the_hubs_client_uploads_it_and_the_embedder_loads_it_by_its_id(tiny, tm
     assert noted == f"hub:someone/finder@{'c' * 40}"
 
 
-def test_the_cards_header_is_what_the_hubs_library_reads(tiny):
-    text = (tiny / "finder" / "README.md").read_text(encoding="utf-8")
+def test_the_cards_header_is_what_the_hubs_library_reads(finder):
+    text = (finder / "README.md").read_text(encoding="utf-8")
     card = ModelCard(text)
     header = yaml.safe_load(text.split("---\n")[1])
     again = ModelCardData(**header)

@@ -14,7 +14,10 @@ import samething
 from samething.evaluation import EvaluationResult
 from samething.evaluation.no_match import NoMatch
 from samething.export.embedding_model import Source
+from samething.export.form import Form
+from samething.export.quality import Parity
 from samething.files import Json
+from samething.heads import Head
 from samething.retrieval.codes import bytes_per_vector
 from samething.training.run import Run
 
@@ -26,22 +29,24 @@ _HUB_LICENCES: Final = {"apache-2.0": "apache-2.0", "mit": "mit", "cc-by-nc-4.0"
 def configuration(
     name: str,
     source: Source,
-    form: Mapping[str, Json],
+    head: Head,
+    form: Form,
     result: EvaluationResult | None,
+    parity: Parity | None,
     no_match: NoMatch | None,
 ) -> dict[str, Json]:
-    """Everything that is known of a model, as plain JSON values; parity is added later."""
+    """Everything that is known of a model, as plain JSON values; its head may be a prefix of the source's."""
     packages = ("torch", "timm", "onnx", "numpy", "pillow")
     return {
         "name": name,
-        "embedding_dim": source.head.embedding_dim,
-        "form": dict(form),
+        "embedding_dim": head.embedding_dim,
+        "form": form.to_json(),
         "backbone": {**source.backbone.metadata(), "licence": source.backbone.licence},
-        "head": dataclasses.asdict(source.head.config),
+        "head": dataclasses.asdict(head.config),
         "training": _training(source.run, source) if source.run else None,
         "metrics": result.to_json() if result else None,
         "intervals": result.intervals() if result else None,
-        "parity": None,
+        "parity": parity.to_json() if parity else None,
         "calibration": no_match.fitted.to_json() if no_match else None,
         "no_match": no_match.to_json() if no_match else None,
         "licences": {"backbone": source.backbone.licence, "code": CODE_LICENCE},

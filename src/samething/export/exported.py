@@ -15,7 +15,7 @@ from samething.files import Json
 from samething.retrieval.codes import bytes_per_vector
 
 if TYPE_CHECKING:
-    from samething.export.parity import Parity
+    from samething.export.quality import Parity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +26,14 @@ class Exported:
     config: dict[str, Json]
     largest_difference: float | None
     """Largest difference of the float32 program to torch's; None when the folder was there already."""
-    parity: Parity | None = None
-    """What the form costs, where it may cost something."""
+
+    @property
+    def parity(self) -> Parity | None:
+        """What the form costs, where it may cost something."""
+        from samething.export.quality import Parity  # asking for help needs none
+
+        told = self.config.get("parity")
+        return Parity.from_json(told) if told else None
 
     def __rich__(self) -> str | Group:
         """What a person wants to know of the model, in a few lines."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,20 +70,14 @@ def with_preprocessing_inside(graph: Path, preprocessing: Preprocessing) -> None
         )
     model = onnx.load(graph)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    front = _preprocessing_graph(preprocessing, opset=opset, ir_version=model.ir_version)
-    save(_joined(front, model), graph)
-
-
-def _joined(front: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
-    """The front graph's nodes before the model's; ``pixels`` becomes an inner value."""
-    graph = model.graph
-    nodes = [*front.graph.node, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(front.graph.initializer)
-    del graph.input[:]
-    graph.input.extend(front.graph.input)
-    return model
+    front = _preprocessing_graph(preprocessing, opset=opset, ir_version=model.ir_version).graph
+    # the front's nodes before the model's; ``pixels`` becomes an inner value
+    nodes = [*front.node, *model.graph.node]
+    del model.graph.node[:], model.graph.input[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(front.initializer)
+    model.graph.input.extend(front.input)
+    save(model, graph)
 
 
 def _preprocessing_graph(preprocessing: Preprocessing, *, opset: int, ir_version: int) -> onnx.ModelProto:
@@ -162,8 +155,3 @@ def _padded(preprocessing: Preprocessing, node: Any, constant: Any, images: str,
         "Pad", [relative, pads, constant("nothing", 0, np.float32), constant("axes", [2, 3])], "padded"
     )
     return str(node("Add", [padded, fill], "filled"))
-
-
-def num_threads() -> int:
-    """Threads that a measurement uses: those of OMP_NUM_THREADS, or all cores."""
-    return int(os.environ.get("OMP_NUM_THREADS") or 0) or os.cpu_count() or 1

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import rich.table
 
 from samething.arrays import Embeddings, PixelBatch
 from samething.catalog import Catalog
 from samething.embedder import Embedder
 from samething.errors import ArtefactError, ImageError, InputError
-from samething.evaluation import MEAN, EvaluationResult, evaluate_embeddings
+from samething.evaluation import MEAN, Comparison, EvaluationResult, evaluate_embeddings
 from samething.evaluation.no_match import NoMatch, measure_no_match
-from samething.evaluation.task import rows_by_role
+from samething.evaluation.task import Role, rows_by_role
 from samething.export.embedding_model import Source
 from samething.export.form import Form
-from samething.export.parity import Change, Parity, Role
+from samething.files import Json
 from samething.heads import Head
 from samething.images import Preprocessing, decode, prepare
+from samething.pages import Cells, Table
 from samething.progress import progress_bar
 from samething.retrieval.codes import Coder
-from samething.statistics import paired_difference
+from samething.statistics import percent
 
 LEAST_QUESTIONS: Final = 100
 """Validation queries that scores are calibrated on at least."""
@@ -34,70 +38,158 @@ _SPEED_BATCH: Final = 16
 _SPEED_ROUNDS: Final = 5
 
 
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """mMP@5 before and after, in [0, 1], and the paired difference with its 95 % interval."""
+
+    before: float
+    after: float
+    difference: float
+    low: float
+    high: float
+    num_queries: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """A form of a model against the same model in float32 at full length."""
+
+    measured_on: Role
+    """``test``: query and index images; ``val``: validation images, where there is no test."""
+    changes: Mapping[str, Change]
+    """A domain each, and ``mean``: the plain mean over domains. One index over all domains."""
+    tolerance: float
+    """Largest fall of the mean that is accepted, in [0, 1]."""
+    model_bytes: tuple[int, int]
+    """Size of the graph with its weights: of the reference, of this form."""
+    vector_bytes: tuple[int, int]
+    """Size of a stored vector, likewise."""
+    images_per_s: tuple[float, float] | None
+    """Prepared images per second through the graph on this machine; None where the graph's arithmetic is the
+    same."""
+    queries_coded: bool = False
+    """Whether queries were coded as well as the index, as they must be where an image is both."""
+
+    @property
+    def fall(self) -> float:
+        """How far the mean fell; negative where it rose."""
+        return -self.changes[MEAN].difference
+
+    @property
+    def within_tolerance(self) -> bool:
+        """Whether the mean fell by no more than the tolerance."""
+        return self.fall <= self.tolerance
+
+    def to_json(self) -> dict[str, Json]:
+        """Plain JSON values."""
+        return {**dataclasses.asdict(self), "fall": self.fall, "within_tolerance": self.within_tolerance}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Json]) -> Parity:
+        """The inverse of :meth:`to_json`."""
+        fields = {field.name: value[field.name] for field in dataclasses.fields(cls)}
+        for name in ("model_bytes", "vector_bytes", "images_per_s"):
+            fields[name] = tuple(fields[name]) if fields[name] is not None else None
+        fields["changes"] = {name: Change(**change) for name, change in fields["changes"].items()}
+        return cls(**fields)
+
+    def __rich__(self) -> rich.table.Table:
+        """The change a domain, size and speed."""
+        before, after = (size / 1e6 for size in self.model_bytes)
+        long, short = self.vector_bytes
+        caption = f"graph {before:.1f} → {after:.1f} MB; vector {long} → {short} bytes"
+        if self.images_per_s:
+            caption += f"; {self.images_per_s[0]:.0f} → {self.images_per_s[1]:.0f} images/s"
+        rows: list[Cells] = []
+        for domain, change in self.changes.items():
+            difference = percent(change.difference, change.low, change.high, sign=True)
+            before_and_after = percent(change.before), percent(change.after)
+            rows.append([domain, f"{change.num_queries:,}", *before_and_after, difference])
+        columns = ["domain", "queries", "before", "after", "change (95 %)"]
+        title, place = "against float32 at full length, mMP@5 %", list(self.changes).index(MEAN)
+        return Table(title, columns, rows, caption, featured=place).printed()
+
+    def refusal(self, folder: Path) -> ArtefactError:
+        """The error of a form that loses more than the tolerance; says where."""
+        worst = sorted(
+            (change.difference, domain) for domain, change in self.changes.items() if domain != MEAN
+        )
+        domains = ", ".join(f"{domain} {100 * change:+.1f}" for change, domain in worst)
+        return ArtefactError(
+            f"{folder}: this form loses {100 * self.fall:.1f} points of mMP@5 on the mean over domains "
+            f"({domains})",
+            expected=f"a fall of at most {100 * self.tolerance:.1f} points (--tolerance {self.tolerance:g})",
+            next_step="run the same command with --allow-quality-loss, which keeps what was computed, "
+            "or choose a milder form",
+        )
+
+
 def measured(
-    source: Source, head: Head, embedder: Embedder, reference: Embedder | None, form: Form, tolerance: float
+    source: Source,
+    head: Head,
+    embedder: Embedder | None,
+    reference: Embedder | None,
+    form: Form,
+    tolerance: float,
 ) -> tuple[EvaluationResult | None, Parity | None]:
     """Metrics of the model as it is written, and what its form costs.
 
     Args:
         source: what it is made of.
         head: its head, which may be a prefix of the source's.
-        embedder: the model in its form.
+        embedder: the model in its form; None for one that only torch runs.
         reference: the model in float32 at full length; None where the form costs nothing.
         form: how it is written.
         tolerance: largest accepted fall of mMP@5.
 
     Returns:
         Metrics of the test images, None without any; and the parity, None without a reference.
+
+    Raises:
+        InputError: a reference, and neither test nor validation images.
+        ArtefactError: the images have moved, or none of them can be read.
     """
     catalog = source.features.catalog
-    if reference is None:
-        if source.described or not _has_test(catalog):
-            return metrics_on_test(source, head, embedder.coder), None
-        tested = catalog.take(_rows_of(catalog, "test"))
-        vectors, readable = _embedded(embedder, tested)
-        tested = tested.take(readable)
-        kept = _as_found(vectors[readable], tested, embedder.coder)
-        return evaluate_embeddings(kept, tested), None
-    role = _measured_role(catalog)
-    rows = _rows_of(catalog, role)
-    tested = catalog.take(rows)
-    readable = np.ones(len(tested), dtype=bool)
-    if source.described:
-        before = source.head.embed(np.asarray(source.features.rows[rows]))
-    else:
-        before, readable = _embedded(reference, tested)
-    if form.changes_arithmetic or not source.described:
-        after, read = _embedded(embedder, tested)
-        readable &= read
-    else:
-        after = head.embed(np.asarray(source.features.rows[rows]))
-    before, after, tested = before[readable], after[readable], tested.take(readable)
-    after = _as_found(after, tested, embedder.coder)
-    first, second = (evaluate_embeddings(vectors, tested, role=role) for vectors in (before, after))
+    is_tested, is_val = catalog.has_role("query", "index", "query+index"), catalog.has_role("val")
+    is_both = catalog.has_role("query+index").any()
+    is_asked, is_found = catalog.has_role("query").any(), catalog.has_role("index").any()
+    role: Role = "test" if is_both or (is_asked and is_found) else "val"
+    rows = is_tested if role == "test" else is_val
+    by_features = source.described and not form.changes_arithmetic
+    if reference is None and (role == "val" or (embedder is None and not by_features)):
+        return None, None
+    if not rows.any():
+        raise InputError(
+            "a catalog without test and validation images",
+            expected="images to measure on what this form of the model costs",
+            next_step="make the catalog with --test or --val, or export in float32 at full length",
+        )
+    tested, readable = catalog.take(rows), np.ones(int(rows.sum()), dtype=bool)
+
+    def vectors_of(network: Head, by: Embedder | None) -> Embeddings:
+        if by is None:
+            return network.embed(np.asarray(source.features.rows[rows]))
+        found, can_be_read = _embedded(by, tested)
+        readable[:] &= can_be_read
+        return found
+
+    before = None if reference is None else vectors_of(source.head, None if source.described else reference)
+    after = vectors_of(head, None if by_features else embedder)[readable]
+    tested = tested.take(readable)
+    coder = None if embedder is None else embedder.coder
+    result = evaluate_embeddings(_as_found(after, tested, coder), tested, role=role)
+    if embedder is None or reference is None or before is None:
+        return result, None
     parity = Parity(
         measured_on=role,
-        changes=changes_of(first, second),
+        changes=changes_of(evaluate_embeddings(before[readable], tested, role=role), result),
         tolerance=tolerance,
         model_bytes=(_graph_bytes(reference.folder), _graph_bytes(embedder.folder)),
-        vector_bytes=(
-            4 * source.head.embedding_dim,
-            embedder.coder.num_bytes if embedder.coder else 4 * head.embedding_dim,
-        ),
+        vector_bytes=(4 * source.head.embedding_dim, coder.num_bytes if coder else 4 * head.embedding_dim),
         images_per_s=_speeds(reference, embedder, tested, form),
-        queries_coded=embedder.coder is not None and not _is_asked_alone(tested),
+        queries_coded=coder is not None and not _is_asked_alone(tested),
     )
-    return (second if role == "test" else None), parity
-
-
-def metrics_on_test(source: Source, head: Head, coder: Coder | None) -> EvaluationResult | None:
-    """Metrics of the test images from the cached features; None where there are none."""
-    catalog = source.features.catalog
-    if not source.described or not _has_test(catalog):
-        return None
-    rows = _rows_of(catalog, "test")
-    vectors, tested = head.embed(np.asarray(source.features.rows[rows])), catalog.take(rows)
-    return evaluate_embeddings(_as_found(vectors, tested, coder), tested)
+    return (result if role == "test" else None), parity
 
 
 def _is_asked_alone(tested: Catalog) -> bool:
@@ -141,25 +233,18 @@ def no_match(source: Source, head: Head, form: Form, coder: Coder | None) -> NoM
 
 def changes_of(before: EvaluationResult, after: EvaluationResult) -> dict[str, Change]:
     """Change per domain and on the mean, from two results over the same queries."""
-    changes = {}
-    for domain in (*before.domains, MEAN):
-        chosen = (
-            np.ones(len(before.query_rows), dtype=bool)
-            if domain == MEAN
-            else before.query_domains == before.domains.index(domain)
-        )
-        pair = paired_difference(
-            after.values("mmp@5")[chosen], before.values("mmp@5")[chosen], before.query_domains[chosen]
-        )
-        changes[domain] = Change(
+    both = Comparison(results={"before": before, "after": after}, dimensions={})
+    return {
+        domain: Change(
             before=before.value("mmp@5", domain=domain),
             after=after.value("mmp@5", domain=domain),
-            difference=pair.difference,
-            low=pair.low,
-            high=pair.high,
+            difference=found.difference,
+            low=found.low,
+            high=found.high,
             num_queries=before.num_queries(domain),
         )
-    return changes
+        for domain, found in both.differences("before")["after"].items()
+    }
 
 
 def prepared_images(catalog: Catalog, preprocessing: Preprocessing, count: int) -> PixelBatch:
@@ -173,34 +258,6 @@ def prepared_images(catalog: Catalog, preprocessing: Preprocessing, count: int) 
         except ImageError:
             continue
     return np.stack(found) if found else np.empty((0, 3, *preprocessing.shape), np.uint8)
-
-
-def _has_test(catalog: Catalog) -> bool:
-    return bool(
-        catalog.has_role("query", "query+index").any() and catalog.has_role("index", "query+index").any()
-    )
-
-
-def _measured_role(catalog: Catalog) -> Role:
-    """The images that a form is measured on: test, or validation where there is no test.
-
-    Raises:
-        InputError: neither.
-    """
-    if _has_test(catalog):
-        return "test"
-    if catalog.has_role("val").any():
-        return "val"
-    raise InputError(
-        "a catalog without test and validation images",
-        expected="images to measure on what this form of the model costs",
-        next_step="make the catalog with --test or --val, or export in float32 at full length",
-    )
-
-
-def _rows_of(catalog: Catalog, role: Role) -> np.ndarray:
-    """Catalog rows of a role's images, as a mask."""
-    return catalog.has_role("val") if role == "val" else catalog.has_role("query", "index", "query+index")
 
 
 def _embedded(embedder: Embedder, catalog: Catalog) -> tuple[Embeddings, np.ndarray]:

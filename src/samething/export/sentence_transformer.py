@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,6 @@ from samething.export.embedding_model import EmbeddingModel
 from samething.files import write_json
 from samething.heads import BatchStandardise, Head, Standardise
 from samething.training.run import write_tensors
-
-_MODULES: Final = "sentence_transformers.sentence_transformer.modules"
 
 
 def write_sentence_transformer(model: EmbeddingModel, output: Path) -> None:
@@ -57,6 +55,7 @@ def _write_backbone(backbone: Backbone, folder: Path) -> None:
             expected="the resize policies short_side_crop or squash, which timm's transform has",
             next_step="extract features with --views squash, or export without --format",
         )
+    size = getattr(getattr(backbone.network, "patch_embed", None), "img_size", None)
     write_json(
         folder / "config.json",
         {
@@ -67,7 +66,8 @@ def _write_backbone(backbone: Backbone, folder: Path) -> None:
             "num_features": backbone.width,
             "label_names": [],
             "dtype": "float32",
-            "model_args": _model_args(backbone),
+            # the architecture's own default would get the input size of a vision transformer wrong
+            "model_args": {} if size is None else {"img_size": list(size)},
             "pretrained_cfg": {
                 "input_size": [3, preprocessing.size, preprocessing.size],
                 "fixed_input_size": True,
@@ -109,12 +109,6 @@ def timm_architecture(backbone: Backbone) -> str:
             next_step="export without --format, and use samething's own Embedder",
         )
     return name.split(".")[0]
-
-
-def _model_args(backbone: Backbone) -> dict[str, Any]:
-    """What the architecture's own defaults would get wrong: the input size of a vision transformer."""
-    size = getattr(getattr(backbone.network, "patch_embed", None), "img_size", None)
-    return {"img_size": list(size)} if size is not None else {}
 
 
 def _head_modules(head: Head) -> list[tuple[str, dict[str, Any], dict[str, Tensor]]]:

@@ -9,7 +9,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import safetensors.torch
@@ -57,19 +57,18 @@ class Mix:
         return bool(self.runs) or self.interpolate != 1
 
 
-def mixed_source(run: Run, others: Sequence[Run], mix: Mix, *, weights: Path | None) -> Source:
+def mixed_source(runs: Sequence[Run], mix: Mix, *, weights: Path | None) -> Source:
     """One model from several runs, or from a run and its start.
 
     Args:
-        run: the first run.
-        others: further runs to average with it.
+        runs: the first gives features and backbone.
         mix: how.
         weights: the backbone's checkpoint, if the features were made from one.
 
     Raises:
         InputError: the runs do not share their start, features or head.
     """
-    for each in (run, *others):
+    for each in runs:
         config = each.manifest.made_from["config"]
         if not is_tuned(each) and (config.get("members", 1) > 1 or config.get("train_dim", 0)):
             # a run of an earlier version: its head is on no line from a start
@@ -78,10 +77,10 @@ def mixed_source(run: Run, others: Sequence[Run], mix: Mix, *, weights: Path | N
                 expected="runs whose heads are as they were trained: others have no start to average from",
                 next_step="train it again, with this version",
             )
+    run = runs[0]
     source = source_of(run, weights=weights)
-    start = start_of(run, source.features)
-    ours = start.state_dict()
-    for other in others:
+    ours = start_of(run, source.features).state_dict()
+    for other in runs[1:]:
         same_features = run.manifest.made_from["features"] == other.manifest.made_from["features"]
         theirs: Mapping[str, Tensor] = {}
         if same_features and is_tuned(run) == is_tuned(other):
@@ -97,19 +96,17 @@ def mixed_source(run: Run, others: Sequence[Run], mix: Mix, *, weights: Path | N
                 "something only then",
                 next_step="train them with one --seed, and vary other options",
             )
-    ends = [each.head for each in (run, *others)]
-    chosen = list(range(len(ends)))
-    if mix.soup == "greedy" and others:
-        chosen = greedy_choice((run, *others), ends, source.features)
-    head = copy.deepcopy(ends[0])
-    head.load_state_dict(average([ends[place].state_dict() for place in chosen]))
+    chosen = greedy_choice(runs, source.features) if mix.soup == "greedy" and len(runs) > 1 else runs
     shares = (mix.interpolate, 1 - mix.interpolate)
+    state = average([each.head.state_dict() for each in chosen])
     if mix.interpolate < 1:
-        head.load_state_dict(average([head.state_dict(), start.state_dict()], shares=shares))
-    runs = [(run, *others)[place] for place in chosen]
-    tuned = is_tuned(runs[0]) and (len(runs) > 1 or mix.interpolate < 1)
+        state = average([state, ours], shares=shares)
+    head = copy.deepcopy(run.head)
+    head.load_state_dict(state)
+    tuned = is_tuned(run) and (len(chosen) > 1 or mix.interpolate < 1)
     if tuned:
-        mean = average([backbone_of(one, one.features(), weights=None).network.state_dict() for one in runs])
+        networks = [backbone_of(each, each.features(), weights=None).network for each in chosen]
+        mean = average([network.state_dict() for network in networks])
         if mix.interpolate < 1:
             original = load_from_metadata(source.features.backbone, weights=weights)
             mean = average([mean, original.network.state_dict()], shares=shares)
@@ -117,9 +114,9 @@ def mixed_source(run: Run, others: Sequence[Run], mix: Mix, *, weights: Path | N
         backbone.network.load_state_dict(mean)
         source = dataclasses.replace(source, backbone=backbone)
     mixed: dict[str, Json] = {
-        "runs": [each.manifest.fingerprint for each in runs],
-        "names": [each.folder.name for each in runs],
-        "left_out": [other.folder.name for place, other in enumerate((run, *others)) if place not in chosen],
+        "runs": [each.manifest.fingerprint for each in chosen],
+        "names": [each.folder.name for each in chosen],
+        "left_out": [each.folder.name for each in runs if each not in chosen],
         "soup": mix.soup,
         "interpolate": mix.interpolate,
     }
@@ -165,8 +162,8 @@ def start_of(run: Run, features: FeatureSet) -> Head:
     return head.eval()
 
 
-def greedy_choice(runs: Sequence[Run], ends: Sequence[Head], features: FeatureSet) -> list[int]:
-    """Places of the runs whose average is best on the validation images, chosen one by one.
+def greedy_choice(runs: Sequence[Run], features: FeatureSet) -> list[Run]:
+    """The runs whose average is best on the validation images, chosen one by one.
 
     Raises:
         InputError: no validation images, or fine-tuned runs, whose average has no cached features.
@@ -181,15 +178,15 @@ def greedy_choice(runs: Sequence[Run], ends: Sequence[Head], features: FeatureSe
     rows, catalog = np.asarray(features.rows[val]), features.catalog.take(val)
 
     def score(places: Sequence[int]) -> float:
-        head: Any = copy.deepcopy(ends[0])
-        head.load_state_dict(average([ends[place].state_dict() for place in places]))
+        head = copy.deepcopy(runs[0].head)
+        head.load_state_dict(average([runs[place].head.state_dict() for place in places]))
         return validation_scores(head.eval().embed(rows), catalog)[0]
 
-    alone = [score([place]) for place in range(len(ends))]
-    order = sorted(range(len(ends)), key=lambda place: -alone[place])
+    alone = [score([place]) for place in range(len(runs))]
+    order = sorted(range(len(runs)), key=lambda place: -alone[place])
     chosen, best = [order[0]], alone[order[0]]
     for place in order[1:]:
         together = score([*chosen, place])
         if together >= best:
             chosen, best = [*chosen, place], together
-    return sorted(chosen)
+    return [runs[place] for place in sorted(chosen)]
