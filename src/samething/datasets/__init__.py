@@ -5,26 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from samething.catalog import require_shares
 from samething.datasets.boxes import list_coco
 from samething.datasets.dataset import Dataset, Part, Published
-from samething.datasets.folder import list_folder
 from samething.datasets.hugging_face import is_hugging_face, list_hugging_face
 from samething.datasets.known_sets import datasets
-from samething.datasets.listing import Dropped, Labels, Listing
+from samething.datasets.listing import CatalogReport, Dropped, Labels, Listing, write_catalog
+from samething.datasets.own_images import list_folder, list_table
 from samething.datasets.public import DATASETS, read_dataset
-from samething.datasets.report import (
-    DROPPED_SUFFIX,
-    CatalogReport,
-    single_images,
-    write_dropped,
-)
-from samething.datasets.survey import survey_images
-from samething.datasets.table import list_table
 from samething.errors import ArtefactError, InputError
-from samething.files import require_writable
 from samething.images.decoding import pixels_of
 
 __all__ = [
@@ -119,8 +108,8 @@ def catalog(
             dataset, data_root=data_root, part=part, domains=names, margin=margin, check_files=check_files
         )
     opened = dataset is None or checksums
-    return _write(listing, dataset or str(source), opened=opened, max_pixels=pixels_of(max_megapixels),
-                  labels=labels, output=output, val=val, test=test, seed=seed)  # fmt: skip
+    return write_catalog(listing, dataset or str(source), opened=opened, max_pixels=pixels_of(max_megapixels),
+                         labels=labels, output=output, val=val, test=test, seed=seed)  # fmt: skip
 
 
 def _refuse(what: str, given: Mapping[str, bool]) -> None:
@@ -166,59 +155,11 @@ def _list(
         )
     if is_folder:
         return list_folder(source, domain=domain, labels=labels, root=root, exclude=exclude)
-    if is_coco:
-        listing = list_coco(source, domain=domain, root=root, margin=margin)
-        listing.catalog.require_files()
-        return listing
     if source.is_dir():
         return list_hugging_face(source, domain=domain, labels=labels)
-    listing = list_table(source, domain=domain, labels=labels, root=root)
+    if is_coco:
+        listing = list_coco(source, domain=domain, root=root, margin=margin)
+    else:
+        listing = list_table(source, domain=domain, labels=labels, root=root)
     listing.catalog.require_files()
     return listing
-
-
-def _write(
-    listing: Listing,
-    what: str,
-    *,
-    opened: bool,
-    max_pixels: int,
-    labels: Labels,
-    output: Path,
-    val: float,
-    test: float,
-    seed: int,
-) -> CatalogReport:
-    """Open the images if wanted, divide the things, write the catalog and what was left out."""
-    require_writable(output)
-    result, dropped = listing.catalog, listing.dropped
-    if opened:
-        result, unreadable = survey_images(listing, max_pixels)
-        dropped = (*dropped, *unreadable)
-    write_dropped(output, dropped)
-    if not len(result):
-        raise InputError(
-            f"none of the {len(listing.catalog)} images of {what} can be read "
-            f"(for instance {dropped[-1].image}: {dropped[-1].reason})",
-            expected="at least one readable image",
-            next_step=f"look at the reasons in {output}{DROPPED_SUFFIX}",
-        )
-    if not listing.has_roles:
-        result = result.split_by_class(val=val, test=test, seed=seed)
-    warnings = [*listing.warnings]
-    if opened and labels != "none":
-        warnings += [str(problem) for problem in result.problems(check_files=False)]
-    if labels != "none" or not opened:
-        warnings += single_images(result)
-    if opened and labels != "none" and len(np.unique(result.class_ids())) < 2:
-        warnings.append("there is one label only; training needs at least two")
-    if not listing.has_roles and test > 0 and not result.has_role("query+index").any():
-        warnings.append("too few labels with two images or more to set any aside for the test")
-    result.write(output)
-    return CatalogReport(
-        catalog=result,
-        path=output,
-        dropped=dropped,
-        warnings=tuple(warnings),
-        passed_over=listing.passed_over,
-    )

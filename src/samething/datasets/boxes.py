@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,9 @@ from samething.progress import progress_bar
 
 # Polygons, run lengths and key points make up nearly all of a COCO file and are not read here.
 _NOT_READ: Final = frozenset({"segmentation", "keypoints", "landmarks", "counts"})
+
+_Thing: TypeAlias = tuple[str, str, list[float], list[float]]
+"""File, label, corners of the box, and width and height of the image, NaN where they are not known."""
 
 
 def box_columns(
@@ -63,11 +67,8 @@ def coco(annotations: str, folder: str = "", *, names: bool = False) -> Reader:
 
     def read(source: OfficialFiles) -> pa.Table:
         content = source.json(annotations, without=_NOT_READ)
-        lists = {
-            name: content.get(name) if isinstance(content, dict) else None
-            for name in ("images", "annotations")
-        }
-        lacking = [name for name, value in lists.items() if not isinstance(value, list)]
+        content = content if isinstance(content, dict) else {}
+        lacking = [name for name in ("images", "annotations") if not isinstance(content.get(name), list)]
         if lacking:
             raise source.malformed(
                 annotations, f"has no list {' and no list '.join(lacking)}", expected="a COCO annotation file"
@@ -78,16 +79,13 @@ def coco(annotations: str, folder: str = "", *, names: bool = False) -> Reader:
             if names
             else {}
         )
-        files: list[str] = []
-        labels: list[str] = []
-        boxes: list[list[float]] = []
-        sizes: list[tuple[float, ...]] = []
+        things: list[_Thing] = []
         for number, entry in enumerate(content["annotations"]):
             try:
                 listed = images[entry["image_id"]]
                 left, top, width, height = map(float, entry["bbox"])
                 label = categories[entry["category_id"]]["name"] if names else entry["category_id"]
-                size = tuple(float(listed.get(side) or np.nan) for side in ("width", "height"))
+                size = [float(listed.get(side) or np.nan) for side in ("width", "height")]
             except (KeyError, TypeError, ValueError) as error:
                 raise source.malformed(
                     annotations,
@@ -95,11 +93,9 @@ def coco(annotations: str, folder: str = "", *, names: bool = False) -> Reader:
                     expected="the image_id of a listed image, the category_id of a listed category, "
                     "and bbox as [left, top, width, height]",
                 ) from error
-            files.append(str(listed["file_name"]))
-            labels.append(str(label))
-            boxes.append([left, top, left + width, top + height])
-            sizes.append(size)
-        return _boxed_rows(source, annotations, folder, files, labels, boxes, sizes)
+            box = [left, top, left + width, top + height]
+            things.append((str(listed["file_name"]), str(label), box, size))
+        return _boxed_rows(source, annotations, folder, things)
 
     return read
 
@@ -132,9 +128,9 @@ def list_coco(
         files=(source.name,),
         layout="https://cocodataset.org/#format-data",
         reader=coco(source.name, names=True),
-        margin_percent=0.0,
+        margin_percent=margin or 0.0,
     )
-    reading = OfficialFiles(dataset=dataset, data_root=source.parent, margin_percent=margin, label_prefix="")
+    reading = OfficialFiles(dataset=dataset, data_root=source.parent, label_prefix="")
     beside = source.parent / "images"
     own = beside if beside.is_dir() else source.parent
     catalog = Catalog.from_table(
@@ -149,9 +145,7 @@ def read_deep_fashion2(source: OfficialFiles) -> pa.Table:
     names = sorted(path.name for path in source.path(where).glob("*.json"))
     if not names:
         raise source.missing(f"{where}/000001.json")
-    files: list[str] = []
-    labels: list[str] = []
-    boxes: list[list[float]] = []
+    things: list[_Thing] = []
     with progress_bar("images", only_on_terminal=True) as progress:
         for name in progress.track(names, description="annotations"):
             content: Any = source.json(f"{where}/{name}", without=_NOT_READ)
@@ -159,9 +153,9 @@ def read_deep_fashion2(source: OfficialFiles) -> pa.Table:
                 for kind, item in content.items():
                     if re.fullmatch(r"item\d+", kind) and int(item["style"]) > 0:
                         left, top, right, bottom = map(float, item["bounding_box"])
-                        labels.append(f"{int(content['pair_id'])}_{int(item['style'])}")
-                        boxes.append([left, top, right, bottom])
-                        files.append(f"{name.removesuffix('.json')}.jpg")
+                        label = f"{int(content['pair_id'])}_{int(item['style'])}"
+                        box, image = [left, top, right, bottom], f"{name.removesuffix('.json')}.jpg"
+                        things.append((image, label, box, [np.nan, np.nan]))
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise source.malformed(
                     f"{where}/{name}",
@@ -169,24 +163,17 @@ def read_deep_fashion2(source: OfficialFiles) -> pa.Table:
                     expected="pair_id, and for each item style and bounding_box as "
                     "[left, top, right, bottom]",
                 ) from error
-    return _boxed_rows(source, where, "deepfashion2/image/", files, labels, boxes)
+    return _boxed_rows(source, where, "deepfashion2/image/", things)
 
 
-def _boxed_rows(
-    source: OfficialFiles,
-    where: str,
-    folder: str,
-    files: list[str],
-    labels: list[str],
-    boxes: list[list[float]],
-    sizes: list[tuple[float, ...]] | None = None,
-) -> pa.Table:
+def _boxed_rows(source: OfficialFiles, where: str, folder: str, things: Sequence[_Thing]) -> pa.Table:
     """The rows whose box has an extent of at least a pixel; in the others nothing is to be seen."""
     columns = box_columns(
-        np.asarray(boxes, np.float64).reshape(-1, 4),
-        margin_percent=source.margin,
-        size=None if sizes is None else np.asarray(sizes, np.float64).reshape(-1, 2),
+        np.asarray([box for _, _, box, _ in things], np.float64).reshape(-1, 4),
+        margin_percent=source.dataset.margin_percent or 0.0,
+        size=np.asarray([size for *_, size in things], np.float64).reshape(-1, 2),
     )
+    files, labels = [file for file, *_ in things], [label for _, label, _, _ in things]
     table = source.rows(where, image=files, folder=folder, label=labels, **columns)
     left, top, right, bottom = (table[name].to_numpy() for name in BOX_COLUMNS)
     return table.filter(pa.array((right > left) & (bottom > top)))

@@ -54,8 +54,7 @@ class DatasetsReport:
             lines.append(f"{_columns(dataset.key, dataset.domain, *numbers)}  {_coloured(row.state)}")
             lines.append(f"  [dim]{rich.markup.escape(dataset.licence)}[/dim]")
             lines.append(f"  [dim]{rich.markup.escape(dataset.source)}[/dim]")
-        lines.append("")
-        lines.append("samething datasets KEY tells everything about one.")
+        lines += ["", "samething datasets KEY tells everything about one."]
         lines.append("samething catalog --dataset KEY --data-root FOLDER reads it.")
         if self.data_root is None:
             lines.append("samething datasets --data-root FOLDER says which are there.")

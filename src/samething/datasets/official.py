@@ -36,16 +36,8 @@ class OfficialFiles:
     """What is wanted; a reader whose parts are files of their own leaves the others unread."""
     domains: tuple[str, ...] = ()
     """Domains wanted, for a data set of several; empty for all."""
-    margin_percent: float | None = None
-    """Replaces the data set's own margin around boxes."""
     label_prefix: str | None = None
     """What labels begin with; by default the data set's key and a slash, so that no two sets share any."""
-
-    @property
-    def margin(self) -> float:
-        """Margin around boxes, in percent of the box."""
-        own = self.dataset.margin_percent or 0.0
-        return own if self.margin_percent is None else self.margin_percent
 
     def path(self, relative: str) -> Path:
         """Where a file is on this machine."""

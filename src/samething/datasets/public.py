@@ -16,18 +16,20 @@ import pyarrow.compute as pc
 
 from samething.catalog import BOX_COLUMNS, Catalog
 from samething.datasets.boxes import coco, read_deep_fashion2
-from samething.datasets.class_folders import class_folders, read_gpr1200, read_guiec
 from samething.datasets.dataset import Dataset, Part, Published, Reader
 from samething.datasets.ground_truth import read_forb, read_instre, revisited
 from samething.datasets.ilias import read_ilias, read_ilias_core, read_mini_ilias
 from samething.datasets.listing import Dropped, Listing
 from samething.datasets.lists import (
+    class_folders,
     grouped,
     listed,
     read_cars196,
     read_cub_200,
     read_fashion200k,
     read_gldv2,
+    read_gpr1200,
+    read_guiec,
     read_hm,
     read_in_shop,
     read_m4d_35k,
@@ -160,9 +162,9 @@ def read_dataset(
             expected="a choice of domains for a data set of several",
             next_step="leave --domain away",
         )
-    source = OfficialFiles(
-        dataset=dataset, data_root=data_root, part=part, domains=domains, margin_percent=margin
-    )
+    if margin is not None:
+        dataset = dataclasses.replace(dataset, margin_percent=margin)
+    source = OfficialFiles(dataset=dataset, data_root=data_root, part=part, domains=domains)
     missing = dataset.missing(data_root)
     if missing:
         raise source.missing(*missing)
@@ -227,24 +229,19 @@ def _is_read(where: Mapping[str, str], source: OfficialFiles, table: pa.Table) -
 def _without_repeats(table: pa.Table) -> tuple[pa.Table, list[Dropped]]:
     """The rows without those that repeat another's image, box, role and domain."""
     keys = ["image", "role", "domain", *(name for name in BOX_COLUMNS if name in table.column_names)]
-    rows = pa.array(np.arange(table.num_rows))
-    first = (
-        table.select(keys).append_column("row", rows).group_by(keys).aggregate([("row", "min")])["row_min"]
-    )
-    if len(first) == table.num_rows:
+    rows = np.arange(table.num_rows)
+    numbered = table.select(keys).append_column("row", pa.array(rows))
+    kept = np.sort(numbered.group_by(keys).aggregate([("row", "min")])["row_min"].to_numpy())
+    again = np.setdiff1d(rows, kept, assume_unique=True)
+    if not len(again):
         return table, []
-    kept = np.sort(first.to_numpy())
-    again = np.setdiff1d(np.arange(table.num_rows), kept, assume_unique=True)
-    kept_table = table.take(pa.array(kept))
-    repeated = table.select(["image", "label"]).take(pa.array(again)).to_pylist()
-    place = pc.index_in(
-        pa.array([row["image"] for row in repeated]), value_set=kept_table["image"].combine_chunks()
-    )
-    labels = kept_table["label"].take(place).to_pylist()
+    kept_table, repeated = table.take(pa.array(kept)), table.take(pa.array(again))
+    place = pc.index_in(repeated["image"], value_set=kept_table["image"].combine_chunks())
+    labels = zip(repeated["label"].to_pylist(), kept_table["label"].take(place).to_pylist(), strict=True)
     dropped = []
-    for row, entry, label in zip(again, repeated, labels, strict=True):
-        other = "" if label == entry["label"] else f", with the label {label!r} and not {entry['label']!r}"
-        dropped.append(Dropped(entry["image"], f"row {row}: listed before{other}"))
+    for row, image, (own, first) in zip(again, repeated["image"].to_pylist(), labels, strict=True):
+        other = "" if first == own else f", with the label {first!r} and not {own!r}"
+        dropped.append(Dropped(image, f"row {row}: listed before{other}"))
     return kept_table, dropped
 
 
