@@ -353,7 +353,8 @@ def test_embedding_pairs_are_those_of_all_cosines(at_a_time, monkeypatch):
 
 def one_pair(first: int, second: int, method: int = 1) -> Pairs:
     number = np.asarray([0.97], np.float32)
-    return Pairs(np.asarray([first]), np.asarray([second]), np.asarray([method]), number, number)
+    rows = np.asarray([first]), np.asarray([second])
+    return Pairs(*rows, np.asarray([method]), number, number, np.zeros(1, bool))
 
 
 def outcome(pairs: Pairs, *, tiers, classes, datasets, num_own=None, leaks="remove", conflicts="exact"):

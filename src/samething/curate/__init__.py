@@ -6,7 +6,7 @@ Nothing here needs torch.
 from __future__ import annotations
 
 from samething.curate.curate_config import CurateConfig
-from samething.curate.curated import Curation
+from samething.curate.curation_report import Curation
 from samething.curate.process import curate
 from samething.curate.recipes import RECIPES
 

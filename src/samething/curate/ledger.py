@@ -106,11 +106,8 @@ class Ledger:
         """
         rows = self.dropped_rows()
         table = catalog.table.select(COLUMNS).take(pa.array(rows))
-        rules = pa.DictionaryArray.from_arrays(pa.array(self._rule[rows]), pa.array(RULES))
-        reasons = pa.DictionaryArray.from_arrays(
-            pa.array(self._reason[rows]), pa.array(list(self._reasons), pa.string())
-        )
         partners = pa.array(self._partner[rows], mask=self._partner[rows] < 0)
-        table = table.append_column("rule", rules.cast(pa.string()))
-        table = table.append_column("reason", reasons.cast(pa.string()))
+        for name, texts, numbers in (("rule", RULES, self._rule), ("reason", self._reasons, self._reason)):
+            column = pa.array(list(texts), pa.string()).take(pa.array(numbers[rows]))
+            table = table.append_column(name, column)
         return table.append_column("instead", partner_images.take(partners).fill_null(""))

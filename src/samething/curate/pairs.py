@@ -43,6 +43,8 @@ class Pairs:
     closeness: Float32[np.ndarray, " p"]
     """Correlation of the pixels; 1 for ``exact``, NaN where the pixels were not compared; for ``geometry`` as
     :func:`~samething.rerank.laid_over.laid_over` takes it."""
+    is_mirrored: Bool[np.ndarray, " p"]
+    """Whether the first was mirrored before the two were compared."""
 
     def __len__(self) -> int:
         return len(self.first)
@@ -51,7 +53,20 @@ class Pairs:
     def empty(cls) -> Pairs:
         """No pairs."""
         rows, numbers = np.empty(0, np.int64), np.empty(0, np.float32)
-        return cls(rows, rows, rows, numbers, numbers)
+        return cls(rows, rows, rows, numbers, numbers, np.empty(0, bool))
+
+    @classmethod
+    def candidates(
+        cls,
+        method: Method,
+        first: Int[np.ndarray, " p"],
+        second: Int[np.ndarray, " p"],
+        score: np.ndarray,
+        is_mirrored: Bool[np.ndarray, " p"],
+    ) -> Pairs:
+        """Pairs that one method found, whose pixels are not compared yet."""
+        methods, unknown = np.full(len(first), METHODS.index(method)), np.full(len(first), np.nan, np.float32)
+        return cls(first, second, methods, score.astype(np.float32), unknown, is_mirrored)
 
     @classmethod
     def joined(cls, parts: Sequence[Pairs]) -> Pairs:
@@ -60,10 +75,14 @@ class Pairs:
         fields = [field.name for field in dataclasses.fields(cls)]
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
 
-    def first_of_each(self) -> Pairs:
-        """Each pair of two rows once, as the first method found it, in the order of the rows."""
-        low, high, order = _sorted_once(self.first, self.second, self.method)
-        return dataclasses.replace(self, first=low, second=high).take(order)
+    def once(self) -> Pairs:
+        """Each pair of two rows once, the lower one first, by its first method and lowest score; sorted."""
+        low, high = np.minimum(self.first, self.second), np.maximum(self.first, self.second)
+        order = np.lexsort((self.is_mirrored, self.score, self.method, high, low))
+        order = order[low[order] != high[order]]
+        new = np.ones(len(order), bool)
+        new[1:] = (np.diff(low[order]) != 0) | (np.diff(high[order]) != 0)
+        return dataclasses.replace(self, first=low, second=high).take(order[new])
 
     def found_by(self, number: int) -> str:
         """How a pair was found, in a few words."""
@@ -130,7 +149,7 @@ def exact_pairs(contents: Contents, tiers: Int[np.ndarray, " n"], rank: Int[np.n
     new = (first != second) & np.concatenate([np.ones(len(copies), bool), in_tier != stands])
     first, second = first[new], second[new]
     zeros = np.zeros(len(first), np.float32)
-    return Pairs(first, second, np.zeros(len(first), np.int64), zeros, zeros + 1)
+    return Pairs(first, second, np.zeros(len(first), np.int64), zeros, zeros + 1, np.zeros(len(first), bool))
 
 
 def perceptual_pairs(
@@ -154,9 +173,7 @@ def perceptual_pairs(
         others, other_numbers = np.unique(getattr(hashes, name)[rows], return_inverse=True)
         near = near_pairs(others, own, distance=config.bits, memory_mib=config.memory_mib)
         parts.append(_spread(rows, other_numbers, numbers, near, is_mirrored=name == "mirrored"))
-    columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-    first, second, distance, is_mirrored = _each_once(*columns)
-    return _confirmed(first, second, 1, distance, is_mirrored, decode_row, config)
+    return _confirmed(Pairs.joined(parts), decode_row, config)
 
 
 def embedding_pairs(
@@ -194,11 +211,8 @@ def embedding_pairs(
     bits = np.where(is_mirrored, turned, bits)
     by_places = config.verify == "geometry"
     alike = (bits <= FARTHEST_BITS) | by_places | ~hashes.is_hashed[first] | ~hashes.is_hashed[second]
-    first, second, negative, is_mirrored = _each_once(
-        first[alike], second[alike], -near.cosine[alike], is_mirrored[alike]
-    )
-    found = _confirmed(first, second, 2, -negative, is_mirrored, decode_row, config)
-    return found, near.num_crowded
+    found = Pairs.candidates("embedding", first, second, near.cosine, is_mirrored).take(alike)
+    return _confirmed(found, decode_row, config), near.num_crowded
 
 
 def _spread(
@@ -208,7 +222,7 @@ def _spread(
     near: HashPairs,
     *,
     is_mirrored: bool = False,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> Pairs:
     """Pairs of hashes as pairs of rows: all of the one with the first of the other, and vice versa.
 
     Args:
@@ -230,54 +244,21 @@ def _spread(
     pair_b, row_b = members(second_numbers, near.second)
     one = np.concatenate([row_a, rows[first_of_first[near.first[pair_b]]]])
     two = np.concatenate([rows[first_of_second[near.second[pair_a]]], row_b])
-    return one, two, near.distance[np.concatenate([pair_a, pair_b])], np.full(len(one), is_mirrored)
+    distance = near.distance[np.concatenate([pair_a, pair_b])]
+    return Pairs.candidates("perceptual", one, two, distance, np.full(len(one), is_mirrored))
 
 
-def _sorted_once(
-    first: np.ndarray, second: np.ndarray, *keys: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The lower and the higher row of each pair, and an order by them that takes of equal ones the first."""
-    low, high = np.minimum(first, second), np.maximum(first, second)
-    order = np.lexsort((*reversed(keys), high, low))
-    new = np.ones(len(order), bool)
-    new[1:] = (np.diff(low[order]) != 0) | (np.diff(high[order]) != 0)
-    return low, high, order[new]
-
-
-def _each_once(
-    first: np.ndarray, second: np.ndarray, score: np.ndarray, is_mirrored: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Each pair of two rows once, the lower row first, with its lowest score; sorted."""
-    low, high, order = _sorted_once(first, second, score, is_mirrored)
-    order = order[low[order] != high[order]]
-    return low[order], high[order], score[order], is_mirrored[order]
-
-
-def _confirmed(
-    first: np.ndarray,
-    second: np.ndarray,
-    method: int,
-    score: np.ndarray,
-    is_mirrored: np.ndarray,
-    decode_row: DecodeRow,
-    config: CurateConfig,
-) -> Pairs:
+def _confirmed(candidates: Pairs, decode_row: DecodeRow, config: CurateConfig) -> Pairs:
     """The candidates whose pixels agree, or where that is asked for of which one was made of the other."""
-    pairs = Pairs(
-        first,
-        second,
-        np.full(len(first), method),
-        score.astype(np.float32),
-        np.full(len(first), np.nan, np.float32),
-    )
+    pairs = candidates.once()
     if config.closeness <= 0:
         return pairs
-    candidates = zip(first.tolist(), second.tolist(), is_mirrored.tolist(), strict=True)
-    seen = pair_similarities(decode_row, candidates, least=config.closeness)
+    numbers = zip(pairs.first.tolist(), pairs.second.tolist(), pairs.is_mirrored.tolist(), strict=True)
+    seen = pair_similarities(decode_row, numbers, least=config.closeness)
     same = dataclasses.replace(pairs, closeness=seen).take(seen >= config.closeness)
     if config.verify != "geometry":
         return same
-    others = pairs.take((seen < config.closeness) & ~is_mirrored)
+    others = pairs.take((seen < config.closeness) & ~pairs.is_mirrored)
     copies = made_of_each_other(decode_row, zip(others.first.tolist(), others.second.tolist(), strict=True))
     is_copy = np.array([copy is not None for copy in copies], bool)
     found = [copy for copy in copies if copy is not None]

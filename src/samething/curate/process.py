@@ -16,8 +16,7 @@ from samething.arrays import Int
 from samething.catalog import Catalog
 from samething.configuration import changed, read_config, with_options
 from samething.curate.curate_config import CurateConfig
-from samething.curate.curated import Curation
-from samething.curate.curation_report import write_curation_page
+from samething.curate.curation_report import Curation, write_curation_page
 from samething.curate.duplicates import (
     EVALUATION,
     RELATIONS,
@@ -200,7 +199,7 @@ class _Process:
             found.append(perceptual_pairs(contents, self.hashes, self._decoded, config))
         if config.duplicates == "embedding":
             found.append(self._embedding_pairs(contents))
-        pairs = Pairs.joined(found).first_of_each()
+        pairs = Pairs.joined(found).once()
         relation = resolve(pairs, rows, self.ledger, leaks=config.leaks, conflicts=config.conflicts)
         return pairs, relation, rows
 

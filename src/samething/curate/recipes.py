@@ -18,7 +18,6 @@ from samething.datasets.public import DATASETS, read_dataset
 class Recipe:
     """A training set put together by rules from public data sets."""
 
-    title: str
     parts: tuple[str, ...]
     """Keys of the data sets that it is made from."""
     changes: Mapping[str, Any]
@@ -67,7 +66,7 @@ class Recipe:
 
 RECIPES: Final[Mapping[str, Recipe]] = {
     "m4d-35k": Recipe(
-        title="M4D-35k (Florek et al., GCPR 2024)",
+        # Florek et al., GCPR 2024
         parts=("products_10k", "gldv2", "deep_fashion", "stanford_cars_refined"),
         changes={
             "min_images": (3,),

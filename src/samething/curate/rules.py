@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pyarrow.compute as pc
@@ -113,16 +113,6 @@ class Budget:
                 expected="images or classes, not both, from 1; a temperature above 0; least from 1",
                 next_step="give one of budget_images and budget_classes",
             )
-        for name, value, legal in (
-            ("share", self.share, get_args(Share)),
-            ("thin", self.thin, get_args(Thin)),
-        ):
-            if value not in legal:
-                raise InputError(
-                    f"{name}={value!r}",
-                    expected=f"one of {', '.join(legal)}",
-                    next_step=f"give another {name}",
-                )
 
     def __str__(self) -> str:
         what = f"{self.images} images" if self.classes is None else f"{self.classes} classes"
@@ -209,35 +199,32 @@ class Population:
 
     def with_enough_images(self, rows: Rows, least: Limit) -> Kept:
         """Rows of the classes that have at least so many images."""
-        enough = self.sizes(rows) >= self._class_limits(least, otherwise=0)
+        enough = self.sizes(rows) >= self._of_datasets(least, otherwise=0)[self.class_dataset]
         return np.asarray(rows[enough[self.classes[rows]]])
 
     def with_capped_images(self, rows: Rows, most: Limit) -> Kept:
         """Rows of all classes, of each at most so many images, drawn at random."""
-        return self._drawn_images(rows, self._class_limits(most, otherwise=_ENDLESS))
+        return self._drawn_images(rows, self._of_datasets(most)[self.class_dataset])
 
     def with_capped_classes(self, rows: Rows, most: Limit) -> Kept:
         """Rows of at most so many classes per data set, drawn at random."""
         present = np.flatnonzero(self.sizes(rows))
-        quotas = np.asarray([most.of(name, otherwise=_ENDLESS) for name in self.dataset_names], np.int64)
-        chosen = self._drawn_classes(present, self.class_dataset, quotas)
+        chosen = self._drawn_classes(present, self.class_dataset, self._of_datasets(most))
         return np.asarray(rows[chosen[self.classes[rows]]])
 
     def within_budget(self, rows: Rows, budget: Budget) -> Kept:
         """Rows that a total budget of images or classes leaves, shared over the domains."""
-        sizes = self.sizes(rows)
+        most_in_all = budget.images if budget.classes is None else budget.classes
+        if most_in_all is None:
+            return rows
+        sizes, num_domains = self.sizes(rows), len(self.domain_names)
         present = np.flatnonzero(sizes)
-        num_domains = len(self.domain_names)
-        share, temperature = budget.share, budget.temperature
+        counted_classes = self.classes[rows] if budget.classes is None else present
+        available = np.bincount(self.class_domain[counted_classes], minlength=num_domains)
+        quotas = domain_quotas(available, most_in_all, share=budget.share, temperature=budget.temperature)
         if budget.classes is not None:
-            available = np.bincount(self.class_domain[present], minlength=num_domains)
-            quotas = domain_quotas(available, budget.classes, share=share, temperature=temperature)
             chosen = self._drawn_classes(present, self.class_domain, quotas)
             return np.asarray(rows[chosen[self.classes[rows]]])
-        if budget.images is None:
-            return rows
-        available = np.bincount(self.class_domain[self.classes[rows]], minlength=num_domains)
-        quotas = domain_quotas(available, budget.images, share=share, temperature=temperature)
         most = np.zeros(len(sizes), np.int64)
         for domain in range(num_domains):
             own = present[self.class_domain[present] == domain]
@@ -251,9 +238,9 @@ class Population:
             most[own] = np.where(whole >= np.minimum(sizes[own], budget.least), whole, 0)
         return self._drawn_images(rows, most)
 
-    def _class_limits(self, limit: Limit, *, otherwise: int) -> Int[np.ndarray, " c"]:
-        of_datasets = [limit.of(name, otherwise=otherwise) for name in self.dataset_names]
-        return np.asarray(np.asarray(of_datasets, np.int64)[self.class_dataset])
+    def _of_datasets(self, limit: Limit, *, otherwise: int = np.iinfo(np.int64).max) -> Int[np.ndarray, " s"]:
+        """The limit of each data set; without one, by default a number that none reaches."""
+        return np.asarray([limit.of(name, otherwise=otherwise) for name in self.dataset_names], np.int64)
 
     def _drawn_images(self, rows: Rows, most: Int[np.ndarray, " c"]) -> Kept:
         """Of each class the images with the lowest draws, as many as it may have."""
@@ -276,9 +263,6 @@ class Population:
         chosen = np.zeros(len(self.class_draws), bool)
         chosen[order[_places(groups[order]) < quotas[groups[order]]]] = True
         return chosen
-
-
-_ENDLESS: Final = np.iinfo(np.int64).max
 
 
 def _places(groups: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
