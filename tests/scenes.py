@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
+import rich.console
 import skimage.data
 from PIL import Image
 
@@ -92,3 +94,17 @@ def overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
     shared = np.maximum(sides, 0).prod()
     areas = [np.subtract(box[2:], box[:2]).prod() for box in (one, other)]
     return float(shared / (sum(areas) - shared))
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    """An image as the bytes of a file."""
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def printed(thing: object, width: int = 200) -> str:
+    """What a terminal of so many columns shows of a result."""
+    console = rich.console.Console(width=width, record=True, file=io.StringIO())
+    console.print(thing)
+    return console.export_text()

@@ -24,16 +24,10 @@ from samething.errors import ArtefactError, InputError, SamethingError
 from samething.images import Preprocessing, prepare
 from scenes import photographs
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = "test_efficientnet.r160_in1k"
 OTHER_TINY = "test_resnet.r160_in1k"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -18,13 +18,7 @@ from samething.sessions import PARITY_COSINE, fastest, open_session, parity_cosi
 from scenes import photographs
 from test_backbones import TINY, save_tiny
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,9 @@
 """Public boards from end to end, on miniatures in their official layouts."""
 
-import io
 import json
 
 import numpy as np
 import pytest
-import rich.console
 
 import miniatures
 from samething.bench import BOARDS, bench
@@ -14,6 +12,7 @@ from samething.errors import ArtefactError, FingerprintError, InputError
 from samething.evaluation import evaluate_embeddings
 from samething.features import FeatureSet
 from samething.leaderboard import leaderboard
+from scenes import printed
 from small_backbone import NAME
 
 
@@ -37,12 +36,6 @@ def birds(tmp_path_factory):
         lines = "".join(f"{place} {value}\n" for place, value in enumerate(values, start=1))
         miniatures.text(root / f"CUB_200_2011/{name}.txt", lines)
     return root
-
-
-def printed(shown) -> str:
-    console = rich.console.Console(width=300, file=io.StringIO(), record=True)
-    console.print(shown)
-    return console.export_text()
 
 
 def test_a_board_from_its_images_to_the_leaderboard(trees, birds, tmp_path):

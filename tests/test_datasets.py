@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import importlib.metadata
-import io
 import os
 import shutil
 import subprocess
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rich.console
 import skimage.data
 from PIL import Image
 
@@ -22,6 +20,7 @@ from samething.datasets import CatalogReport, Dropped, catalog
 from samething.errors import ArtefactError, InputError
 from samething.files import read_csv, write_csv
 from samething.search.collection import Collection
+from scenes import printed
 
 SAMPLES = Path(skimage.data.__file__).parent
 
@@ -51,12 +50,6 @@ def rows(report: CatalogReport) -> list[dict[str, object]]:
 def dropped_file(report: CatalogReport) -> list[list[str]]:
     with Path(f"{report.path}.dropped.csv").open(encoding="utf-8", newline="") as stream:
         return list(csv.reader(stream))
-
-
-def printed(report: CatalogReport) -> str:
-    console = rich.console.Console(file=io.StringIO(), width=160)
-    console.print(report)
-    return console.file.getvalue()
 
 
 # ---- folders

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
 from samething.catalog import Catalog
 from samething.errors import ArtefactError, InputError
 from samething.evaluation import compare_embeddings, evaluate, evaluate_embeddings
+from scenes import printed
 
 HEADER = "img_path,label,domain,role"
 
@@ -309,13 +309,6 @@ def test_other_arguments_that_are_refused(tmp_path):
 
 
 # ---- printing and comparing
-
-
-def printed(thing):
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
-    with console.file:
-        console.print(thing)
-        return console.export_text()
 
 
 @pytest.fixture

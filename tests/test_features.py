@@ -30,15 +30,9 @@ from samething.sessions import PARITY_COSINE, parity_cosine
 from scenes import photographs, write_things
 from test_backbones import TINY, save_tiny
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BACKBONE = f"timm:{TINY}"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -20,16 +20,11 @@ from samething.errors import ImageError, InputError
 from samething.features.worker_pool import ImageReader
 from samething.images import Box, Preprocessing, decode, dimensions, find_files, prepare, read_pixels
 from samething.images.jpeg_xl import header
+from scenes import encoded
 
 pillow_heif.register_heif_opener()
 PHOTO = Image.open(Path(skimage.data.__file__).parent / "rocket.jpg").convert("RGB").resize((160, 107))
 TURNED = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_270}
-
-
-def saved(image: Image.Image, kind: str, **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
 
 
 def difference(one: Image.Image, other: Image.Image) -> float:
@@ -91,7 +86,7 @@ def camera_file(*, preview_side: int, turn: int = 1, dng: bool = True) -> bytes:
         278: 240, 279: 2 * sensor.size, 33421: (2, 2), 50717: 16383,
     }  # fmt: skip
     preview = PHOTO.resize((preview_side, preview_side * 3 // 4))
-    jpeg = saved(preview, "JPEG", quality=92)
+    jpeg = encoded(preview, "JPEG", quality=92)
     shown = {
         254: 1, 256: preview.width, 257: preview.height, 258: (8, 8, 8), 259: 7, 262: 6, 273: jpeg, 277: 3,
         278: preview.height, 279: len(jpeg),
@@ -109,7 +104,7 @@ def test_phones_formats_are_read_upright(tmp_path, kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / "photo.bin"
-    path.write_bytes(saved(PHOTO, kind, exif=exif.tobytes(), quality=95))
+    path.write_bytes(encoded(PHOTO, kind, exif=exif.tobytes(), quality=95))
     turn = TURNED[orientation]
     expected = PHOTO if turn is None else PHOTO.transpose(turn)
     assert difference(decode(path), expected) < 4
@@ -119,7 +114,7 @@ def test_phones_formats_are_read_upright(tmp_path, kind, orientation):
 
 def test_heic_is_read_by_a_process_that_registered_nothing(tmp_path):
     """Reading HEIC depended on a plugin that the application had to register."""
-    (tmp_path / "a.hif").write_bytes(saved(PHOTO, "HEIF"))
+    (tmp_path / "a.hif").write_bytes(encoded(PHOTO, "HEIF"))
     code = "import sys; from samething.images import decode; print(decode(sys.argv[1]).size)"
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.hif"], capture_output=True, text=True)
     assert done.stdout == "(160, 107)\n", done.stderr
@@ -128,7 +123,7 @@ def test_heic_is_read_by_a_process_that_registered_nothing(tmp_path):
 def test_a_jpeg_inside_of_a_jpeg_xl_keeps_its_orientation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    (tmp_path / "a.jpg").write_bytes(saved(PHOTO, "JPEG", exif=exif, quality=95))
+    (tmp_path / "a.jpg").write_bytes(encoded(PHOTO, "JPEG", exif=exif, quality=95))
     with Image.open(tmp_path / "a.jpg") as image, pytest.warns(UserWarning, match="reconstruction"):
         image.save(tmp_path / "a.jxl")
     assert difference(decode(tmp_path / "a.jxl"), decode(tmp_path / "a.jpg")) < 1
@@ -138,7 +133,7 @@ def test_a_jpeg_inside_of_a_jpeg_xl_keeps_its_orientation(tmp_path):
 @pytest.mark.parametrize("size", [(8, 8), (256, 64), (300, 200), (1, 5000), (99, 99), (160, 90)])
 def test_the_size_of_a_jpeg_xl_is_known_before_it_is_unpacked(size):
     """The plugin unpacks a file while it opens it, so that its limit came too late."""
-    content = saved(Image.new("RGB", size), "JXL")
+    content = encoded(Image.new("RGB", size), "JXL")
     assert header(content) == (*size, False)
     with pytest.raises(ImageError, match=f"has {size[0]:,} × {size[1]:,} = "):
         decode(content, max_pixels=size[0] * size[1] - 1)
@@ -176,7 +171,7 @@ def test_a_raw_file_with_a_small_preview_is_developed():
 
 @pytest.mark.parametrize(
     ("package", "content", "extra"),
-    [("rawpy", camera_file(preview_side=1200), "raw"), ("pillow_jxl", saved(PHOTO, "JXL"), "jxl")],
+    [("rawpy", camera_file(preview_side=1200), "raw"), ("pillow_jxl", encoded(PHOTO, "JXL"), "jxl")],
 )
 def test_a_missing_extra_is_named_and_costs_one_image(monkeypatch, package, content, extra):
     """Such files were damaged or no images, in the words of the message, or their thumbnail was taken."""
@@ -224,7 +219,7 @@ def test_planes_of_16_bits_are_read(options):
 
 def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_unpacked():
     """491 kB of scans took 200 seconds, in which the server answered nobody and could not be ended."""
-    content = saved(PHOTO, "JPEG", progressive=True)
+    content = encoded(PHOTO, "JPEG", progressive=True)
     last = content.rindex(b"\xff\xda")
     many = content[:last] + content[last:-2] * 3000 + b"\xff\xd9"
     with pytest.raises(ImageError, match="more than 100 scans"):
@@ -236,7 +231,7 @@ def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_unpacked():
 
 def test_what_lies_behind_a_jpeg_is_not_counted_as_scans():
     """Motion photos hold a film behind the image, where any two bytes occur."""
-    content = saved(PHOTO, "JPEG")
+    content = encoded(PHOTO, "JPEG")
     np.testing.assert_array_equal(
         np.asarray(decode(content + b"\xff\xda" * 500)), np.asarray(decode(content))
     )
@@ -266,11 +261,11 @@ def test_netpbm_files_are_read_at_once_with_pillows_values(monkeypatch, kind, la
 
 def test_an_icon_is_refused_by_the_size_inside_of_it():
     """An icon said 16 × 16 and held a PNG of 169 megapixels, which was unpacked before anybody looked."""
-    inner = saved(Image.new("1", (3000, 2000)), "PNG")
+    inner = encoded(Image.new("1", (3000, 2000)), "PNG")
     head = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22)
     with pytest.raises(ImageError, match=r"3,000 × 2,000 = 6,000,000 pixels"):
         dimensions(head + inner, max_pixels=5_000_000)
-    small = saved(PHOTO.resize((32, 32)), "ICO", sizes=[(32, 32)], bitmap_format="bmp")
+    small = encoded(PHOTO.resize((32, 32)), "ICO", sizes=[(32, 32)], bitmap_format="bmp")
     assert difference(decode(small, max_pixels=32 * 32), PHOTO.resize((32, 32))) == 0
 
 
@@ -302,7 +297,7 @@ def test_a_jpeg_without_its_last_bytes_is_whole_where_less_than_a_row_of_blocks_
     options, progressive
 ):
     """Files without their end marker were damaged, though every viewer shows them."""
-    content = saved(PHOTO, "JPEG", quality=90, progressive=progressive, **options)
+    content = encoded(PHOTO, "JPEG", quality=90, progressive=progressive, **options)
     whole = decode(content)
     np.testing.assert_array_equal(np.asarray(decode(content[:-1])), np.asarray(whole))
     np.testing.assert_array_equal(np.asarray(decode(content[:-2])), np.asarray(whole))
@@ -320,7 +315,7 @@ def test_a_jpeg_without_its_last_bytes_is_whole_where_less_than_a_row_of_blocks_
 
 def test_a_progressive_jpeg_that_lacks_its_last_scans_is_damaged():
     """Each scan may be whole, and the image still be a blurred one."""
-    content = saved(PHOTO, "JPEG", progressive=True)
+    content = encoded(PHOTO, "JPEG", progressive=True)
     with pytest.raises(ImageError, match="damaged"):
         decode(content[: content.rindex(b"\xff\xda")])
 
@@ -331,7 +326,7 @@ def test_a_large_jpeg_is_unpacked_at_half_its_sides(turn):
     exif = Image.Exif()
     exif[0x0112] = turn
     large = PHOTO.resize((1600, 1070))
-    content = saved(large, "JPEG", quality=95, exif=exif)
+    content = encoded(large, "JPEG", quality=95, exif=exif)
     upright = large if turn == 1 else large.transpose(Image.Transpose.ROTATE_270)
     limit = 500_000
     found = decode(content, max_pixels=limit)
@@ -347,7 +342,7 @@ def test_a_large_jpeg_is_unpacked_at_half_its_sides(turn):
     with pytest.raises(ImageError, match="expected: at most 1,600,000 pixels"):
         decode(content, max_pixels=400_000)
     with pytest.raises(ImageError, match="expected: at most 500,000 pixels"):
-        decode(saved(large, "JPEG", progressive=True), max_pixels=limit)
+        decode(encoded(large, "JPEG", progressive=True), max_pixels=limit)
 
 
 def profile(red, green, blue, gamma: float) -> bytes:
@@ -382,7 +377,7 @@ def test_an_unusual_colour_profile_is_applied(kind):
     """Such profiles were ignored: an image with its channels swapped (as in XYB) looked like another one."""
     red, green, blue = PHOTO.split()
     swapped = Image.merge("RGB", (green, red, blue))
-    content = saved(swapped, kind, icc_profile=profile(SRGB[1], SRGB[0], SRGB[2], 2.2))
+    content = encoded(swapped, kind, icc_profile=profile(SRGB[1], SRGB[0], SRGB[2], 2.2))
     assert difference(decode(content), PHOTO) < 8
     fast = read_pixels(content, Preprocessing(size=64, decoding="fast"))
     exact = prepare(decode(content), Preprocessing(size=64))
@@ -392,9 +387,9 @@ def test_an_unusual_colour_profile_is_applied(kind):
 @pytest.mark.parametrize(("primaries", "gamma"), [(SRGB, 2.2), (P3, 2.2), (ADOBE, 2.2), (SRGB, 1.8)])
 def test_usual_colour_profiles_stay_unapplied(primaries, gamma):
     """The backbones were trained without; vectors of ordinary photographs stay as they are."""
-    content = saved(PHOTO, "PNG", icc_profile=profile(*primaries, gamma))
+    content = encoded(PHOTO, "PNG", icc_profile=profile(*primaries, gamma))
     np.testing.assert_array_equal(np.asarray(decode(content)), np.asarray(PHOTO))
-    damaged = saved(PHOTO, "PNG", icc_profile=b"not a profile")
+    damaged = encoded(PHOTO, "PNG", icc_profile=b"not a profile")
     np.testing.assert_array_equal(np.asarray(decode(damaged)), np.asarray(PHOTO))
 
 
@@ -423,7 +418,7 @@ def test_larger_images_can_be_listed_and_what_is_listed_is_read(tmp_path, monkey
 def test_an_image_of_no_finite_values_is_refused():
     """An image of NaNs was taken as black."""
     with pytest.raises(ImageError, match="has no finite value"):
-        decode(saved(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"))
+        decode(encoded(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"))
 
 
 def test_white_shapes_on_nothing_are_laid_on_black():

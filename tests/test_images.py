@@ -27,6 +27,7 @@ from samething.images import (
     prepare,
     thumbnail,
 )
+from scenes import encoded
 
 SAMPLES = Path(skimage.data.__file__).parent
 ORIENTATION = 0x0112
@@ -38,12 +39,6 @@ def gradient(width: int = 24, height: int = 16) -> np.ndarray:
     return np.stack([x * 255 // (width - 1), y * 255 // (height - 1), np.full_like(x, 60)], 2).astype(
         np.uint8
     )
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def pixels(image: object) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import io
 import struct
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from PIL import Image
 
 from samething.errors import ImageError, MissingExtraError
 from samething.images import Box, Preprocessing, decode, least_side, prepare, read_pixels
-from scenes import photographs
+from scenes import encoded, photographs
 
 for module in ("torch", "simplejpeg"):
     pytest.importorskip(module, reason="the fast way is decoded with simplejpeg and resized with torch")
@@ -22,12 +21,6 @@ LARGEST_DIFFERENCE = 2  # of 255; stated in docs/benchmarks.md and in read_pixel
 PHOTOGRAPHS = sorted(
     path for path in Path(skimage.data.__file__).parent.iterdir() if path.suffix in (".jpg", ".png")
 )
-
-
-def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
 
 
 def ways(**options: object) -> tuple[Preprocessing, Preprocessing]:

@@ -1,17 +1,16 @@
 """Published results stand beside own ones of the same protocol, and of no other."""
 
-import io
 import json
 
 import numpy as np
 import pytest
-import rich.console
 
 from samething.catalog import Catalog
 from samething.errors import ArtefactError, InputError
 from samething.evaluation import compare_embeddings, evaluate_embeddings
 from samething.files import write_json
 from samething.leaderboard import BOARDS, leaderboard
+from scenes import printed
 
 
 def images(folder, domains=("cars", "toys"), copies=2):
@@ -47,12 +46,6 @@ def results(tmp_path):
     alone = evaluate_embeddings(rows, catalog, protocol="uned", num_resamples=20)
     write_json(files["alone"], alone.to_json())
     return files
-
-
-def printed(board):
-    console = rich.console.Console(width=200, record=True, file=io.StringIO())
-    console.print(board)
-    return console.export_text()
 
 
 def test_own_results_are_under_their_protocol_only(results, tmp_path):

@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from object_store import s3_server
 from samething.catalog import BOX_COLUMNS, Catalog
@@ -30,13 +29,7 @@ from samething.search import find, index
 from scenes import write_things
 from test_backbones import TINY, save_tiny
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
