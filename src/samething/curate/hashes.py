@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -38,8 +37,9 @@ IMAGES_PER_COMMIT: Final = 1024
 """Images whose hashes are written at a time; what a killed run loses at most."""
 
 _SIDE: Final = 32
-_LOW: Final = slice(1, 9)
-"""Frequencies that become bits, in each direction; 0 is the mean, which every light changes."""
+_COSINES: Final = np.cos(np.pi / _SIDE * (np.arange(_SIDE) + 0.5) * np.arange(1, 9)[:, None])
+"""Rows 1 to 8 of the discrete cosine transform (type II) of 32 values, not normalised: the frequencies that
+become bits, in each direction. Row 0 is the mean, which every light changes."""
 
 FLATTEST: Final = 2.0
 """Standard deviation of the grey values, 0 to 255, below which an image has no hash: nothing is in it but
@@ -82,8 +82,7 @@ class Hashes:
     """Images opened in this run; the others were known."""
 
 
-@dataclasses.dataclass(frozen=True)
-class PerceptualHashes:
+class PerceptualHashes(NamedTuple):
     """The 64-bit hashes of one image."""
 
     own: int
@@ -122,15 +121,7 @@ def _low_frequencies(
     values = np.asarray(small, np.float64)
     if values.std() < FLATTEST:
         return None
-    basis = _cosine_basis()
-    return np.asarray(basis @ values @ basis.T)
-
-
-@functools.cache
-def _cosine_basis() -> Float[np.ndarray, "8 32"]:
-    """Rows 1 to 8 of the discrete cosine transform (type II) of 32 values, not normalised."""
-    frequencies = np.arange(_SIDE)[_LOW, None]
-    return np.asarray(np.cos(np.pi / _SIDE * (np.arange(_SIDE) + 0.5) * frequencies))
+    return np.asarray(_COSINES @ values @ _COSINES.T)
 
 
 def _bits(low: Float[np.ndarray, "8 8"]) -> int:
@@ -195,10 +186,6 @@ def image_hashes(images: Catalog, *, cache: Path) -> Hashes:
     )
 
 
-def _signed(value: int) -> int:
-    return value - 2**64 if value >= 2**63 else value
-
-
 @contextlib.contextmanager
 def _database(cache: Path) -> Iterator[sqlite3.Connection]:
     with disk_errors(cache):
@@ -223,5 +210,8 @@ def _state(source: Source) -> tuple[str, str]:
 
 def _hash(source: Source) -> _Row:
     found = perceptual_hashes(decode(source))
-    numbers = (None, None, None) if found is None else map(_signed, dataclasses.astuple(found))
-    return (keyed(checksum(source), source.box), *numbers, None)
+    sha256 = keyed(checksum(source), source.box)
+    if found is None:
+        return (sha256, None, None, None, None)
+    own, mirrored, inner = np.asarray(found, np.uint64).view(np.int64).tolist()  # SQLite's are signed
+    return (sha256, own, mirrored, inner, None)

@@ -8,7 +8,6 @@ r // 4 bits. Each band is an index of 65,536 buckets; only buckets near a hash's
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Iterator
 from typing import Final
@@ -165,7 +164,6 @@ def _band(hashes: UInt64[np.ndarray, " n"], band: int) -> UInt16[np.ndarray, " n
     return (hashes >> np.uint64(_BAND_BITS * band)).astype(np.uint16)
 
 
-@functools.cache
 def _masks(radius: int) -> tuple[np.uint16, ...]:
     """The 16-bit numbers with at most so many bits set."""
     return tuple(

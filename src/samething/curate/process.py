@@ -133,7 +133,6 @@ class _Process:
         self.known = KnownFeatures(config.features, scratch=output.parent) if config.features else None
         self.hashes: Hashes | None = None
         self.sha256: pa.Array | pa.ChunkedArray = checksums(self.images)
-        self.places: Int[np.ndarray, " n"] | None = None
 
     def run(self, recipe: Recipe | None) -> Curation:
         """All steps, in an order in which each needs only what the earlier ones left."""
@@ -169,15 +168,15 @@ class _Process:
         self.sha256 = pa.array(self.hashes.sha256, pa.string())
 
     def _place_features(self, known: KnownFeatures) -> None:
-        self.places = known.rows_of(self.images, self.sha256)
-        lacking = int((self.places[: len(self.catalog)] < 0)[self.ledger.is_kept].sum())
+        places = known.place(self.images, self.sha256)
+        lacking = int((places[: len(self.catalog)] < 0)[self.ledger.is_kept].sum())
         if lacking == len(self.catalog):
             raise InputError(
                 f"{self.config.features[0]} holds no image of the catalog",
                 expected="features of the catalog's images",
                 next_step="make them with: samething features CATALOG",
             )
-        others = int((self.places[len(self.catalog) :] < 0).sum())
+        others = int((places[len(self.catalog) :] < 0).sum())
         for number, of_what in ((lacking, "the catalog"), (others, "the evaluation sets")):
             if number:
                 self.notes.append(f"{number:,} images of {of_what} have no features")
@@ -204,12 +203,12 @@ class _Process:
         return pairs, relation, rows
 
     def _embedding_pairs(self, contents: Contents) -> Pairs:
-        assert self.known is not None and self.places is not None and self.hashes is not None
-        described = np.flatnonzero((self.places >= 0) & (contents.of_row >= 0))
+        assert self.known is not None and self.hashes is not None
+        described = np.flatnonzero((self.known.places >= 0) & (contents.of_row >= 0))
         described = described[contents.row_of[contents.of_row[described]] == described]
         pairs, num_crowded = embedding_pairs(
             described,
-            self.known.gathered(self.places[described]),
+            self.known.gathered(described),
             self.hashes,
             self._decoded,
             self.config,
@@ -238,12 +237,11 @@ class _Process:
         return Rows(tiers, classes, datasets, row_ranks(tiers, datasets, num_pixels))
 
     def _doubt(self, known: KnownFeatures) -> None:
-        assert self.places is not None
-        has_features = self.places[: len(self.catalog)] >= 0
+        has_features = known.places[: len(self.catalog)] >= 0
         rows = np.flatnonzero(self.ledger.is_kept & self.is_training & has_features)
         subset = self.catalog.take(rows)
         _, domains = np.unique(subset.strings("domain").astype(str), return_inverse=True)
-        score = agreement(known.gathered(self.places[rows]), subset.class_ids(), domains)
+        score = agreement(known.gathered(rows), subset.class_ids(), domains)
         doubtful = score < self.config.agreement
         reasons = [f"{value:.2f} agreement with its class" for value in score[doubtful]]
         self.ledger.drop(rows[doubtful], "noise", reasons)

@@ -176,6 +176,8 @@ class KnownFeatures:
                 what=f"{other.folder} is of another backbone than {first.folder}",
                 next_step="compute the features of all with one backbone",
             )
+        self.places = np.empty(0, np.int64)
+        """Of the images that were looked for."""
         self._place: dict[str, int] = {}
         start = 0
         for features in self.sets:
@@ -186,22 +188,22 @@ class KnownFeatures:
                         self._place.setdefault(name, start + row)
             start += len(features.rows)
 
-    def rows_of(self, images: Catalog, sha256: pa.Array | pa.ChunkedArray) -> Int[np.ndarray, " n"]:
-        """Place of each image's features in all folders; -1 where they have none.
+    def place(self, images: Catalog, sha256: pa.Array | pa.ChunkedArray) -> Int[np.ndarray, " n"]:
+        """Find each image's features: their place in all folders, -1 where they have none.
 
         Args:
             images: what is looked for.
             sha256: their checksums, as :func:`checksums` gives them.
         """
-        found = np.full(len(images), -1, np.int64)
+        self.places = np.full(len(images), -1, np.int64)
         for row, (source, name) in enumerate(zip(sources_of(images), sha256.to_pylist(), strict=True)):
             place = self._place.get(name, -1) if name else -1
-            found[row] = self._place.get(source.key, -1) if place < 0 else place
-        return found
+            self.places[row] = self._place.get(source.key, -1) if place < 0 else place
+        return self.places
 
-    def gathered(self, places: Int[np.ndarray, " r"]) -> Float[np.ndarray, "r w"]:
-        """The features at some places, memory-mapped: of a folder as it is, or of a file without a name."""
-        first = self.sets[0].rows
+    def gathered(self, images: Int[np.ndarray, " r"]) -> Float[np.ndarray, "r w"]:
+        """The features of some images, memory-mapped: of a folder as it is, or of a file without a name."""
+        first, places = self.sets[0].rows, self.places[images]
         if len(self.sets) == 1 and len(places) and (np.diff(places) == 1).all():
             return first[places[0] : places[-1] + 1]
         with tempfile.TemporaryFile(dir=self.scratch) as stream:

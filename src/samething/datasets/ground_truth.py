@@ -118,14 +118,11 @@ def _rows(
     columns = {name: pa.array(values, pa.list_(pa.string())) for name, values in lists.items()}
     numbers = [f"{level}{number}" for number in range(len(queries))]
     names = [f"{level}image/{name}" for name in images]
-
-    def rows(paths: Sequence[str], label: list[str], role: str, **more: pa.Array) -> pa.Table:
-        return source.rows(
-            folder, image=[*paths], folder=folder, label=label, role=role, domain=domain, **more
-        )
-
     tables = [
-        rows(queries, numbers, "query", **box_columns(np.asarray(boxes, np.float64))),
-        rows(images, names, "index", **columns),
+        source.rows(folder, image=[*paths], folder=folder, label=label, role=role, domain=domain, **more)
+        for paths, label, role, more in (
+            (queries, numbers, "query", box_columns(np.asarray(boxes, np.float64))),
+            (images, names, "index", columns),
+        )
     ]
     return pa.concat_tables(tables, promote_options="default")
