@@ -303,21 +303,18 @@ def test_embedding_pairs_are_confirmed_on_the_pixels(tmp_path):
     assert pairs.score[0] == pytest.approx(1 / np.sqrt(1.01), abs=1e-5) and pairs.closeness[0] > 0.9
 
 
-def test_crowded_neighbours_are_counted(tmp_path):
-    images = [PHOTOGRAPHS[0]] * 200
-    zeros = np.zeros(200, np.uint64)
-    hashes = hashing.Hashes(
-        sha256=np.full(200, "x", object), perceptual=zeros, mirrored=zeros, inner=zeros,
-        is_hashed=np.ones(200, bool), unreadable={},
+def alike(number: int) -> hashing.Hashes:
+    """Of so many images that no hash tells apart."""
+    zeros = np.zeros(number, np.uint64)
+    return hashing.Hashes(
+        sha256=np.full(number, "x", object), perceptual=zeros, mirrored=zeros, inner=zeros,
+        is_hashed=np.ones(number, bool), unreadable={},
     )  # fmt: skip
-    vectors = np.ones((200, 3), np.float32)
-    pairs, crowded = embedding_pairs(
-        np.arange(200),
-        vectors,
-        hashes,
-        lambda row: images[row],
-        CurateConfig(similarity=0.9, closeness=0.0),
-    )
+
+
+def test_crowded_neighbours_are_counted():
+    vectors, config = np.ones((200, 3), np.float32), CurateConfig(similarity=0.9, closeness=0.0)
+    pairs, crowded = embedding_pairs(np.arange(200), vectors, alike(200), lambda row: PHOTOGRAPHS[0], config)
     assert crowded == 39  # rows with more than 160 after them
     assert len(pairs) == 39 * 160 + 160 * 161 // 2
 
@@ -328,19 +325,8 @@ def test_embedding_pairs_are_those_of_all_cosines(at_a_time, monkeypatch):
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(9, 8))
     vectors = (centres[np.arange(60) % 9] + 0.25 * rng.normal(size=(60, 8))).astype(np.float32)
-    zeros = np.zeros(60, np.uint64)
-    hashes = hashing.Hashes(
-        sha256=np.full(60, "x", object), perceptual=zeros, mirrored=zeros, inner=zeros,
-        is_hashed=np.ones(60, bool), unreadable={},
-    )  # fmt: skip
-    rows = 3 * np.arange(60)
-    spread = {
-        name: np.repeat(getattr(hashes, name), 3) for name in ("sha256", "perceptual", "mirrored", "inner")
-    }
-    hashes = hashing.Hashes(**spread, is_hashed=np.ones(180, bool), unreadable={})
-    pairs, crowded = embedding_pairs(
-        rows, vectors, hashes, lambda row: PHOTOGRAPHS[0], CurateConfig(similarity=0.9, closeness=0.0)
-    )
+    rows, config = 3 * np.arange(60), CurateConfig(similarity=0.9, closeness=0.0)
+    pairs, crowded = embedding_pairs(rows, vectors, alike(180), lambda row: PHOTOGRAPHS[0], config)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     first, second = np.nonzero(np.triu(unit @ unit.T >= 0.9, 1))
     assert len(first) > 20 and crowded == 0
