@@ -121,7 +121,21 @@ class Head(nn.Module):
         self.width = width
         self.embedding_dim = width if config.kind == "none" else config.embedding_dim
         self.standardise = Standardise(width, config.power) if config.standardise else nn.Identity()
-        self.projection = _projection(config, width)
+        self.projection: nn.Module = nn.Identity()
+        dim = config.embedding_dim
+        if config.kind == "average":
+            # torch's AdaptiveAvgPool1d(width → dim) as a fixed linear map, which every runtime knows
+            pool = nn.Linear(width, dim, bias=False).requires_grad_(False)
+            pool.weight.copy_(nn.functional.adaptive_avg_pool1d(torch.eye(width), dim).T)
+            self.projection = pool
+        elif config.kind == "mlp":
+            hidden = nn.Linear(width, config.hidden_dim)
+            last = nn.Linear(config.hidden_dim, dim, bias=config.bias)
+            self.projection = nn.Sequential(hidden, nn.GELU(), last)
+        elif config.kind != "none":
+            linear = nn.Linear(width, dim, bias=config.bias)
+            is_normalised = config.kind == "batchnorm-linear"
+            self.projection = nn.Sequential(BatchStandardise(width), linear) if is_normalised else linear
 
     def forward(
         self, features: Float[Tensor, "b w"], dropout: Float[Tensor, "b w"] | None = None
@@ -187,25 +201,6 @@ class Head(nn.Module):
                 next_step="check the features of that row, and that the head was trained",
             )
         return result
-
-
-def _projection(config: HeadConfig, width: int) -> nn.Module:
-    dim = config.embedding_dim
-    if config.kind == "none":
-        return nn.Identity()
-    if config.kind == "average":
-        # torch's AdaptiveAvgPool1d(width → dim) as a fixed linear map, which every runtime knows
-        pool = nn.Linear(width, dim, bias=False).requires_grad_(False)
-        pool.weight.copy_(nn.functional.adaptive_avg_pool1d(torch.eye(width), dim).T)
-        return pool
-    if config.kind == "mlp":
-        return nn.Sequential(
-            nn.Linear(width, config.hidden_dim),
-            nn.GELU(),
-            nn.Linear(config.hidden_dim, dim, bias=config.bias),
-        )
-    linear = nn.Linear(width, dim, bias=config.bias)
-    return nn.Sequential(BatchStandardise(width), linear) if config.kind == "batchnorm-linear" else linear
 
 
 def build_head(config: HeadConfig, width: int, *, seed: int = 0) -> Head:

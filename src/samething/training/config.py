@@ -10,6 +10,7 @@ from samething.configuration import changed, check_ranges
 from samething.errors import InputError
 from samething.files import Json
 from samething.retrieval.codes import StoredCodes
+from samething.sampling import SamplingKind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,9 +83,7 @@ class TrainConfig:
     """Number of steps, instead of epochs."""
     batch_size: int = 256
     """Images per step, over all processes."""
-    sampling: Literal[
-        "shuffled", "block-shuffled", "class-balanced", "domain-balanced", "domain-round-robin"
-    ] = "shuffled"
+    sampling: SamplingKind = "shuffled"
     """How images are drawn; block-shuffled is for features that are larger than memory."""
     sampling_temperature: float = 1.0
     """For domain-balanced: 1 is proportional to the size of the domains, large is equal shares."""

@@ -15,7 +15,6 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from samething.arrays import Float, Int
@@ -220,8 +219,19 @@ class Trainer(abc.ABC):
         between = (
             max(1, round(self.config.checkpoint_every * per_epoch)) if self.config.checkpoint_every else 0
         )
-        with self._progress_bar() as progress, contextlib.closing(self._batches()) as batches:
-            task = progress.tasks[0].id
+        bar = progress_bar(
+            "images",
+            "{task.fields[loss]} {task.fields[score]}",
+            disable=not is_first() or num_steps == 0,
+        )
+        sizes = [len(batch) for batch in self._epoch(0)]
+        total, done = (  # epochs of one length are assumed
+            steps // len(sizes) * sum(sizes) + sum(sizes[: steps % len(sizes)])
+            for steps in (num_steps, self.step)
+        )
+        score = "" if self.best_score is None else f"best mMP@5 {self.best_score:.1%}"
+        with bar as progress, contextlib.closing(self._batches()) as batches:
+            task = progress.add_task(self.title, total=total, completed=done, loss="", score=score)
             while self.step < num_steps and not self.stopped_early:
                 rows, inputs = next(batches)
                 self._under_way.append(self._train_step(rows, inputs))
@@ -243,23 +253,6 @@ class Trainer(abc.ABC):
                 if is_saved:
                     self._save()
                 progress.advance(task, len(rows))
-
-    def _progress_bar(self) -> Progress:
-        """Images done, of all, and per second; loss; validation score; time left."""
-        num_steps = self.schedule.num_steps
-        bar = progress_bar(
-            "images",
-            "{task.fields[loss]} {task.fields[score]}",
-            disable=not is_first() or num_steps == 0,
-        )
-        sizes = [len(batch) for batch in self._epoch(0)]
-        total, done = (  # epochs of one length are assumed
-            steps // len(sizes) * sum(sizes) + sum(sizes[: steps % len(sizes)])
-            for steps in (num_steps, self.step)
-        )
-        score = "" if self.best_score is None else f"best mMP@5 {self.best_score:.1%}"
-        bar.add_task(self.title, total=total, completed=done, loss="", score=score)
-        return bar
 
     def _epoch(self, epoch: int) -> list[Int[np.ndarray, " b"]]:
         config = self.config
