@@ -43,7 +43,7 @@ from typing import Any
 import numpy as np
 
 from samething.index import AbstractIndex, SqliteIndex, create_index, open_index
-from samething.retrieval import exact_topk, nearest_units
+from samething.retrieval import FlatScan, exact_topk
 from samething.retrieval.codes import Coder, StoredCodes
 
 DIM, NUM_CENTRES, K = 64, 35_000, 5
@@ -131,12 +131,11 @@ def engines(rows: np.ndarray, scratch: Path, *, graphs: bool) -> dict[str, Ask]:
         print("   ", _timed("tuning", lambda: tuned.tune(0.98, k=K)).__rich__())
         near["ours, tuned to 0.98"] = by_index(tuned, ["path", "label"])
         near["FAISS HNSW (M 32, ef 64)"] = by_faiss(graph)
+    alone = FlatScan(rows)
     return {
         "ours, exact": by_index(exact, ["path", "label"]),
         "ours, exact, ids only": by_index(exact, []),
-        "ours, exact, the search alone": lambda query: (
-            nearest_units(query[None], rows, K).indices[0].tolist()
-        ),
+        "ours, exact, the search alone": lambda query: alone.nearest(query[None], K).indices[0].tolist(),
         **coded,
         "FAISS flat": by_faiss(flat),
         **near,

@@ -33,6 +33,7 @@ from torch import nn
 
 from samething.backbones import load_backbone
 from samething.catalog import Catalog
+from samething.errors import InputError
 from samething.features import FeatureSet, features
 from samething.images import decode, prepare
 from samething.losses import MarginHead, build_margin
@@ -127,7 +128,11 @@ def main() -> None:
         for number in range(args.rounds):
             times = {"loop": cpu_seconds(loop.one_pass) / sizes[1]}
             for runtime in runtimes:
-                of_small = cpu_seconds(lambda runtime=runtime: describe(small, runtime, folder / "f"))
+                try:
+                    of_small = cpu_seconds(lambda runtime=runtime: describe(small, runtime, folder / "f"))
+                except InputError as error:  # its features are not those of torch
+                    print(f"{runtime} is left out: {error}")
+                    continue
                 of_large = cpu_seconds(lambda runtime=runtime: describe(large, runtime, folder / "f"))
                 did = str(FeatureSet.open(folder / "f").manifest.content.get("runtime"))
                 if did != runtime:
