@@ -1,7 +1,7 @@
 """Exact top-k search in float32 against the matrix product's peak, FAISS and the naive way.
 
-    python benchmarks/retrieval.py               # the tables; FAISS in a process for each OpenBLAS kernel
-    python benchmarks/retrieval.py --full        # and UnED's size, once: 242k queries, 1.4 M entries, 64-d
+    OMP_NUM_THREADS=1 python benchmarks/retrieval.py           # the tables
+    OMP_NUM_THREADS=1 python benchmarks/retrieval.py --full    # and UnED's size, once: 242k × 1.4 M × 64-d
 
 Every way runs on one thread, in turns, in this process (FAISS in its own, started in the same run, because
 OpenBLAS chooses its kernel when it is loaded); process CPU time. The peak is the rate of torch's float32
@@ -215,7 +215,6 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     print(
