@@ -28,7 +28,7 @@ import hashlib
 import multiprocessing
 import os
 import re
-import resource
+import re
 import sqlite3
 import statistics
 import sys
@@ -265,7 +265,9 @@ def answer_alone(folder: Path, queries: np.ndarray, truth: np.ndarray, columns: 
         times, answers, _ = latencies(ask, queries, 1)
     share = np.mean([len(set(a) & set(b)) / K for a, b in zip(answers, truth.tolist(), strict=True)])
     opening, first = np.diff(marks)
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    # ru_maxrss would count the memory of the process that started this one
+    status = Path("/proc/self/status").read_text()
+    used = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e6  # type: ignore[index]
     print(
         f"columns {columns}: opened in {opening:.2f} s, first answer after {first:.2f} s more, "
         f"p50 {_ms(times, 50)} ms, p95 {_ms(times, 95)} ms, recall@5 {share:.4f}, memory {used:.2f} GB",
