@@ -28,7 +28,6 @@ import hashlib
 import multiprocessing
 import os
 import re
-import re
 import sqlite3
 import statistics
 import sys
