@@ -17,12 +17,11 @@ from samething.images.decoding import pixels_of
 from samething.index import AbstractIndex, Where, create_index, exists_index, open_index
 from samething.progress import Terminal
 from samething.search.collection import CAPTURE_COLUMNS, FILE_COLUMNS, Collection, fitted
-from samething.search.conditions import conditions
 from samething.search.feature_vectors import KnownVectors, is_feature_folder, known_vectors
 from samething.search.looking_again import SecondLook
 from samething.search.matches import Match, Matches, with_thumbnails
 from samething.search.near_duplicates import Duplicates, near_duplicates
-from samething.search.queries import query_images
+from samething.search.queries import conditions, query_images
 from samething.search.region_choice import named, require_regions, require_same
 from samething.search.remembered import (
     SearchDecoding,

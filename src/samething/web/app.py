@@ -20,7 +20,7 @@ import samething
 from samething.errors import InputError, SamethingError
 from samething.index import Where
 from samething.search import Searcher
-from samething.search.conditions import conditions
+from samething.search.queries import conditions
 from samething.web.guards import COOKIE, Access, Guard, Guesses, Limits, is_loopback, sender_of
 from samething.web.projection import drawn
 from samething.web.schemas import (
