@@ -10,8 +10,7 @@ from PIL import Image
 
 from samething.catalog import Catalog
 from samething.evaluation import Comparison, compare_embeddings
-from samething.evaluation.analysis import NUM_HITS, Analysis
-from samething.evaluation.run_report import write_report
+from samething.evaluation.run_report import NUM_HITS, Analysis, write_report
 from scenes import photographs
 
 pytestmark = pytest.mark.heavy

@@ -17,13 +17,12 @@ from samething.backbones import Backbone
 from samething.backbones.loading import load_from_metadata
 from samething.catalog import Catalog
 from samething.errors import InputError
-from samething.evaluation.analysis import Analysis
 from samething.evaluation.looked_again import LookedAgain
 from samething.evaluation.measuring import compare_embeddings
 from samething.evaluation.no_match import NoMatch, measure_no_match
 from samething.evaluation.protocols import Protocol, Scope
 from samething.evaluation.result import Comparison
-from samething.evaluation.run_report import write_report
+from samething.evaluation.run_report import Analysis, write_report
 from samething.evaluation.task import rows_by_role
 from samething.features import FeatureSet
 from samething.heads import Head, HeadConfig, fitted_head
