@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from samething.catalog.catalog import Catalog, Problem, require_shares
+from samething.catalog.catalog import Catalog, Dropped, Problem, require_shares
 from samething.catalog.tables import (
     BOX_COLUMNS,
     FORMAT_VERSION,
@@ -19,6 +19,7 @@ __all__ = [
     "ROLES",
     "SCHEMA",
     "Catalog",
+    "Dropped",
     "Problem",
     "Role",
     "is_own_format",

@@ -45,6 +45,18 @@ _ROWS_AT_A_TIME: Final = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
+class Dropped:
+    """An image that was left out, and why."""
+
+    image: str
+    """Path as in the catalog; bytes that are no UTF-8 appear as ``\\xNN``."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.image}: {self.reason}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Problem:
     """Something wrong or odd in a catalog."""
 

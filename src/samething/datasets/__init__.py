@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from samething.catalog import require_shares
+from samething.catalog import Dropped, require_shares
 from samething.datasets.boxes import list_coco
 from samething.datasets.dataset import Dataset, Part, Published
 from samething.datasets.hugging_face import is_hugging_face, list_hugging_face
 from samething.datasets.known_sets import datasets
-from samething.datasets.listing import CatalogReport, Dropped, Labels, Listing, write_catalog
+from samething.datasets.listing import CatalogReport, Labels, Listing, write_catalog
 from samething.datasets.own_images import list_folder, list_table
 from samething.datasets.public import DATASETS, read_dataset
 from samething.errors import ArtefactError, InputError

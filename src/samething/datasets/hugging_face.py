@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from samething.catalog import Catalog
-from samething.datasets.listing import Dropped, Labels, Listing
+from samething.catalog import Catalog, Dropped
+from samething.datasets.listing import Labels, Listing
 from samething.errors import ArtefactError, InputError
 from samething.files import read_json
 

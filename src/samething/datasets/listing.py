@@ -12,10 +12,10 @@ import rich.console
 import rich.markup
 
 from samething.arrays import Int
-from samething.catalog import Catalog
+from samething.catalog import Catalog, Dropped
 from samething.errors import ImageError, InputError
 from samething.files import require_writable, write_csv
-from samething.images import Identity, Source, identify, in_threads, located
+from samething.images import Source, identify, in_threads, located
 from samething.pages import Cell, Cells, Table
 from samething.progress import progress_bar
 
@@ -24,15 +24,6 @@ Labels: TypeAlias = Literal["folder", "none"]
 _DROPPED_SUFFIX: Final = ".dropped.csv"
 
 _LINES_SHOWN: Final = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Dropped:
-    """One image that did not get into the catalog."""
-
-    image: str
-    """Path as in the catalog; bytes that are no UTF-8 appear as ``\\xNN``."""
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,7 +81,7 @@ class CatalogReport:
         if self.dropped:
             where = escape(f"{self.path}{_DROPPED_SUFFIX}")
             lines.append(f"[red]images dropped: {len(self.dropped):,}[/red], listed in {where}:")
-            reasons = [f"{entry.image}: {entry.reason}" for entry in self.dropped]
+            reasons = list(map(str, self.dropped))
             lines += [f"  {escape(line)}" for line in _shortened(reasons)]
         return rich.console.Group(table.printed(), *lines)
 
@@ -181,7 +172,7 @@ def _opened(listing: Listing, max_pixels: int) -> tuple[Catalog, list[Dropped]]:
     read = in_threads(lambda source: identify(source, max_pixels), sources)
     with progress_bar("images", only_on_terminal=True) as progress:
         results = list(progress.track(read, total=len(sources), description="read"))
-    seen: list[Identity] = []
+    seen: list[tuple[int, int, str]] = []
     kept: list[int] = []
     dropped: list[Dropped] = []
     for row, number in enumerate(rows_once):

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from samething.catalog import Catalog, is_own_format, read_table
-from samething.datasets.listing import Dropped, Labels, Listing
+from samething.catalog import Catalog, Dropped, is_own_format, read_table
+from samething.datasets.listing import Labels, Listing
 from samething.errors import InputError, is_utf8, visible
 from samething.images import Box, find_files, is_url
 

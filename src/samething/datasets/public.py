@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from samething.catalog import BOX_COLUMNS, Catalog
+from samething.catalog import BOX_COLUMNS, Catalog, Dropped
 from samething.datasets.boxes import coco, read_deep_fashion2
 from samething.datasets.dataset import Dataset, Part, Published, Reader
 from samething.datasets.ground_truth import read_forb, read_instre, revisited
 from samething.datasets.ilias import read_ilias, read_ilias_core, read_mini_ilias
-from samething.datasets.listing import Dropped, Listing
+from samething.datasets.listing import Listing
 from samething.datasets.lists import (
     class_folders,
     grouped,

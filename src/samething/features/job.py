@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from samething.arrays import Float
-from samething.catalog import Catalog
+from samething.catalog import Catalog, Dropped
 from samething.checksums import checksums_of
 from samething.errors import ImageError, InputError
 from samething.features.store import (
@@ -22,7 +22,6 @@ from samething.features.store import (
     JOB_NAME,
     KIND,
     FeatureSet,
-    Unreadable,
 )
 from samething.features.worker_pool import Batch
 from samething.files import Json, Manifest, atomic_path, read_json, write_csv, write_json, write_manifest
@@ -186,7 +185,7 @@ class Job:
             return
         readable = np.array([key in computed or key in self.reused for key in self.keys])
         images = self.catalog.strings("image")
-        unreadable = [Unreadable(images[row], reasons[int(row)]) for row in np.flatnonzero(~readable)]
+        unreadable = [Dropped(images[row], reasons[int(row)]) for row in np.flatnonzero(~readable)]
         if not readable.any():
             shutil.rmtree(self.data)  # so that the next run looks at the files again
             raise InputError(

@@ -23,7 +23,7 @@ import numpy as np
 import rich.markup
 
 from samething.arrays import Bool, FeatureRows
-from samething.catalog import Catalog
+from samething.catalog import Catalog, Dropped
 from samething.checksums import require_whole
 from samething.errors import ArtefactError
 from samething.files import Json, Manifest, read_csv, read_manifest
@@ -39,17 +39,6 @@ DATA_FILES: Final = ("features.npy", "catalog.parquet", "unreadable.csv")
 
 
 @dataclasses.dataclass(frozen=True)
-class Unreadable:
-    """An image that could not be read, and why."""
-
-    image: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.image}: {self.reason}"
-
-
-@dataclasses.dataclass(frozen=True)
 class FeatureSet:
     """A finished feature folder."""
 
@@ -59,7 +48,7 @@ class FeatureSet:
     """float16 (n, w), memory-mapped, in catalog order."""
     catalog: Catalog
     """The images of the rows; those that could not be read are not in it."""
-    unreadable: tuple[Unreadable, ...]
+    unreadable: tuple[Dropped, ...]
     """The images left out, with reasons."""
     num_computed: int = 0
     """Images that went through the backbone in this run; 0 when the folder was only read."""
@@ -77,7 +66,7 @@ class FeatureSet:
         require_whole(folder, manifest)
         try:
             rows = np.load(data / "features.npy", mmap_mode="r")
-            unreadable = tuple(Unreadable(**row) for row in read_csv(data / "unreadable.csv"))
+            unreadable = tuple(Dropped(**row) for row in read_csv(data / "unreadable.csv"))
         except (OSError, ValueError, EOFError, TypeError) as error:
             raise ArtefactError(
                 f"{data} is not whole ({error})",

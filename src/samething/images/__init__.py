@@ -13,14 +13,13 @@ from samething.images.finding import find_files
 from samething.images.formats import IMAGE_SUFFIXES
 from samething.images.pixels import read_pixels
 from samething.images.preparing import Decoding, Preprocessing, ResizePolicy, least_side, prepare
-from samething.images.reading import Identity, as_they_are, checksum, identify, in_threads, prepared
+from samething.images.reading import as_they_are, checksum, identify, in_threads, prepared
 from samething.images.source import Box, Source, disk_state, keyed
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "Box",
     "Decoding",
-    "Identity",
     "ImageLike",
     "Preprocessing",
     "ResizePolicy",

@@ -13,7 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 from samething.arrays import Pixels
 from samething.errors import ImageError, is_utf8, visible
@@ -29,15 +29,6 @@ NUM_DECODERS: Final = os.cpu_count() or 1
 """Threads where most of the time goes into decoding."""
 NUM_READERS: Final = min(32, 4 * NUM_DECODERS)
 """Threads where most of the time is spent waiting for a disk or a network."""
-
-
-class Identity(NamedTuple):
-    """What an image file is, without decoding it."""
-
-    width: int
-    """Pixels, upright."""
-    height: int
-    sha256: str
 
 
 def in_threads(
@@ -97,16 +88,16 @@ def checksum(source: Source) -> str:
         raise unreadable(source.location, error) from error
 
 
-def identify(source: Source, max_pixels: int = MAX_PIXELS) -> Identity:
-    """Sides and SHA-256 of an image's file.
+def identify(source: Source, max_pixels: int = MAX_PIXELS) -> tuple[int, int, str]:
+    """Width and height in pixels, upright, and SHA-256 of an image's file, which is not decoded.
 
     Raises:
         ImageError: it cannot be read, or is no image.
     """
     if source.is_remote:
         content = source.read()
-        return Identity(*dimensions(content, max_pixels=max_pixels), hashlib.sha256(content).hexdigest())
-    return Identity(*dimensions(source.location, max_pixels=max_pixels), checksum(source))
+        return *dimensions(content, max_pixels=max_pixels), hashlib.sha256(content).hexdigest()
+    return *dimensions(source.location, max_pixels=max_pixels), checksum(source)
 
 
 def prepared(sources: Iterable[Source], preprocessing: Preprocessing, *, ahead: int = 64) -> Iterator[Pixels]:
