@@ -47,7 +47,8 @@ def carried_out(
     """
     on_progress = on_progress or (lambda done, total: None)
     files = [new.found[0] for name, new in plan.new.items() if not any(name in source for source in known)]
-    embedder = embedder.fastest(files, num_images=len(files))
+    if files:
+        embedder = embedder.fastest(files, num_images=len(files))
     unreadable, blank, num_added = list(plan.changes.unreadable), [], 0
     rows_a_write = _ROWS_A_WRITE if index.description.regions is None else _WITH_REGIONS
     with progress_bar("images", disable=not plan.new) as progress:
