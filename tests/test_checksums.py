@@ -83,7 +83,9 @@ def test_verify_names_every_damaged_file(artefacts, tmp_path, name):
     assert verify(artefacts / name).exit_status == 0
     copied = tmp_path / name
     (shutil.copytree if (artefacts / name).is_dir() else shutil.copy)(artefacts / name, copied)
-    files = [path for path in copied.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    files = [path for path in copied.rglob("*") if path.is_file()]
+    # locks and what was measured on this machine are nobody's content
+    files = [path for path in files if "/." not in f"/{path.relative_to(copied).as_posix()}"]
     rng = random.Random(1)
     for path in files or [copied]:
         whole = path.read_bytes()
