@@ -176,6 +176,22 @@ def test_several_labels_a_image_are_none(photos, tmp_path):
         catalog(tmp_path / "hub", output=tmp_path / "c.parquet")
 
 
+@pytest.mark.parametrize("kind", ["binary", "string"])
+def test_images_as_plain_bytes_or_plain_paths(photos, tmp_path, kind):
+    """As the first versions of the library wrote them."""
+    images = [str(path) if kind == "string" else path.read_bytes() for path in photos]
+    features = datasets.Features({"image": datasets.Value(kind), "label": datasets.Value("string")})
+    content = {"image": images, "label": list("aabbcc")}
+    datasets.Dataset.from_dict(content, features=features).save_to_disk(tmp_path / "hub")
+    info = tmp_path / "hub/dataset_info.json"
+    said = json.loads(info.read_text())
+    said["features"]["image"] = {"_type": "Image"}
+    info.write_text(json.dumps(said))
+    report = catalog(tmp_path / "hub", output=tmp_path / "c.parquet")
+    sources = Catalog.read(report.path).sources
+    assert [source.read() for source in sources] == [path.read_bytes() for path in photos]
+
+
 def test_an_unfinished_data_set(photos, tmp_path):
     table_of(photos, [0, 0, 1, 1, 2, 2]).save_to_disk(tmp_path / "hub")
     next((tmp_path / "hub").glob("*.arrow")).unlink()

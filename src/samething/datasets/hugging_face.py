@@ -101,9 +101,13 @@ def _parts(folder: Path, split: str, *, domain: str | None, labels: Labels) -> I
     for file in files:
         below = f"{split}/{file['filename']}".lstrip("/")
         table = _open(folder / below)
-        cells = table[image]
-        if not pa.types.is_struct(cells.type):
-            raise _unreadable(folder / below, f"its images are {cells.type}, no bytes and path")
+        # structs of bytes and path; plain bytes and plain paths are taken too
+        cells, kind = table[image], table[image].type
+        if not pa.types.is_struct(kind):
+            whole, nothing = cells.combine_chunks(), pa.nulls(len(cells), pa.null())
+            is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+            both = [nothing.cast(pa.binary()), whole] if is_text else [whole, nothing]
+            cells = pa.chunked_array([pa.StructArray.from_arrays(both, ["bytes", "path"])])
         own_path = pc.struct_field(cells, "path").cast(pa.string())
         has_bytes = pc.is_valid(pc.struct_field(cells, "bytes"))
         address = [f"arrow://{image}/{row}::{below}" for row in range(table.num_rows)]
