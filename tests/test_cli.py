@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -247,3 +248,9 @@ def test_the_neutral_interface_refuses_what_does_not_fit(neutral, line):
 def test_the_commands_of_a_page_parse(page):
     for command in commands_of(page):
         build_app(command=command[0]).parse_args(command, exit_on_error=False)
+
+
+def test_no_option_is_a_part_of_an_object():
+    """``tokens`` showed every field of a backbone, which a command line cannot give."""
+    shown = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")  # held to the code
+    assert not re.findall(r"│ [* ]  --[\w-]+\.\S+", shown)

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from samething.arrays import Float, Int
-from samething.backbones import Backbone, load_backbone
+from samething.backbones import load_backbone
 from samething.backbones.network import num_bytes, write_onnx
 from samething.backbones.whole_numbers import LARGEST_FILE
 from samething.catalog import Catalog
 from samething.errors import ImageError, InputError
+from samething.features import BackboneChoice
 from samething.files import atomic_path, require_writable
 from samething.images import decode, in_threads, prepare
 from samething.progress import progress_bar
@@ -65,7 +66,7 @@ class TokenGraph:
 def tokens(
     catalog: Path,
     *,
-    backbone: str | Backbone,
+    backbone: BackboneChoice,
     output: Path = Path("tokens.onnx"),
     weights: Path | None = None,
     likeness: Likeness = "chamfer",

@@ -28,7 +28,7 @@ RuntimeChoice: TypeAlias = Literal[
     "auto", "torch", "torch-bfloat16", "onnxruntime", "openvino", "openvino-bfloat16", "int8"
 ]
 
-__all__ = ["Estimate", "FeatureSet", "features"]
+__all__ = ["BackboneChoice", "Estimate", "FeatureSet", "features"]
 
 
 def features(
