@@ -1,6 +1,7 @@
 """Exact search against sorting in plain Python, with ties, duplicates and every block size."""
 
 import contextlib
+import importlib.util
 import itertools
 import math
 import tracemalloc
@@ -90,8 +91,13 @@ def blocks_of(sizes):
 
 
 # on a card torch multiplies and answers; the same lines run on its device "cpu"
+NEEDS_TORCH = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="no torch here")
 EVERY_BLOCK = pytest.mark.parametrize(
-    ("sizes", "device"), [*((s, None) for s in (None, (1, 1), (1, 3), (2, 1), (3, 2))), ((2, 3), "cpu")]
+    ("sizes", "device"),
+    [
+        *((sizes, None) for sizes in (None, (1, 1), (1, 3), (2, 1), (3, 2))),
+        pytest.param((2, 3), "cpu", marks=NEEDS_TORCH),
+    ],
 )
 
 
@@ -355,6 +361,7 @@ def test_torch_is_left_as_it_was_and_not_imported_for_small_jobs(monkeypatch):
 # ---- on a device
 
 
+@NEEDS_TORCH
 @pytest.mark.parametrize(("distance", "memory_mib"), [("cosine", 1), ("euclidean", 64)])
 def test_a_device_finds_the_same_to_the_bit(memory_mib, distance):
     """Of 3,000 rows, many are equal, so many that ties alone outnumber what groups can hold."""
