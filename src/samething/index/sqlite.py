@@ -243,8 +243,7 @@ class SqliteIndex(AbstractIndex):
             elif names and vectors is not None:
                 own = generation.kept(np.stack([vectors[name] for name in names]))
                 upsert(generation, db, own, rows, as_kept(generation, regions))
-            if gone:
-                delete(generation, db, gone)
+            delete(generation, db, gone)  # of none, too: a failing disk may hold what it refused
 
     def _delete(self, ids: list[str]) -> None:
         with self.in_use(Generation.transaction) as (db, generation):
