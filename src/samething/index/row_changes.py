@@ -70,8 +70,8 @@ def upsert(
         added = np.concatenate(parts)
     if len(added):
         generation.append(db, len(view.kept), added)
-    # also where none is there: an addition that failed may be on disk nevertheless
-    generation.rows.remove(db, list(there.values()))
+    if there:
+        generation.rows.remove(db, list(there.values()))
     generation.rows.insert(db, slots, rows, checks)
     generation.bury(db, dead)
 
