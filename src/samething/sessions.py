@@ -75,28 +75,17 @@ def open_session(graph: Path, device: str = "cpu", *, num_threads: int | None = 
         )
     import onnxruntime
 
-    wanted: list[Any] = [PROVIDERS[device]] if device in PROVIDERS else []
-    if device in ("cuda", "tensorrt"):
-        onnxruntime.preload_dlls()  # of NVIDIA's own packages
-        # the search for the fastest convolution would be repeated for every size of a batch
-        wanted = [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"})]
-    if device == "tensorrt":
-        kept = user_cache() / "tensorrt"  # it builds for minutes
-        kept.mkdir(parents=True, exist_ok=True)
-        cache = {"trt_engine_cache_enable": True, "trt_engine_cache_path": os.fspath(kept)}
-        wanted.insert(0, (PROVIDERS[device], cache))
-    if device != "cpu":
-        wanted.append("CPUExecutionProvider")  # for the operations that the device does not have
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    # threads that wait leave their core to others
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if device == "directml":  # it requires both
-        options.enable_mem_pattern = False
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     try:
         if device.startswith("openvino") and importlib.util.find_spec("openvino") is not None:
             return OpenVinoSession(graph, num_threads=num_threads, bfloat16=device == "openvino-bfloat16")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        # threads that wait leave their core to others
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if device == "directml":  # it requires both
+            options.enable_mem_pattern = False
+            options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        wanted = _providers(device)
         session = onnxruntime.InferenceSession(graph, options, providers=wanted, enable_fallback=False)
     except SamethingError:
         raise
@@ -119,6 +108,25 @@ def open_session(graph: Path, device: str = "cpu", *, num_threads: int | None = 
             next_step=f"install them, or choose another device: {', '.join(here)}",
         )
     return session
+
+
+def _providers(device: str) -> list[Any]:
+    """What onnxruntime computes with, in the order of its choice, each with its options."""
+    import onnxruntime
+
+    wanted: list[Any] = [PROVIDERS[device]]
+    if device in ("cuda", "tensorrt"):
+        onnxruntime.preload_dlls()  # of NVIDIA's own packages
+        # the search for the fastest convolution would be repeated for every size of a batch
+        wanted = [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"})]
+    if device == "tensorrt":
+        kept = user_cache() / "tensorrt"  # it builds for minutes
+        kept.mkdir(parents=True, exist_ok=True)
+        cache = {"trt_engine_cache_enable": True, "trt_engine_cache_path": os.fspath(kept)}
+        wanted.insert(0, (PROVIDERS[device], cache))
+    if device != "cpu":
+        wanted.append("CPUExecutionProvider")  # for the operations that the device does not have
+    return wanted
 
 
 class OpenVinoSession:

@@ -159,7 +159,7 @@ class AbstractIndex(abc.ABC):
                 next_step="check how the two were made",
             )
         names = table["id"].to_pylist()
-        parts = {} if regions is None else checked_regions(names, regions, self.description)
+        parts = checked_regions(names, regions, self.description)
         last_of_id = {name: row for row, name in enumerate(names)}
         if len(last_of_id) < len(vectors):
             kept = sorted(last_of_id.values())
@@ -200,7 +200,7 @@ class AbstractIndex(abc.ABC):
             return item_table(kept, self.description), [name for name in there if rows[name] is None]
 
         if names:
-            parts = {} if regions is None else checked_regions(names, regions, self.description)
+            parts = checked_regions(names, regions, self.description)
             self._amend(names, changed, by_id, parts)
 
     def delete(self, ids: Iterable[str]) -> None:

@@ -169,8 +169,7 @@ def _opened(
     """An index, made where there is none; the files with values that fit its columns; how it decodes."""
     is_new = not exists_index(output)
     if is_new:
-        if regions is not None:
-            require_regions(regions, files=files, has_features=has_features)
+        require_regions(regions, files=files, has_features=has_features)
         files, kinds = fitted(files, {})
         extra = {**CAPTURE_COLUMNS, **kinds, **FILE_COLUMNS}
         opened = create_index(
@@ -181,12 +180,10 @@ def _opened(
         opened = open_index(output)
         opened.require_model(embedder.fingerprint, embedder.name)
         require_same(regions, opened)
-        if opened.description.regions is not None:
-            require_regions(opened.description.regions, files=None, has_features=has_features)
+        require_regions(opened.description.regions, files=None, has_features=has_features)
         files, kinds = fitted(files, opened.description.columns)
     decoding = _decoding(opened, decoding, is_new=is_new)
-    if kinds:
-        opened.add_columns(kinds)
+    opened.add_columns(kinds)
     return opened, files, decoding
 
 

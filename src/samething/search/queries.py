@@ -65,8 +65,7 @@ def query_images(
     """
     if not images:
         raise InputError("no image to look for", expected="one or more", next_step="name an image")
-    if crop is not None:
-        require_one_to_crop(len(images))
+    require_one_to_crop(crop, len(images))
     given = [
         _clipboard() if isinstance(image, str) and image == CLIPBOARD and not Path(image).exists() else image
         for image in images
@@ -74,13 +73,13 @@ def query_images(
     return [embedder.unpacked(image, box=crop) for image in given]
 
 
-def require_one_to_crop(num_images: int) -> None:
+def require_one_to_crop(crop: Box | None, num_images: int) -> None:
     """Refuse a crop of several images.
 
     Raises:
         InputError: says how many.
     """
-    if num_images > 1:
+    if crop is not None and num_images > 1:
         raise InputError(
             f"a crop and {num_images} images",
             expected="one image with a crop",

@@ -56,18 +56,18 @@ def named(regions: str) -> str:
     return f"{file_sha256(Path(regions))} {Path(regions).resolve()}"
 
 
-def require_regions(noted: str, *, files: Sequence[Source] | None, has_features: bool) -> None:
+def require_regions(noted: str | None, *, files: Sequence[Source] | None, has_features: bool) -> None:
     """Refuse images that give no regions.
 
     Args:
-        noted: the way to choose regions.
+        noted: the way to choose regions; None: there are none.
         files: the images of a new index; None: it is there already.
         has_features: whether vectors of some come from a feature folder.
 
     Raises:
         InputError: they come from features, which are of whole images; or a catalog without boxes.
     """
-    if has_features:
+    if noted is not None and has_features:
         raise InputError(
             "a feature folder for an index with regions",
             expected="images: features are of whole ones",

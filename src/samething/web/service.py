@@ -154,8 +154,7 @@ class Service:
             ImageError: one of them is no image, or too large.
             BusyError: too many others wait, or it took too long.
         """
-        if crop is not None:
-            require_one_to_crop(len(contents))
+        require_one_to_crop(crop, len(contents))
         loop = asyncio.get_running_loop()
         is_alone = len(contents) == 1 and not rerank
         jobs: list[Any] = [(self._decoders, self._prepared, content, crop, is_alone) for content in contents]
